@@ -1,0 +1,11 @@
+"""Certify that a variational autoencoder has not collapsed, and rescue it."""
+
+from importlib.metadata import version
+
+from skvaecert._certificate import Certificate, certify
+from skvaecert._certifier import CollapseCertifier
+from skvaecert._teacher import GMMTeacher
+from skvaecert._vae import CertifiedVAE
+
+__all__ = ["Certificate", "CertifiedVAE", "CollapseCertifier", "GMMTeacher", "certify"]
+__version__ = version("skvaecert")

@@ -1,0 +1,419 @@
+"""CollapseCertifier: fit, score and certify any encoder that has `transform`."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    _fit_context,
+    clone,
+)
+from sklearn.utils import Tags, _safe_indexing, get_tags
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+
+from skvaecert._base import NestedDefaultMixin, restored_on_error
+from skvaecert._certificate import Certificate, certify
+from skvaecert._teacher import GMMTeacher, teacher_posterior
+from skvaecert._vae import CertifiedVAE
+from skvaecert.exceptions import UnstableEncoderWarning
+from skvaecert.metrics import collapse_margin
+from skvaecert.simplex import (
+    Floats,
+    check_teacher_proba,
+    prior_matched_scale,
+    simplex_vertices,
+    witness_log_proba,
+)
+
+__all__ = ["CollapseCertifier"]
+
+# Rows that are encoded a second time, to see how far their means are to be trusted.
+_REPEATED_ROWS = 256
+# Means that differ by more between two batches come from no deterministic encoder.
+_UNSTABLE = 1e-3
+
+
+def _has_inverse(certifier: "CollapseCertifier") -> bool:
+    return hasattr(_template(certifier), "inverse_transform")
+
+
+def _template(certifier: "CollapseCertifier") -> Any:
+    return CertifiedVAE() if certifier.estimator is None else certifier.estimator
+
+
+class CollapseCertifier(
+    NestedDefaultMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    MetaEstimatorMixin,
+    TransformerMixin,
+    BaseEstimator,
+):
+    r"""Certify that an encoder mean is not constant over the rows given.
+
+    The margin of the alignment loss below the teacher information::
+
+        G = I_T - A = sum_i p_i sum_k T_ik log(q_ik / mean T_k)
+
+    with the teacher's posterior T and the witness q = softmax(beta S mu(x)). If mu is
+    constant, G <= 0, whatever the constant. The mean teacher is always that of the
+    rows that are scored.
+
+    Parameters
+    ----------
+    estimator : estimator or None, default=None
+        The encoder: any object with `transform`; None for ``CertifiedVAE()``. It is
+        cloned and fitted by :meth:`fit`; wrapped in
+        :class:`sklearn.frozen.FrozenEstimator`, or without `get_params`, it is taken
+        as it is.
+    teacher : estimator or None, default=None
+        Used when the estimator brings no `teacher_` of its own; None for
+        ``GMMTeacher()``.
+    witness : {"raw"}, default="raw"
+        What reads the code: the fixed simplex.
+    safety_margin : float, default=0.0
+        tau, nats, at least 0: :meth:`certify` asks for a margin above it.
+    warm_start : bool, default=False
+        Whether :meth:`fit` continues with the fitted estimator, its parameters set to
+        those of `estimator`: the way to rescue a collapsed encoder. The estimator
+        itself must have a parameter `warm_start`.
+
+    Attributes
+    ----------
+    estimator_ : estimator
+        The fitted encoder.
+    teacher_ : estimator or None
+        The teacher; None after a fit with `teacher_proba`.
+    vertices_ : ndarray of shape (n_components, latent_dim)
+        S.
+    witness_scale_ : float
+        beta.
+    certificate_ : Certificate
+        On the training rows.
+    n_features_in_ : int
+        Number of features seen in :meth:`fit`.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of features seen in :meth:`fit`, if they are all strings.
+
+    See Also
+    --------
+    CertifiedVAE : The encoder made for it.
+    Certificate : The result.
+    skvaecert.certify : The same on arrays.
+
+    References
+    ----------
+    Theory section 2; arXiv:2605.05813, arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+    >>> X = load_iris().data
+    >>> vae = CertifiedVAE(
+    ...     GMMTeacher(n_components=3), latent_dim=2, device="cpu", random_state=0)
+    >>> certifier = CollapseCertifier(vae).fit(X)
+    >>> certifier.certify(X).verdict
+    'certified'
+    >>> certifier.score(X) == certifier.certify(X).margin
+    True
+    """
+
+    _nested_defaults: ClassVar = {"estimator": CertifiedVAE, "teacher": GMMTeacher}
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "estimator": [HasMethods("transform"), None],
+        "teacher": [
+            HasMethods(["fit", "predict_proba"]),
+            HasMethods(["fit", "transform"]),
+            None,
+        ],
+        "witness": [StrOptions({"raw"})],
+        "safety_margin": [Interval(Real, 0, None, closed="left")],
+        "warm_start": ["boolean"],
+    }
+
+    def __init__(
+        self,
+        estimator: Any = None,
+        *,
+        teacher: Any = None,
+        witness: str = "raw",
+        safety_margin: float = 0.0,
+        warm_start: bool = False,
+    ) -> None:
+        self.estimator = estimator
+        self.teacher = teacher
+        self.witness = witness
+        self.safety_margin = safety_margin
+        self.warm_start = warm_start
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(
+        self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
+    ) -> Self:
+        """Fit encoder and teacher and certify the encoder on the same rows.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : array-like of shape (n_samples,), default=None
+            Handed to the estimator; :class:`CertifiedVAE` ignores it.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of a teacher's.
+
+        Returns
+        -------
+        self : CollapseCertifier
+            The fitted certifier.
+
+        Raises
+        ------
+        ValueError
+            If data or parameters are not valid; an earlier fit stays usable.
+        NonFiniteLossError
+            If training broke down; an earlier fit stays usable.
+        """
+        with restored_on_error(self):
+            go_on = self.warm_start and hasattr(self, "estimator_")
+            validate_data(self, X, reset=not go_on, skip_check_array=True)
+            estimator = self._to_go_on() if go_on else _fresh(_template(self))
+            self.estimator_ = _fit_encoder(estimator, X, y, teacher_proba)
+            proba = self._fit_teacher(X, teacher_proba, keep=go_on)
+            means = self._means(X)
+            self._fit_witness(means, proba, keep=go_on)
+            self.certificate_ = self._certificate(X, means, proba, None)
+        return self
+
+    def transform(self, X: ArrayLike) -> Any:
+        """Return the latent means, as the estimator gives them.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, latent_dim)
+            Latent means.
+        """
+        self._check_fitted(X)
+        return np.asarray(self.estimator_.transform(X))
+
+    @available_if(_has_inverse)
+    def inverse_transform(self, Z: ArrayLike) -> Any:
+        """Return the estimator's reconstruction of codes.
+
+        Parameters
+        ----------
+        Z : array-like of shape (n_samples, latent_dim)
+            Codes.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            Rows.
+        """
+        check_is_fitted(self)
+        return self.estimator_.inverse_transform(Z)
+
+    def score(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        *,
+        teacher_proba: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> float:
+        """Return the margin G = I_T - A on `X`, without tolerance or safety margin.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows; a single one has margin 0 or less.
+        y : Ignored
+            Present by convention.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; uniform when None.
+
+        Returns
+        -------
+        float
+            Nats, finite, at most the teacher information on `X`; greater is better.
+        """
+        self._check_fitted(X)
+        means = self._means(X)
+        log_q = witness_log_proba(means, self.vertices_, self.witness_scale_)
+        proba = self._posterior(X, teacher_proba, len(means))
+        return collapse_margin(proba, log_q, sample_weight)
+
+    def certify(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        *,
+        teacher_proba: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Certificate:
+        """Certify the encoder on `X`.
+
+        Some rows are encoded twice, in another batch and order; what their means
+        differ by is added to the tolerance.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        y : Ignored
+            Present by convention.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; uniform when None.
+
+        Returns
+        -------
+        Certificate
+            Verdict and numbers for these rows.
+
+        Warns
+        -----
+        UnstableEncoderWarning
+            If the means of the same rows differ between two batches by more than
+            rounding would explain.
+        """
+        self._check_fitted(X)
+        means = self._means(X)
+        proba = self._posterior(X, teacher_proba, len(means))
+        return self._certificate(X, means, proba, sample_weight)
+
+    def __sklearn_tags__(self) -> Tags:
+        """Take over the estimator's tags on dtypes and input."""
+        tags = super().__sklearn_tags__()
+        inner = get_tags(_template(self))
+        tags.input_tags = inner.input_tags
+        if inner.transformer_tags is not None:
+            tags.transformer_tags = inner.transformer_tags
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.vertices_.shape[1]
+
+    def _to_go_on(self) -> Any:
+        """Return a copy of the fitted estimator with the parameters of `estimator`."""
+        params = clone(_template(self)).get_params(deep=False)
+        if "warm_start" not in params:
+            raise ValueError(
+                "warm_start=True needs an estimator with a parameter warm_start, got "
+                f"{type(self.estimator_).__name__}."
+            )
+        # A copy, so that a fit that fails leaves the fitted one as it is.
+        estimator = copy.deepcopy(self.estimator_)
+        return estimator.set_params(**params | {"warm_start": True})
+
+    def _fit_teacher(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None, *, keep: bool
+    ) -> Floats:
+        if hasattr(self.estimator_, "teacher_"):
+            self.teacher_ = self.estimator_.teacher_
+        elif teacher_proba is not None:
+            self.teacher_ = None
+        elif not keep:
+            teacher = GMMTeacher() if self.teacher is None else clone(self.teacher)
+            self.teacher_ = teacher.fit(X, None)
+        return self._posterior(X, teacher_proba, None)
+
+    def _fit_witness(
+        self, means: NDArray[np.floating], proba: Floats, *, keep: bool
+    ) -> None:
+        """Take the estimator's witness; give one to an estimator that has none."""
+        if hasattr(self.estimator_, "vertices_"):
+            self.vertices_ = self.estimator_.vertices_
+            self.witness_scale_ = self.estimator_.witness_scale_
+        elif not keep:
+            self.vertices_ = simplex_vertices(proba.shape[1], means.shape[1])
+            self.witness_scale_ = prior_matched_scale(proba)
+
+    def _posterior(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int | None
+    ) -> Floats:
+        if teacher_proba is not None:
+            return check_teacher_proba(teacher_proba, n_samples)
+        if self.teacher_ is None:
+            raise ValueError(
+                "teacher_proba must be given for the rows to score: this certifier "
+                "was fitted with teacher_proba and has no teacher to ask."
+            )
+        return teacher_posterior(self.teacher_, X)
+
+    def _means(self, X: ArrayLike) -> NDArray[np.floating]:
+        return np.asarray(self.estimator_.transform(X))
+
+    def _certificate(
+        self,
+        X: ArrayLike,
+        means: NDArray[np.floating],
+        proba: Floats,
+        sample_weight: ArrayLike | None,
+    ) -> Certificate:
+        return certify(
+            proba,
+            means,
+            self.vertices_,
+            self.witness_scale_,
+            sample_weight=sample_weight,
+            safety_margin=self.safety_margin,
+            latent_noise=self._repeat(X, means),
+        )
+
+    def _repeat(self, X: ArrayLike, means: NDArray[np.floating]) -> float:
+        """Encode some rows again, backwards; return the most that a mean has moved."""
+        n_rows = min(len(means), _REPEATED_ROWS)
+        index = np.linspace(len(means) - 1, 0, n_rows).astype(int)
+        again = self._means(_safe_indexing(X, index))
+        moved = float(np.linalg.norm(again - means[index], axis=1).max())
+        if moved > _UNSTABLE * max(1.0, float(np.abs(means).max())):
+            warnings.warn(
+                UnstableEncoderWarning(
+                    f"The encoder moved the mean of a row by {moved:.2g} when the row "
+                    "came in another batch. Put modules into evaluation mode (dropout, "
+                    "batch normalisation) and return means, not drawn codes. The "
+                    "difference is counted as noise, so nothing will be certified by "
+                    "it."
+                ),
+                stacklevel=3,
+            )
+        return moved
+
+    def _check_fitted(self, X: ArrayLike) -> None:
+        check_is_fitted(self)
+        validate_data(self, X, reset=False, skip_check_array=True)
+
+
+def _fresh(template: Any) -> Any:
+    return clone(template) if hasattr(template, "get_params") else template
+
+
+def _fit_encoder(
+    estimator: Any, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None
+) -> Any:
+    fit: Callable[..., Any] | None = getattr(estimator, "fit", None)
+    if fit is None or not hasattr(estimator, "get_params"):
+        return estimator
+    if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
+        return fit(X, y, teacher_proba=teacher_proba)
+    return fit(X, y)

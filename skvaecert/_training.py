@@ -1,0 +1,579 @@
+"""The training loop, by skorch: net, batches, callbacks, seed, device."""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from traceback import walk_tb
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skorch import NeuralNet
+from skorch.callbacks import Callback, PassthroughScoring
+from torch import Tensor
+from torch.utils.data import TensorDataset
+from tqdm import tqdm
+
+from skvaecert.exceptions import NonFiniteLossError
+from skvaecert.metrics import collapse_margin, teacher_information
+from skvaecert.networks import VAE, Pass
+from skvaecert.objectives import AlignedELBO, Terms, gaussian_kl
+from skvaecert.simplex import witness_log_proba
+
+__all__ = [
+    "Batches",
+    "Checkpoint",
+    "MarginMonitor",
+    "Progress",
+    "VAENet",
+    "decode",
+    "encode",
+    "evidence_bound",
+    "make_net",
+    "resolve_device",
+    "resume_net",
+    "seeded",
+    "train",
+]
+
+# Rows evaluated together. The last chunk is filled up to it: matrix products of
+# another shape round differently, and a row's mean must not depend on its company.
+_CHUNK = 256
+# The encoder's forward pass is about a sixth of a training step, so a quarter of the
+# rows keeps the monitor below 5 % of the epoch.
+_MONITORED_SHARE = 4
+_MONITORED_ROWS = 256
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn the parameter `device` into a torch device.
+
+    Parameters
+    ----------
+    name : str
+        "auto" for the first of cuda, mps and cpu that is there, or a torch device.
+
+    Returns
+    -------
+    torch.device
+        The device.
+
+    Raises
+    ------
+    ValueError
+        If torch does not know the device or it is not there.
+    """
+    if name == "auto":
+        has_mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            "device must be 'auto' or a torch device that is there, such as 'cpu' or "
+            f"'cuda:0', got {name!r}: {error}"
+        ) from error
+    return device
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch inside the block and give the user's generators back after it.
+
+    Parameters
+    ----------
+    seed : int
+        At least 0.
+    device : torch.device
+        The device whose generator is seeded beside the CPU's.
+
+    Yields
+    ------
+    None
+        Nothing.
+    """
+    accelerator = device.type != "cpu"
+    index = [device.index or 0] if accelerator else []
+    kind = device.type if accelerator else "cuda"
+    with torch.random.fork_rng(index, device_type=kind):
+        torch.default_generator.manual_seed(seed)
+        if accelerator:
+            torch.get_device_module(device).manual_seed(seed)
+        yield
+
+
+class Batches:
+    """Batches of rows and targets, taken from tensors in memory in random order.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.TensorDataset
+        Rows and targets, on the device where they are used.
+    batch_size : int
+        Rows a batch; the last one may have fewer.
+    """
+
+    def __init__(self, dataset: TensorDataset, batch_size: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        rows, targets = self.dataset.tensors
+        order = torch.randperm(len(rows)).to(rows.device)
+        for index in order.split(self.batch_size):
+            yield rows[index], targets[index]
+
+
+class VAENet(NeuralNet):
+    """Skorch net with the aligned ELBO as its loss, on rows and posteriors in memory.
+
+    Beyond skorch's own, every epoch in `history` has the batch means of
+    "reconstruction" and "kl" and what :class:`MarginMonitor` records. Ctrl-C and
+    losses that are not finite leave the weights of the last completed epoch.
+    """
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [
+            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
+            ("monitor", MarginMonitor()),
+        ]
+
+    def get_loss(
+        self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
+    ) -> Tensor:
+        """Return the aligned ELBO of one batch and note its parts.
+
+        Parameters
+        ----------
+        y_pred : Pass
+            What the VAE returned.
+        y_true : Tensor of shape (n_samples, n_components)
+            Teacher posteriors.
+        X : Tensor of shape (n_samples, n_features)
+            Rows.
+        training : bool, default=False
+            Not used; skorch passes it.
+
+        Returns
+        -------
+        Tensor of shape ()
+            The loss, nats.
+        """
+        terms = self.criterion_.terms(y_pred, X, y_true)
+        loss = self.criterion_.total(terms)
+        if not torch.isfinite(loss):
+            raise _not_finite("loss", len(self.history), terms)
+        self._noted.append((len(X), terms.reconstruction.detach(), terms.kl.detach()))
+        return loss
+
+    def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
+        """Run the epochs; on Ctrl-C or an error, return to the last full one.
+
+        Parameters
+        ----------
+        *args, **kwargs : Any
+            As in :meth:`skorch.NeuralNet.fit_loop`.
+
+        Returns
+        -------
+        VAENet
+            This net.
+        """
+        self.interrupted_ = False
+        self._completed = Checkpoint(self)
+        self._noted: list[tuple[int, Tensor, Tensor]] = []
+        try:
+            super().fit_loop(*args, **kwargs)
+        except KeyboardInterrupt as stop:
+            self.interrupted_ = not _raised_by_callback(stop)
+            if self.interrupted_:
+                self._completed.restore(self)
+        except BaseException:
+            self._completed.restore(self)
+            # Moments made from infinite gradients would break the next fit too.
+            self.optimizer_.state.clear()
+            raise
+        finally:
+            del self._completed, self._noted
+        return self
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Start the epoch's record.
+
+        Parameters
+        ----------
+        net : VAENet
+            This net.
+        **kwargs : Any
+            Not used.
+        """
+        super().on_epoch_begin(net, **kwargs)
+        self._noted = []
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Close the epoch's record and remember its weights.
+
+        Parameters
+        ----------
+        net : VAENet
+            This net.
+        **kwargs : Any
+            Not used.
+        """
+        super().on_epoch_end(net, **kwargs)
+        sizes, reconstructions, kls = zip(*self._noted, strict=True)
+        self._record_mean("reconstruction", reconstructions, sizes)
+        self._record_mean("kl", kls, sizes)
+        self.history.record("kl_weight", self.criterion_.kl_weight)
+        self.history.record("alignment_weight", self.criterion_.alignment_weight)
+        if not all(p.isfinite().all() for p in self.module_.parameters()):
+            raise _not_finite("weights", len(self.history), None)
+        self.history.record("seconds", time.perf_counter() - self._began)
+        self._completed = Checkpoint(self, with_optimizer=False)
+
+    def _record_mean(
+        self, name: str, values: tuple[Tensor, ...], sizes: tuple[int, ...]
+    ) -> None:
+        self.history.record(
+            name, np.average(torch.stack(values).tolist(), weights=sizes)
+        )
+
+
+class Checkpoint:
+    """A copy of a net's weights, to return to.
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net.
+    with_optimizer : bool, default=True
+        Whether to copy the optimizer's moments too.
+    """
+
+    def __init__(self, net: VAENet, *, with_optimizer: bool = True) -> None:
+        self.module = copy.deepcopy(net.module_.state_dict())
+        state = net.optimizer_.state_dict() if with_optimizer else None
+        self.optimizer = copy.deepcopy(state)
+        self.n_epochs = len(net.history)
+
+    def restore(self, net: VAENet) -> None:
+        """Give the net the weights and the history that it had.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net that was copied.
+        """
+        net.module_.load_state_dict(self.module)
+        if self.optimizer is not None:
+            net.optimizer_.load_state_dict(self.optimizer)
+        del net.history[self.n_epochs :]
+
+
+class MarginMonitor(Callback):
+    """Records "margin", "alignment_loss" and "teacher_information" after each epoch.
+
+    They are those of a quarter of the training rows (at least 256, all of them if
+    there are fewer), in evaluation mode, with the mean teacher of these rows: a
+    margin in the sense of theory section 2. Rows are drawn when training begins.
+    """
+
+    def on_train_begin(
+        self, net: VAENet, X: TensorDataset | None = None, **kwargs: Any
+    ) -> None:
+        """Choose the rows.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        X : torch.utils.data.TensorDataset
+            Training rows and posteriors.
+        **kwargs : Any
+            Not used.
+        """
+        if X is None:
+            raise ValueError("MarginMonitor needs the training rows, got None.")
+        rows, teacher_proba = X.tensors
+        n_rows = max(len(rows) // _MONITORED_SHARE, _MONITORED_ROWS)
+        chosen = torch.randperm(len(rows))[:n_rows].to(rows.device)
+        self.rows_ = rows[chosen]
+        self.teacher_proba_ = teacher_proba[chosen].cpu().numpy()
+        self.information_ = teacher_information(self.teacher_proba_)
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Record the margin.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        objective = net.criterion_
+        vertices = objective.vertices.cpu().numpy()
+        log_q = witness_log_proba(encode(net, self.rows_), vertices, objective.scale)
+        margin = collapse_margin(self.teacher_proba_, log_q)
+        net.history.record("margin", margin)
+        net.history.record("alignment_loss", self.information_ - margin)
+        net.history.record("teacher_information", self.information_)
+
+    def release(self) -> None:
+        """Forget the rows, so that they are not pickled with the net."""
+        for name in ("rows_", "teacher_proba_"):
+            self.__dict__.pop(name, None)
+
+
+class Progress(Callback):
+    """A progress bar over epochs that shows loss and margin."""
+
+    def on_train_begin(self, net: VAENet, **kwargs: Any) -> None:
+        """Open the bar.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Move the bar.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        row = net.history[-1]
+        most = row["teacher_information"]
+        self.bar_.set_postfix_str(
+            f"loss {row['train_loss']:.4g}, margin {row['margin']:.2f} of {most:.2f}"
+        )
+        self.bar_.update()
+
+    def release(self) -> None:
+        """Close the bar."""
+        if hasattr(self, "bar_"):
+            self.bar_.close()
+            del self.bar_
+
+
+def make_net(
+    vae: VAE,
+    *,
+    device: torch.device,
+    callbacks: Sequence[Any] | None = None,
+    verbose: int = 0,
+    vertices: NDArray[np.float64],
+    **settings: Any,
+) -> VAENet:
+    """Put a VAE and its loss into an initialised skorch net.
+
+    Parameters
+    ----------
+    vae : VAE
+        The module.
+    device : torch.device
+        Where to train.
+    callbacks : sequence of skorch callbacks, default=None
+        The user's own, copied, after those of the net.
+    verbose : int, default=0
+        Above 0 for a progress bar.
+    vertices : ndarray of shape (n_components, latent_dim)
+        S.
+    **settings : Any
+        Of the net: `lr`, `batch_size`, `max_epochs`; of the loss, as `criterion__...`:
+        the other parameters of :class:`skvaecert.objectives.AlignedELBO`.
+
+    Returns
+    -------
+    VAENet
+        Initialised, not yet trained.
+    """
+    net = VAENet(
+        vae,
+        criterion=AlignedELBO,
+        criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
+        optimizer=torch.optim.Adam,
+        optimizer__fused=device.type in ("cpu", "cuda"),
+        iterator_train=Batches,
+        train_split=None,
+        callbacks=_all_callbacks(callbacks, verbose),
+        device=str(device),
+        verbose=0,
+        **settings,
+    )
+    return net.initialize()
+
+
+def resume_net(
+    net: VAENet,
+    *,
+    callbacks: Sequence[Any] | None,
+    verbose: int,
+    kl_weight: float,
+    alignment_weight: float,
+    **settings: Any,
+) -> None:
+    """Give an initialised net new settings and keep its weights and moments.
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net.
+    callbacks : sequence of skorch callbacks or None
+        The user's own, copied, in place of those of the fit before.
+    verbose : int
+        Above 0 for a progress bar.
+    kl_weight, alignment_weight : float
+        Set on the loss as it is: skorch would make a new optimizer for a new loss.
+    **settings : Any
+        Of the net: `lr`, `batch_size`, `max_epochs`.
+    """
+    net.set_params(callbacks=_all_callbacks(callbacks, verbose), **settings)
+    net.criterion_.kl_weight = kl_weight
+    net.criterion_.alignment_weight = alignment_weight
+
+
+def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
+    own = [("progress", Progress())] if verbose else []
+    return own + copy.deepcopy(list(callbacks or []))
+
+
+def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:
+    """Train for `net.max_epochs` more epochs.
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net; `net.interrupted_` tells afterwards whether Ctrl-C ended
+        it early.
+    rows : Tensor of shape (n_samples, n_features)
+        Training rows.
+    teacher_proba : Tensor of shape (n_samples, n_components)
+        Their posteriors.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C came before the first epoch was complete.
+    NonFiniteLossError
+        If loss or weights became infinite or not a number.
+    """
+    n_epochs = len(net.history)
+    try:
+        net.partial_fit(
+            TensorDataset(rows.to(net.device), teacher_proba.to(net.device))
+        )
+    finally:
+        for _, callback in net.callbacks_:
+            if isinstance(callback, MarginMonitor | Progress):
+                callback.release()
+    if net.interrupted_ and len(net.history) == n_epochs:
+        raise KeyboardInterrupt
+
+
+def encode(net: VAENet, rows: Tensor) -> NDArray[np.float32]:
+    """Return the latent means, in evaluation mode and in batches of one shape.
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net.
+    rows : Tensor of shape (n_samples, n_features)
+        Rows, on any device.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, latent_dim)
+        mu, as the network computes it, in float32.
+    """
+    return _in_chunks(net, lambda x: net.module_.encode(x)[0], rows)
+
+
+def decode(net: VAENet, codes: Tensor) -> NDArray[np.float32]:
+    """Return what the decoder makes of codes: means, or logits for "bernoulli".
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net.
+    codes : Tensor of shape (n_samples, latent_dim)
+        Codes, on any device.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features)
+        The decoder's output.
+    """
+    return _in_chunks(net, net.module_.decoder, codes)
+
+
+def evidence_bound(net: VAENet, rows: Tensor) -> NDArray[np.float32]:
+    """Return the ELBO of every row, log p(x|z) - KL, with one code drawn a row.
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net.
+    rows : Tensor of shape (n_samples, n_features)
+        Rows, on any device.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Nats.
+    """
+
+    def bound(x: Tensor) -> Tensor:
+        result = net.module_(x)
+        kl = gaussian_kl(result.mean, result.log_variance)
+        return -net.criterion_.reconstruction(result, x) - kl
+
+    return _in_chunks(net, bound, rows)
+
+
+def _in_chunks(
+    net: VAENet, function: Callable[[Tensor], Tensor], rows: Tensor
+) -> NDArray[np.float32]:
+    net.module_.eval()
+    results = []
+    with torch.inference_mode():
+        for chunk in rows.split(_CHUNK):
+            filled = torch.cat([chunk, chunk[-1:].expand(_CHUNK - len(chunk), -1)])
+            results.append(function(filled.to(net.device))[: len(chunk)].cpu())
+    return torch.cat(results).numpy()
+
+
+def _raised_by_callback(stop: KeyboardInterrupt) -> bool:
+    """Tell early stopping, which skorch signals in this way, from Ctrl-C."""
+    *_, (frame, _) = walk_tb(stop.__traceback__)
+    return isinstance(frame.f_locals.get("self"), Callback)
+
+
+def _not_finite(what: str, epoch: int, terms: Terms | None) -> NonFiniteLossError:
+    parts = "" if terms is None else " (" + _parts(terms) + ")"
+    return NonFiniteLossError(
+        f"The {what} became infinite or not a number in epoch {epoch}{parts}. Likely "
+        "causes: features of very different size (scale X, for example with "
+        "StandardScaler), a learning_rate that is too high, or an encoder or decoder "
+        "of your own that overflows."
+    )
+
+
+def _parts(terms: Terms) -> str:
+    return ", ".join(f"{k} {v.item():.4g}" for k, v in terms._asdict().items())

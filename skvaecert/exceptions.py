@@ -1,0 +1,40 @@
+"""What the estimators warn of and raise, beyond scikit-learn's own errors."""
+
+__all__ = [
+    "InterruptedFitWarning",
+    "NonFiniteLossError",
+    "UninformativeTeacherWarning",
+    "UnstableEncoderWarning",
+]
+
+
+class UninformativeTeacherWarning(UserWarning):
+    """The teacher hardly tells rows apart, so hardly any margin can be had.
+
+    Raised by :meth:`GMMTeacher.fit` when the teacher information on the training
+    rows, the most that any margin can reach, is next to nothing.
+    """
+
+
+class InterruptedFitWarning(UserWarning):
+    """Training was interrupted; the model holds the epochs that were completed.
+
+    Raised by :meth:`CertifiedVAE.fit` on Ctrl-C after at least one full epoch.
+    """
+
+
+class UnstableEncoderWarning(UserWarning):
+    """The encoder gives the same rows different means in another batch.
+
+    Raised by :meth:`CollapseCertifier.certify`. The usual causes are dropout or
+    batch normalisation left in training mode, or codes that are drawn at random.
+    The disagreement is counted as rounding, so nothing is certified by it.
+    """
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The training loss or the weights became infinite or not a number.
+
+    Raised by :meth:`CertifiedVAE.fit`. The weights of the last completed epoch
+    are kept, unless an earlier fit was there to return to.
+    """

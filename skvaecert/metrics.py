@@ -1,0 +1,380 @@
+"""Information, alignment loss, margin, escape force (theory sections 2, 4 and 5).
+
+Functions on NumPy arrays for whoever has posteriors and no estimator. All are
+computed in float64 and given in nats; sums run over components, means over samples.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import logsumexp
+
+from skvaecert.simplex import (
+    Floats,
+    check_sample_weight,
+    check_teacher_proba,
+    witness_log_proba,
+)
+
+__all__ = [
+    "alignment_loss",
+    "collapse_margin",
+    "dispersion_bound",
+    "escape_force",
+    "escape_force_rms",
+    "latent_dispersion",
+    "margin_contributions",
+    "teacher_information",
+]
+
+# log-softmax in float32 with logits up to 1e4 is off by less than this.
+_NORMALISATION_TOLERANCE = 1e-3
+
+
+def teacher_information(
+    teacher_proba: ArrayLike, sample_weight: ArrayLike | None = None
+) -> float:
+    """Teacher information: I_T = sum_i p_i KL(T_i || mean T).
+
+    The mutual information between the row and the teacher's component: what the
+    best constant student pays, and the most that any margin can reach.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        Nats, in [0, log K]; 0 for one sample or for equal rows.
+
+    Raises
+    ------
+    ValueError
+        If the posteriors or the weights are not valid.
+
+    References
+    ----------
+    Theory section 2; arXiv:2605.05813.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import teacher_information
+    >>> round(teacher_information([[0.9, 0.1], [0.1, 0.9]]), 4)
+    0.3681
+    """
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    # I_T is 0 or more; rounding alone can bring it below.
+    return max(0.0, float(weight @ _divergence_from_mean(proba, np.log(proba), weight)))
+
+
+def alignment_loss(
+    teacher_proba: ArrayLike,
+    witness_log_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Alignment loss: A = sum_i p_i KL(T_i || q_i).
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    witness_log_proba : array-like of shape (n_samples, n_components)
+        log q, natural logarithms of the witness's probabilities.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        Nats, at least 0; infinite where the witness excludes a component.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid or differ in shape.
+
+    References
+    ----------
+    Theory section 2; arXiv:2605.05813.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.metrics import alignment_loss
+    >>> teacher_proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> round(alignment_loss(teacher_proba, np.log(teacher_proba)), 4)
+    0.0
+    >>> round(alignment_loss(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]])), 4)
+    0.3681
+    """
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    log_q = _check_log_proba(witness_log_proba, proba.shape)
+    return max(0.0, float(weight @ (proba * (np.log(proba) - log_q)).sum(axis=1)))
+
+
+def collapse_margin(
+    teacher_proba: ArrayLike,
+    witness_log_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Margin below the constant student: G = I_T - A.
+
+    In exact arithmetic a witness that does not depend on the input has G <= 0. A
+    verdict that also covers rounding is given by :func:`skvaecert.certify`.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    witness_log_proba : array-like of shape (n_samples, n_components)
+        log q, natural logarithms of the witness's probabilities.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        Nats, at most I_T; minus infinity where the witness excludes a component.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid or differ in shape.
+
+    References
+    ----------
+    Theory section 2; arXiv:2605.05813.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.metrics import collapse_margin
+    >>> teacher_proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> round(collapse_margin(teacher_proba, np.log(teacher_proba)), 4)
+    0.3681
+    >>> collapse_margin(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]]))
+    0.0
+    """
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    return float(weight @ margin_contributions(proba, witness_log_proba, weight))
+
+
+def margin_contributions(
+    teacher_proba: ArrayLike,
+    witness_log_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> Floats:
+    """Contribution of each row to the margin: g_i = sum_k T_ik log(q_ik / mean T_k).
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    witness_log_proba : array-like of shape (n_samples, n_components)
+        log q, natural logarithms of the witness's probabilities.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Nats; their mean with weights p is the margin.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid or differ in shape.
+
+    References
+    ----------
+    Theory section 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.metrics import margin_contributions
+    >>> teacher_proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> margin_contributions(teacher_proba, np.log([[0.8, 0.2], [0.5, 0.5]])).round(3)
+    array([0.331, 0.   ])
+    """
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    log_q = _check_log_proba(witness_log_proba, proba.shape)
+    return _divergence_from_mean(proba, log_q, weight)
+
+
+def escape_force(
+    teacher_proba: ArrayLike, latent_mean: ArrayLike, vertices: ArrayLike, scale: float
+) -> Floats:
+    """Escape force: f_i = -dA_i/dz = beta S^T (T_i - q(z_i)).
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    latent_mean : array-like of shape (n_samples, latent_dim)
+        The codes z at which the force is taken.
+    vertices : array-like of shape (n_components, latent_dim)
+        S, from :func:`skvaecert.simplex.simplex_vertices`.
+    scale : float
+        beta, above 0.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, latent_dim)
+        The descent direction of each row's alignment loss, nats per latent unit.
+
+    References
+    ----------
+    Theory section 4; arXiv:2605.18224.
+
+    Examples
+    --------
+    On a collapsed code every row is pushed its own way.
+
+    >>> from skvaecert.metrics import escape_force
+    >>> from skvaecert.simplex import simplex_vertices
+    >>> teacher_proba = [[0.9, 0.1], [0.1, 0.9]]
+    >>> escape_force(teacher_proba, [[0.0], [0.0]], simplex_vertices(2, 1), 1.0)
+    array([[ 0.8],
+           [-0.8]])
+    """
+    witness = np.exp(witness_log_proba(latent_mean, vertices, scale))
+    proba = check_teacher_proba(teacher_proba, len(witness))
+    return np.asarray(scale * (proba - witness) @ np.asarray(vertices))
+
+
+def escape_force_rms(
+    teacher_proba: ArrayLike, scale: float, sample_weight: ArrayLike | None = None
+) -> float:
+    """Size of the force at the best constant code.
+
+    f_rms = beta sqrt(K / (K - 1) sum_i p_i ||T_i - mean T||^2), above 0 exactly if
+    the teacher is not constant.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    scale : float
+        beta, above 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        Nats per latent unit, at least 0.
+
+    References
+    ----------
+    Theory section 4; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import escape_force_rms
+    >>> round(escape_force_rms([[0.9, 0.1], [0.1, 0.9]], 1.0), 4)
+    0.8
+    """
+    proba = check_teacher_proba(teacher_proba)
+    n_components = proba.shape[1]
+    spread = latent_dispersion(proba, sample_weight)
+    return float(scale * np.sqrt(n_components / (n_components - 1)) * spread)
+
+
+def latent_dispersion(
+    latent_mean: ArrayLike, sample_weight: ArrayLike | None = None
+) -> float:
+    """Root mean square distance from the mean: sqrt(sum_i p_i ||mu_i - mean mu||^2).
+
+    Parameters
+    ----------
+    latent_mean : array-like of shape (n_samples, latent_dim)
+        The encoder means mu.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        Latent units; codes as wide as the prior have about sqrt(latent_dim).
+
+    References
+    ----------
+    Theory section 5.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import latent_dispersion
+    >>> latent_dispersion([[1.0, 0.0], [-1.0, 0.0]])
+    1.0
+    """
+    mean = np.asarray(latent_mean, dtype=np.float64)
+    weight = check_sample_weight(sample_weight, len(mean))
+    # Taken from the first row, so that equal rows give exactly 0.
+    shifted = mean - mean[0]
+    return float(np.sqrt(weight @ ((shifted - weight @ shifted) ** 2).sum(axis=1)))
+
+
+def dispersion_bound(margin: float, force_rms: float) -> float:
+    """Certified dispersion: the means disperse by at least G / f_rms if G > 0.
+
+    Parameters
+    ----------
+    margin : float
+        G, or anything below it, in nats.
+    force_rms : float
+        f_rms, from :func:`escape_force_rms`.
+
+    Returns
+    -------
+    float
+        A lower bound, in latent units, on the root mean square distance of the
+        latent means from their average; 0 where the margin is not positive.
+
+    References
+    ----------
+    Theory section 5.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import dispersion_bound
+    >>> dispersion_bound(0.4, 0.8)
+    0.5
+    >>> dispersion_bound(-1.0, 0.8)
+    0.0
+    """
+    return margin / force_rms if margin > 0 and force_rms > 0 else 0.0
+
+
+def _divergence_from_mean(
+    proba: Floats, log_numerator: Floats, weight: Floats
+) -> Floats:
+    """Return sum_k T_ik (log numerator_ik - log mean T_k) for every row."""
+    log_ratio = log_numerator - np.log(weight @ proba)
+    return np.asarray((proba * log_ratio).sum(axis=1))
+
+
+def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
+    """Check and normalise log-probabilities: an excess e would fake a margin of e."""
+    log_q = np.asarray(log_proba, dtype=np.float64)
+    if log_q.shape != shape:
+        raise ValueError(
+            f"witness_log_proba must have the shape {shape} of teacher_proba, got "
+            f"{log_q.shape}."
+        )
+    total = logsumexp(log_q, axis=1, keepdims=True)
+    worst = total.flat[np.abs(total).argmax()]
+    if not abs(worst) <= _NORMALISATION_TOLERANCE:
+        raise ValueError(
+            "witness_log_proba must hold natural logarithms of probabilities that sum "
+            f"to 1 in each row, got a row that sums to {np.exp(worst):.6g}. Pass "
+            "log_softmax of the logits."
+        )
+    return np.asarray(log_q - total)

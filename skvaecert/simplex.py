@@ -1,0 +1,401 @@
+"""The witness's geometry: a fixed simplex in latent space (theory sections 1 and 3).
+
+Everything here is a function of NumPy arrays, computed in float64. K is the number
+of teacher components, d the number of latent dimensions, d >= K - 1.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import helmert
+from scipy.special import log_softmax
+
+__all__ = [
+    "analytic_code",
+    "analytic_energy",
+    "check_sample_weight",
+    "check_teacher_proba",
+    "log_odds",
+    "log_odds_energy",
+    "prior_matched_scale",
+    "simplex_vertices",
+    "witness_log_proba",
+]
+
+Floats = NDArray[np.float64]
+
+# Rows of float32 posteriors over hundreds of components sum to 1 within about 1e-5.
+_SUM_TOLERANCE = 1e-4
+
+
+def check_teacher_proba(
+    teacher_proba: ArrayLike, n_samples: int | None = None
+) -> Floats:
+    """Check teacher posteriors and normalise their rows in float64.
+
+    A row that sums to 1 + e instead of 1 would shift the margin by up to e, so the
+    rows are divided by their sums after the check.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        Rows of the open probability simplex: every entry above 0, row sums 1.
+    n_samples : int, default=None
+        The number of rows asked for; any number when None.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_components)
+        The posteriors in float64, rows summing to 1 to within rounding.
+
+    Raises
+    ------
+    ValueError
+        If the array is not 2-d, has fewer than two columns or another number of
+        rows than `n_samples`, has an entry that is not finite and above 0, or a row
+        whose sum differs from 1 by more than 1e-4.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import check_teacher_proba
+    >>> check_teacher_proba([[0.5, 0.5], [0.9, 0.1]])
+    array([[0.5, 0.5],
+           [0.9, 0.1]])
+    """
+    proba = np.asarray(teacher_proba, dtype=np.float64)
+    if proba.ndim != 2 or proba.shape[0] < 1 or proba.shape[1] < 2:
+        raise ValueError(
+            "teacher_proba must be an array of shape (n_samples, n_components) with "
+            f"at least 1 row and 2 columns, got shape {proba.shape}."
+        )
+    _check_length("teacher_proba", len(proba), n_samples)
+    if not (np.isfinite(proba).all() and proba.min() > 0):
+        raise ValueError(
+            "teacher_proba must have every entry finite and above 0 (full support), "
+            f"got a smallest entry of {proba.min()}. Mix in a floor, for example "
+            "0.99 * teacher_proba + 0.01 / teacher_proba.shape[1]."
+        )
+    sums = proba.sum(axis=1, keepdims=True)
+    worst = sums.flat[np.abs(sums - 1).argmax()]
+    if abs(worst - 1) > _SUM_TOLERANCE:
+        raise ValueError(
+            "teacher_proba must have rows that sum to 1 (within "
+            f"{_SUM_TOLERANCE:g}), got a row that sums to {worst:.6g}."
+        )
+    return np.asarray(proba / sums)
+
+
+def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
+    """Check sample weights and normalise them to sum 1; uniform when None.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,) or None
+        Weights, finite and not negative, not all 0.
+    n_samples : int
+        The number of rows that are weighted.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        The weights p_i of theory section 1.
+
+    Raises
+    ------
+    ValueError
+        If the weights have another shape, a negative or non-finite entry, or sum 0.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import check_sample_weight
+    >>> check_sample_weight([3, 1], 2)
+    array([0.75, 0.25])
+    """
+    if sample_weight is None:
+        return np.full(n_samples, 1.0 / n_samples)
+    weight = np.asarray(sample_weight, dtype=np.float64)
+    if weight.ndim != 1:
+        raise ValueError(
+            f"sample_weight must have shape (n_samples,), got shape {weight.shape}."
+        )
+    _check_length("sample_weight", len(weight), n_samples)
+    total = weight.sum()
+    if not (np.isfinite(weight).all() and weight.min() >= 0 and 0 < total < np.inf):
+        raise ValueError(
+            "sample_weight must be finite, not negative and not all 0, got a smallest "
+            f"weight of {weight.min()} and a sum of {total}."
+        )
+    return np.asarray(weight / total)
+
+
+def _check_length(name: str, given: int, n_samples: int | None) -> None:
+    if n_samples is not None and given != n_samples:
+        raise ValueError(
+            f"{name} must have one row for each of the {n_samples} samples, got "
+            f"{given}."
+        )
+
+
+def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
+    """Vertices of a regular simplex: ||s_k|| = 1, s_k . s_j = -1 / (K - 1).
+
+    The rows sum to 0 and span the first K - 1 latent dimensions, the protected
+    subspace; the remaining ones are free.
+
+    Parameters
+    ----------
+    n_components : int
+        K, at least 2.
+    latent_dim : int
+        d, at least K - 1.
+
+    Returns
+    -------
+    ndarray of shape (n_components, latent_dim)
+        S, one vertex a row.
+
+    Raises
+    ------
+    ValueError
+        If `n_components` is below 2 or `latent_dim` below `n_components` - 1.
+
+    References
+    ----------
+    Theory section 1; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import simplex_vertices
+    >>> vertices = simplex_vertices(3, 2)
+    >>> (vertices @ vertices.T).round(3)
+    array([[ 1. , -0.5, -0.5],
+           [-0.5,  1. , -0.5],
+           [-0.5, -0.5,  1. ]])
+    """
+    if n_components < 2:
+        raise ValueError(f"n_components must be at least 2, got {n_components}.")
+    if latent_dim < n_components - 1:
+        raise ValueError(
+            f"latent_dim must be at least n_components - 1 = {n_components - 1}, so "
+            f"that the simplex fits, got {latent_dim}. Raise latent_dim or use a "
+            "teacher with fewer components."
+        )
+    # Columns of the Helmert matrix are a regular simplex of radius sqrt((K - 1) / K).
+    radius = np.sqrt((n_components - 1) / n_components)
+    vertices = np.zeros((n_components, latent_dim))
+    vertices[:, : n_components - 1] = helmert(n_components).T / radius
+    return vertices
+
+
+def witness_log_proba(
+    latent_mean: ArrayLike, vertices: ArrayLike, scale: float
+) -> Floats:
+    """Log-probabilities of the witness: log softmax(beta S mu).
+
+    The witness has no trained part and sees the latent mean only, so it is constant
+    wherever the mean is.
+
+    Parameters
+    ----------
+    latent_mean : array-like of shape (n_samples, latent_dim)
+        The encoder means mu.
+    vertices : array-like of shape (n_components, latent_dim)
+        S, from :func:`simplex_vertices`.
+    scale : float
+        beta, above 0.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_components)
+        Natural logarithms, in float64; each row's exponentials sum to 1.
+
+    References
+    ----------
+    Theory section 1; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.simplex import simplex_vertices, witness_log_proba
+    >>> vertices = simplex_vertices(2, 1)
+    >>> np.exp(witness_log_proba([[0.0], [1.0]], vertices, 1.0)).round(2)
+    array([[0.5 , 0.5 ],
+           [0.88, 0.12]])
+    """
+    mean = np.asarray(latent_mean, dtype=np.float64)
+    logits = scale * (mean @ np.asarray(vertices, dtype=np.float64).T)
+    return np.asarray(log_softmax(logits, axis=1), dtype=np.float64)
+
+
+def log_odds(teacher_proba: ArrayLike) -> Floats:
+    """Centred log-odds: c_i = log T_i - mean_k log T_ik.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_components)
+        Rows that sum to 0.
+
+    References
+    ----------
+    Theory section 3.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import log_odds
+    >>> log_odds([[0.5, 0.5], [0.8, 0.2]]).round(3)
+    array([[ 0.   ,  0.   ],
+           [ 0.693, -0.693]])
+    """
+    log_proba = np.log(check_teacher_proba(teacher_proba))
+    return np.asarray(log_proba - log_proba.mean(axis=1, keepdims=True))
+
+
+def log_odds_energy(
+    teacher_proba: ArrayLike, sample_weight: ArrayLike | None = None
+) -> float:
+    """Log-odds energy of a teacher: E_T = sum_i p_i ||c_i||^2.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        At least 0; large for posteriors that are nearly one-hot.
+
+    References
+    ----------
+    Theory section 3.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import log_odds_energy
+    >>> round(log_odds_energy([[0.5, 0.5], [0.8, 0.2]]), 4)
+    0.4805
+    """
+    odds = log_odds(teacher_proba)
+    return float(check_sample_weight(sample_weight, len(odds)) @ (odds**2).sum(axis=1))
+
+
+def prior_matched_scale(
+    teacher_proba: ArrayLike, sample_weight: ArrayLike | None = None
+) -> float:
+    """Witness scale at which the analytic code is as wide as the prior.
+
+    beta = sqrt(E_T / K): the analytic code then has mean square 1 in each of its
+    K - 1 protected dimensions, like N(0, I), and costs (K - 1) / 2 nats of KL.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        beta, at least 0; 0 only if every posterior is uniform.
+
+    References
+    ----------
+    Theory section 3 (prior-matched scale).
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import prior_matched_scale
+    >>> round(prior_matched_scale([[0.5, 0.5], [0.8, 0.2]]), 4)
+    0.4901
+    """
+    proba = check_teacher_proba(teacher_proba)
+    return float(np.sqrt(log_odds_energy(proba, sample_weight) / proba.shape[1]))
+
+
+def analytic_code(
+    teacher_proba: ArrayLike, vertices: ArrayLike, scale: float
+) -> Floats:
+    """Code with zero alignment error: z*_i = (K - 1) / (K beta) S^T c_i.
+
+    Its witness is the teacher itself, softmax(beta S z*_i) = T_i, exactly.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0.
+    vertices : array-like of shape (n_components, latent_dim)
+        S, from :func:`simplex_vertices`.
+    scale : float
+        beta, above 0.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, latent_dim)
+        The codes, 0 outside the protected subspace.
+
+    References
+    ----------
+    Theory section 3; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.simplex import (
+    ...     analytic_code, simplex_vertices, witness_log_proba)
+    >>> vertices = simplex_vertices(2, 1)
+    >>> code = analytic_code([[0.8, 0.2]], vertices, 2.0)
+    >>> np.exp(witness_log_proba(code, vertices, 2.0)).round(6)
+    array([[0.8, 0.2]])
+    """
+    odds = log_odds(teacher_proba)
+    n_components = odds.shape[1]
+    factor = (n_components - 1) / (n_components * scale)
+    return np.asarray(factor * (odds @ np.asarray(vertices, dtype=np.float64)))
+
+
+def analytic_energy(
+    teacher_proba: ArrayLike, scale: float, sample_weight: ArrayLike | None = None
+) -> float:
+    """Energy of the analytic code: (K - 1) / (2 K beta^2) E_T.
+
+    Equal to sum_i p_i ||z*_i||^2 / 2, the part of the KL term that a VAE pays for
+    codes with these means.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0.
+    scale : float
+        beta, above 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        Nats a sample, at least 0.
+
+    References
+    ----------
+    Theory section 3; arXiv:2605.18224.
+
+    Examples
+    --------
+    At the prior-matched scale the energy is (K - 1) / 2.
+
+    >>> from skvaecert.simplex import analytic_energy, prior_matched_scale
+    >>> proba = [[0.5, 0.5], [0.8, 0.2]]
+    >>> round(analytic_energy(proba, prior_matched_scale(proba)), 6)
+    0.5
+    """
+    proba = check_teacher_proba(teacher_proba)
+    n_components = proba.shape[1]
+    energy = log_odds_energy(proba, sample_weight)
+    return float((n_components - 1) / (2 * n_components * scale**2) * energy)

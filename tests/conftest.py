@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from skvaecert import CertifiedVAE, GMMTeacher
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    # Nets this small run slower on several threads, and sums in another order.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Train and test rows of the digits, in [0, 1]."""
+    return train_test_split(load_digits().data / 16, random_state=0)
+
+
+@pytest.fixture
+def blobs():
+    """Four groups in six dimensions: small, and easy to tell apart."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 6)) * 4
+    return centres[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
+
+
+@pytest.fixture
+def small_vae():
+    """An unfitted VAE that fits the blobs in a fraction of a second."""
+    return CertifiedVAE(
+        GMMTeacher(n_components=4),
+        latent_dim=4,
+        hidden_sizes=(32,),
+        batch_size=32,
+        max_epochs=30,
+        learning_rate=1e-2,
+        device="cpu",
+        random_state=0,
+    )

@@ -1,0 +1,53 @@
+"""scikit-learn's own checks, with default parameters and no expected failures."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from sklearn.utils import estimator_checks as checks
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+
+ESTIMATORS = [GMMTeacher(), CertifiedVAE(), CollapseCertifier()]
+
+# Not part of check_estimator.
+LEFT_OUT = [
+    checks.check_dataframe_column_names_consistency,
+    checks.check_estimators_partial_fit_n_features,
+    checks.check_get_feature_names_out_error,
+    checks.check_global_output_transform_pandas,
+    checks.check_global_set_output_transform_polars,
+    checks.check_inplace_ensure_writeable,
+    checks.check_param_validation,
+    checks.check_set_output_transform,
+    checks.check_set_output_transform_pandas,
+    checks.check_set_output_transform_polars,
+    checks.check_transformer_get_feature_names_out,
+    checks.check_transformer_get_feature_names_out_pandas,
+]
+
+
+def _check_id(value):
+    return getattr(getattr(value, "func", value), "__name__", type(value).__name__)
+
+
+def _all_checks():
+    for estimator in ESTIMATORS:
+        yield from estimator_checks_generator(estimator, legacy=True)
+
+
+@pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UninformativeTeacherWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize(("estimator", "check"), list(_all_checks()), ids=_check_id)
+def test_check_estimator(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UninformativeTeacherWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("check", LEFT_OUT, ids=_check_id)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=_check_id)
+def test_check_left_out(estimator, check):
+    check(type(estimator).__name__, estimator)
