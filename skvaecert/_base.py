@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from sklearn.base import BaseEstimator
 
-__all__ = ["NestedDefaultMixin", "restored_on_error"]
+__all__ = ["NestedDefaultMixin", "restored_on_error", "seed_unset"]
 
 
 class NestedDefaultMixin:
@@ -69,3 +69,21 @@ def restored_on_error(
             vars(estimator).clear()
             vars(estimator).update(before)
         raise
+
+
+def seed_unset(estimator: BaseEstimator, seed: int) -> None:
+    """Set an estimator's `random_state` where it is None.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Its own `random_state` is set; if it has none, those of nested estimators.
+    seed : int
+        At least 0.
+    """
+    params = estimator.get_params()
+    nested = [name for name in params if name.endswith("__random_state")]
+    names = ["random_state"] if "random_state" in params else nested
+    unset = [name for name in names if params[name] is None]
+    if unset:
+        estimator.set_params(**dict.fromkeys(unset, seed))

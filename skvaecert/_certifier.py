@@ -16,12 +16,19 @@ from sklearn.base import (
     _fit_context,
     clone,
 )
-from sklearn.utils import Tags, _safe_indexing, get_tags
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import (
+    Tags,
+    _safe_indexing,
+    check_random_state,
+    get_tags,
+    indexable,
+)
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
-from skvaecert._base import NestedDefaultMixin, restored_on_error
+from skvaecert._base import NestedDefaultMixin, restored_on_error, seed_unset
 from skvaecert._certificate import Certificate, certify
 from skvaecert._teacher import GMMTeacher, teacher_posterior
 from skvaecert._vae import CertifiedVAE
@@ -86,6 +93,8 @@ class CollapseCertifier(
         Whether :meth:`fit` continues with the fitted estimator, its parameters set to
         those of `estimator`: the way to rescue a collapsed encoder. The estimator
         itself must have a parameter `warm_start`.
+    random_state : int, RandomState instance or None, default=None
+        Seeds estimator and teacher where their own `random_state` is None.
 
     Attributes
     ----------
@@ -140,6 +149,7 @@ class CollapseCertifier(
         "witness": [StrOptions({"raw"})],
         "safety_margin": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
+        "random_state": ["random_state"],
     }
 
     def __init__(
@@ -150,12 +160,14 @@ class CollapseCertifier(
         witness: str = "raw",
         safety_margin: float = 0.0,
         warm_start: bool = False,
+        random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.estimator = estimator
         self.teacher = teacher
         self.witness = witness
         self.safety_margin = safety_margin
         self.warm_start = warm_start
+        self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(
@@ -186,11 +198,13 @@ class CollapseCertifier(
         """
         with restored_on_error(self):
             go_on = self.warm_start and hasattr(self, "estimator_")
-            validate_data(self, X, reset=not go_on, skip_check_array=True)
-            estimator = self._to_go_on() if go_on else _fresh(_template(self))
+            estimator = self._seeded(_template(self))
+            if go_on:
+                estimator = self._continued(estimator)
             self.estimator_ = _fit_encoder(estimator, X, y, teacher_proba)
+            validate_data(self, X, reset=not go_on, skip_check_array=True)
             proba = self._fit_teacher(X, teacher_proba, keep=go_on)
-            means = self._means(X)
+            means = np.asarray(self.estimator_.transform(X))
             self._fit_witness(means, proba, keep=go_on)
             self.certificate_ = self._certificate(X, means, proba, None)
         return self
@@ -208,8 +222,7 @@ class CollapseCertifier(
         ndarray of shape (n_samples, latent_dim)
             Latent means.
         """
-        self._check_fitted(X)
-        return np.asarray(self.estimator_.transform(X))
+        return self._means(X)
 
     @available_if(_has_inverse)
     def inverse_transform(self, Z: ArrayLike) -> Any:
@@ -254,7 +267,6 @@ class CollapseCertifier(
         float
             Nats, finite, at most the teacher information on `X`; greater is better.
         """
-        self._check_fitted(X)
         means = self._means(X)
         log_q = witness_log_proba(means, self.vertices_, self.witness_scale_)
         proba = self._posterior(X, teacher_proba, len(means))
@@ -295,7 +307,6 @@ class CollapseCertifier(
             If the means of the same rows differ between two batches by more than
             rounding would explain.
         """
-        self._check_fitted(X)
         means = self._means(X)
         proba = self._posterior(X, teacher_proba, len(means))
         return self._certificate(X, means, proba, sample_weight)
@@ -313,9 +324,19 @@ class CollapseCertifier(
     def _n_features_out(self) -> int:
         return self.vertices_.shape[1]
 
-    def _to_go_on(self) -> Any:
-        """Return a copy of the fitted estimator with the parameters of `estimator`."""
-        params = clone(_template(self)).get_params(deep=False)
+    def _seeded(self, template: Any) -> Any:
+        """Return an unfitted copy of an estimator, seeded where it is not."""
+        if not hasattr(template, "get_params"):
+            return template
+        estimator = clone(template)
+        if self.random_state is not None and not isinstance(estimator, FrozenEstimator):
+            random_state = check_random_state(self.random_state)
+            seed_unset(estimator, int(random_state.randint(2**31 - 1)))
+        return estimator
+
+    def _continued(self, template: Any) -> Any:
+        """Return a copy of the fitted estimator with the parameters of `template`."""
+        params = template.get_params(deep=False)
         if "warm_start" not in params:
             raise ValueError(
                 "warm_start=True needs an estimator with a parameter warm_start, got "
@@ -333,8 +354,8 @@ class CollapseCertifier(
         elif teacher_proba is not None:
             self.teacher_ = None
         elif not keep:
-            teacher = GMMTeacher() if self.teacher is None else clone(self.teacher)
-            self.teacher_ = teacher.fit(X, None)
+            template = GMMTeacher() if self.teacher is None else self.teacher
+            self.teacher_ = self._seeded(template).fit(X, None)
         return self._posterior(X, teacher_proba, None)
 
     def _fit_witness(
@@ -361,7 +382,11 @@ class CollapseCertifier(
         return teacher_posterior(self.teacher_, X)
 
     def _means(self, X: ArrayLike) -> NDArray[np.floating]:
-        return np.asarray(self.estimator_.transform(X))
+        check_is_fitted(self)
+        # The estimator looks at X first: its errors say more.
+        means = np.asarray(self.estimator_.transform(X))
+        validate_data(self, X, reset=False, skip_check_array=True)
+        return means
 
     def _certificate(
         self,
@@ -384,7 +409,7 @@ class CollapseCertifier(
         """Encode some rows again, backwards; return the most that a mean has moved."""
         n_rows = min(len(means), _REPEATED_ROWS)
         index = np.linspace(len(means) - 1, 0, n_rows).astype(int)
-        again = self._means(_safe_indexing(X, index))
+        again = np.asarray(self.estimator_.transform(_rows(X, index)))
         moved = float(np.linalg.norm(again - means[index], axis=1).max())
         if moved > _UNSTABLE * max(1.0, float(np.abs(means).max())):
             warnings.warn(
@@ -399,14 +424,6 @@ class CollapseCertifier(
             )
         return moved
 
-    def _check_fitted(self, X: ArrayLike) -> None:
-        check_is_fitted(self)
-        validate_data(self, X, reset=False, skip_check_array=True)
-
-
-def _fresh(template: Any) -> Any:
-    return clone(template) if hasattr(template, "get_params") else template
-
 
 def _fit_encoder(
     estimator: Any, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None
@@ -417,3 +434,8 @@ def _fit_encoder(
     if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
         return fit(X, y, teacher_proba=teacher_proba)
     return fit(X, y)
+
+
+def _rows(X: ArrayLike, index: NDArray[np.intp]) -> Any:
+    (indexable_X,) = indexable(X)
+    return _safe_indexing(indexable_X, index)

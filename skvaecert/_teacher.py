@@ -44,8 +44,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     Parameters
     ----------
     n_components : int, default=10
-        K, the number of mixture components, at least 2 and at most the number of
-        rows.
+        K, the number of mixture components, at most the number of rows. With 1 the
+        teacher has no information.
     pca_components : int, default=16
         Principal components kept, at most; fewer if there are fewer rows or
         features.
@@ -83,6 +83,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Log-odds energy E_T on the training rows.
     mean_proba_ : ndarray of shape (n_components,)
         Average posterior of the training rows.
+    n_iter_ : int
+        Steps of the mixture's best start.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -111,7 +113,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_components": [Interval(Integral, 2, None, closed="left")],
+        "n_components": [Interval(Integral, 1, None, closed="left")],
         "pca_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions({"full", "tied", "diag", "spherical"})],
         "temperature": [Interval(Real, 0, None, closed="neither")],
@@ -292,6 +294,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def _measure(self, X: NDArray[np.floating]) -> None:
         self.n_components_ = self.n_components
+        self.n_iter_ = self.mixture_.n_iter_
         self.temperature_ = float(self.temperature)
         proba = self._posterior(X)
         self.information_ = teacher_information(proba)
@@ -299,7 +302,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self.mean_proba_ = proba.mean(axis=0)
 
     def _scores(self, X: NDArray[np.floating]) -> Floats:
-        return self.pca_.transform(X).astype(np.float64, copy=False)
+        # The projection may come as a data frame, by scikit-learn's configuration.
+        return np.asarray(self.pca_.transform(X), dtype=np.float64)
 
     def _posterior(self, X: NDArray[np.floating]) -> Floats:
         # predict_proba would underflow to 0 what a high temperature brings back.

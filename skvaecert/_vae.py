@@ -21,7 +21,7 @@ from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
 
-from skvaecert._base import NestedDefaultMixin, restored_on_error
+from skvaecert._base import NestedDefaultMixin, restored_on_error, seed_unset
 from skvaecert._teacher import GMMTeacher, teacher_posterior
 from skvaecert._training import (
     Checkpoint,
@@ -497,9 +497,7 @@ class CertifiedVAE(
     def _fit_teacher(self, X: ArrayLike, seed: int) -> BaseEstimator:
         teacher = GMMTeacher() if self.teacher is None else clone(self.teacher)
         if self.random_state is not None:
-            params = teacher.get_params().items()
-            unset = [k for k, v in params if k.endswith("random_state") and v is None]
-            teacher.set_params(**dict.fromkeys(unset, seed))
+            seed_unset(teacher, seed)
         return check_memory(self.memory).cache(_fitted)(teacher, X)
 
     def _targets(

@@ -284,6 +284,8 @@ def escape_force_rms(
     """
     proba = check_teacher_proba(teacher_proba)
     n_components = proba.shape[1]
+    if n_components == 1:
+        return 0.0
     spread = latent_dispersion(proba, sample_weight)
     return float(scale * np.sqrt(n_components / (n_components - 1)) * spread)
 

@@ -50,8 +50,8 @@ def check_teacher_proba(
     Raises
     ------
     ValueError
-        If the array is not 2-d, has fewer than two columns or another number of
-        rows than `n_samples`, has an entry that is not finite and above 0, or a row
+        If the array is not 2-d or empty, has another number of rows than
+        `n_samples`, has an entry that is not finite and above 0, or a row
         whose sum differs from 1 by more than 1e-4.
 
     Examples
@@ -62,10 +62,10 @@ def check_teacher_proba(
            [0.9, 0.1]])
     """
     proba = np.asarray(teacher_proba, dtype=np.float64)
-    if proba.ndim != 2 or proba.shape[0] < 1 or proba.shape[1] < 2:
+    if proba.ndim != 2 or proba.size == 0:
         raise ValueError(
-            "teacher_proba must be an array of shape (n_samples, n_components) with "
-            f"at least 1 row and 2 columns, got shape {proba.shape}."
+            "teacher_proba must be an array of shape (n_samples, n_components), not "
+            f"empty, got shape {proba.shape}."
         )
     _check_length("teacher_proba", len(proba), n_samples)
     if not (np.isfinite(proba).all() and proba.min() > 0):

@@ -1,9 +1,5 @@
 """scikit-learn's own checks, with default parameters and no expected failures."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from sklearn.utils import estimator_checks as checks
 from sklearn.utils.estimator_checks import estimator_checks_generator
@@ -45,8 +41,9 @@ def test_check_estimator(estimator, check):
     check(estimator)
 
 
-@pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UninformativeTeacherWarning")
-@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+# These fit on a frame and transform an array.
+@pytest.mark.filterwarnings("ignore:X does not have valid feature names")
+@pytest.mark.filterwarnings("ignore:X has feature names")
 @pytest.mark.parametrize("check", LEFT_OUT, ids=_check_id)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=_check_id)
 def test_check_left_out(estimator, check):
