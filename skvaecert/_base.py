@@ -1,12 +1,22 @@
 """What the estimators share: nested defaults, and fits that fail without a trace."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, Self
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn import config_context
 from sklearn.base import BaseEstimator
+from sklearn.utils.validation import validate_data
 
-__all__ = ["NestedDefaultMixin", "restored_on_error", "seed_unset"]
+__all__ = [
+    "NestedDefaultMixin",
+    "numpy_only",
+    "restored_on_error",
+    "seed_unset",
+    "validate_rows",
+]
 
 
 class NestedDefaultMixin:
@@ -40,6 +50,40 @@ class NestedDefaultMixin:
                     **{k: v for k, v in params.items() if k != name},
                 }
         return super().set_params(**params)  # type: ignore[misc]
+
+
+def numpy_only() -> AbstractContextManager[None]:
+    """Switch scikit-learn's array API dispatch off: mixtures start from k-means.
+
+    Returns
+    -------
+    context manager
+        For a `with` block; the user's configuration is back after it.
+    """
+    return config_context(array_api_dispatch=False)
+
+
+def validate_rows(
+    estimator: BaseEstimator, X: ArrayLike, **kwargs: Any
+) -> NDArray[np.floating]:
+    """Check `X` as scikit-learn does and return it as a NumPy array of floats.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Its `n_features_in_` and `feature_names_in_` are set or checked.
+    X : array-like of shape (n_samples, n_features)
+        What the user gave.
+    **kwargs : dict
+        As in :func:`sklearn.utils.validation.validate_data`.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features)
+        float32 if `X` is, float64 otherwise.
+    """
+    with numpy_only():
+        return validate_data(estimator, X, dtype=[np.float64, np.float32], **kwargs)
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._base import restored_on_error
+from skvaecert._base import numpy_only, restored_on_error, validate_rows
 from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import Floats, check_teacher_proba, log_odds_energy
@@ -174,9 +174,10 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             If the teacher information on `X` is below 0.01 nats.
         """
         with restored_on_error(self):
-            rows = self._validate(X, ensure_min_samples=2)
+            rows = validate_rows(self, X, ensure_min_samples=2)
             self._check_rows(rows)
-            self._fit_mixture(rows)
+            with numpy_only():
+                self._fit_mixture(rows)
             self._measure(rows)
         if self.information_ < _LITTLE_INFORMATION:
             warnings.warn(self._little_information(), stacklevel=3)
@@ -197,7 +198,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             float32 `X`, float64 otherwise.
         """
         check_is_fitted(self)
-        rows = self._validate(X, reset=False)
+        rows = validate_rows(self, X, reset=False)
         return self._posterior(rows).astype(rows.dtype, copy=False)
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -250,7 +251,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             Nats, in [0, log K].
         """
         check_is_fitted(self)
-        rows = self._validate(X, reset=False)
+        rows = validate_rows(self, X, reset=False)
         return teacher_information(self._posterior(rows), sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
@@ -262,9 +263,6 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     @property
     def _n_features_out(self) -> int:
         return self.n_components_
-
-    def _validate(self, X: ArrayLike, **kwargs: Any) -> NDArray[np.floating]:
-        return validate_data(self, X, dtype=[np.float64, np.float32], **kwargs)
 
     def _check_rows(self, X: NDArray[np.floating]) -> None:
         if len(X) < self.n_components:

@@ -283,7 +283,7 @@ class MarginMonitor(Callback):
 
     They are those of a quarter of the training rows (at least 256, all of them if
     there are fewer), in evaluation mode, with the mean teacher of these rows: a
-    margin in the sense of theory section 2. Rows are drawn when training begins.
+    margin in the sense of theory section 2.
     """
 
     def on_train_begin(
@@ -304,7 +304,9 @@ class MarginMonitor(Callback):
             raise ValueError("MarginMonitor needs the training rows, got None.")
         rows, teacher_proba = X.tensors
         n_rows = max(len(rows) // _MONITORED_SHARE, _MONITORED_ROWS)
-        chosen = torch.randperm(len(rows))[:n_rows].to(rows.device)
+        # A generator of its own: warm fits on the same data watch the same rows.
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+        chosen = order[:n_rows].to(rows.device)
         self.rows_ = rows[chosen]
         self.teacher_proba_ = teacher_proba[chosen].cpu().numpy()
         self.information_ = teacher_information(self.teacher_proba_)
@@ -361,7 +363,8 @@ class Progress(Callback):
         row = net.history[-1]
         most = row["teacher_information"]
         self.bar_.set_postfix_str(
-            f"loss {row['train_loss']:.4g}, margin {row['margin']:.2f} of {most:.2f}"
+            f"loss {row['train_loss']:.4g}, margin {row['margin']:.2f} of {most:.2f}",
+            refresh=False,
         )
         self.bar_.update()
 

@@ -19,9 +19,14 @@ from sklearn.base import (
 )
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, check_memory, validate_data
+from sklearn.utils.validation import check_is_fitted, check_memory
 
-from skvaecert._base import NestedDefaultMixin, restored_on_error, seed_unset
+from skvaecert._base import (
+    NestedDefaultMixin,
+    restored_on_error,
+    seed_unset,
+    validate_rows,
+)
 from skvaecert._teacher import GMMTeacher, teacher_posterior
 from skvaecert._training import (
     Checkpoint,
@@ -473,7 +478,7 @@ class CertifiedVAE(
         n_epochs: int,
     ) -> Self:
         with restored_on_error(self, unless=self._keeps_progress()):
-            rows = self._validate(X, reset=not warm, ensure_min_samples=2)
+            rows = validate_rows(self, X, reset=not warm, ensure_min_samples=2)
             _check_range(rows, self.likelihood)
             # Two seeds, so that the teacher is the same whatever the VAE draws.
             random_state = check_random_state(self.random_state)
@@ -605,12 +610,9 @@ class CertifiedVAE(
             "again."
         )
 
-    def _validate(self, X: ArrayLike, **kwargs: Any) -> NDArray[np.floating]:
-        return validate_data(self, X, dtype=[np.float64, np.float32], **kwargs)
-
     def _validate_fitted(self, X: ArrayLike) -> NDArray[np.floating]:
         check_is_fitted(self)
-        rows = self._validate(X, reset=False)
+        rows = validate_rows(self, X, reset=False)
         _check_range(rows, self.net_.criterion_.likelihood)
         return rows
 
