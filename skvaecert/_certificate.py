@@ -408,8 +408,13 @@ def _check_latent_mean(latent_mean: ArrayLike) -> NDArray[np.floating]:
             "latent_mean must be an array of shape (n_samples, latent_dim), got shape "
             f"{mean.shape}."
         )
-    if not np.isfinite(mean).all():
-        raise ValueError("latent_mean must be finite, got NaN or infinity.")
+    # Larger ones overflow when they are squared.
+    largest = np.abs(mean).max().astype(np.float64)
+    if not largest < 1e150:
+        raise ValueError(
+            "latent_mean must be finite and below 1e150, got a largest magnitude of "
+            f"{largest}."
+        )
     return mean
 
 

@@ -1,10 +1,11 @@
 """The training loop, by skorch: net, batches, callbacks, seed, device."""
 
 import copy
+import dis
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from traceback import walk_tb
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ class VAENet(NeuralNet):
         try:
             super().fit_loop(*args, **kwargs)
         except KeyboardInterrupt as stop:
-            self.interrupted_ = not _raised_by_callback(stop)
+            self.interrupted_ = not _raised_in_code(stop)
             if self.interrupted_:
                 self._completed.restore(self)
         except BaseException:
@@ -562,10 +563,21 @@ def _in_chunks(
     return torch.cat(results).numpy()
 
 
-def _raised_by_callback(stop: KeyboardInterrupt) -> bool:
-    """Tell early stopping, which skorch signals in this way, from Ctrl-C."""
-    *_, (frame, _) = walk_tb(stop.__traceback__)
-    return isinstance(frame.f_locals.get("self"), Callback)
+def _raised_in_code(stop: KeyboardInterrupt) -> bool:
+    """Tell early stopping, where skorch raises this error itself, from Ctrl-C.
+
+    Ctrl-C arrives between two instructions, not at a raise statement.
+    """
+    *_, traceback = _tracebacks(stop)
+    instruction = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
+    return dis.opname[instruction] == "RAISE_VARARGS"
+
+
+def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
 
 
 def _not_finite(what: str, epoch: int, terms: Terms | None) -> NonFiniteLossError:

@@ -1,0 +1,353 @@
+"""The certificate must be sound: attempts to break it, and twins that it is of use."""
+
+import json
+import math
+import pickle
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import log_softmax, softmax
+
+from skvaecert import Certificate, certify
+from skvaecert._certificate import noise_margin, rounding_noise, summation_error
+from skvaecert.metrics import collapse_margin, escape_force, escape_force_rms
+from skvaecert.simplex import (
+    analytic_code,
+    prior_matched_scale,
+    simplex_vertices,
+    witness_log_proba,
+)
+
+
+def teacher(n_samples, n_components, sharpness, seed, *, ordered=False):
+    """Posteriors from near uniform to near one-hot; `ordered` sorts the rows."""
+    logits = np.random.default_rng(seed).normal(size=(n_samples, n_components))
+    proba = 0.999 * softmax(sharpness * logits, axis=1) + 0.001 / n_components
+    return proba[np.lexsort(proba.T)] if ordered else proba
+
+
+def exact_margin(proba, mean, vertices, scale, weight):
+    """The margin in 60 digits, from the same float64 numbers."""
+    with mpmath.workdps(60):
+        T = [[mpmath.mpf(float(t)) for t in row] for row in proba]
+        T = [[t / mpmath.fsum(row) for t in row] for row in T]
+        p = [mpmath.mpf(float(w)) for w in weight]
+        p = [w / mpmath.fsum(p) for w in p]
+        average = [mpmath.fdot(p, column) for column in zip(*T, strict=True)]
+        total = mpmath.mpf(0)
+        for row, code, share in zip(T, mean, p, strict=True):
+            logits = [
+                mpmath.mpf(scale) * mpmath.fdot(map(float, code), map(float, vertex))
+                for vertex in vertices
+            ]
+            normaliser = mpmath.log(mpmath.fsum(map(mpmath.exp, logits)))
+            for t, logit, a in zip(row, logits, average, strict=True):
+                total += share * t * (logit - normaliser - mpmath.log(a))
+        return total
+
+
+@pytest.mark.parametrize("sharpness", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize(("n", "K"), [(1, 2), (50, 3), (30, 40)])
+def test_summation_error_covers_the_true_error(n, K, size, sharpness):
+    rng = np.random.default_rng(n + K)
+    proba, scale = teacher(n, K, sharpness, seed=n), 2.3
+    vertices = simplex_vertices(K, K + 1)
+    mean = size * rng.normal(size=(n, K + 1))
+    weight = rng.uniform(size=n)
+    log_q = witness_log_proba(mean, vertices, scale)
+    exact = exact_margin(proba, mean, vertices, scale, weight)
+    error = abs(float(exact - collapse_margin(proba, log_q, weight)))
+    bound = summation_error(proba, log_q, mean, scale, weight / weight.sum())
+    assert error <= bound
+    # The twin: the bound is of the order of rounding, not a blanket refusal.
+    assert bound < 1e-10 * (1 + scale * np.abs(mean).max())
+
+
+sharpnesses = st.sampled_from([1e-6, 1e-2, 1.0, 10.0, 1e3])
+
+
+@settings(max_examples=200)
+@given(
+    K=st.integers(2, 200),
+    n=st.integers(1, 300),
+    seed=st.integers(0, 2**32 - 1),
+    sharpness=sharpnesses,
+    size=st.sampled_from([0.0, 1e-3, 1.0, 1e3]),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
+)
+def test_no_constant_code_is_certified(K, n, seed, sharpness, size, dtype):
+    proba = teacher(n, K, sharpness, seed)
+    vertices, scale = simplex_vertices(K, K), prior_matched_scale(proba)
+    code = (size * np.random.default_rng(seed).normal(size=K)).astype(dtype)
+    certificate = certify(proba, np.tile(code, (n, 1)), vertices, scale)
+    assert certificate.verdict == "constant"
+    assert certificate.margin <= certificate.tolerance
+    assert certificate.dispersion_bound == 0
+
+
+@settings(max_examples=200)
+@given(
+    K=st.integers(2, 200),
+    n=st.integers(1, 300),
+    seed=st.integers(0, 2**32 - 1),
+    sharpness=sharpnesses,
+    dtype=st.sampled_from([np.float32, np.float64]),
+    units=st.floats(0, 4),
+)
+def test_rounding_around_the_best_constant_code_is_not_certified(
+    K, n, seed, sharpness, dtype, units
+):
+    """The hardest case: margin exactly 0, and noise that points where it helps most."""
+    proba = teacher(n, K, sharpness, seed)
+    vertices, scale = simplex_vertices(K, K), prior_matched_scale(proba)
+    code = analytic_code([proba.mean(axis=0)], vertices, scale).repeat(n, axis=0)
+    direction = np.sign(escape_force(proba, code, vertices, scale))
+    noise = units * np.finfo(dtype).eps * np.maximum(1, np.abs(code)) * direction
+    certificate = certify(proba, (code + noise).astype(dtype), vertices, scale)
+    assert certificate.verdict != "certified"
+
+
+def test_the_naive_margin_certifies_constant_encoders():
+    """The twin: without a tolerance, float32 rounding wins."""
+    faked = []
+    for seed in range(20):
+        proba = teacher(20_000, 100, 1.0, seed).astype(np.float32)
+        log_q = np.log(proba.mean(axis=0))
+        loss = (proba * (np.log(proba) - log_q)).sum(axis=1).mean()
+        information = (proba * (np.log(proba) - np.log(proba.mean(axis=0)))).sum()
+        faked.append(information / len(proba) - loss > 0)
+    assert any(faked)
+
+
+@settings(max_examples=100)
+@given(
+    K=st.integers(2, 30),
+    seed=st.integers(0, 2**32 - 1),
+    sharpness=st.sampled_from([0.1, 1.0, 10.0]),
+    noise=st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 10.0]),
+)
+def test_noise_margin_bounds_what_noise_can_fake(K, seed, sharpness, noise):
+    proba = teacher(60, K, sharpness, seed)
+    vertices, scale = simplex_vertices(K, K), prior_matched_scale(proba)
+    rng = np.random.default_rng(seed)
+    best = analytic_code([proba.mean(axis=0)], vertices, scale)
+    for code in (best, best + rng.normal(size=(1, K))):
+        constant = code.repeat(60, axis=0)
+        delta = escape_force(proba, constant, vertices, scale)
+        delta *= noise / np.sqrt((delta**2).sum(axis=1).mean())
+        log_q = witness_log_proba(constant + delta, vertices, scale)
+        force = escape_force_rms(proba, scale)
+        bound = noise_margin(noise, force, K, scale)
+        assert collapse_margin(proba, log_q) <= bound + 1e-13
+
+
+def test_noise_margin_is_nearly_reached():
+    proba = teacher(60, 5, 1.0, seed=0)
+    vertices, scale = simplex_vertices(5, 4), prior_matched_scale(proba)
+    constant = analytic_code([proba.mean(axis=0)], vertices, scale).repeat(60, axis=0)
+    delta = escape_force(proba, constant, vertices, scale)
+    force = escape_force_rms(proba, scale)
+    log_q = witness_log_proba(constant + 1e-3 / force * delta, vertices, scale)
+    assert collapse_margin(proba, log_q) > 0.99 * noise_margin(1e-3, force, 5, scale)
+
+
+def constant_network(code, dtype):
+    """A deep network whose first layer is dead and whose output is `code`."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(64, 300), torch.nn.SiLU(), torch.nn.Linear(300, 300)]
+    net = torch.nn.Sequential(*layers, torch.nn.SiLU(), torch.nn.Linear(300, len(code)))
+    net = net.to(dtype)
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.normal_(std=3)
+        net[4].bias += (
+            torch.as_tensor(code, dtype=dtype) - net(torch.zeros(1, 64, dtype=dtype))[0]
+        )
+    return net
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("best", [True, False])
+def test_no_constant_network_is_certified(dtype, batch_size, best):
+    n, K = 1003, 10
+    proba = teacher(n, K, 5.0, seed=1, ordered=True)
+    vertices, scale = simplex_vertices(K, 16), prior_matched_scale(proba)
+    code = np.zeros(16)
+    if best:
+        code = analytic_code([proba.mean(axis=0)], vertices, scale)[0]
+    net = constant_network(code, dtype)
+    rows = torch.randn(n, 64, dtype=dtype)
+    with torch.inference_mode():
+        mean = torch.cat([net(batch) for batch in rows.split(batch_size)]).numpy()
+    for means in (mean, mean.astype(np.float64)):
+        certificate = certify(proba, means, vertices, scale)
+        assert certificate.verdict != "certified"
+        assert certificate.margin <= certificate.tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_little_variation_is_certified(dtype):
+    """The twin: codes that leave the constant one by a thousandth are certified."""
+    proba = teacher(200, 5, 2.0, seed=0)
+    vertices, scale = simplex_vertices(5, 4), prior_matched_scale(proba)
+    best = analytic_code([proba.mean(axis=0)], vertices, scale)
+    mean = best + 1e-3 * (analytic_code(proba, vertices, scale) - best)
+    certificate = certify(proba, mean.astype(dtype), vertices, scale)
+    assert certificate.verdict == "certified"
+    assert 0 < certificate.dispersion_bound <= certificate.dispersion
+
+
+def test_float32_values_in_float64_count_as_float32():
+    proba = teacher(50, 3, 2.0, seed=0)
+    vertices, scale = simplex_vertices(3, 2), prior_matched_scale(proba)
+    mean = analytic_code(proba, vertices, scale)
+    single = mean.astype(np.float32)
+    disguised = certify(proba, single.astype(np.float64), vertices, scale)
+    assert disguised.tolerance == certify(proba, single, vertices, scale).tolerance
+    assert disguised.tolerance > 1e6 * certify(proba, mean, vertices, scale).tolerance
+
+
+def test_values_beyond_float32_keep_float64():
+    weight = np.full(2, 0.5)
+    assert rounding_noise(np.full((2, 1), 1e100), weight) < 1e85
+
+
+def test_safety_margin_is_held():
+    proba = teacher(50, 3, 2.0, seed=0)
+    vertices, scale = simplex_vertices(3, 2), prior_matched_scale(proba)
+    mean = analytic_code(proba, vertices, scale)
+    margin = certify(proba, mean, vertices, scale).margin
+    asked = {"safety_margin": margin * (1 - 1e-9)}
+    assert certify(proba, mean, vertices, scale, **asked).verdict == "certified"
+    asked = {"safety_margin": margin * (1 + 1e-9)}
+    assert certify(proba, mean, vertices, scale, **asked).verdict == "inconclusive"
+
+
+def test_known_noise_is_held_against_the_margin():
+    proba = teacher(50, 3, 2.0, seed=0)
+    vertices, scale = simplex_vertices(3, 2), prior_matched_scale(proba)
+    mean = analytic_code(proba, vertices, scale)
+    noisy = certify(proba, mean, vertices, scale, latent_noise=10.0)
+    assert noisy.verdict == "inconclusive"
+
+
+def test_one_sample_is_never_certified():
+    proba = teacher(1, 3, 2.0, seed=0)
+    vertices, scale = simplex_vertices(3, 2), prior_matched_scale(proba)
+    certificate = certify(proba, analytic_code(proba, vertices, scale), vertices, scale)
+    assert certificate.teacher_information == 0
+    assert certificate.verdict == "constant"
+    assert math.isnan(certificate.relative_margin)
+
+
+def test_a_constant_teacher_never_certifies():
+    proba = np.tile([[0.7, 0.2, 0.1]], (20, 1))
+    mean = np.random.default_rng(0).normal(size=(20, 2))
+    certificate = certify(proba, mean, simplex_vertices(3, 2), 1.0)
+    assert certificate.verdict == "inconclusive"
+    assert "no code could do better" in str(certificate)
+
+
+def test_free_dimensions_alone_are_inconclusive():
+    """A code that varies where the witness does not look is neither verdict."""
+    proba = teacher(50, 3, 2.0, seed=0)
+    mean = np.zeros((50, 4))
+    mean[:, 3] = np.random.default_rng(0).normal(size=50)
+    certificate = certify(proba, mean, simplex_vertices(3, 4), 1.0)
+    assert certificate.verdict == "inconclusive"
+    assert "does not prove collapse" in str(certificate)
+
+
+def test_weights_count_as_repetitions():
+    proba = teacher(30, 3, 2.0, seed=0)
+    vertices, scale = simplex_vertices(3, 2), prior_matched_scale(proba)
+    mean = 0.5 * analytic_code(proba, vertices, scale)
+    times = np.random.default_rng(0).integers(1, 4, size=30)
+    weighted = certify(proba, mean, vertices, scale, sample_weight=times)
+    repeated = certify(proba.repeat(times, 0), mean.repeat(times, 0), vertices, scale)
+    for field in ("margin", "teacher_information", "alignment_loss", "dispersion"):
+        assert getattr(weighted, field) == pytest.approx(getattr(repeated, field))
+
+
+@pytest.fixture
+def certificates():
+    proba = teacher(60, 4, 3.0, seed=0)
+    vertices, scale = simplex_vertices(4, 3), prior_matched_scale(proba)
+    code = analytic_code(proba, vertices, scale)
+    means = {"certified": code, "inconclusive": 1e-3 * -code, "constant": 0 * code}
+    return {name: certify(proba, m, vertices, scale) for name, m in means.items()}
+
+
+def test_sentences(certificates):
+    assert {name: c.verdict for name, c in certificates.items()} == {
+        name: name for name in certificates
+    }
+    assert str(certificates["certified"]).startswith(
+        "Certified: on these 60 rows the encoder mean is not constant; margin "
+    )
+    assert "(100 %)" in str(certificates["certified"])
+    assert "hardly vary" in str(certificates["inconclusive"])
+    assert "where the prior has 1.7" in str(certificates["inconclusive"])
+    assert "equal to within rounding" in str(certificates["constant"])
+
+
+def test_html_shows_sentence_and_numbers(certificates):
+    html = certificates["certified"]._repr_html_()
+    assert "not constant" in html
+    assert "teacher information" in html
+    assert "&#x27;" in html  # escaped
+
+
+def test_json_is_standard(certificates):
+    read = json.loads(certificates["certified"].to_json())
+    assert read == certificates["certified"].to_dict()
+    single = certify([[0.5, 0.5]], [[1.0]], simplex_vertices(2, 1), 1.0)
+    assert json.loads(single.to_json())["relative_margin"] is None
+
+
+def test_certificates_are_frozen_and_pickle(certificates):
+    certificate = certificates["certified"]
+    assert pickle.loads(pickle.dumps(certificate)) == certificate
+    with pytest.raises(AttributeError):
+        certificate.verdict = "constant"
+    assert isinstance(certificate, Certificate)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_mean": [[np.nan]] * 2}, "latent_mean must be finite"),
+        ({"latent_mean": [[np.inf]] * 2}, "largest magnitude of inf"),
+        ({"latent_mean": [[1e200]] * 2}, "below 1e150"),
+        ({"latent_mean": [0.0, 1.0]}, r"latent_mean must .* got shape \(2,\)"),
+        ({"latent_mean": [[0.0]] * 3}, "each of the 3 samples, got 2"),
+        ({"safety_margin": -1}, "safety_margin must .* at least 0, got -1"),
+        ({"latent_noise": np.nan}, "latent_noise must .* got nan"),
+        ({"sample_weight": [1, -1]}, "sample_weight must be"),
+    ],
+)
+def test_bad_input(changes, message):
+    arguments = {
+        "teacher_proba": [[0.9, 0.1], [0.1, 0.9]],
+        "latent_mean": [[0.0], [1.0]],
+        "vertices": simplex_vertices(2, 1),
+        "scale": 1.0,
+    }
+    with pytest.raises(ValueError, match=message):
+        certify(**arguments | changes)
+
+
+def test_integer_means_are_taken_as_floats():
+    certificate = certify([[0.9, 0.1], [0.1, 0.9]], [[1], [-1]], [[1.0], [-1.0]], 1.0)
+    assert certificate.verdict == "certified"
+
+
+def test_margin_of_a_witness_in_log_space_stays_finite():
+    log_q = log_softmax(np.array([[800.0, 0.0]]), axis=1)
+    assert np.isfinite(collapse_margin([[0.5, 0.5]], log_q))

@@ -1,0 +1,196 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.optimize import approx_fprime
+from scipy.special import log_softmax, rel_entr, softmax
+
+from skvaecert.metrics import (
+    alignment_loss,
+    collapse_margin,
+    dispersion_bound,
+    escape_force,
+    escape_force_rms,
+    latent_dispersion,
+    margin_contributions,
+    teacher_information,
+)
+from skvaecert.simplex import analytic_code, simplex_vertices, witness_log_proba
+
+N, K, D, SCALE = 40, 5, 6, 1.3
+VERTICES = simplex_vertices(K, D)
+
+
+@pytest.fixture
+def proba():
+    return softmax(3 * np.random.default_rng(0).normal(size=(N, K)), axis=1)
+
+
+@pytest.fixture
+def mean():
+    return np.random.default_rng(1).normal(size=(N, D))
+
+
+@pytest.fixture
+def weight():
+    return np.random.default_rng(2).integers(1, 4, size=N)
+
+
+def test_against_arithmetic_of_scipy(proba, mean):
+    witness = softmax(SCALE * mean @ VERTICES.T, axis=1)
+    information = rel_entr(proba, proba.mean(axis=0)).sum(axis=1).mean()
+    loss = rel_entr(proba, witness).sum(axis=1).mean()
+    log_q = np.log(witness)
+    assert teacher_information(proba) == pytest.approx(information, rel=1e-12)
+    assert alignment_loss(proba, log_q) == pytest.approx(loss, rel=1e-12)
+    assert collapse_margin(proba, log_q) == pytest.approx(information - loss, rel=1e-11)
+
+
+def test_contributions_average_to_the_margin(proba, mean, weight):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    contributions = margin_contributions(proba, log_q, weight)
+    margin = collapse_margin(proba, log_q, weight)
+    assert np.average(contributions, weights=weight) == pytest.approx(margin)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [alignment_loss, collapse_margin, lambda t, q, w=None: teacher_information(t, w)],
+)
+def test_weights_count_as_repetitions(metric, proba, mean, weight):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    repeated = metric(proba.repeat(weight, axis=0), log_q.repeat(weight, axis=0))
+    assert metric(proba, log_q, weight) == pytest.approx(repeated, rel=1e-12)
+
+
+def test_order_of_rows_and_names_of_components_do_not_matter(proba, mean):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    margin = collapse_margin(proba, log_q)
+    rng = np.random.default_rng(0)
+    rows, components = rng.permutation(N), rng.permutation(K)
+    assert collapse_margin(proba[rows], log_q[rows]) == pytest.approx(margin)
+    shuffled = collapse_margin(proba[:, components], log_q[:, components])
+    assert shuffled == pytest.approx(margin)
+
+
+def test_float32_input_is_normalised_first(proba, mean):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    margin = collapse_margin(proba.astype(np.float32), log_q.astype(np.float32))
+    assert margin == pytest.approx(collapse_margin(proba, log_q), abs=1e-6)
+
+
+constants = arrays(np.float64, K, elements=st.floats(-30, 30))
+
+
+@given(constants, st.integers(0, 2**32 - 1), st.floats(0.01, 50))
+def test_a_constant_student_pays_the_information_and_its_distance(logits, seed, sharp):
+    proba = softmax(sharp * np.random.default_rng(seed).normal(size=(N, K)), axis=1)
+    proba = 0.999 * proba + 0.001 / K
+    log_q = np.tile(log_softmax(logits), (N, 1))
+    distance = rel_entr(proba.mean(axis=0), np.exp(log_q[0])).sum()
+    expected = teacher_information(proba) + distance
+    assert alignment_loss(proba, log_q) == pytest.approx(expected, abs=1e-12, rel=1e-12)
+    assert collapse_margin(proba, log_q) <= 1e-12
+
+
+def test_the_best_constant_student_is_the_mean_teacher(proba):
+    log_q = np.tile(np.log(proba.mean(axis=0)), (N, 1))
+    assert collapse_margin(proba, log_q) == pytest.approx(0, abs=1e-15)
+
+
+def test_a_mean_teacher_of_other_rows_would_fake_a_margin(proba):
+    """Why mean T is always that of the rows that are scored."""
+    some, others = proba[:20], proba[20:]
+    log_q = np.log(some.mean(axis=0))
+    faked = (some * (log_q - np.log(others.mean(axis=0)))).sum(axis=1).mean()
+    assert faked > 0.01
+    assert collapse_margin(some, np.tile(log_q, (20, 1))) <= 1e-15
+
+
+def test_margin_energy_path_is_concave_and_ends_at_the_information(proba):
+    code = analytic_code(proba, VERTICES, SCALE)
+    path = np.linspace(0, 1, 21)
+    log_qs = [witness_log_proba(x * code, VERTICES, SCALE) for x in path]
+    margins = np.array([collapse_margin(proba, log_q) for log_q in log_qs])
+    assert margins[0] < 0
+    assert margins[-1] == pytest.approx(teacher_information(proba))
+    assert (np.diff(margins) > 0).all()
+    assert (np.diff(margins, 2) < 0).all()
+
+
+def test_escape_force_is_minus_the_gradient(proba, mean):
+    def loss(code):
+        return alignment_loss(proba[:1], witness_log_proba([code], VERTICES, SCALE))
+
+    gradient = approx_fprime(mean[0], loss, 1e-7)
+    force = escape_force(proba[:1], mean[:1], VERTICES, SCALE)
+    np.testing.assert_allclose(force[0], -gradient, atol=1e-6)
+
+
+def test_escape_force_at_the_best_constant_code(proba, weight):
+    best = analytic_code([np.average(proba, axis=0, weights=weight)], VERTICES, SCALE)
+    forces = escape_force(proba, best.repeat(N, axis=0), VERTICES, SCALE)
+    np.testing.assert_allclose(
+        np.average(forces, axis=0, weights=weight), 0, atol=1e-14
+    )
+    rms = np.sqrt(np.average((forces**2).sum(axis=1), weights=weight))
+    assert escape_force_rms(proba, SCALE, weight) == pytest.approx(rms)
+
+
+def test_force_vanishes_only_for_a_constant_teacher(proba):
+    assert escape_force_rms(proba[:1].repeat(4, axis=0), SCALE) == 0
+    assert escape_force_rms(np.ones((4, 1)), SCALE) == 0
+    assert escape_force_rms(proba, SCALE) > 0
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 5), st.floats(-2, 3))
+def test_dispersion_bound_is_never_above_the_dispersion(seed, sharp, aligned):
+    rng = np.random.default_rng(seed)
+    proba = softmax(sharp * rng.normal(size=(N, K)), axis=1)
+    mean = rng.normal(size=D) + rng.normal(size=(N, D)) * 0.3
+    mean += aligned * analytic_code(proba, VERTICES, SCALE)
+    margin = collapse_margin(proba, witness_log_proba(mean, VERTICES, SCALE))
+    bound = dispersion_bound(margin, escape_force_rms(proba, SCALE))
+    # The protected subspace is what the bound is about; the rest only adds.
+    assert bound <= latent_dispersion(mean[:, : K - 1]) + 1e-12
+
+
+def test_dispersion_bound_is_not_trivial(proba):
+    code = 0.05 * analytic_code(proba, VERTICES, SCALE)
+    best = analytic_code([proba.mean(axis=0)], VERTICES, SCALE)
+    mean = best + code - code.mean(axis=0)
+    margin = collapse_margin(proba, witness_log_proba(mean, VERTICES, SCALE))
+    bound = dispersion_bound(margin, escape_force_rms(proba, SCALE))
+    assert bound > 0.5 * latent_dispersion(mean)
+
+
+def test_dispersion_of_equal_rows_is_exactly_zero():
+    assert latent_dispersion(np.full((1000, 3), 0.1)) == 0
+
+
+def test_one_sample_has_no_information(proba):
+    assert teacher_information(proba[:1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("log_q", "message"),
+    [
+        (
+            np.log(np.full((2, 3), 1 / 3)),
+            r"shape \(2, 2\) of teacher_proba, got \(2, 3\)",
+        ),
+        (np.full((2, 2), 0.5), "sums to 3.29"),
+        (np.full((2, 2), np.nan), "sums to nan"),
+        (np.full((2, 2), -np.inf), "sums to 0"),
+    ],
+)
+def test_log_probabilities_are_checked(log_q, message):
+    with pytest.raises(ValueError, match=message):
+        collapse_margin([[0.5, 0.5], [0.9, 0.1]], log_q)
+
+
+def test_an_excluded_component_costs_everything():
+    log_q = np.array([[0.0, -np.inf], [np.log(0.5)] * 2])
+    assert alignment_loss([[0.5, 0.5], [0.9, 0.1]], log_q) == np.inf
+    assert collapse_margin([[0.5, 0.5], [0.9, 0.1]], log_q) == -np.inf

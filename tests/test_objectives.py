@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from torch.distributions import Bernoulli, Independent, Normal, kl_divergence
+
+from skvaecert.metrics import alignment_loss, escape_force
+from skvaecert.networks import Pass
+from skvaecert.objectives import (
+    AlignedELBO,
+    alignment,
+    bernoulli_loss,
+    gaussian_kl,
+    gaussian_loss,
+)
+from skvaecert.simplex import analytic_code, simplex_vertices, witness_log_proba
+
+N, K, D, SCALE = 30, 4, 5, 1.7
+VERTICES = simplex_vertices(K, D)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def proba():
+    return softmax(3 * np.random.default_rng(0).normal(size=(N, K)), axis=1)
+
+
+@pytest.fixture
+def mean():
+    return np.random.default_rng(1).normal(size=(N, D))
+
+
+def test_kl_agrees_with_torch(generator):
+    mean = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    log_variance = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    posterior = Independent(Normal(mean, (log_variance / 2).exp()), 1)
+    prior = Independent(Normal(torch.zeros_like(mean), torch.ones_like(mean)), 1)
+    torch.testing.assert_close(
+        gaussian_kl(mean, log_variance), kl_divergence(posterior, prior)
+    )
+
+
+def test_gaussian_loss_agrees_with_torch(generator):
+    x, output = torch.randn(2, N, D, generator=generator, dtype=torch.float64)
+    log_noise = torch.tensor(-1.3, dtype=torch.float64)
+    expected = -Independent(Normal(output, (log_noise / 2).exp()), 1).log_prob(x)
+    torch.testing.assert_close(gaussian_loss(x, output, log_noise), expected)
+
+
+def test_bernoulli_loss_agrees_with_torch(generator):
+    x = torch.randint(2, (N, D), generator=generator).double()
+    output = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    expected = -Independent(Bernoulli(logits=output), 1).log_prob(x)
+    torch.testing.assert_close(bernoulli_loss(x, output), expected)
+
+
+def torch_alignment(proba, mean):
+    arrays = (torch.as_tensor(array) for array in (proba, mean, VERTICES))
+    return alignment(*arrays, SCALE)
+
+
+def test_alignment_is_the_metric(proba, mean):
+    """One formula in two floors: tied here, so that they cannot drift apart."""
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    rows = [alignment_loss(proba[[i]], log_q[[i]]) for i in range(N)]
+    np.testing.assert_allclose(torch_alignment(proba, mean), rows, rtol=1e-10)
+
+
+def test_alignment_of_the_analytic_code_is_zero(proba):
+    code = analytic_code(proba, VERTICES, SCALE)
+    np.testing.assert_allclose(torch_alignment(proba, code), 0, atol=1e-14)
+
+
+def test_gradient_of_alignment_is_minus_the_escape_force(proba, mean):
+    code = torch.as_tensor(mean).requires_grad_()
+    torch_alignment(proba, code).sum().backward()
+    force = escape_force(proba, mean, VERTICES, SCALE)
+    np.testing.assert_allclose(code.grad, -force, atol=1e-14)
+
+
+def result(mean, generator):
+    n_features = 3
+    output = torch.randn(N, n_features, generator=generator, dtype=torch.float64)
+    log_variance = torch.randn(N, D, generator=generator, dtype=torch.float64)
+    return Pass(torch.as_tensor(mean), log_variance, output, torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_total_weighs_the_terms(likelihood, proba, mean, generator):
+    objective = AlignedELBO(likelihood, torch.as_tensor(VERTICES), SCALE, 3.0, 5.0)
+    given = result(mean, generator)
+    x = torch.rand(N, 3, generator=generator, dtype=torch.float64)
+    terms = objective.terms(given, x, torch.as_tensor(proba))
+    per_row = (
+        objective.reconstruction(given, x)
+        + 3 * gaussian_kl(given.mean, given.log_variance)
+        + 5 * torch_alignment(proba, mean)
+    )
+    torch.testing.assert_close(objective.total(terms), per_row.mean())
+
+
+def test_without_weight_alignment_is_not_computed(proba, mean, generator):
+    objective = AlignedELBO("gaussian", torch.full((K, D), torch.nan), SCALE, 1.0, 0.0)
+    terms = objective.terms(
+        result(mean, generator), torch.zeros(N, 3), torch.tensor(proba)
+    )
+    assert terms.alignment == 0
+    assert objective.total(terms).isfinite()

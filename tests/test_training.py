@@ -1,0 +1,278 @@
+import signal
+
+import numpy as np
+import pytest
+import torch
+from skorch.callbacks import Callback, EarlyStopping
+from torch.utils.data import TensorDataset
+
+from skvaecert._training import (
+    Batches,
+    Checkpoint,
+    MarginMonitor,
+    decode,
+    encode,
+    evidence_bound,
+    make_net,
+    resolve_device,
+    resume_net,
+    seeded,
+    train,
+)
+from skvaecert.exceptions import NonFiniteLossError
+from skvaecert.metrics import collapse_margin
+from skvaecert.networks import make_vae
+from skvaecert.simplex import simplex_vertices, witness_log_proba
+
+CPU = torch.device("cpu")
+N, D, LATENT, K = 300, 6, 3, 4
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def proba(rows):
+    return torch.softmax(2 * rows[:, :K], dim=1)
+
+
+def net_for(callbacks=None, max_epochs=3, verbose=0, **settings):
+    with seeded(0, CPU):
+        return make_net(
+            make_vae(D, LATENT, (16,)),
+            device=CPU,
+            callbacks=callbacks,
+            verbose=verbose,
+            vertices=simplex_vertices(K, LATENT),
+            criterion__likelihood="gaussian",
+            criterion__scale=1.5,
+            criterion__kl_weight=1.0,
+            criterion__alignment_weight=5.0,
+            lr=1e-2,
+            batch_size=64,
+            max_epochs=max_epochs,
+            **settings,
+        )
+
+
+def trained(rows, proba, **kwargs):
+    net = net_for(**kwargs)
+    with seeded(0, CPU):
+        train(net, rows, proba)
+    return net
+
+
+def weights(net):
+    return torch.cat([p.detach().flatten() for p in net.module_.parameters()])
+
+
+class Interrupt(Callback):
+    """Sends Ctrl-C in a given epoch, in the middle of its batches."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_batch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch and len(net.history[-1]["batches"]) == 2:
+            signal.raise_signal(signal.SIGINT)
+
+
+class Spoil(Callback):
+    """Puts a NaN into the weights, in a given epoch."""
+
+    def __init__(self, epoch, batch):
+        self.epoch = epoch
+        self.batch = batch
+
+    def on_batch_end(self, net, **kwargs):
+        done = len(net.history), len(net.history[-1]["batches"])
+        if done == (self.epoch, self.batch):
+            with torch.no_grad():
+                next(net.module_.parameters()).view(-1)[0] = torch.nan
+
+
+def test_batches_cover_all_rows_once(rows, proba):
+    batches = Batches(TensorDataset(rows, proba), batch_size=64)
+    pairs = list(batches)
+    assert len(pairs) == len(batches) == 5
+    assert [len(x) for x, _ in pairs] == [64] * 4 + [44]
+    seen = torch.cat([x for x, _ in pairs])
+    assert not torch.equal(seen, rows)
+    assert torch.equal(seen.sort(dim=0).values, rows.sort(dim=0).values)
+    for x, t in pairs:
+        torch.testing.assert_close(t, torch.softmax(2 * x[:, :K], dim=1))
+
+
+def test_training_lowers_the_loss_and_raises_the_margin(rows, proba):
+    history = trained(rows, proba, max_epochs=20).history
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["margin"] > max(0.1, history[0]["margin"])
+
+
+def test_parts_add_up_to_the_loss(rows, proba):
+    # Without alignment, whose batch mean is not recorded.
+    net = net_for()
+    net.criterion_.alignment_weight, net.criterion_.kl_weight = 0.0, 3.0
+    train(net, rows, proba)
+    for row in net.history:
+        parts = row["reconstruction"] + 3 * row["kl"]
+        assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_monitored_margin_is_the_margin(rows, proba):
+    """With at most 256 rows, all are monitored: the exact margin of the last epoch."""
+    rows, proba = rows[:200], proba[:200]
+    net = trained(rows, proba)
+    log_q = witness_log_proba(encode(net, rows), simplex_vertices(K, LATENT), 1.5)
+    margin = collapse_margin(proba.numpy(), log_q)
+    assert net.history[-1]["margin"] == pytest.approx(margin, abs=1e-6)
+
+
+def test_monitor_watches_the_same_rows_in_every_fit():
+    monitored = []
+    for _ in range(2):
+        monitor, dataset = MarginMonitor(), TensorDataset(torch.randn(2000, 1))
+        dataset = TensorDataset(
+            torch.arange(2000.0)[:, None], torch.full((2000, 2), 0.5)
+        )
+        monitor.on_train_begin(None, X=dataset)
+        monitored.append(monitor.rows_)
+    assert len(monitored[0]) == 500
+    assert torch.equal(*monitored)
+
+
+def test_a_row_is_encoded_alike_in_any_company(rows, proba):
+    net = trained(rows, proba)
+    together = encode(net, rows)
+    for size in (1, 7, 100):
+        apart = np.concatenate([encode(net, batch) for batch in rows.split(size)])
+        np.testing.assert_array_equal(together, apart)
+    np.testing.assert_array_equal(encode(net, rows.flip(0))[::-1], together)
+
+
+def test_decode_and_bound_have_one_result_a_row(rows, proba):
+    net = trained(rows, proba)
+    assert decode(net, torch.zeros(5, LATENT)).shape == (5, D)
+    assert evidence_bound(net, rows).shape == (N,)
+
+
+def test_same_seed_same_weights(rows, proba):
+    first, second = (weights(trained(rows, proba)) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_the_users_generators_are_left_alone(rows, proba):
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    expected = torch.rand(3), np.random.rand(3)  # noqa: NPY002
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    trained(rows, proba)
+    assert torch.equal(torch.rand(3), expected[0])
+    np.testing.assert_array_equal(np.random.rand(3), expected[1])  # noqa: NPY002
+
+
+def test_interrupt_returns_to_the_last_full_epoch(rows, proba):
+    net = trained(rows, proba, callbacks=[Interrupt(epoch=3)], max_epochs=10)
+    assert net.interrupted_
+    assert [row["epoch"] for row in net.history] == [1, 2]
+    assert torch.equal(weights(net), weights(trained(rows, proba, max_epochs=2)))
+
+
+def test_interrupt_in_the_first_epoch_leaves_nothing(rows, proba):
+    with pytest.raises(KeyboardInterrupt):
+        trained(rows, proba, callbacks=[Interrupt(epoch=1)])
+
+
+def test_early_stopping_is_no_interrupt(rows, proba):
+    stop = EarlyStopping("train_loss", patience=2, lower_is_better=False, sink=len)
+    net = trained(rows, proba, callbacks=[stop], max_epochs=50)
+    assert not net.interrupted_
+    assert 2 <= len(net.history) < 50
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+def test_broken_weights_return_to_the_last_full_epoch(rows, proba, batch):
+    """Found by the next loss, or, after the last batch, by a look at the weights."""
+    net = net_for(callbacks=[Spoil(epoch=3, batch=batch)], max_epochs=10)
+    with (
+        seeded(0, CPU),
+        pytest.raises(NonFiniteLossError, match=r"in epoch 3.*scale X"),
+    ):
+        train(net, rows, proba)
+    assert len(net.history) == 2
+    assert torch.equal(weights(net), weights(trained(rows, proba, max_epochs=2)))
+    assert not net.optimizer_.state
+
+
+def test_training_rows_are_forgotten(rows, proba):
+    net = trained(rows, proba)
+    for _, callback in net.callbacks_:
+        held = [v for v in vars(callback).values() if isinstance(v, torch.Tensor)]
+        assert not held
+
+
+def test_checkpoint_restores_weights_moments_and_history(rows, proba):
+    net = trained(rows, proba)
+    before, checkpoint = weights(net).clone(), Checkpoint(net)
+    moments = [s["exp_avg"].clone() for s in net.optimizer_.state.values()]
+    train(net, rows, proba)
+    assert not torch.equal(weights(net), before)
+    checkpoint.restore(net)
+    assert torch.equal(weights(net), before)
+    now = [s["exp_avg"] for s in net.optimizer_.state.values()]
+    assert all(map(torch.equal, moments, now))
+    assert len(net.history) == 3
+
+
+def test_resumed_training_keeps_weights_and_optimizer(rows, proba):
+    net = trained(rows, proba)
+    before, optimizer = weights(net), net.optimizer_
+    resume_net(
+        net,
+        callbacks=None,
+        verbose=0,
+        kl_weight=7.0,
+        alignment_weight=0.0,
+        lr=0.5,
+        batch_size=32,
+        max_epochs=1,
+    )
+    assert torch.equal(weights(net), before)
+    assert net.optimizer_ is optimizer
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    train(net, rows, proba)
+    assert net.history[-1]["kl_weight"] == 7.0
+    assert len(net.history[-1]["batches"]) == 10
+
+
+def test_progress_shows_the_margin(rows, proba, capsys):
+    net = trained(rows, proba, verbose=1)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert f"margin {net.history[-1]['margin']:.2f} of" in shown
+
+
+def test_progress_is_closed_when_training_fails(rows, proba):
+    net = net_for(callbacks=[Spoil(epoch=1, batch=1)], verbose=1)
+    with pytest.raises(NonFiniteLossError):
+        train(net, rows, proba)
+    assert not hasattr(dict(net.callbacks_)["progress"], "bar_")
+
+
+def test_quiet_by_default(rows, proba, capsys):
+    trained(rows, proba)
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_device_auto_finds_one():
+    assert resolve_device("auto").type in {"cuda", "mps", "cpu"}
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_unknown_devices_are_refused(name):
+    with pytest.raises(ValueError, match=f"device must be 'auto' .* got '{name}'"):
+        resolve_device(name)
