@@ -448,7 +448,10 @@ def resume_net(
     **settings : Any
         Of the net: `lr`, `batch_size`, `max_epochs`.
     """
-    net.set_params(callbacks=_all_callbacks(callbacks, verbose), **settings)
+    net.set_params(**settings)
+    # set_params would initialise the old callbacks before it takes the new ones.
+    net.callbacks = _all_callbacks(callbacks, verbose)
+    net.initialize_callbacks()
     net.criterion_.kl_weight = kl_weight
     net.criterion_.alignment_weight = alignment_weight
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
+from pickle import PicklingError
 from typing import Any, ClassVar, NamedTuple, Self
 
 import joblib
@@ -17,6 +18,7 @@ from sklearn.base import (
     _fit_context,
     clone,
 )
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
@@ -62,6 +64,8 @@ _FIXED = (
     "witness_scale",
     "device",
 )
+# MinMaxScaler leaves [0, 1] by rounding.
+_RANGE_SLACK = 1e-6
 _HISTORY = {
     "epoch": "epoch",
     "train_loss": "loss",
@@ -363,7 +367,8 @@ class CertifiedVAE(
         ndarray of shape (n_samples, latent_dim)
             Computed in float32, returned in the dtype of `X`.
         """
-        rows = self._validate_fitted(X)
+        check_is_fitted(self)
+        rows = validate_rows(self, X, reset=False)
         means = encode(self.net_, self._standardisation.apply(rows))
         return means.astype(rows.dtype, copy=False)
 
@@ -437,7 +442,9 @@ class CertifiedVAE(
             Nats a sample, greater is better; for the Gaussian likelihood of density,
             in the units of `X`.
         """
-        rows = self._validate_fitted(X)
+        check_is_fitted(self)
+        rows = validate_rows(self, X, reset=False)
+        _check_range(rows, self.net_.criterion_.likelihood)
         with seeded(0, torch.device(self.net_.device)):
             bounds = evidence_bound(self.net_, self._standardisation.apply(rows))
         units = rows.shape[1] * np.log(self._standardisation.scale)
@@ -585,11 +592,10 @@ class CertifiedVAE(
 
     def _check_unchanged(self) -> None:
         now = self._fingerprints()
-        names = {
-            n for n in now | self._structure if now.get(n) != self._structure.get(n)
-        }
+        known = self._structure
+        names = [n for n in now | known if now.get(n) != known.get(n)]
         if names:
-            name = max(names, key=len)  # teacher__n_components rather than teacher
+            name = min(names, key=len)  # teacher, if that is another, before its parts
             raise ValueError(
                 f"{name} must stay as it was in the fit that warm_start continues, got "
                 f"{self.get_params().get(name)!r}. Set it back, or set "
@@ -610,12 +616,6 @@ class CertifiedVAE(
             "again."
         )
 
-    def _validate_fitted(self, X: ArrayLike) -> NDArray[np.floating]:
-        check_is_fitted(self)
-        rows = validate_rows(self, X, reset=False)
-        _check_range(rows, self.net_.criterion_.likelihood)
-        return rows
-
 
 def _fitted(teacher: Any, X: ArrayLike) -> Any:
     """Fit a teacher; a function of its own, so that joblib can cache it."""
@@ -626,9 +626,15 @@ def _fitted(teacher: Any, X: ArrayLike) -> Any:
 def _fingerprint(value: Any) -> str:
     if isinstance(value, torch.nn.Module):
         return repr(value)
-    if callable(value):
+    if hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return joblib.hash(value)
+    # The parameters of other estimators have fingerprints of their own.
+    if isinstance(value, BaseEstimator) and not isinstance(value, FrozenEstimator):
+        return _fingerprint(type(value))
+    try:
+        return joblib.hash(value)
+    except PicklingError:
+        return repr(value)
 
 
 def _witness_scale(witness_scale: str | float, proba: Floats) -> float:
@@ -645,7 +651,8 @@ def _witness_scale(witness_scale: str | float, proba: Floats) -> float:
 
 
 def _check_range(rows: NDArray[np.floating], likelihood: str) -> None:
-    if likelihood == "bernoulli" and not (rows.min() >= 0 and rows.max() <= 1):
+    low, high = -_RANGE_SLACK, 1 + _RANGE_SLACK
+    if likelihood == "bernoulli" and not low <= rows.min() <= rows.max() <= high:
         raise ValueError(
             "X must lie in [0, 1] for likelihood='bernoulli', got values from "
             f"{rows.min():.6g} to {rows.max():.6g}. Scale X, for example with "

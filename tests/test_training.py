@@ -232,7 +232,7 @@ def test_resumed_training_keeps_weights_and_optimizer(rows, proba):
     before, optimizer = weights(net), net.optimizer_
     resume_net(
         net,
-        callbacks=None,
+        callbacks=[Interrupt(epoch=99)],
         verbose=0,
         kl_weight=7.0,
         alignment_weight=0.0,
@@ -243,6 +243,7 @@ def test_resumed_training_keeps_weights_and_optimizer(rows, proba):
     assert torch.equal(weights(net), before)
     assert net.optimizer_ is optimizer
     assert optimizer.param_groups[0]["lr"] == 0.5
+    assert [name for name, _ in net.callbacks_][-1] == "Interrupt"
     train(net, rows, proba)
     assert net.history[-1]["kl_weight"] == 7.0
     assert len(net.history[-1]["batches"]) == 10

@@ -1,0 +1,110 @@
+"""Imports only go down; every module has its tests and says what is public."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import skvaecert
+
+PACKAGE = Path(skvaecert.__file__).parent
+
+# Every module may import those above its own line, and packages as far as listed.
+FLOORS = [
+    {"exceptions"},
+    {"simplex"},
+    {"metrics"},
+    {"_certificate"},
+    {"networks"},
+    {"objectives"},
+    {"_training"},
+    {"_base"},
+    {"_teacher"},
+    {"_vae"},
+    {"_certifier"},
+    {"plotting"},
+]
+MATHS = {"simplex", "metrics", "_certificate"}
+ONLY_IN = {
+    "skorch": {"_training"},
+    "torch": {"networks", "objectives", "_training", "_vae"},
+    "sklearn": {"_base", "_teacher", "_vae", "_certifier", "plotting"},
+    "matplotlib": {"plotting"},
+    "tqdm": {"_training"},
+}
+
+modules = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+
+
+def imports(module):
+    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            yield node.module
+
+
+def test_every_module_has_a_floor():
+    assert set(modules) == set(floor)
+
+
+@pytest.mark.parametrize("module", modules)
+def test_imports_go_down(module):
+    for name in imports(module):
+        package, _, inner = name.partition(".")
+        if package == "skvaecert":
+            assert floor[inner] < floor[module], f"{module} imports {inner}"
+        assert module in ONLY_IN.get(package, {module}), f"{module} imports {package}"
+
+
+@pytest.mark.parametrize("module", sorted(MATHS))
+def test_maths_needs_numpy_and_scipy_only(module):
+    outside = {name.partition(".")[0] for name in imports(module)} - {"skvaecert"}
+    assert outside - set(sys.stdlib_module_names) <= {"numpy", "scipy"}
+
+
+@pytest.mark.parametrize("module", modules)
+def test_every_module_has_its_tests(module):
+    assert (Path(__file__).parent / f"test_{module.lstrip('_')}.py").exists()
+
+
+@pytest.mark.parametrize("module", ["", *(f".{name}" for name in modules)])
+def test_public_names_are_real_and_sorted_out(module):
+    loaded = importlib.import_module(f"skvaecert{module}")
+    assert len(set(loaded.__all__)) == len(loaded.__all__)
+    for name in loaded.__all__:
+        assert getattr(loaded, name).__doc__
+
+
+def test_import_is_quiet_and_changes_no_configuration():
+    code = """
+import logging, sys, torch, sklearn, numpy
+before = (sklearn.get_config(), torch.get_num_threads(), torch.random.get_rng_state(),
+          list(logging.getLogger().handlers), numpy.geterr())
+import skvaecert
+after = (sklearn.get_config(), torch.get_num_threads(), torch.random.get_rng_state(),
+         list(logging.getLogger().handlers), numpy.geterr())
+assert all(map(lambda a, b: str(a) == str(b), before, after))
+assert "matplotlib" not in sys.modules
+"""
+    command = [sys.executable, "-W", "error", "-c", code]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def test_functions_are_short():
+    lengths = {}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                first = body[0].lineno if body else node.end_lineno
+                lengths[f"{path.stem}.{node.name}"] = node.end_lineno - first + 1
+    assert sorted(lengths.values())[len(lengths) // 2] <= 8
+    longest = max(lengths, key=lengths.get)
+    assert lengths[longest] <= 50, longest

@@ -1,0 +1,66 @@
+import matplotlib as mpl
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert.plotting import MarginHistoryDisplay
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+HISTORY = [
+    {"epoch": 1, "margin": -0.1, "kl_weight": 8.0, "alignment_weight": 0.0},
+    {"epoch": 2, "margin": -0.2, "kl_weight": 8.0, "alignment_weight": 0.0},
+    {"epoch": 3, "margin": 0.7, "kl_weight": 8.0, "alignment_weight": 10.0},
+]
+HISTORY = [row | {"teacher_information": 1.5} for row in HISTORY]
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def test_draws_margin_zero_and_information():
+    display = MarginHistoryDisplay.from_history(HISTORY)
+    np.testing.assert_array_equal(display.line_.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(display.line_.get_ydata(), [-0.1, -0.2, 0.7])
+    levels = [np.unique(line.get_ydata()) for line in display.ax_.lines]
+    assert any(np.array_equal(level, [0]) for level in levels)
+    assert any(np.array_equal(level, [1.5]) for level in levels)
+    assert display.figure_ is display.ax_.figure
+    assert display.ax_.get_xlabel() == "epoch"
+
+
+def test_marks_where_weights_changed():
+    display = MarginHistoryDisplay.from_history(HISTORY)
+    np.testing.assert_array_equal(display.changes, [2])
+    assert any(line.get_xdata()[0] == 2.5 for line in display.ax_.lines)
+
+
+def test_draws_into_given_axes():
+    _, ax = plt.subplots()
+    display = MarginHistoryDisplay.from_history(HISTORY, ax=ax, color="red", label="x")
+    assert display.ax_ is ax
+    assert display.line_.get_color() == "red"
+    assert display.line_.get_label() == "x"
+
+
+def test_from_estimators(blobs, small_vae):
+    vae = small_vae.set_params(max_epochs=3).fit(blobs)
+    certifier = CollapseCertifier(small_vae).fit(blobs)
+    margins = [row["margin"] for row in vae.history_]
+    for estimator in (vae, certifier):
+        display = MarginHistoryDisplay.from_estimator(estimator)
+        np.testing.assert_array_equal(display.line_.get_ydata(), margins)
+
+
+def test_unfitted_and_without_history(blobs):
+    with pytest.raises(ValueError, match="not fitted"):
+        MarginHistoryDisplay.from_estimator(CertifiedVAE())
+
+    certifier = CollapseCertifier(PCA(3), teacher=GMMTeacher(n_components=4)).fit(blobs)
+    with pytest.raises(ValueError, match=r"estimator must have a history_.*got PCA"):
+        MarginHistoryDisplay.from_estimator(certifier)

@@ -1,0 +1,571 @@
+import inspect
+import pickle
+import signal
+
+import joblib
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import sklearn
+import torch
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from skorch.callbacks import Callback, EarlyStopping
+from torch import nn
+
+from skvaecert import CertifiedVAE, GMMTeacher
+from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert.simplex import prior_matched_scale, simplex_vertices, witness_log_proba
+
+
+class Interrupt(Callback):
+    """Sends Ctrl-C in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_batch_begin(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            signal.raise_signal(signal.SIGINT)
+
+
+class Overflow(nn.Module):
+    """An encoder that breaks down at its n-th training batch."""
+
+    def __init__(self, n_features, latent_dim, batches=10):
+        super().__init__()
+        self.linear = nn.Linear(n_features, 2 * latent_dim)
+        self.left = batches
+
+    def forward(self, x):
+        self.left -= self.training
+        broken = self.training and self.left < 0
+        return self.linear(x) * (torch.inf if broken else 1)
+
+
+def state(vae, X):
+    return vae.transform(X), vae.n_iter_, len(vae.history_), vae.score(X)
+
+
+def assert_same_state(vae, X, before):
+    now = state(vae, X)
+    np.testing.assert_array_equal(now[0], before[0])
+    assert now[1:] == before[1:]
+
+
+def test_what_is_learned(blobs, small_vae):
+    vae = small_vae.fit(blobs)
+    assert vae.vertices_.shape == (4, 4)
+    np.testing.assert_array_equal(vae.vertices_, simplex_vertices(4, 4))
+    proba = vae.teacher_.transform(blobs)
+    assert vae.witness_scale_ == pytest.approx(prior_matched_scale(proba))
+    assert vae.n_iter_ == len(vae.history_) == 30
+    assert type(vae.net_.module_).__name__ == "VAE"
+    names = vae.get_feature_names_out()
+    assert list(names) == [f"certifiedvae{i}" for i in range(4)]
+
+
+def test_history_is_a_table(blobs, small_vae):
+    table = pd.DataFrame(small_vae.fit(blobs).history_)
+    assert list(table["epoch"]) == list(range(1, 31))
+    assert table.notna().all(axis=None)
+    total = table["margin"] + table["alignment_loss"]
+    np.testing.assert_allclose(total, table["teacher_information"])
+    assert (table["alignment_weight"] == 10).all()
+
+
+def test_history_is_in_the_units_of_the_data(blobs, small_vae):
+    """Densities: 1000 times larger numbers cost log 1000 nats a feature."""
+    losses = [
+        clone(small_vae).fit(X).history_[-1]["loss"] for X in (blobs, 1000 * blobs)
+    ]
+    assert losses[1] - losses[0] == pytest.approx(6 * np.log(1000), rel=1e-3)
+
+
+def test_score_is_the_evidence_bound_of_the_last_epoch(blobs, small_vae):
+    vae = small_vae.set_params(alignment_weight=0, max_epochs=60).fit(blobs)
+    assert vae.score(blobs) == pytest.approx(-vae.history_[-1]["loss"], abs=0.5)
+    assert vae.score(blobs) == vae.score(blobs)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_data_of_any_scale(blobs, small_vae, scale):
+    X = scale * (blobs + 3)
+    vae = small_vae.fit(X)
+    error = ((vae.inverse_transform(vae.transform(X)) - X) ** 2).mean()
+    assert error < 0.2 * X.var(axis=0).mean()
+
+
+def test_bernoulli_reconstructs_probabilities(digits):
+    X = digits[0][:300]
+    vae = CertifiedVAE(likelihood="bernoulli", max_epochs=30, random_state=0).fit(X)
+    images = vae.inverse_transform(vae.transform(X))
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert ((images - X) ** 2).mean() < X.var(axis=0).mean()
+
+
+def test_witness(blobs, small_vae):
+    vae = small_vae.fit(blobs)
+    expected = witness_log_proba(
+        vae.transform(blobs), vae.vertices_, vae.witness_scale_
+    )
+    np.testing.assert_array_equal(vae.witness_log_proba(blobs), expected)
+    vae.set_output(transform="pandas")
+    np.testing.assert_array_equal(vae.witness_log_proba(blobs), expected)
+
+
+def test_sample(blobs, small_vae):
+    vae = small_vae.fit(blobs)
+    rows = vae.sample(500, random_state=0)
+    assert rows.shape == (500, 6)
+    np.testing.assert_array_equal(rows, vae.sample(500, random_state=0))
+    assert not np.array_equal(vae.sample(3), vae.sample(3))
+    assert (
+        np.linalg.norm(rows.mean(axis=0) - blobs.mean(axis=0)) < blobs.std(axis=0).max()
+    )
+
+
+def test_a_row_is_encoded_alike_in_any_company(blobs, small_vae):
+    vae = small_vae.fit(blobs)
+    apart = np.concatenate([vae.transform(row[None]) for row in blobs])
+    np.testing.assert_array_equal(vae.transform(blobs), apart)
+
+
+def test_own_modules(blobs, small_vae):
+    encoder = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 8))
+    before = [p.clone() for p in encoder.parameters()]
+    vae = small_vae.set_params(
+        encoder=encoder, decoder=lambda n_features, latent_dim: nn.Linear(4, 6)
+    ).fit(blobs)
+    assert vae.history_[-1]["margin"] > 0.5
+    assert isinstance(vae.net_.module_.decoder, nn.Linear)
+    # The user's module is copied, not trained.
+    assert all(map(torch.equal, before, encoder.parameters()))
+
+
+def test_frozen_teacher_is_kept(blobs, small_vae):
+    teacher = GMMTeacher(n_components=3, random_state=5).fit(blobs)
+    vae = small_vae.set_params(teacher=FrozenEstimator(teacher)).fit(blobs[:50])
+    assert len(vae.vertices_) == 3
+    np.testing.assert_array_equal(
+        vae.teacher_.predict_proba(blobs), teacher.predict_proba(blobs)
+    )
+
+
+def test_default_teacher(blobs):
+    vae = CertifiedVAE(max_epochs=1, random_state=0).fit(blobs)
+    assert isinstance(vae.teacher_, GMMTeacher)
+    assert vae.teacher is None
+
+
+def test_teacher_proba_replaces_the_teacher(blobs, small_vae):
+    proba = np.full((120, 3), 0.1)
+    proba[np.arange(120), blobs[:, 0].argsort() % 3] += 0.7
+    vae = small_vae.fit(blobs, teacher_proba=proba)
+    assert vae.teacher_ is None
+    assert len(vae.vertices_) == 3
+    vae.set_params(warm_start=True)
+    with pytest.raises(ValueError, match="teacher_proba must be given again"):
+        vae.fit(blobs)
+    with pytest.raises(ValueError, match=r"keep the 3 components .* got 4"):
+        vae.fit(blobs, teacher_proba=np.full((120, 4), 0.25))
+    assert vae.fit(blobs, teacher_proba=proba).n_iter_ == 30
+
+
+def test_memory_fits_each_teacher_once(blobs, small_vae, tmp_path):
+    fits = []
+
+    class Counting(GMMTeacher):
+        # joblib reads the parameters it hashes from here.
+        __init__ = GMMTeacher.__init__
+
+        def fit(self, X, y=None):
+            fits.append(len(X))
+            return super().fit(X)
+
+    class Dictionary:
+        """A cache in memory, since joblib cannot pickle a local class."""
+
+        def __init__(self):
+            self.known = {}
+
+        def cache(self, function):
+            def cached(teacher, X):
+                key = joblib.hash((teacher.get_params(), X))
+                if key not in self.known:
+                    self.known[key] = function(teacher, X)
+                return self.known[key]
+
+            return cached
+
+    vae = small_vae.set_params(teacher=Counting(n_components=4), memory=Dictionary())
+    for weight in (0, 1, 10):
+        vae.set_params(alignment_weight=weight, max_epochs=1).fit(blobs)
+    assert fits == [120]
+    vae.fit(blobs[:100])
+    assert fits == [120, 100]
+
+
+def test_memory_on_disk(blobs, small_vae, tmp_path):
+    expected = clone(small_vae).fit(blobs).transform(blobs)
+    small_vae.set_params(memory=str(tmp_path))
+    for _ in range(2):
+        np.testing.assert_array_equal(small_vae.fit(blobs).transform(blobs), expected)
+    assert list(tmp_path.rglob("output.pkl"))
+
+
+def test_same_seed_same_model(blobs, small_vae):
+    means = [clone(small_vae).fit(blobs).transform(blobs) for _ in range(2)]
+    np.testing.assert_array_equal(*means)
+    other = clone(small_vae).set_params(random_state=1).fit(blobs)
+    assert not np.array_equal(other.transform(blobs), means[0])
+
+
+def test_without_a_seed_fits_differ(blobs, small_vae):
+    vae = small_vae.set_params(random_state=None, max_epochs=2)
+    means = [clone(vae).fit(blobs).transform(blobs) for _ in range(2)]
+    assert not np.array_equal(*means)
+
+
+def test_users_generators_are_left_alone(blobs, small_vae):
+    small_vae.fit(blobs)
+    before = torch.random.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    small_vae.fit(blobs)
+    small_vae.score(blobs)
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
+
+
+def test_pickle(blobs, small_vae):
+    vae = small_vae.fit(blobs)
+    again = pickle.loads(pickle.dumps(vae))
+    assert_same_state(again, blobs, state(vae, blobs))
+    # And goes on as the original would.
+    for model in (vae, again):
+        model.set_params(warm_start=True).fit(blobs)
+    np.testing.assert_array_equal(vae.transform(blobs), again.transform(blobs))
+
+
+def test_pickle_holds_no_training_rows(small_vae):
+    X = np.random.default_rng(0).normal(size=(5000, 6))
+    small_vae.set_params(max_epochs=1)
+    sizes = [len(pickle.dumps(small_vae.fit(X[:n]))) for n in (500, 5000)]
+    # 60 more batches in skorch's history, but not 4,500 more rows of 48 bytes.
+    assert sizes[1] - sizes[0] < 4500 * 48 / 4
+
+
+def test_fewer_rows_than_a_batch(small_vae):
+    X = np.random.default_rng(0).normal(size=(5, 6))
+    vae = small_vae.set_params(batch_size=1000, teacher__n_components=3)
+    assert vae.fit(X).transform(X).shape == (5, 4)
+
+
+def test_labels_do_not_leak(blobs, small_vae):
+    labels = np.arange(120) % 3
+    parts = MinMaxScaler(), small_vae, LogisticRegression()
+    pipelines = [
+        clone(make_pipeline(*parts)).fit(blobs, y) for y in (labels, labels[::-1])
+    ]
+    first, second = (pipeline[:-1].transform(blobs) for pipeline in pipelines)
+    np.testing.assert_array_equal(first, second)
+    assert pipelines[0].predict(blobs).shape == (120,)
+
+
+@pytest.mark.parametrize("library", [pd, pl])
+def test_frames(blobs, small_vae, library):
+    X = library.DataFrame({name: blobs[:, i] for i, name in enumerate("abcdef")})
+    small_vae.set_output(transform=library.__name__)
+    codes = small_vae.fit(X).transform(X)
+    assert isinstance(codes, library.DataFrame)
+    assert list(codes.columns) == [f"certifiedvae{i}" for i in range(4)]
+    assert list(small_vae.feature_names_in_) == list("abcdef")
+
+
+def test_cross_validation_and_search(blobs, small_vae):
+    assert len(cross_val_score(small_vae, blobs, cv=3)) == 3
+    search = GridSearchCV(small_vae, {"latent_dim": [3, 4]}, cv=2).fit(blobs)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_partial_fit_is_one_epoch(blobs, small_vae):
+    for n in (1, 2, 3):
+        small_vae.partial_fit(blobs[:60] if n < 3 else blobs)
+        assert small_vae.n_iter_ == 1
+        assert len(small_vae.history_) == n
+    teacher = small_vae.teacher_
+    assert small_vae.partial_fit(blobs).teacher_ is teacher
+
+
+def test_warm_start_goes_on(blobs, small_vae):
+    vae = small_vae.set_params(max_epochs=20, warm_start=True).fit(blobs)
+    teacher, vertices, first = vae.teacher_, vae.vertices_, vae.history_[-1]["loss"]
+    vae.set_params(max_epochs=5, alignment_weight=3, kl_weight=2).fit(blobs)
+    assert vae.teacher_ is teacher
+    assert vae.vertices_ is vertices
+    assert vae.n_iter_ == 5
+    assert [row["epoch"] for row in vae.history_] == list(range(1, 26))
+    assert vae.history_[-1]["alignment_weight"] == 3
+    # From the weights that were there, not from new ones.
+    assert vae.history_[20]["reconstruction"] < 0.5 * (first + vae.history_[0]["loss"])
+
+
+def test_without_warm_start_all_is_forgotten(blobs, small_vae):
+    expected = clone(small_vae).fit(blobs).transform(blobs)
+    small_vae.fit(blobs[:50]).fit(blobs)
+    np.testing.assert_array_equal(small_vae.transform(blobs), expected)
+    assert len(small_vae.history_) == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("teacher__n_components", 3),
+        ("teacher", FrozenEstimator(GMMTeacher())),
+        ("latent_dim", 7),
+        ("hidden_sizes", (32, 32)),
+        ("encoder", nn.Linear(6, 8)),
+        ("decoder", lambda n_features, latent_dim: nn.Linear(4, 6)),
+        ("likelihood", "bernoulli"),
+        ("witness_scale", 2.0),
+        ("device", "auto"),
+    ],
+)
+def test_warm_start_refuses_another_structure(blobs, small_vae, name, value):
+    X = MinMaxScaler(clip=True).fit_transform(blobs)
+    vae = small_vae.set_params(warm_start=True, max_epochs=2).fit(X)
+    before, old = state(vae, X), vae.get_params()[name]
+    vae.set_params(**{name: value})
+    with pytest.raises(ValueError, match=rf"^{name} must stay as it was"):
+        vae.fit(X)
+    vae.set_params(**{name: old})
+    assert_same_state(vae, X, before)
+    assert vae.fit(X).n_iter_ == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"alignment_weight": 0.0},
+        {"kl_weight": 3.0},
+        {"learning_rate": 1e-4},
+        {"batch_size": 7},
+        {"max_epochs": 3},
+        {"callbacks": [EarlyStopping("train_loss", sink=len)]},
+        {"memory": "cache"},
+        {"verbose": 1},
+        {"random_state": 5},
+    ],
+)
+def test_warm_start_takes_what_its_table_says(blobs, small_vae, changes, tmp_path):
+    if "memory" in changes:
+        changes = {"memory": str(tmp_path)}
+    vae = small_vae.set_params(warm_start=True, max_epochs=2).fit(blobs)
+    vae.set_params(**changes).fit(blobs)
+    assert len(vae.history_) > 2
+
+
+def test_the_table_of_warm_starts_is_complete():
+    table = CertifiedVAE.__doc__.partition("may change")[2].partition("callbacks :")[0]
+    for name in inspect.signature(CertifiedVAE).parameters:
+        assert name == "warm_start" or name in table, name
+
+
+def test_warm_start_after_unpickling_knows_a_frozen_teacher(blobs, small_vae):
+    teacher = FrozenEstimator(GMMTeacher(n_components=4, random_state=0).fit(blobs))
+    vae = small_vae.set_params(teacher=teacher, warm_start=True, max_epochs=2)
+    again = pickle.loads(pickle.dumps(vae.fit(blobs)))
+    assert len(again.fit(blobs).history_) == 4
+
+
+def test_interrupt_keeps_the_epochs_done(blobs, small_vae):
+    vae = small_vae.set_params(callbacks=[Interrupt(6)])
+    with pytest.warns(InterruptedFitWarning, match="5 completed epochs out of 30"):
+        vae.fit(blobs)
+    assert vae.n_iter_ == len(vae.history_) == 5
+    assert vae.transform(blobs).shape == (120, 4)
+    vae.set_params(callbacks=None, warm_start=True).fit(blobs)
+    assert len(vae.history_) == 35
+
+
+def test_interrupt_before_the_first_epoch_leaves_no_fit(blobs, small_vae):
+    with pytest.raises(KeyboardInterrupt):
+        small_vae.set_params(callbacks=[Interrupt(1)]).fit(blobs)
+    assert not hasattr(small_vae, "net_")
+    assert not hasattr(small_vae, "n_features_in_")
+
+
+@pytest.mark.parametrize("warm_start", [True, False])
+def test_early_interrupt_leaves_the_earlier_fit(blobs, small_vae, warm_start):
+    before = state(small_vae.fit(blobs), blobs)
+    small_vae.set_params(
+        callbacks=[Interrupt(31 if warm_start else 1)], warm_start=warm_start
+    )
+    with pytest.raises(KeyboardInterrupt):
+        small_vae.fit(blobs)
+    assert_same_state(small_vae, blobs, before)
+
+
+def test_early_stopping_by_callback(blobs, small_vae):
+    stop = EarlyStopping("train_loss", patience=2, lower_is_better=False, sink=len)
+    vae = small_vae.set_params(callbacks=[("stop", stop)]).fit(blobs)
+    assert 1 < vae.n_iter_ < 30
+
+
+def test_breakdown_keeps_the_finite_epochs(blobs, small_vae):
+    vae = small_vae.set_params(encoder=Overflow)
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss became .* epoch 3.*StandardScaler"
+    ):
+        vae.fit(blobs)
+    assert vae.n_iter_ == len(vae.history_) == 2
+    assert np.isfinite(vae.score(blobs))
+
+
+def test_breakdown_in_the_first_epoch_leaves_no_fit(blobs, small_vae):
+    vae = small_vae.set_params(
+        encoder=lambda n, d: Overflow(n, d, batches=1), hidden_sizes=()
+    )
+    with pytest.raises(NonFiniteLossError):
+        vae.fit(blobs)
+    assert not hasattr(vae, "net_")
+
+
+def test_breakdown_leaves_the_earlier_fit(blobs, small_vae):
+    vae = small_vae.set_params(encoder=lambda n, d: Overflow(n, d, batches=150))
+    before = state(vae.fit(blobs), blobs)
+    vae.set_params(warm_start=True)
+    with pytest.raises(NonFiniteLossError):
+        vae.fit(blobs)
+    assert_same_state(vae, blobs, before)
+    vae.set_params(warm_start=False, encoder=Overflow)
+    with pytest.raises(NonFiniteLossError):
+        vae.fit(blobs)
+    assert_same_state(vae, blobs, before)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.full((20, 3), np.nan), "NaN"),
+        (np.arange(6.0).reshape(3, 2), "n_components"),
+        ([["a"]], "could not convert"),
+        (np.zeros((20, 2)), "rows that differ"),
+    ],
+)
+def test_failed_fit_leaves_the_earlier_fit(blobs, small_vae, X, message):
+    before = state(small_vae.fit(blobs), blobs)
+    with pytest.raises(ValueError, match=message):
+        small_vae.fit(X)
+    assert_same_state(small_vae, blobs, before)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.full((20, 2), np.nan), "NaN"),
+        (np.full((20, 2), np.inf), "infinity"),
+        (np.zeros(20), "Expected 2D array, got 1D"),
+        ([["a", "b"]] * 20, "could not convert string to float"),
+        (sparse.eye(20, format="csr"), "Sparse data was passed"),
+        (np.empty((0, 3)), "0 sample"),
+        (np.zeros((1, 3)), r"1 sample\(s\)"),
+    ],
+)
+def test_bad_data(small_vae, X, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        small_vae.fit(X)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"latent_dim": 2}, r"latent_dim must be at least n_components - 1 = 3.*got 2"),
+        ({"latent_dim": 0}, "'latent_dim' parameter.*Got 0"),
+        (
+            {"hidden_sizes": (5, 0)},
+            r"hidden_sizes must be integers above 0, got \(5, 0\)",
+        ),
+        ({"hidden_sizes": 5}, "'hidden_sizes' parameter"),
+        ({"likelihood": "poisson"}, "'likelihood' parameter.*Got 'poisson'"),
+        (
+            {"likelihood": "bernoulli"},
+            r"X must lie in \[0, 1\].*got values from -.*MinMax",
+        ),
+        ({"alignment_weight": -1.0}, "'alignment_weight' parameter.*Got -1.0"),
+        ({"kl_weight": -1.0}, "'kl_weight' parameter.*Got -1.0"),
+        ({"witness_scale": 0.0}, "'witness_scale' parameter.*Got 0.0"),
+        ({"max_epochs": 0}, "'max_epochs' parameter.*Got 0"),
+        ({"batch_size": 0}, "'batch_size' parameter.*Got 0"),
+        ({"learning_rate": 0.0}, "'learning_rate' parameter.*Got 0.0"),
+        ({"device": "gpu"}, "device must be 'auto'.*got 'gpu'"),
+        ({"teacher": "gmm"}, "'teacher' parameter.*Got 'gmm'"),
+        ({"encoder": 3}, "'encoder' parameter.*Got 3"),
+        ({"encoder": nn.Linear(6, 5)}, r"encoder must return shape \(n, 8\)"),
+        ({"callbacks": 3}, "'callbacks' parameter.*Got 3"),
+    ],
+)
+def test_bad_parameters(blobs, small_vae, params, message):
+    with pytest.raises(ValueError, match=message):
+        small_vae.set_params(**params).fit(blobs)
+    assert not hasattr(small_vae, "net_")
+
+
+@pytest.mark.parametrize(
+    ("proba", "message"),
+    [
+        (np.full((120, 4), 0.3), "sum to 1"),
+        (np.eye(4)[np.zeros(120, dtype=int)], "full support"),
+        (np.full((7, 4), 0.25), "each of the 120 samples, got 7"),
+        (np.full((120, 4), 0.25), "witness_scale must be a number for this teacher"),
+    ],
+)
+def test_bad_teacher_proba(blobs, small_vae, proba, message):
+    with pytest.raises(ValueError, match=message):
+        small_vae.fit(blobs, teacher_proba=proba)
+
+
+def test_bad_use_after_fit(blobs, small_vae):
+    for method in ("transform", "score", "witness_log_proba", "inverse_transform"):
+        with pytest.raises(ValueError, match="not fitted yet"):
+            getattr(small_vae, method)(blobs)
+    vae = small_vae.fit(blobs)
+    with pytest.raises(
+        ValueError, match="X has 5 features, but CertifiedVAE is expecting"
+    ):
+        vae.transform(blobs[:, :5])
+    with pytest.raises(ValueError, match="Z must have latent_dim=4 columns, got 6"):
+        vae.inverse_transform(blobs)
+    with pytest.raises(ValueError, match="n_samples must be at least 1, got 0"):
+        vae.sample(0)
+
+
+def test_rows_beyond_one_can_be_encoded_but_have_no_likelihood(blobs, small_vae):
+    X = MinMaxScaler().fit_transform(blobs)
+    vae = small_vae.set_params(likelihood="bernoulli").fit(X)
+    assert np.isfinite(vae.transform(1.1 * X)).all()
+    with pytest.raises(ValueError, match=r"X must lie in \[0, 1\]"):
+        vae.score(1.1 * X)
+
+
+def test_parameters_set_after_the_fit_do_not_change_it(blobs, small_vae):
+    X = MinMaxScaler().fit_transform(blobs)
+    vae = small_vae.set_params(likelihood="bernoulli").fit(X)
+    before = vae.inverse_transform(vae.transform(X))
+    vae.set_params(likelihood="gaussian", latent_dim=9)
+    np.testing.assert_array_equal(vae.inverse_transform(vae.transform(X)), before)
+
+
+def test_teacher_proba_is_cut_with_the_folds(blobs, small_vae):
+    proba = GMMTeacher(n_components=4, random_state=0).fit_transform(blobs)
+    with sklearn.config_context(enable_metadata_routing=True):
+        vae = small_vae.set_params(max_epochs=2).set_fit_request(teacher_proba=True)
+        search = GridSearchCV(vae, {"kl_weight": [1, 2]}, cv=3, error_score="raise")
+        search.fit(blobs, teacher_proba=proba)
+    assert search.best_estimator_.teacher_ is None
