@@ -314,10 +314,11 @@ class CollapseCertifier(
     def __sklearn_tags__(self) -> Tags:
         """Take over the estimator's tags on dtypes and input."""
         tags = super().__sklearn_tags__()
-        inner = get_tags(_template(self))
-        tags.input_tags = inner.input_tags
-        if inner.transformer_tags is not None:
-            tags.transformer_tags = inner.transformer_tags
+        template = _template(self)
+        if hasattr(template, "__sklearn_tags__"):
+            inner = get_tags(template)
+            tags.input_tags = inner.input_tags
+            tags.transformer_tags = inner.transformer_tags or tags.transformer_tags
         return tags
 
     @property

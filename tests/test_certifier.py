@@ -1,0 +1,450 @@
+import pickle
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import sklearn
+import torch
+from scipy.special import softmax
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.decomposition import PCA
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
+
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
+from skvaecert.simplex import analytic_code
+
+
+class Constant(TransformerMixin, BaseEstimator):
+    """Encodes every row alike."""
+
+    def __init__(self, value=0.3, dtype="float64"):
+        self.value = value
+        self.dtype = dtype
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return np.full((len(X), 4), self.value, dtype=self.dtype)
+
+
+class Crowded:
+    """Encodes rows by the first feature, but only in large batches."""
+
+    def transform(self, X):
+        return np.tile(np.asarray(X)[:, :1], 4) * (len(X) > 300)
+
+
+@pytest.fixture
+def certifier(small_vae):
+    return CollapseCertifier(small_vae)
+
+
+@pytest.fixture
+def teacher():
+    return GMMTeacher(n_components=4, random_state=0)
+
+
+def margin_by_hand(certifier, X):
+    """The margin from what the estimators show, by arithmetic of its own."""
+    proba = np.asarray(certifier.teacher_.transform(X))
+    logits = certifier.witness_scale_ * certifier.transform(X) @ certifier.vertices_.T
+    witness = softmax(logits, axis=1)
+    information = (proba * np.log(proba / proba.mean(axis=0))).sum(axis=1).mean()
+    return information - (proba * np.log(proba / witness)).sum(axis=1).mean()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_prevention_collapse_rescue(digits, seed):
+    train, test = digits
+    vae = CertifiedVAE(likelihood="bernoulli", max_epochs=60, random_state=seed)
+    aligned = CollapseCertifier(vae).fit(train)
+    assert aligned.certify(test).verdict == "certified"
+    assert aligned.certify(test).relative_margin > 0.8
+
+    certifier = CollapseCertifier(
+        clone(vae).set_params(alignment_weight=0, kl_weight=8)
+    )
+    collapsed = certifier.fit(train).certify(test)
+    assert collapsed.verdict != "certified"
+    assert collapsed.margin < 0
+    assert collapsed.dispersion < 0.05
+    teacher, vertices = certifier.teacher_, certifier.vertices_
+
+    certifier.set_params(warm_start=True, estimator__alignment_weight=10).fit(train)
+    rescued = certifier.certify(test)
+    assert rescued.verdict == "certified"
+    assert rescued.relative_margin > 0.5
+    assert rescued.dispersion > rescued.dispersion_bound > 0.3
+    np.testing.assert_array_equal(
+        certifier.teacher_.transform(test), teacher.transform(test)
+    )
+    np.testing.assert_array_equal(certifier.vertices_, vertices)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_score_is_the_margin_by_hand(blobs, certifier, dtype):
+    X = blobs.astype(dtype)
+    certifier.fit(X[:80])
+    for rows in (X[:80], X[80:]):
+        score = certifier.score(rows)
+        assert type(score) is float
+        assert score == pytest.approx(margin_by_hand(certifier, rows), abs=1e-6)
+        assert score == certifier.certify(rows).margin
+
+
+def test_certificate_of_the_training_rows(blobs, certifier):
+    assert certifier.fit(blobs).certificate_ == certifier.certify(blobs)
+    assert certifier.certificate_.n_samples == 120
+    assert certifier.certificate_.witness == "raw"
+
+
+def test_score_takes_weights(blobs, certifier):
+    certifier.fit(blobs)
+    times = np.random.default_rng(0).integers(1, 4, size=120)
+    repeated = blobs.repeat(times, axis=0)
+    assert certifier.score(blobs, sample_weight=times) == pytest.approx(
+        certifier.score(repeated)
+    )
+    weighted = certifier.certify(blobs, sample_weight=times)
+    assert weighted.margin == pytest.approx(certifier.certify(repeated).margin)
+
+
+def test_transform_is_the_estimators(blobs, certifier):
+    certifier.fit(blobs)
+    np.testing.assert_array_equal(
+        certifier.transform(blobs), certifier.estimator_.transform(blobs)
+    )
+    codes = certifier.transform(blobs)
+    np.testing.assert_array_equal(
+        certifier.inverse_transform(codes),
+        certifier.estimator_.inverse_transform(codes),
+    )
+
+
+def test_default_estimator(digits):
+    certifier = CollapseCertifier(random_state=0)
+    certifier.set_params(estimator__max_epochs=1).fit(digits[0])
+    assert isinstance(certifier.estimator_, CertifiedVAE)
+    assert np.isfinite(certifier.score(digits[1]))
+
+
+def test_random_state_seeds_estimator_and_teacher(blobs, small_vae, teacher):
+    vae = small_vae.set_params(random_state=None, max_epochs=2)
+    scores = [
+        CollapseCertifier(vae, random_state=3).fit(blobs).score(blobs) for _ in "ab"
+    ]
+    assert scores[0] == scores[1]
+    pca = [
+        CollapseCertifier(PCA(4), teacher=GMMTeacher(n_components=4), random_state=3)
+        for _ in "ab"
+    ]
+    assert pca[0].fit(blobs).score(blobs) == pca[1].fit(blobs).score(blobs)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -1e4, 1e-30])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_constant_encoders_are_called_constant(blobs, teacher, value, dtype):
+    certifier = CollapseCertifier(Constant(value, dtype), teacher=teacher).fit(blobs)
+    assert certifier.certify(blobs).verdict == "constant"
+    assert certifier.score(blobs) <= certifier.certificate_.tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("ordered", [True, False])
+def test_a_vae_that_says_the_mean_teacher_is_not_certified(
+    blobs, small_vae, dtype, ordered
+):
+    """The best constant student, inside a real network: margin 0 but for rounding."""
+    vae = small_vae.set_params(hidden_sizes=(300, 300), max_epochs=1).fit(blobs)
+    X = np.concatenate([blobs] * 10).astype(dtype)
+    X = X[vae.teacher_.predict(X).argsort()] if ordered else X
+    proba = vae.teacher_.transform(X).astype(np.float64)
+    code = analytic_code([proba.mean(axis=0)], vae.vertices_, vae.witness_scale_)[0]
+    first, *_, last = [m for m in vae.net_.module_.encoder if hasattr(m, "weight")]
+    with torch.no_grad():
+        first.weight.zero_()
+        now = vae.net_.module_.encode(torch.zeros(1, 6))[0][0]
+        last.bias[:4] += torch.as_tensor(code, dtype=torch.float32) - now
+    certifier = CollapseCertifier(FrozenEstimator(vae)).fit(X)
+    assert abs(certifier.score(X)) < 1e-6
+    for rows in (X, X[:7], X[:1000]):
+        assert certifier.certify(rows).verdict == "constant"
+
+
+def test_foreign_encoders_get_a_witness(blobs, teacher):
+    """A code that copies the teacher's analytic one is certified, PCA's is scored."""
+    certifier = CollapseCertifier(PCA(4), teacher=teacher).fit(blobs)
+    assert certifier.vertices_.shape == (4, 4)
+    assert certifier.witness_scale_ > 0
+    assert np.isfinite(certifier.score(blobs))
+    assert certifier.score(blobs) == pytest.approx(margin_by_hand(certifier, blobs))
+    assert certifier.inverse_transform(certifier.transform(blobs)).shape == blobs.shape
+
+
+def test_supervised_encoders_get_the_labels(blobs, teacher):
+    labels = np.arange(120) % 5
+    certifier = CollapseCertifier(LinearDiscriminantAnalysis(), teacher=teacher)
+    assert certifier.fit(blobs, labels).transform(blobs).shape == (120, 4)
+
+
+def test_encoders_without_inverse_have_none(blobs, teacher):
+    certifier = CollapseCertifier(Constant(), teacher=teacher).fit(blobs)
+    assert not hasattr(certifier, "inverse_transform")
+
+
+def test_frozen_estimators_are_not_refitted(blobs, small_vae):
+    vae = small_vae.fit(blobs[:60])
+    certifier = CollapseCertifier(FrozenEstimator(vae)).fit(blobs)
+    np.testing.assert_array_equal(certifier.transform(blobs), vae.transform(blobs))
+    np.testing.assert_array_equal(
+        certifier.teacher_.transform(blobs), vae.teacher_.transform(blobs)
+    )
+    assert certifier.witness_scale_ == vae.witness_scale_
+
+
+def test_anything_with_transform_will_do(blobs, teacher):
+    class Plain:
+        def transform(self, X):
+            return np.asarray(X)[:, :4]
+
+    certifier = CollapseCertifier(Plain(), teacher=teacher).fit(blobs)
+    assert certifier.transform(blobs).shape == (120, 4)
+    assert np.isfinite(certifier.score(blobs))
+
+
+def test_in_a_pipeline_inside_the_certifier(blobs, teacher):
+    pipeline = make_pipeline(MinMaxScaler(), PCA(4))
+    certifier = CollapseCertifier(pipeline, teacher=teacher).fit(blobs)
+    assert np.isfinite(certifier.score(blobs))
+
+
+def test_pipeline_search_cross_validation(blobs, small_vae):
+    pipeline = make_pipeline(
+        MinMaxScaler(), CollapseCertifier(small_vae.set_params(max_epochs=10))
+    )
+    assert len(cross_val_score(pipeline, blobs, cv=3)) == 3
+    grid = {"collapsecertifier__estimator__alignment_weight": [0, 1, 10]}
+    scores = [
+        GridSearchCV(pipeline, grid, cv=2, n_jobs=n_jobs)
+        .fit(blobs)
+        .cv_results_["mean_test_score"]
+        for n_jobs in (1, 2)
+    ]
+    np.testing.assert_array_equal(*scores)
+    assert scores[0].argmin() == 0
+
+
+def test_search_over_a_default_certifier(digits):
+    X = digits[0][:200]
+    pipeline = make_pipeline(MinMaxScaler(), CollapseCertifier(random_state=0))
+    grid = {
+        "collapsecertifier__estimator__alignment_weight": [0, 10],
+        "collapsecertifier__estimator__max_epochs": [2],
+    }
+    search = GridSearchCV(pipeline, grid, cv=2).fit(X)
+    assert search.best_params_["collapsecertifier__estimator__alignment_weight"] == 10
+
+
+def test_clone_and_pickle(blobs, certifier):
+    certifier.fit(blobs)
+    again = pickle.loads(pickle.dumps(certifier))
+    assert again.certify(blobs) == certifier.certify(blobs)
+    assert not hasattr(clone(certifier), "estimator_")
+
+
+@pytest.mark.parametrize("library", [pd, pl])
+def test_frames(blobs, certifier, library):
+    X = library.DataFrame({name: blobs[:, i] for i, name in enumerate("abcdef")})
+    certifier.set_output(transform=library.__name__)
+    codes = certifier.fit(X).transform(X)
+    assert isinstance(codes, library.DataFrame)
+    assert list(codes.columns) == [f"collapsecertifier{i}" for i in range(4)]
+    score = certifier.score(X)
+    assert list(certifier.feature_names_in_) == list("abcdef")
+    with sklearn.config_context(transform_output=library.__name__):
+        assert certifier.score(X) == score
+
+
+def test_teacher_proba_by_routing_is_cut_with_the_folds(blobs, small_vae, teacher):
+    proba = teacher.fit_transform(blobs)
+    with sklearn.config_context(enable_metadata_routing=True):
+        certifier = CollapseCertifier(small_vae.set_params(max_epochs=3))
+        certifier.set_fit_request(teacher_proba=True)
+        certifier.set_score_request(teacher_proba=True, sample_weight=True)
+        grid = {"estimator__alignment_weight": [0, 10]}
+        search = GridSearchCV(certifier, grid, cv=3, error_score="raise")
+        search.fit(blobs, teacher_proba=proba, sample_weight=np.ones(120))
+    best = search.best_estimator_
+    assert best.teacher_ is None
+    assert best.score(blobs, teacher_proba=proba) == best.certificate_.margin
+    assert best.certify(blobs, teacher_proba=proba) == best.certificate_
+    with pytest.raises(ValueError, match="teacher_proba must be given for the rows"):
+        best.score(blobs)
+
+
+def test_teacher_proba_with_a_foreign_encoder(blobs, teacher):
+    proba = teacher.fit_transform(blobs)
+    certifier = CollapseCertifier(PCA(4)).fit(blobs, teacher_proba=proba)
+    assert certifier.teacher_ is None
+    assert np.isfinite(certifier.score(blobs, teacher_proba=proba))
+
+
+def test_mean_teacher_is_that_of_the_scored_rows(blobs, small_vae):
+    """A collapsed VAE stays below 0 on any rows, also those of one group alone."""
+    vae = small_vae.set_params(alignment_weight=0, kl_weight=1000)
+    certifier = CollapseCertifier(vae).fit(blobs)
+    groups = certifier.teacher_.predict(blobs)
+    for group in range(4):
+        assert certifier.score(blobs[groups == group]) < 1e-3
+        assert certifier.certify(blobs[groups == group]).verdict != "certified"
+
+
+def test_one_row_is_never_certified(blobs, certifier):
+    certifier.fit(blobs)
+    assert certifier.score(blobs[:1]) <= 0
+    assert certifier.certify(blobs[:1]).verdict != "certified"
+
+
+def test_safety_margin(blobs, certifier):
+    margin = certifier.fit(blobs).score(blobs)
+    certifier.set_params(safety_margin=0.9 * margin)
+    assert certifier.certify(blobs).verdict == "certified"
+    certifier.set_params(safety_margin=1.1 * margin)
+    assert certifier.certify(blobs).verdict == "inconclusive"
+    assert certifier.score(blobs) == margin
+
+
+def test_drawn_codes_are_not_certified(blobs, certifier):
+    """Codes drawn at random differ from call to call; so may a good mean's."""
+    certifier.fit(blobs)
+    noisy = make_pipeline(
+        FrozenEstimator(certifier.estimator_),
+        FunctionTransformer(lambda Z: Z + np.random.default_rng().normal(size=Z.shape)),
+    )
+    foreign = CollapseCertifier(noisy, teacher=FrozenEstimator(certifier.teacher_))
+    with pytest.warns(UnstableEncoderWarning, match="evaluation mode"):
+        foreign.fit(blobs)
+    assert foreign.certificate_.verdict != "certified"
+
+
+def test_codes_that_depend_on_their_batch_are_not_certified(blobs, teacher):
+    with pytest.warns(UnstableEncoderWarning):
+        certifier = CollapseCertifier(Crowded(), teacher=teacher).fit(
+            np.tile(blobs, (3, 1))
+        )
+    assert certifier.certificate_.verdict != "certified"
+
+
+def test_batch_normalisation_left_in_training_mode(blobs, teacher):
+    """Rows see each other there; the repeated encoding finds it."""
+    net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4)).train()
+
+    def encode(X):
+        with torch.no_grad():
+            return net(torch.as_tensor(X, dtype=torch.float32)).numpy()
+
+    encoder = FunctionTransformer(encode)
+    X = np.concatenate([blobs[blobs[:, 0].argsort()]] * 10)
+    with pytest.warns(UnstableEncoderWarning):
+        CollapseCertifier(encoder, teacher=teacher).fit(X)
+
+
+def test_warm_start_leaves_the_earlier_fit_when_it_fails(blobs, certifier):
+    certifier.set_params(warm_start=True).fit(blobs)
+    before = certifier.certify(blobs), certifier.estimator_.get_params()["latent_dim"]
+    certifier.set_params(estimator__latent_dim=9)
+    with pytest.raises(ValueError, match="latent_dim must stay"):
+        certifier.fit(blobs)
+    assert certifier.certify(blobs) == before[0]
+    assert certifier.estimator_.get_params()["latent_dim"] == before[1]
+    certifier.set_params(estimator__latent_dim=4)
+    assert len(certifier.fit(blobs).estimator_.history_) == 60
+
+
+def test_breakdown_leaves_the_earlier_fit(blobs, certifier):
+    before = certifier.fit(blobs).certify(blobs)
+    certifier.set_params(warm_start=True, estimator__learning_rate=1e30)
+    with pytest.raises(NonFiniteLossError):
+        certifier.fit(blobs)
+    assert certifier.certify(blobs) == before
+    assert len(certifier.estimator_.history_) == 30
+
+
+def test_warm_start_with_random_state(blobs, small_vae):
+    vae = small_vae.set_params(random_state=None)
+    certifier = CollapseCertifier(vae, warm_start=True, random_state=0).fit(blobs)
+    assert len(certifier.fit(blobs).estimator_.history_) == 60
+
+
+def test_warm_start_needs_an_estimator_that_has_it(blobs, teacher):
+    certifier = CollapseCertifier(PCA(4), teacher=teacher, warm_start=True).fit(blobs)
+    with pytest.raises(ValueError, match=r"parameter warm_start, got PCA"):
+        certifier.fit(blobs)
+
+
+def test_narrow_codes_are_refused(blobs, teacher):
+    with pytest.raises(ValueError, match=r"latent_dim must be at least .* = 3.*got 2"):
+        CollapseCertifier(PCA(2), teacher=teacher).fit(blobs)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"witness": "linear"},
+        {"safety_margin": -1.0},
+        {"estimator": 3},
+        {"teacher": "gmm"},
+        {"warm_start": "yes"},
+    ],
+)
+def test_bad_parameters(blobs, params):
+    (name, value), *_ = params.items()
+    with pytest.raises(ValueError, match=f"'{name}' parameter.*Got {value!r}"):
+        CollapseCertifier(**params).fit(blobs)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"sample_weight": [1.0]}, "sample_weight .* each of the 120 samples, got 1"),
+        (
+            {"sample_weight": -np.ones(120)},
+            "sample_weight must be finite, not negative",
+        ),
+        ({"teacher_proba": np.full((120, 4), 0.3)}, "sum to 1"),
+        ({"teacher_proba": np.eye(4)[np.zeros(120, dtype=int)]}, "full support"),
+        ({"teacher_proba": np.full((7, 4), 0.25)}, "each of the 120 samples, got 7"),
+        ({"teacher_proba": np.full((120, 3), 1 / 3)}, "shape"),
+    ],
+)
+def test_bad_metadata(blobs, certifier, metadata, message):
+    certifier.fit(blobs)
+    for method in (certifier.score, certifier.certify):
+        with pytest.raises(ValueError, match=message):
+            method(blobs, **metadata)
+
+
+@pytest.mark.parametrize(
+    "method", ["transform", "score", "certify", "inverse_transform"]
+)
+def test_unfitted(blobs, method):
+    with pytest.raises(ValueError, match="not fitted yet"):
+        getattr(CollapseCertifier(), method)(blobs)
+
+
+def test_wrong_width(blobs, certifier):
+    certifier.fit(blobs)
+    with pytest.raises(ValueError, match="X has 5 features"):
+        certifier.score(blobs[:, :5])
+
+
+def test_html(blobs, certifier):
+    assert "CollapseCertifier" in certifier.fit(blobs)._repr_html_()
+    assert "CertifiedVAE" in certifier._repr_html_()
