@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -40,3 +41,20 @@ def small_vae():
         device="cpu",
         random_state=0,
     )
+
+
+@pytest.fixture(
+    params=[
+        (np.full((20, 2), np.nan), "NaN"),
+        (np.full((20, 2), np.inf), "infinity"),
+        (np.zeros(20), "Expected 2D array, got 1D"),
+        ([["a", "b"]] * 20, "could not convert string to float"),
+        (sparse.eye(20, format="csr"), "Sparse data was passed"),
+        (np.empty((0, 3)), "0 sample"),
+        (np.zeros((1, 3)), r"1 sample\(s\)"),
+    ],
+    ids=["nan", "inf", "1-d", "strings", "sparse", "empty", "one row"],
+)
+def bad_data(request):
+    """Data that no fit takes, and what the error says."""
+    return request.param

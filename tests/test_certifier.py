@@ -439,6 +439,13 @@ def test_unfitted(blobs, method):
         getattr(CollapseCertifier(), method)(blobs)
 
 
+def test_bad_data(certifier, bad_data):
+    X, message = bad_data
+    with pytest.raises((ValueError, TypeError), match=message):
+        certifier.fit(X)
+    assert not hasattr(certifier, "estimator_")
+
+
 def test_wrong_width(blobs, certifier):
     certifier.fit(blobs)
     with pytest.raises(ValueError, match="X has 5 features"):

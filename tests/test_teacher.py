@@ -3,7 +3,6 @@ import pandas as pd
 import polars as pl
 import pytest
 import torch
-from scipy import sparse
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
@@ -133,25 +132,21 @@ def test_torch_tensors_are_taken_as_arrays(blobs):
     np.testing.assert_array_equal(teacher.transform(torch.tensor(blobs)), expected)
 
 
+def test_bad_data(bad_data):
+    X, message = bad_data
+    with pytest.raises((ValueError, TypeError), match=message):
+        GMMTeacher().fit(X)
+
+
 @pytest.mark.parametrize(
     ("X", "message"),
     [
-        (np.full((20, 2), np.nan), "NaN"),
-        (np.full((20, 2), np.inf), "infinity"),
-        (np.zeros(20), "Expected 2D array, got 1D"),
-        ([["a", "b"]] * 20, "could not convert string to float"),
-        (sparse.eye(20, format="csr"), "Sparse data was passed"),
-        (np.empty((0, 3)), "0 sample"),
-        (np.zeros((1, 3)), r"1 sample\(s\)"),
         (np.full((20, 3), 7.0), "X must have rows that differ"),
-        (
-            np.arange(6.0).reshape(3, 2),
-            "n_components must be at most .*n_samples=3, got 10",
-        ),
+        (np.arange(6.0).reshape(3, 2), r"at most the number .*n_samples=3, got 10"),
     ],
 )
-def test_bad_data(X, message):
-    with pytest.raises((ValueError, TypeError), match=message):
+def test_data_without_a_teacher(X, message):
+    with pytest.raises(ValueError, match=message):
         GMMTeacher().fit(X)
 
 
