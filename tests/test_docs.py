@@ -1,0 +1,49 @@
+"""What the documents say is run, or looked up."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import skvaecert
+from skvaecert import exceptions, metrics, networks, objectives, plotting, simplex
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_readme_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    first, rescue = blocks
+    scope = {}
+    exec(first, scope)
+    assert scope["certifier"].certify(scope["X_test"]).verdict == "certified"
+    assert scope["Z"].shape == (450, 16)
+    before, after = rescue.split("certifier.set_params", 1)
+    exec(before, scope)
+    assert scope["certifier"].certify(scope["X_test"]).verdict == "inconclusive"
+    exec("certifier.set_params" + after, scope)
+    assert scope["certifier"].certify(scope["X_test"]).verdict == "certified"
+
+
+def test_readme_shows_a_picture_and_links_that_are_there():
+    links = re.findall(r"\]\(((?!http).*?)\)", (ROOT / "README.md").read_text())
+    assert "docs/images/quickstart.png" in links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_tests_named_in_the_theory_exist():
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/theory.md").read_text()))
+    sources = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+    assert len(named) > 20
+    missing = {name for name in named if f"def {name}(" not in sources}
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "module", [skvaecert, exceptions, metrics, networks, objectives, plotting, simplex]
+)
+def test_public_names_stand_in_the_api(module):
+    text = (ROOT / "docs/api.md").read_text()
+    for name in module.__all__:
+        assert f"`{name}`" in text, name
