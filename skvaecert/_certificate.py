@@ -33,6 +33,16 @@ _NOISE_UNITS = 32
 # above, because "constant" is a claim too.
 _CONSTANT_UNITS = 4
 
+_COLOURS = {"certified": "seagreen", "inconclusive": "goldenrod", "constant": "crimson"}
+_IN_NATS = [
+    "margin",
+    "teacher_information",
+    "alignment_loss",
+    "tolerance",
+    "safety_margin",
+]
+_UNITS = dict.fromkeys(_IN_NATS, " nats")
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -178,10 +188,14 @@ class Certificate:
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th style='text-align:left'>{name.replace('_', ' ')}</th>"
-            f"<td>{html.escape(_short(value))}</td></tr>"
+            f"<td>{html.escape(_short(value))}{_UNITS.get(name, '')}</td></tr>"
             for name, value in self.to_dict().items()
         )
-        return f"<p>{html.escape(str(self))}</p><table>{rows}</table>"
+        return (
+            f"<div style='border-left:4px solid {_COLOURS[self.verdict]};"
+            f"padding-left:1em'><p>{html.escape(str(self))}</p>"
+            f"<table>{rows}</table></div>"
+        )
 
 
 def certify(
@@ -259,6 +273,7 @@ def certify(
     mean = given.astype(np.float64)
     proba = check_teacher_proba(teacher_proba, len(mean))
     weight = check_sample_weight(sample_weight, len(mean))
+    _check_witness(vertices, scale, (proba.shape[1], mean.shape[1]))
     log_q = witness_log_proba(mean, vertices, scale)
     force = escape_force_rms(proba, scale, weight)
     unit = rounding_noise(given, weight)
@@ -300,10 +315,9 @@ def summation_error(
     over K terms adds (K + 3 + 2 log K) u, and each logarithm its own u |log|. Summed
     with weights, where C = -sum p T log q and H = -sum mean T log mean T::
 
-        error <= u [2 (n + K + 8) (C + H + 1) + 2 (d + 2) beta sum_i p_i ||mu_i||]
+        error <= 2 u [(n + K + 8) (C + H + 1) + (d + 2) beta sum_i p_i ||mu_i||]
 
-    and the machine epsilon 2u in place of u, with the factors 2 taken out, leaves
-    room for the terms of second order.
+    Twice that is returned, which leaves room for the terms of second order.
 
     Parameters
     ----------
@@ -401,7 +415,7 @@ def _verdict(*, certified: bool, constant: bool) -> str:
 
 def _check_latent_mean(latent_mean: ArrayLike) -> NDArray[np.floating]:
     mean = np.asarray(latent_mean)
-    if not np.issubdtype(mean.dtype, np.floating):
+    if mean.dtype not in (np.float16, np.float32):
         mean = mean.astype(np.float64)
     if mean.ndim != 2 or mean.size == 0:
         raise ValueError(
@@ -416,6 +430,24 @@ def _check_latent_mean(latent_mean: ArrayLike) -> NDArray[np.floating]:
             f"{largest}."
         )
     return mean
+
+
+def _check_witness(vertices: ArrayLike, scale: float, shape: tuple[int, int]) -> None:
+    """Check what the tolerance is derived from: a regular simplex, a positive scale."""
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a finite number above 0, got {scale}.")
+    simplex = np.asarray(vertices, dtype=np.float64)
+    if simplex.shape != shape:
+        raise ValueError(
+            f"vertices must have shape (n_components, latent_dim) = {shape}, got "
+            f"{simplex.shape}."
+        )
+    regular = (np.eye(shape[0]) * shape[0] - 1) / (shape[0] - 1)
+    if not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
+        raise ValueError(
+            "vertices must form a regular simplex of radius 1: take them from "
+            "simplex_vertices."
+        )
 
 
 def _check_not_negative(name: str, value: float) -> None:

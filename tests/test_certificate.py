@@ -330,6 +330,10 @@ def test_certificates_are_frozen_and_pickle(certificates):
         ({"safety_margin": -1}, "safety_margin must .* at least 0, got -1"),
         ({"latent_noise": np.nan}, "latent_noise must .* got nan"),
         ({"sample_weight": [1, -1]}, "sample_weight must be"),
+        ({"scale": -1.0}, "scale must be a finite number above 0, got -1.0"),
+        ({"scale": np.nan}, "scale must be a finite number above 0, got nan"),
+        ({"vertices": [[1.0], [1.0], [0.0]]}, r"vertices must have shape .* \(2, 1\)"),
+        ({"vertices": [[1000.0], [-1000.0]]}, "regular simplex of radius 1"),
     ],
 )
 def test_bad_input(changes, message):
@@ -346,6 +350,22 @@ def test_bad_input(changes, message):
 def test_integer_means_are_taken_as_floats():
     certificate = certify([[0.9, 0.1], [0.1, 0.9]], [[1], [-1]], [[1.0], [-1.0]], 1.0)
     assert certificate.verdict == "certified"
+
+
+def test_long_doubles_are_taken_as_float64():
+    proba = teacher(20, 2, 2.0, seed=0)
+    vertices = simplex_vertices(2, 1)
+    mean = analytic_code(proba, vertices, 1.0)
+    long = certify(proba, mean.astype(np.longdouble) / 3, vertices, 1.0)
+    assert long.tolerance == certify(proba, mean / 3, vertices, 1.0).tolerance
+
+
+def test_rotated_vertices_serve_as_well():
+    proba = teacher(50, 4, 2.0, seed=0)
+    rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    vertices = simplex_vertices(4, 5) @ rotation
+    certificate = certify(proba, analytic_code(proba, vertices, 2.0), vertices, 2.0)
+    assert certificate.relative_margin == pytest.approx(1)
 
 
 def test_margin_of_a_witness_in_log_space_stays_finite():
