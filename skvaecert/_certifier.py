@@ -433,8 +433,10 @@ def _fit_encoder(
     if fit is None or not hasattr(estimator, "get_params"):
         return estimator
     if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
-        return fit(X, y, teacher_proba=teacher_proba)
-    return fit(X, y)
+        fit(X, y, teacher_proba=teacher_proba)
+    else:
+        fit(X, y)
+    return estimator
 
 
 def _rows(X: ArrayLike, index: NDArray[np.intp]) -> Any:
