@@ -81,9 +81,23 @@ def validate_rows(
     -------
     ndarray of shape (n_samples, n_features)
         float32 if `X` is, float64 otherwise.
+
+    Raises
+    ------
+    ValueError
+        If `X` is not valid, or has values whose squares overflow.
     """
     with numpy_only():
-        return validate_data(estimator, X, dtype=[np.float64, np.float32], **kwargs)
+        rows = validate_data(estimator, X, dtype=[np.float64, np.float32], **kwargs)
+    # Beyond this, sums of squares overflow.
+    limit = 1e-3 * np.sqrt(np.finfo(rows.dtype).max)
+    largest = max(-rows.min(), rows.max())
+    if largest > limit:
+        raise ValueError(
+            f"X must have magnitudes below {limit:.0e} in {rows.dtype}, got "
+            f"{largest:.3g}. Rescale X."
+        )
+    return rows
 
 
 @contextmanager

@@ -114,7 +114,8 @@ class Batches:
     dataset : torch.utils.data.TensorDataset
         Rows and targets, on the device where they are used.
     batch_size : int
-        Rows a batch; the last one may have fewer.
+        Most rows in a batch. An epoch has as few batches as that allows, all of the
+        same size but for one row: batch normalisation fails on a last batch of one.
     """
 
     def __init__(self, dataset: TensorDataset, batch_size: int) -> None:
@@ -127,7 +128,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         rows, targets = self.dataset.tensors
         order = torch.randperm(len(rows)).to(rows.device)
-        for index in order.split(self.batch_size):
+        for index in order.tensor_split(len(self)):
             yield rows[index], targets[index]
 
 
@@ -284,7 +285,8 @@ class MarginMonitor(Callback):
 
     They are those of a quarter of the training rows (at least 256, all of them if
     there are fewer), in evaluation mode, with the mean teacher of these rows: a
-    margin in the sense of theory section 2.
+    margin in the sense of theory section 2. "margin_best" tells whether it is the
+    greatest so far.
     """
 
     def on_train_begin(
@@ -327,6 +329,9 @@ class MarginMonitor(Callback):
         log_q = witness_log_proba(encode(net, self.rows_), vertices, objective.scale)
         margin = collapse_margin(self.teacher_proba_, log_q)
         net.history.record("margin", margin)
+        # What skorch's Checkpoint asks for.
+        earlier = [row["margin"] for row in net.history[:-1]]
+        net.history.record("margin_best", all(margin > other for other in earlier))
         net.history.record("alignment_loss", self.information_ - margin)
         net.history.record("teacher_information", self.information_)
 

@@ -66,6 +66,8 @@ _FIXED = (
 )
 # MinMaxScaler leaves [0, 1] by rounding.
 _RANGE_SLACK = 1e-6
+# Sums of squares of larger ones overflow in the network's float32.
+_LARGEST_STANDARD = 1e15
 _HISTORY = {
     "epoch": "epoch",
     "train_loss": "loss",
@@ -96,6 +98,12 @@ class _Standardisation(NamedTuple):
 
     def apply(self, rows: NDArray[np.floating]) -> torch.Tensor:
         standard = (rows - self.location) / self.scale
+        largest = np.abs(standard).max()
+        if largest > _LARGEST_STANDARD:
+            raise ValueError(
+                "X must be within 1e15 standard deviations of the training rows, got "
+                f"{largest:.3g}. Check its units."
+            )
         return torch.from_numpy(standard.astype(np.float32))
 
     def undo(self, standard: NDArray[np.floating]) -> Floats:
@@ -151,7 +159,7 @@ class CertifiedVAE(
     max_epochs : int, default=100
         Passes over the rows in one :meth:`fit`.
     batch_size : int, default=128
-        Rows a step.
+        Most rows a step. Batches of an epoch are of the same size but for one row.
     learning_rate : float, default=1e-3
         Step size of Adam, above 0.
     device : str, default="auto"

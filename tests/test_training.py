@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Checkpoint as SkorchCheckpoint
 from torch.utils.data import TensorDataset
 
 from skvaecert._training import (
@@ -97,12 +98,32 @@ def test_batches_cover_all_rows_once(rows, proba):
     batches = Batches(TensorDataset(rows, proba), batch_size=64)
     pairs = list(batches)
     assert len(pairs) == len(batches) == 5
-    assert [len(x) for x, _ in pairs] == [64] * 4 + [44]
+    assert [len(x) for x, _ in pairs] == [60] * 5
     seen = torch.cat([x for x, _ in pairs])
     assert not torch.equal(seen, rows)
     assert torch.equal(seen.sort(dim=0).values, rows.sort(dim=0).values)
     for x, t in pairs:
         torch.testing.assert_close(t, torch.softmax(2 * x[:, :K], dim=1))
+
+
+@pytest.mark.parametrize("n", [65, 129, 130, 1])
+def test_no_batch_of_one_is_left_over(n):
+    dataset = TensorDataset(torch.zeros(n, 1), torch.zeros(n, 1))
+    sizes = [len(x) for x, _ in Batches(dataset, batch_size=64)]
+    assert sum(sizes) == n
+    assert max(sizes) <= 64
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_best_weights_by_skorch_checkpoint(rows, proba, tmp_path):
+    best = SkorchCheckpoint(
+        monitor="margin_best", dirname=tmp_path, f_history=None, load_best=True
+    )
+    net = trained(rows, proba, callbacks=[best], max_epochs=5)
+    margins = [row["margin"] for row in net.history]
+    flags = [row["margin_best"] for row in net.history]
+    assert flags == [m > max([-np.inf, *margins[:i]]) for i, m in enumerate(margins)]
+    assert (tmp_path / "params.pt").exists()
 
 
 def test_training_lowers_the_loss_and_raises_the_margin(rows, proba):

@@ -101,6 +101,28 @@ def test_data_of_any_scale(blobs, small_vae, scale):
     assert error < 0.2 * X.var(axis=0).mean()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_data_that_overflow_are_refused(blobs, small_vae, dtype):
+    X = blobs.astype(dtype)
+    with pytest.raises(
+        ValueError, match=rf"X must have magnitudes below .*{dtype.__name__}"
+    ):
+        small_vae.fit(X / 10 * np.sqrt(np.finfo(dtype).max))
+    small_vae.fit(X)
+    with pytest.raises(ValueError, match=r"within 1e15 standard deviations .* units"):
+        small_vae.transform(1e16 * blobs)
+
+
+def test_batch_normalisation_and_dropout(blobs, small_vae):
+    def encoder(n_features, latent_dim):
+        layers = [nn.Linear(n_features, 16), nn.BatchNorm1d(16), nn.Dropout(0.2)]
+        return nn.Sequential(*layers, nn.ReLU(), nn.Linear(16, 2 * latent_dim))
+
+    vae = small_vae.set_params(encoder=encoder, batch_size=17)
+    vae.fit(blobs[:35])
+    np.testing.assert_array_equal(vae.transform(blobs)[:1], vae.transform(blobs[:1]))
+
+
 def test_bernoulli_reconstructs_probabilities(digits):
     X = digits[0][:300]
     vae = CertifiedVAE(likelihood="bernoulli", max_epochs=30, random_state=0).fit(X)
