@@ -2,16 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from numbers import Real
+from pickle import PicklingError
+from types import CodeType
 from typing import Any, ClassVar, Self
 
+import joblib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import config_context
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import validate_data
 
 __all__ = [
     "NestedDefaultMixin",
+    "fingerprint",
+    "fingerprints",
     "numpy_only",
     "restored_on_error",
     "seed_unset",
@@ -145,3 +152,70 @@ def seed_unset(estimator: BaseEstimator, seed: int) -> None:
     unset = [name for name in names if params[name] is None]
     if unset:
         estimator.set_params(**dict.fromkeys(unset, seed))
+
+
+def fingerprints(name: str, estimator: BaseEstimator) -> dict[str, str]:
+    """Return what tells whether an estimator would be fitted otherwise, by parameter.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter that holds the estimator.
+    estimator : BaseEstimator
+        Its class and its parameters count, but for seeds: a fit has used them up. Of a
+        frozen one, the fitted attributes count.
+
+    Returns
+    -------
+    dict
+        Hashes by name of parameter, nested ones as name__parameter.
+    """
+    if isinstance(estimator, FrozenEstimator):
+        return {name: fingerprint(_public(estimator.estimator))}
+    params = estimator.get_params().items()
+    nested = {f"{name}__{k}": v for k, v in params if not k.endswith("random_state")}
+    return {k: fingerprint(v) for k, v in nested.items()} | {
+        name: fingerprint(type(estimator))
+    }
+
+
+def fingerprint(value: Any) -> str:
+    """Hash a parameter by its content, and what cannot be hashed by its `repr`.
+
+    Parameters
+    ----------
+    value : object
+        Numbers that are equal have the same hash, whatever their type.
+
+    Returns
+    -------
+    str
+        The hash.
+    """
+    if isinstance(value, BaseEstimator):
+        value = _public(value)
+    if hasattr(value, "state_dict") and not isinstance(value, type):
+        arrays = {k: v.cpu().numpy() for k, v in value.state_dict().items()}
+        value = repr(value), arrays
+    if hasattr(value, "__qualname__"):
+        value = value.__module__, value.__qualname__, *_code(value)
+    if isinstance(value, Real):
+        value = float(value)
+    try:
+        return joblib.hash(value)
+    except PicklingError:
+        return repr(value)
+
+
+def _public(estimator: BaseEstimator) -> tuple[str, dict[str, Any]]:
+    public = {k: v for k, v in vars(estimator).items() if not k.startswith("_")}
+    return type(estimator).__qualname__, public
+
+
+def _code(function: Any) -> tuple[bytes, tuple[str, ...], str] | tuple[()]:
+    """Tell two functions of one name apart, as lambdas are."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return ()
+    constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
+    return code.co_code, code.co_names, repr(constants)

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from skvaecert.metrics import (
     alignment_loss,
@@ -27,10 +27,12 @@ from skvaecert.simplex import (
 __all__ = ["Certificate", "certify"]
 
 # Units of machine epsilon, at magnitude max(1, |mu|), that an encoder may be off in
-# each coordinate. Networks of a few hundred units were seen off by 4 in float32.
+# each coordinate. Networks of a few hundred units were seen off by 4 in float32; in
+# 16 bits, sums are kept in 32 and only results are rounded.
 _NOISE_UNITS = 32
-# Means that spread by less than this many units are called constant. Fewer than
-# above, because "constant" is a claim too.
+_NOISE_UNITS_16_BITS = 8
+# Means that spread by less than this many units, at their own magnitude, are called
+# constant. Fewer than above, because "constant" is a claim too.
 _CONSTANT_UNITS = 4
 
 _COLOURS = {"certified": "seagreen", "inconclusive": "goldenrod", "constant": "crimson"}
@@ -55,7 +57,8 @@ class Certificate:
     verdict : {"certified", "inconclusive", "constant"}
         "certified": the margin is above safety margin and tolerance, so the mean is
         not constant on these rows. "constant": the means are equal to within
-        rounding. "inconclusive": neither was shown; this is no proof of collapse.
+        rounding, on rows that differ. "inconclusive": neither was shown; this is no
+        proof of collapse.
     margin : float
         G = I_T - A, nats, at most `teacher_information`.
     teacher_information : float
@@ -222,8 +225,8 @@ def certify(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1.
     latent_mean : array-like of shape (n_samples, latent_dim)
-        The encoder means. Their precision is that of their dtype; float64 values
-        that all fit in float32 count as float32.
+        The encoder means, taken to be computed in float32, or in 16 bits if all of
+        them fit in that (see :func:`rounding_noise`).
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`skvaecert.simplex.simplex_vertices`.
     scale : float
@@ -269,24 +272,23 @@ def certify(
     """
     _check_not_negative("safety_margin", safety_margin)
     _check_not_negative("latent_noise", latent_noise)
-    given = _check_latent_mean(latent_mean)
-    mean = given.astype(np.float64)
+    mean = _check_latent_mean(latent_mean)
     proba = check_teacher_proba(teacher_proba, len(mean))
     weight = check_sample_weight(sample_weight, len(mean))
     _check_witness(vertices, scale, (proba.shape[1], mean.shape[1]))
     log_q = witness_log_proba(mean, vertices, scale)
     force = escape_force_rms(proba, scale, weight)
-    unit = rounding_noise(given, weight)
-    noise = max(_NOISE_UNITS * unit, latent_noise)
-    tolerance = summation_error(proba, log_q, mean, scale, weight)
-    tolerance += noise_margin(noise, force, proba.shape[1], scale)
+    noise = max(rounding_noise(mean, weight), latent_noise)
+    arithmetic = summation_error(proba, log_q, mean, scale, weight)
+    tolerance = arithmetic + noise_margin(noise, force, proba.shape[1], scale)
     margin = collapse_margin(teacher_proba, log_q, sample_weight)
     information = teacher_information(proba, weight)
     dispersion = latent_dispersion(mean, weight)
     return Certificate(
         verdict=_verdict(
             certified=margin > safety_margin + tolerance,
-            constant=dispersion <= _CONSTANT_UNITS * unit,
+            # Equal means say nothing of rows that the teacher finds equal too.
+            constant=information > arithmetic and _is_constant(mean, weight),
         ),
         margin=margin,
         teacher_information=information,
@@ -346,17 +348,19 @@ def summation_error(
     return float(2 * np.finfo(np.float64).eps * (terms + logits))
 
 
-def rounding_noise(mean: NDArray[np.floating], weight: Floats) -> float:
-    """Return the root mean square size of one unit of rounding in latent means.
+def rounding_noise(mean: Floats, weight: Floats) -> float:
+    """Return the root mean square error that rounding may have left in latent means.
 
-    One machine epsilon at magnitude max(1, |mu_ij|) in each coordinate: means that
-    are small because large terms cancelled carry the error of those terms. Float64
-    values that all fit in float32 are taken to come from a float32 network.
+    32 machine epsilons of float32 at magnitude max(1, |mu_ij|) in each coordinate:
+    means that are small because large terms cancelled carry the error of those terms.
+    Float32 is assumed of float64 values too, for they may come from a float32 network
+    through later arithmetic. Values that all fit in 16 bits, whatever their dtype,
+    count as computed in 16 bits, with 8 epsilons.
 
     Parameters
     ----------
     mean : ndarray of shape (n_samples, latent_dim)
-        The latent means, in the dtype in which they were given.
+        The latent means.
     weight : ndarray of shape (n_samples,)
         p.
 
@@ -365,8 +369,13 @@ def rounding_noise(mean: NDArray[np.floating], weight: Floats) -> float:
     float
         Latent units.
     """
-    squares = np.maximum(mean.astype(np.float64) ** 2, 1.0).sum(axis=1)
-    return float(np.finfo(_precision(mean)).eps * np.sqrt(weight @ squares))
+    unit = _NOISE_UNITS * float(np.finfo(np.float32).eps)
+    if _fits(mean, np.float16):
+        unit = _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps)
+    if _fits_bfloat16(mean):
+        unit = _NOISE_UNITS_16_BITS * 2.0**-7
+    squares = np.maximum(mean**2, 1.0).sum(axis=1)
+    return float(unit * np.sqrt(weight @ squares))
 
 
 def noise_margin(noise: float, force: float, n_components: int, scale: float) -> float:
@@ -400,11 +409,24 @@ def noise_margin(noise: float, force: float, n_components: int, scale: float) ->
     return force * noise + curvature * noise**2 / 4
 
 
-def _precision(mean: NDArray[np.floating]) -> np.dtype[np.floating]:
-    """Return the dtype of the values, float32 for float64 values that fit in it."""
+def _fits(mean: Floats, dtype: type[np.floating]) -> bool:
     with np.errstate(over="ignore"):
-        fits = bool((mean == mean.astype(np.float32)).all())
-    return np.dtype(np.float32) if fits and mean.dtype.itemsize > 4 else mean.dtype
+        return bool((mean == mean.astype(dtype)).all())
+
+
+def _fits_bfloat16(mean: Floats) -> bool:
+    """Tell whether the lower half of the bits in float32 is empty."""
+    if not _fits(mean, np.float32):
+        return False
+    bits = np.ascontiguousarray(mean, dtype=np.float32).view(np.uint32)
+    return not (bits & 0xFFFF).any()
+
+
+def _is_constant(mean: Floats, weight: Floats) -> bool:
+    """Tell whether each coordinate spreads by no more than its own rounding."""
+    epsilon = np.finfo(np.float32 if _fits(mean, np.float32) else np.float64).eps
+    spread = np.sqrt(weight @ (mean - mean[0] - weight @ (mean - mean[0])) ** 2)
+    return bool((spread <= _CONSTANT_UNITS * epsilon * np.abs(mean).max(axis=0)).all())
 
 
 def _verdict(*, certified: bool, constant: bool) -> str:
@@ -413,17 +435,15 @@ def _verdict(*, certified: bool, constant: bool) -> str:
     return "constant" if constant else "inconclusive"
 
 
-def _check_latent_mean(latent_mean: ArrayLike) -> NDArray[np.floating]:
-    mean = np.asarray(latent_mean)
-    if mean.dtype not in (np.float16, np.float32):
-        mean = mean.astype(np.float64)
+def _check_latent_mean(latent_mean: ArrayLike) -> Floats:
+    mean = np.asarray(latent_mean, dtype=np.float64)
     if mean.ndim != 2 or mean.size == 0:
         raise ValueError(
             "latent_mean must be an array of shape (n_samples, latent_dim), got shape "
             f"{mean.shape}."
         )
     # Larger ones overflow when they are squared.
-    largest = np.abs(mean).max().astype(np.float64)
+    largest = np.abs(mean).max()
     if not largest < 1e150:
         raise ValueError(
             "latent_mean must be finite and below 1e150, got a largest magnitude of "

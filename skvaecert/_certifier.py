@@ -17,6 +17,7 @@ from sklearn.base import (
     clone,
 )
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     Tags,
     _safe_indexing,
@@ -28,11 +29,16 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
-from skvaecert._base import NestedDefaultMixin, restored_on_error, seed_unset
+from skvaecert._base import (
+    NestedDefaultMixin,
+    fingerprints,
+    restored_on_error,
+    seed_unset,
+)
 from skvaecert._certificate import Certificate, certify
 from skvaecert._teacher import GMMTeacher, teacher_posterior
 from skvaecert._vae import CertifiedVAE
-from skvaecert.exceptions import UnstableEncoderWarning
+from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
 from skvaecert.metrics import collapse_margin
 from skvaecert.simplex import (
     Floats,
@@ -45,7 +51,7 @@ from skvaecert.simplex import (
 __all__ = ["CollapseCertifier"]
 
 # Rows that are encoded a second time, to see how far their means are to be trusted.
-_REPEATED_ROWS = 256
+_REPEATED_ROWS = 255
 # Means that differ by more between two batches come from no deterministic encoder.
 _UNSTABLE = 1e-3
 
@@ -194,23 +200,35 @@ class CollapseCertifier(
         ValueError
             If data or parameters are not valid; an earlier fit stays usable.
         NonFiniteLossError
-            If training broke down; an earlier fit stays usable.
+            If training broke down. An earlier fit stays usable; after a first one
+            the epochs that the estimator has kept are certified.
         """
+        breakdown = None
         with restored_on_error(self):
             go_on = self.warm_start and hasattr(self, "estimator_")
-            estimator = self._seeded(_template(self))
+            first = not hasattr(self, "estimator_")
+            estimator = self._seeded(self._checked_template())
             if go_on:
                 estimator = self._continued(estimator)
-            self.estimator_ = _fit_encoder(estimator, X, y, teacher_proba)
+            try:
+                _fit_encoder(estimator, X, y, teacher_proba)
+            except NonFiniteLossError as error:
+                # What it has kept of a first fit, there is nothing else to go back to.
+                if not (first and hasattr(estimator, "net_")):
+                    raise
+                breakdown = error
+            self.estimator_ = estimator
             validate_data(self, X, reset=not go_on, skip_check_array=True)
             proba = self._fit_teacher(X, teacher_proba, keep=go_on)
-            means = np.asarray(self.estimator_.transform(X))
+            means = self._encode(X)
             self._fit_witness(means, proba, keep=go_on)
             self.certificate_ = self._certificate(X, means, proba, None)
+        if breakdown is not None:
+            raise breakdown
         return self
 
     def transform(self, X: ArrayLike) -> Any:
-        """Return the latent means, as the estimator gives them.
+        """Return the latent means, as the estimator computes them.
 
         Parameters
         ----------
@@ -328,7 +346,7 @@ class CollapseCertifier(
     def _seeded(self, template: Any) -> Any:
         """Return an unfitted copy of an estimator, seeded where it is not."""
         if not hasattr(template, "get_params"):
-            return template
+            return template if not hasattr(template, "fit") else copy.deepcopy(template)
         estimator = clone(template)
         if self.random_state is not None and not isinstance(estimator, FrozenEstimator):
             random_state = check_random_state(self.random_state)
@@ -337,35 +355,67 @@ class CollapseCertifier(
 
     def _continued(self, template: Any) -> Any:
         """Return a copy of the fitted estimator with the parameters of `template`."""
-        params = template.get_params(deep=False)
-        if "warm_start" not in params:
+        own = template.get_params(deep=False) if hasattr(template, "get_params") else {}
+        if "warm_start" not in own:
             raise ValueError(
                 "warm_start=True needs an estimator with a parameter warm_start, got "
-                f"{type(self.estimator_).__name__}."
+                f"{type(template).__name__}."
             )
         # A copy, so that a fit that fails leaves the fitted one as it is.
         estimator = copy.deepcopy(self.estimator_)
-        return estimator.set_params(**params | {"warm_start": True})
+        return estimator.set_params(**own | {"warm_start": True})
+
+    def _checked_template(self) -> Any:
+        template = _template(self)
+        last = template[-1] if isinstance(template, Pipeline) else None
+        if hasattr(last, "witness_log_proba"):
+            raise ValueError(
+                f"estimator must not be a Pipeline that ends in a "
+                f"{type(last).__name__}, whose teacher would see other rows. Put the "
+                "certifier last: make_pipeline(..., CollapseCertifier("
+                f"{type(last).__name__}()))."
+            )
+        return template
+
+    @property
+    def _owner(self) -> Any:
+        """The fitted encoder itself, where the estimator is a search over it."""
+        return getattr(self.estimator_, "best_estimator_", self.estimator_)
 
     def _fit_teacher(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, *, keep: bool
     ) -> Floats:
-        if hasattr(self.estimator_, "teacher_"):
-            self.teacher_ = self.estimator_.teacher_
-        elif teacher_proba is not None:
+        theirs = getattr(self._owner, "teacher_", None)
+        has_witness = hasattr(self._owner, "vertices_")
+        if theirs is not None:
+            self.teacher_ = theirs
+        elif teacher_proba is not None or (has_witness and self.teacher is None):
             self.teacher_ = None
-        elif not keep:
-            template = GMMTeacher() if self.teacher is None else self.teacher
-            self.teacher_ = self._seeded(template).fit(X, None)
+        elif keep:
+            self._check_same_teacher()
+        else:
+            self.teacher_ = self._seeded(self._teacher_template).fit(X, None)
+            self._teacher_prints = fingerprints("teacher", self._teacher_template)
         return self._posterior(X, teacher_proba, None)
+
+    @property
+    def _teacher_template(self) -> Any:
+        return GMMTeacher() if self.teacher is None else self.teacher
+
+    def _check_same_teacher(self) -> None:
+        if self._teacher_prints != fingerprints("teacher", self._teacher_template):
+            raise ValueError(
+                "teacher must stay as it was in the fit that warm_start continues, got "
+                f"{self.teacher!r}. Set it back, or set warm_start=False."
+            )
 
     def _fit_witness(
         self, means: NDArray[np.floating], proba: Floats, *, keep: bool
     ) -> None:
-        """Take the estimator's witness; give one to an estimator that has none."""
-        if hasattr(self.estimator_, "vertices_"):
-            self.vertices_ = self.estimator_.vertices_
-            self.witness_scale_ = self.estimator_.witness_scale_
+        """Take the encoder's witness; give one to an encoder that has none."""
+        if hasattr(self._owner, "vertices_"):
+            self.vertices_ = self._owner.vertices_
+            self.witness_scale_ = self._owner.witness_scale_
         elif not keep:
             self.vertices_ = simplex_vertices(proba.shape[1], means.shape[1])
             self.witness_scale_ = prior_matched_scale(proba)
@@ -385,8 +435,18 @@ class CollapseCertifier(
     def _means(self, X: ArrayLike) -> NDArray[np.floating]:
         check_is_fitted(self)
         # The estimator looks at X first: its errors say more.
-        means = np.asarray(self.estimator_.transform(X))
+        means = self._encode(X)
         validate_data(self, X, reset=False, skip_check_array=True)
+        return means
+
+    def _encode(self, X: ArrayLike) -> NDArray[np.floating]:
+        means = np.asarray(self.estimator_.transform(X))
+        if means.ndim != 2 or not np.isfinite(means).all():
+            raise ValueError(
+                "estimator must have a transform that returns a dense array of shape "
+                "(n_samples, latent_dim) with finite values, got "
+                + ("NaN or infinity." if means.ndim == 2 else f"shape {means.shape}.")
+            )
         return means
 
     def _certificate(
@@ -407,10 +467,11 @@ class CollapseCertifier(
         )
 
     def _repeat(self, X: ArrayLike, means: NDArray[np.floating]) -> float:
-        """Encode some rows again, backwards; return the most that a mean has moved."""
-        n_rows = min(len(means), _REPEATED_ROWS)
-        index = np.linspace(len(means) - 1, 0, n_rows).astype(int)
-        again = np.asarray(self.estimator_.transform(_rows(X, index)))
+        """Encode some rows again, in other company; return the most a mean moved."""
+        # An odd lot in random order: no position, block or symmetry is kept.
+        n_rows = max(1, min(2 * len(means) // 3, _REPEATED_ROWS))
+        index = np.random.default_rng(0).permutation(len(means))[:n_rows]
+        again = self._encode(_rows(X, index))
         moved = float(np.linalg.norm(again - means[index], axis=1).max())
         if moved > _UNSTABLE * max(1.0, float(np.abs(means).max())):
             warnings.warn(

@@ -28,6 +28,8 @@ __all__ = ["GMMTeacher", "teacher_posterior"]
 
 # Below this many nats the margin that could be reached is not worth a training.
 _LITTLE_INFORMATION = 0.01
+# Squares of smaller numbers are lost in float32.
+_SMALL = 1e-15
 
 
 class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -55,7 +57,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         t, above 0. Mixtures in many dimensions are nearly certain of every row;
         temperatures above 1 soften them.
     floor : float, default=0.01
-        e, between 0 and 1, both excluded. Bounds the log-odds, and with them the
+        e, at least 1e-30 and below 1. Bounds the log-odds, and with them the
         energy of the codes that the teacher asks for.
     reg_covar : float, default=1e-3
         Added to the variances of the mixture, as a share of the mean variance of the
@@ -117,7 +119,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         "pca_components": [Interval(Integral, 1, None, closed="left")],
         "covariance_type": [StrOptions({"full", "tied", "diag", "spherical"})],
         "temperature": [Interval(Real, 0, None, closed="neither")],
-        "floor": [Interval(Real, 0, 1, closed="neither")],
+        "floor": [Interval(Real, 1e-30, 1, closed="left")],
         "reg_covar": [Interval(Real, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -176,6 +178,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         with restored_on_error(self):
             rows = validate_rows(self, X, ensure_min_samples=2)
             self._check_rows(rows)
+            if np.abs(rows).max() < _SMALL:
+                rows = rows.astype(np.float64)
             with numpy_only():
                 self._fit_mixture(rows)
             self._measure(rows)
@@ -339,4 +343,11 @@ def teacher_posterior(teacher: Any, X: ArrayLike) -> Floats:
         If what the teacher returns are no rows of the open simplex.
     """
     ask = getattr(teacher, "predict_proba", None) or teacher.transform
-    return check_teacher_proba(np.asarray(ask(X)))
+    proba = np.asarray(ask(X))
+    try:
+        return check_teacher_proba(proba)
+    except ValueError as error:
+        raise ValueError(
+            f"teacher, a {type(teacher).__name__}, gave no posterior that can be used: "
+            f"{error}"
+        ) from error

@@ -145,6 +145,7 @@ class VAENet(NeuralNet):
         return [
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("monitor", MarginMonitor()),
+            ("completion", Completion()),
         ]
 
     def get_loss(
@@ -194,8 +195,10 @@ class VAENet(NeuralNet):
         try:
             super().fit_loop(*args, **kwargs)
         except KeyboardInterrupt as stop:
-            self.interrupted_ = not _raised_in_code(stop)
-            if self.interrupted_:
+            unfinished = len(self.history) > self._completed.n_epochs
+            # skorch's early stopping raises this too, at the end of an epoch.
+            self.interrupted_ = unfinished or not _raised_in_code(stop)
+            if unfinished:
                 self._completed.restore(self)
         except BaseException:
             self._completed.restore(self)
@@ -221,7 +224,7 @@ class VAENet(NeuralNet):
         self._began = time.perf_counter()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Close the epoch's record and remember its weights.
+        """Record the parts of the loss and look at the weights.
 
         Parameters
         ----------
@@ -238,6 +241,9 @@ class VAENet(NeuralNet):
         self.history.record("alignment_weight", self.criterion_.alignment_weight)
         if not all(p.isfinite().all() for p in self.module_.parameters()):
             raise _not_finite("weights", len(self.history), None)
+
+    def complete_epoch(self) -> None:
+        """Remember the weights, once everything of the epoch is recorded."""
         self.history.record("seconds", time.perf_counter() - self._began)
         self._completed = Checkpoint(self, with_optimizer=False)
 
@@ -339,6 +345,22 @@ class MarginMonitor(Callback):
         """Forget the rows, so that they are not pickled with the net."""
         for name in ("rows_", "teacher_proba_"):
             self.__dict__.pop(name, None)
+
+
+class Completion(Callback):
+    """Marks an epoch as complete: after the monitor, before the user's callbacks."""
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Complete the epoch.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        net.complete_epoch()
 
 
 class Progress(Callback):
@@ -454,6 +476,9 @@ def resume_net(
         Of the net: `lr`, `batch_size`, `max_epochs`.
     """
     net.set_params(**settings)
+    for group in net.optimizer_.param_groups:
+        # A learning rate schedule that joins late starts from here.
+        group["initial_lr"] = net.lr
     # set_params would initialise the old callbacks before it takes the new ones.
     net.callbacks = _all_callbacks(callbacks, verbose)
     net.initialize_callbacks()
@@ -463,7 +488,22 @@ def resume_net(
 
 def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
     own = [("progress", Progress())] if verbose else []
-    return own + copy.deepcopy(list(callbacks or []))
+    return own + [_copied(given) for given in callbacks or []]
+
+
+def _copied(given: Any) -> Any:
+    """Copy a callback, or a pair of name and callback, if it can be copied."""
+    callback = given[1] if isinstance(given, tuple) and len(given) == 2 else given
+    is_class = isinstance(callback, type) and issubclass(callback, Callback)
+    if not (is_class or isinstance(callback, Callback)):
+        raise ValueError(
+            "callbacks must be callbacks of skorch, or pairs (name, callback), got "
+            f"{given!r}."
+        )
+    try:
+        return copy.deepcopy(given)
+    except TypeError:  # it holds a lock or a file
+        return given
 
 
 def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:

@@ -3,10 +3,8 @@
 import warnings
 from collections.abc import Callable, Sequence
 from numbers import Integral, Real
-from pickle import PicklingError
 from typing import Any, ClassVar, NamedTuple, Self
 
-import joblib
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -18,13 +16,14 @@ from sklearn.base import (
     _fit_context,
     clone,
 )
-from sklearn.frozen import FrozenEstimator
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
 from skvaecert._base import (
     NestedDefaultMixin,
+    fingerprint,
+    fingerprints,
     restored_on_error,
     seed_unset,
     validate_rows,
@@ -55,7 +54,6 @@ __all__ = ["CertifiedVAE"]
 
 # What a warm start cannot change: it continues with these very things.
 _FIXED = (
-    "teacher",
     "latent_dim",
     "hidden_sizes",
     "encoder",
@@ -107,7 +105,7 @@ class _Standardisation(NamedTuple):
         return torch.from_numpy(standard.astype(np.float32))
 
     def undo(self, standard: NDArray[np.floating]) -> Floats:
-        return standard * self.scale + self.location
+        return standard.astype(np.float64) * self.scale + self.location
 
 
 class CertifiedVAE(
@@ -179,7 +177,10 @@ class CertifiedVAE(
 
         and a change on the right is an error.
     callbacks : sequence or None, default=None
-        Callbacks of skorch, or (name, callback) pairs; copied at each fit.
+        Callbacks of skorch, or (name, callback) pairs; copied at each fit, unless
+        they cannot be. There is no validation loss to monitor, but "train_loss",
+        "margin", "kl" and "reconstruction", for example
+        ``EarlyStopping("margin", lower_is_better=False)``.
     verbose : int, default=0
         Above 0 for a progress bar that shows loss and margin.
     random_state : int, RandomState instance or None, default=None
@@ -523,6 +524,11 @@ class CertifiedVAE(
     def _targets(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
     ) -> Floats:
+        if teacher_proba is not None and self.teacher_ is not None:
+            raise ValueError(
+                "teacher_proba must be left out: warm_start continues a fit with the "
+                "teacher in teacher_, which stays."
+            )
         if teacher_proba is not None:
             return check_teacher_proba(teacher_proba, n_samples)
         if self.teacher_ is None:
@@ -613,9 +619,10 @@ class CertifiedVAE(
     def _fingerprints(self) -> dict[str, str]:
         """Return what a warm start must find unchanged, by name of parameter."""
         teacher = GMMTeacher() if self.teacher is None else self.teacher
-        params = {name: getattr(self, name) for name in _FIXED} | {"teacher": teacher}
-        params |= {f"teacher__{k}": v for k, v in teacher.get_params().items()}
-        return {name: _fingerprint(value) for name, value in params.items()}
+        fixed = {name: getattr(self, name) for name in _FIXED}
+        fixed["hidden_sizes"] = _check_hidden_sizes(self.hidden_sizes)
+        prints = {name: fingerprint(value) for name, value in fixed.items()}
+        return prints | fingerprints("teacher", teacher)
 
     def _interruption(self, n_epochs: int) -> InterruptedFitWarning:
         return InterruptedFitWarning(
@@ -629,20 +636,6 @@ def _fitted(teacher: Any, X: ArrayLike) -> Any:
     """Fit a teacher; a function of its own, so that joblib can cache it."""
     # FrozenEstimator.fit asks for y.
     return teacher.fit(X, None)
-
-
-def _fingerprint(value: Any) -> str:
-    if isinstance(value, torch.nn.Module):
-        return repr(value)
-    if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
-    # The parameters of other estimators have fingerprints of their own.
-    if isinstance(value, BaseEstimator) and not isinstance(value, FrozenEstimator):
-        return _fingerprint(type(value))
-    try:
-        return joblib.hash(value)
-    except PicklingError:
-        return repr(value)
 
 
 def _witness_scale(witness_scale: str | float, proba: Floats) -> float:

@@ -224,17 +224,18 @@ def _check_output(name: str, module: nn.Module, n_inputs: int, n_outputs: int) -
     """Run two rows through, in evaluation mode, before the first epoch does."""
     was_training = module.training
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             output = module.eval()(torch.zeros(2, n_inputs))
-    except RuntimeError as error:
+    except Exception as error:  # whatever the user's own code may raise
         raise ValueError(
             f"{name} must take an input of shape (n, {n_inputs}), got the error: "
             f"{error}"
         ) from error
     finally:
         module.train(was_training)
-    if output.shape != (2, n_outputs):
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (2, n_outputs):
         raise ValueError(
-            f"{name} must return shape (n, {n_outputs}) for n rows, got "
-            f"{tuple(output.shape)} for 2 rows."
+            f"{name} must return a tensor of shape (n, {n_outputs}) for n rows, got "
+            f"{shape} for 2 rows."
         )

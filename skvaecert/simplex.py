@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 # Rows of float32 posteriors over hundreds of components sum to 1 within about 1e-5.
 _SUM_TOLERANCE = 1e-4
+# Smaller ones have no logarithm to full precision, or none after normalisation.
+_SMALLEST_PROBA = 1e-300
 
 
 def check_teacher_proba(
@@ -68,11 +70,11 @@ def check_teacher_proba(
             f"empty, got shape {proba.shape}."
         )
     _check_length("teacher_proba", len(proba), n_samples)
-    if not (np.isfinite(proba).all() and proba.min() > 0):
+    if not (np.isfinite(proba).all() and proba.min() > _SMALLEST_PROBA):
         raise ValueError(
-            "teacher_proba must have every entry finite and above 0 (full support), "
-            f"got a smallest entry of {proba.min()}. Mix in a floor, for example "
-            "0.99 * teacher_proba + 0.01 / teacher_proba.shape[1]."
+            "teacher_proba must have every entry finite and above 0 (full support; "
+            f"1e-300), got a smallest entry of {proba.min()}. Mix in a floor, for "
+            "example 0.99 * teacher_proba + 0.01 / teacher_proba.shape[1]."
         )
     sums = proba.sum(axis=1, keepdims=True)
     worst = sums.flat[np.abs(sums - 1).argmax()]

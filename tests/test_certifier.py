@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 import sklearn
 import torch
+from scipy import sparse
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.decomposition import PCA
@@ -15,7 +16,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 
-from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
 from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
 from skvaecert.simplex import analytic_code
 
@@ -174,8 +175,9 @@ def test_a_vae_that_says_the_mean_teacher_is_not_certified(
         last.bias[:4] += torch.as_tensor(code, dtype=torch.float32) - now
     certifier = CollapseCertifier(FrozenEstimator(vae)).fit(X)
     assert abs(certifier.score(X)) < 1e-6
-    for rows in (X, X[:7], X[:1000]):
-        assert certifier.certify(rows).verdict == "constant"
+    assert certifier.certify(X).verdict == "constant"
+    for rows in (X[:7], X[:1000]):
+        assert certifier.certify(rows).verdict != "certified"
 
 
 def test_foreign_encoders_get_a_witness(blobs, teacher):
@@ -342,7 +344,8 @@ def test_codes_that_depend_on_their_batch_are_not_certified(blobs, teacher):
     assert certifier.certificate_.verdict != "certified"
 
 
-def test_batch_normalisation_left_in_training_mode(blobs, teacher):
+@pytest.mark.parametrize("n", [50, 120, 1200])
+def test_batch_normalisation_left_in_training_mode(blobs, teacher, n):
     """Rows see each other there; the repeated encoding finds it."""
     net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4)).train()
 
@@ -350,10 +353,115 @@ def test_batch_normalisation_left_in_training_mode(blobs, teacher):
         with torch.no_grad():
             return net(torch.as_tensor(X, dtype=torch.float32)).numpy()
 
-    encoder = FunctionTransformer(encode)
-    X = np.concatenate([blobs[blobs[:, 0].argsort()]] * 10)
+    X = np.concatenate([blobs[blobs[:, 0].argsort()]] * 10)[:n]
     with pytest.warns(UnstableEncoderWarning):
-        CollapseCertifier(encoder, teacher=teacher).fit(X)
+        CollapseCertifier(FunctionTransformer(encode), teacher=teacher).fit(X)
+
+
+class Position(TransformerMixin, BaseEstimator):
+    """Encodes where a row stands, alike from either end, and never looks at it."""
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        place = np.minimum(np.arange(len(X)), np.arange(len(X))[::-1])
+        return np.where(place < 64, -1.0, 1.0)[:, None] * [[1.0, 0.0, 0.0, 0.0]]
+
+
+class Blocks(Position):
+    """Gives every row of a block of 32 the average of the block."""
+
+    def transform(self, X):
+        blocks = np.arange(len(X)) // 32
+        return np.stack([X[blocks == b, :4].mean(axis=0) for b in blocks])
+
+
+@pytest.mark.parametrize("encoder", [Position(), Blocks()])
+def test_codes_of_the_position_are_not_certified(blobs, encoder):
+    order = blobs[:, 0].argsort()
+    X = np.concatenate([blobs[order], blobs[order][::-1]])
+    certifier = CollapseCertifier(encoder, teacher=GMMTeacher(2, random_state=0))
+    with pytest.warns(UnstableEncoderWarning):
+        assert certifier.fit(X).certificate_.verdict != "certified"
+
+
+def test_the_repetition_costs_a_healthy_encoder_nothing(blobs, certifier):
+    certificate = certifier.fit(blobs).certificate_
+    alone = certify(
+        certifier.teacher_.transform(blobs),
+        certifier.transform(blobs),
+        certifier.vertices_,
+        certifier.witness_scale_,
+    )
+    assert certificate == alone
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        (lambda X: X[:, 0], r"latent_dim\) with finite values, got shape \(120,\)"),
+        (lambda X: sparse.csr_array(X), r"got shape \(\)"),
+        (lambda X: X * np.nan, "got NaN or infinity"),
+    ],
+)
+def test_codes_that_are_no_codes(blobs, teacher, transform, message):
+    certifier = CollapseCertifier(FunctionTransformer(transform), teacher=teacher)
+    with pytest.raises(ValueError, match=message):
+        certifier.fit(blobs)
+
+
+def test_a_vae_inside_a_pipeline_is_refused(small_vae, teacher):
+    pipeline = make_pipeline(MinMaxScaler(), small_vae)
+    with pytest.raises(ValueError, match=r"Put the certifier last: make_pipeline\("):
+        CollapseCertifier(pipeline, teacher=teacher).fit(np.zeros((3, 3)))
+
+
+def test_a_search_inside_the_certifier(blobs, small_vae):
+    search = GridSearchCV(small_vae, {"alignment_weight": [1, 10]}, cv=2)
+    certifier = CollapseCertifier(search).fit(blobs)
+    best = certifier.estimator_.best_estimator_
+    assert certifier.vertices_ is best.vertices_
+    assert certifier.teacher_ is best.teacher_
+    assert certifier.certificate_.verdict == "certified"
+
+
+def test_teacher_for_a_vae_that_was_fitted_without(blobs, small_vae, teacher):
+    vae = small_vae.fit(blobs, teacher_proba=teacher.fit_transform(blobs))
+    certifier = CollapseCertifier(FrozenEstimator(vae), teacher=teacher).fit(blobs)
+    assert certifier.score(blobs) > 0.5
+    with pytest.raises(ValueError, match="teacher_proba must be given"):
+        CollapseCertifier(FrozenEstimator(vae)).fit(blobs)
+
+
+def test_breakdown_of_a_first_fit_is_certified_as_far_as_it_came(blobs, small_vae):
+    class Overflow(torch.nn.Linear):
+        left = 10
+
+        def forward(self, x):
+            self.left -= self.training
+            broken = self.training and self.left < 0
+            return super().forward(x) * (torch.inf if broken else 1)
+
+    small_vae.set_params(encoder=Overflow(6, 8))
+    certifier = CollapseCertifier(small_vae)
+    with pytest.raises(NonFiniteLossError):
+        certifier.fit(blobs)
+    assert len(certifier.estimator_.history_) == 2
+    assert certifier.certificate_ == certifier.certify(blobs)
+
+
+def test_warm_start_keeps_the_certifiers_own_teacher(blobs, teacher):
+    class Warm(PCA):
+        def __init__(self, n_components=4, warm_start=False):
+            super().__init__(n_components)
+            self.warm_start = warm_start
+
+    certifier = CollapseCertifier(Warm(), teacher=teacher, warm_start=True).fit(blobs)
+    kept = certifier.teacher_
+    assert certifier.fit(blobs).teacher_ is kept
+    with pytest.raises(ValueError, match="teacher must stay"):
+        certifier.set_params(teacher__n_components=3).fit(blobs)
 
 
 def test_warm_start_leaves_the_earlier_fit_when_it_fails(blobs, certifier):
@@ -386,6 +494,14 @@ def test_warm_start_with_random_state(blobs, small_vae):
 def test_warm_start_needs_an_estimator_that_has_it(blobs, teacher):
     certifier = CollapseCertifier(PCA(4), teacher=teacher, warm_start=True).fit(blobs)
     with pytest.raises(ValueError, match=r"parameter warm_start, got PCA"):
+        certifier.fit(blobs)
+
+
+def test_warm_start_of_an_encoder_without_parameters(blobs, teacher):
+    certifier = CollapseCertifier(Crowded(), teacher=teacher, warm_start=True).fit(
+        blobs
+    )
+    with pytest.raises(ValueError, match=r"parameter warm_start, got Crowded"):
         certifier.fit(blobs)
 
 

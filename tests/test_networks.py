@@ -5,6 +5,13 @@ from torch import nn
 from skvaecert.networks import VAE, bounded, make_vae, mlp
 
 
+class Tupled(nn.Module):
+    """Returns means and log-variances apart."""
+
+    def forward(self, x):
+        return x[:, :2], x[:, 2:4]
+
+
 def test_mlp_layers():
     net = mlp(8, (5, 4), 3)
     shapes = [tuple(p.shape) for p in net.parameters()]
@@ -71,6 +78,12 @@ def test_a_factory_is_called_with_the_sizes():
     assert calls == [(8, 2)]
 
 
+def test_lazy_modules_learn_their_width():
+    vae = make_vae(8, 2, (), encoder=nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 4)))
+    vae(torch.zeros(3, 8)).mean.sum().backward()
+    assert vae.encoder[0].in_features == 8
+
+
 def test_a_module_keeps_its_mode():
     own = nn.Sequential(nn.Linear(8, 4), nn.Dropout(0.5)).train()
     assert make_vae(8, 2, (), encoder=own).encoder.training
@@ -82,13 +95,15 @@ def test_a_module_keeps_its_mode():
         (
             "encoder",
             nn.Linear(8, 3),
-            r"encoder must return shape \(n, 4\).*got \(2, 3\)",
+            r"encoder must return a tensor of shape \(n, 4\).*got \(2, 3\)",
         ),
         (
             "decoder",
             nn.Linear(2, 3),
-            r"decoder must return shape \(n, 8\).*got \(2, 3\)",
+            r"decoder must return a tensor of shape \(n, 8\).*got \(2, 3\)",
         ),
+        ("encoder", Tupled(), r"must return a tensor of shape \(n, 4\).*got tuple"),
+        ("encoder", nn.BatchNorm2d(8), r"encoder must take .*expected 4D input"),
         ("encoder", nn.Linear(7, 4), r"encoder must take an input of shape \(n, 8\)"),
     ],
 )

@@ -6,6 +6,7 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 
 from skvaecert import GMMTeacher
@@ -156,6 +157,7 @@ def test_data_without_a_teacher(X, message):
         {"n_components": 0},
         {"n_components": 2.5},
         {"floor": 0.0},
+        {"floor": 1e-50},
         {"floor": 1.0},
         {"temperature": 0.0},
         {"covariance_type": "round"},
@@ -193,6 +195,12 @@ def test_wrong_width_and_unfitted(blobs):
 def test_an_uninformative_teacher_warns(blobs, params):
     with pytest.warns(UninformativeTeacherWarning, match=r"only .* nats.*n_components"):
         GMMTeacher(**{"n_components": 4} | params).fit(blobs)
+
+
+def test_a_teacher_without_full_support_is_named(blobs):
+    sharp = GaussianMixture(4, random_state=0).fit(blobs)
+    with pytest.raises(ValueError, match=r"teacher, a GaussianMixture, .*full support"):
+        teacher_posterior(sharp, 100 * blobs)
 
 
 def test_posterior_of_any_teacher(blobs):

@@ -1,6 +1,7 @@
 import inspect
 import pickle
 import signal
+import threading
 
 import joblib
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import nn
 
 from skvaecert import CertifiedVAE, GMMTeacher
@@ -93,10 +94,21 @@ def test_score_is_the_evidence_bound_of_the_last_epoch(blobs, small_vae):
     assert vae.score(blobs) == vae.score(blobs)
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_data_of_any_scale(blobs, small_vae, scale):
-    X = scale * (blobs + 3)
+@pytest.mark.parametrize(
+    ("scale", "dtype"),
+    [
+        (1e-30, "float32"),
+        (1, "float32"),
+        (1e15, "float32"),
+        (1e-100, "float64"),
+        (1e6, "float64"),
+        (1e100, "float64"),
+    ],
+)
+def test_data_of_any_scale(blobs, small_vae, scale, dtype):
+    X = (scale * (blobs + 3)).astype(dtype)
     vae = small_vae.fit(X)
+    X = X.astype(np.float64)
     error = ((vae.inverse_transform(vae.transform(X)) - X) ** 2).mean()
     assert error < 0.2 * X.var(axis=0).mean()
 
@@ -352,6 +364,7 @@ def test_without_warm_start_all_is_forgotten(blobs, small_vae):
         ("latent_dim", 7),
         ("hidden_sizes", (32, 32)),
         ("encoder", nn.Linear(6, 8)),
+        ("encoder", lambda n_features, latent_dim: nn.Linear(6, 8)),
         ("decoder", lambda n_features, latent_dim: nn.Linear(4, 6)),
         ("likelihood", "bernoulli"),
         ("witness_scale", 2.0),
@@ -390,6 +403,60 @@ def test_warm_start_takes_what_its_table_says(blobs, small_vae, changes, tmp_pat
     vae = small_vae.set_params(warm_start=True, max_epochs=2).fit(blobs)
     vae.set_params(**changes).fit(blobs)
     assert len(vae.history_) > 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_sizes": [32]},
+        {"latent_dim": np.int64(4)},
+        {"witness_scale": 2},
+        {"random_state": np.random.RandomState(0)},
+        {"teacher__random_state": 7},
+    ],
+)
+def test_warm_start_takes_what_is_equal(blobs, small_vae, changes):
+    vae = small_vae.set_params(warm_start=True, max_epochs=1, witness_scale=2.0)
+    vae.fit(blobs).set_params(**changes).fit(blobs)
+    assert len(vae.history_) == 2
+
+
+SHALLOW, DEEP = [
+    lambda n_features, latent_dim: nn.Linear(n_features, 2 * latent_dim),
+    lambda n_features, latent_dim: nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 8)),
+]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(nn.Linear(6, 8), nn.Linear(6, 8)), (SHALLOW, DEEP)]
+)
+def test_warm_start_tells_encoders_apart(blobs, small_vae, first, second):
+    """By their weights and code; their names and reprs are the same."""
+    vae = small_vae.set_params(warm_start=True, max_epochs=1, encoder=first)
+    vae.fit(blobs).fit(blobs).set_params(encoder=second)
+    with pytest.raises(ValueError, match="encoder must stay"):
+        vae.fit(blobs)
+
+
+def test_a_schedule_can_join_at_a_warm_start(blobs, small_vae):
+    vae = small_vae.set_params(warm_start=True, max_epochs=4).fit(blobs)
+    vae.set_params(callbacks=[LRScheduler(policy="StepLR", step_size=1)]).fit(blobs)
+    assert vae.net_.optimizer_.param_groups[0]["lr"] < 1e-4
+
+
+def test_warm_start_keeps_its_teacher(blobs, small_vae):
+    proba = np.full((120, 4), 0.25)
+    vae = small_vae.set_params(warm_start=True, max_epochs=1).fit(blobs)
+    with pytest.raises(ValueError, match="teacher_proba must be left out"):
+        vae.fit(blobs, teacher_proba=proba)
+
+
+def test_callbacks_that_cannot_be_copied(blobs, small_vae):
+    class Locked(Callback):
+        def __init__(self):
+            self.lock = threading.Lock()
+
+    small_vae.set_params(callbacks=[Locked()], max_epochs=1).fit(blobs)
 
 
 def test_the_table_of_warm_starts_is_complete():
@@ -431,6 +498,52 @@ def test_early_interrupt_leaves_the_earlier_fit(blobs, small_vae, warm_start):
     with pytest.raises(KeyboardInterrupt):
         small_vae.fit(blobs)
     assert_same_state(small_vae, blobs, before)
+
+
+class InterruptedInEvaluation(nn.Module):
+    """Sends Ctrl-C in its third forward pass in evaluation mode: the monitor's."""
+
+    def __init__(self, n_features, latent_dim):
+        super().__init__()
+        self.linear = nn.Linear(n_features, 2 * latent_dim)
+        self.left = 3 + 1  # one to look at its shape
+
+    def forward(self, x):
+        self.left -= not self.training
+        if self.left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return self.linear(x)
+
+
+def test_interrupt_of_the_monitor(blobs, small_vae):
+    vae = small_vae.set_params(encoder=InterruptedInEvaluation)
+    with pytest.warns(InterruptedFitWarning, match="2 completed epochs out of 30"):
+        vae.fit(blobs)
+    assert len(vae.history_) == 2
+
+
+class Raise(Callback):
+    """Raises KeyboardInterrupt itself, as a signal handler of one's own does."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def on_epoch_begin(self, net, **kwargs):
+        self.stop(net, "on_epoch_begin")
+
+    def on_batch_end(self, net, **kwargs):
+        self.stop(net, "on_batch_end")
+
+    def stop(self, net, where):
+        if where == self.where and len(net.history) == 4:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["on_epoch_begin", "on_batch_end"])
+def test_interrupt_by_code(blobs, small_vae, where):
+    with pytest.warns(InterruptedFitWarning, match="3 completed epochs"):
+        small_vae.set_params(callbacks=[Raise(where)]).fit(blobs)
+    assert len(small_vae.history_) == 3
 
 
 def test_early_stopping_by_callback(blobs, small_vae):
@@ -517,8 +630,12 @@ def test_bad_data(small_vae, bad_data):
         ({"device": "gpu"}, "device must be 'auto'.*got 'gpu'"),
         ({"teacher": "gmm"}, "'teacher' parameter.*Got 'gmm'"),
         ({"encoder": 3}, "'encoder' parameter.*Got 3"),
-        ({"encoder": nn.Linear(6, 5)}, r"encoder must return shape \(n, 8\)"),
+        (
+            {"encoder": nn.Linear(6, 5)},
+            r"encoder must return a tensor of shape \(n, 8\)",
+        ),
         ({"callbacks": 3}, "'callbacks' parameter.*Got 3"),
+        ({"callbacks": ["x"]}, r"callbacks must be callbacks of skorch.*got 'x'"),
     ],
 )
 def test_bad_parameters(blobs, small_vae, params, message):
