@@ -189,11 +189,13 @@ class VAENet(NeuralNet):
         VAENet
             This net.
         """
-        self.interrupted_ = False
+        # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
+        self.interrupted_ = True
         self._completed = Checkpoint(self)
         self._noted: list[tuple[int, Tensor, Tensor]] = []
         try:
             super().fit_loop(*args, **kwargs)
+            self.interrupted_ = False
         except KeyboardInterrupt as stop:
             unfinished = len(self.history) > self._completed.n_epochs
             # skorch's early stopping raises this too, at the end of an epoch.

@@ -7,6 +7,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
 from torch.utils.data import TensorDataset
 
+from skvaecert import _training as training
 from skvaecert._training import (
     Batches,
     Checkpoint,
@@ -78,6 +79,13 @@ class Interrupt(Callback):
     def on_batch_end(self, net, **kwargs):
         if len(net.history) == self.epoch and len(net.history[-1]["batches"]) == 2:
             signal.raise_signal(signal.SIGINT)
+
+
+class Raising:
+    """Stands for a checkpoint that Ctrl-C interrupts."""
+
+    def __init__(self, net):
+        raise KeyboardInterrupt
 
 
 class Spoil(Callback):
@@ -205,6 +213,16 @@ def test_interrupt_returns_to_the_last_full_epoch(rows, proba):
 def test_interrupt_in_the_first_epoch_leaves_nothing(rows, proba):
     with pytest.raises(KeyboardInterrupt):
         trained(rows, proba, callbacks=[Interrupt(epoch=1)])
+
+
+def test_interrupt_before_the_loop_is_not_lost(rows, proba, monkeypatch):
+    """Skorch swallows it there too, and would pass for trained."""
+    net = trained(rows, proba)
+    before = weights(net).clone()
+    monkeypatch.setattr(training, "Checkpoint", Raising)
+    with pytest.raises(KeyboardInterrupt):
+        train(net, rows, proba)
+    assert torch.equal(weights(net), before)
 
 
 def test_early_stopping_is_no_interrupt(rows, proba):
