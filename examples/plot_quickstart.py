@@ -5,7 +5,7 @@ Prevent, detect and undo the collapse of a VAE
 A variational autoencoder has *collapsed* when its encoder returns the same mean for
 every input. This example trains three of them on 8 x 8 images of handwritten digits:
 one that is kept from collapsing and certified, one that collapses, and the same one
-after its rescue. It takes about twenty seconds on one CPU core, prints a table and
+after its rescue. It takes about half a minute on one CPU core, prints a table and
 saves one picture, ``quickstart.png`` (or the name given as argument).
 """
 

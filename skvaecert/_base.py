@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from numbers import Real
-from pickle import PicklingError
 from types import CodeType
 from typing import Any, ClassVar, Self
 
@@ -192,30 +192,49 @@ def fingerprint(value: Any) -> str:
     str
         The hash.
     """
-    if isinstance(value, BaseEstimator):
-        value = _public(value)
-    if hasattr(value, "state_dict") and not isinstance(value, type):
-        arrays = {k: v.cpu().numpy() for k, v in value.state_dict().items()}
-        value = repr(value), arrays
-    if hasattr(value, "__qualname__"):
-        value = value.__module__, value.__qualname__, *_code(value)
     if isinstance(value, Real):
         value = float(value)
+    elif isinstance(value, list | tuple):
+        value = [fingerprint(item) for item in value]
+    elif isinstance(value, BaseEstimator):
+        value = _public(value)
+    elif isinstance(value, partial):
+        value = [fingerprint(item) for item in (value.func, value.args, value.keywords)]
+    elif hasattr(value, "__qualname__"):
+        value = value.__module__, value.__qualname__, _code(value)
+    elif hasattr(value, "state_dict"):
+        weights = {k: _numbers(v) for k, v in value.state_dict().items()}
+        value = repr(value), weights
     try:
         return joblib.hash(value)
-    except PicklingError:
+    except Exception:  # locks, files, local classes: whatever cannot be pickled
         return repr(value)
 
 
-def _public(estimator: BaseEstimator) -> tuple[str, dict[str, Any]]:
-    public = {k: v for k, v in vars(estimator).items() if not k.startswith("_")}
+def _public(estimator: BaseEstimator) -> tuple[str, dict[str, str]]:
+    """Return class and attributes, but for seeds."""
+    public = {
+        name: fingerprint(value)
+        for name, value in vars(estimator).items()
+        if not name.startswith("_") and name != "random_state"
+    }
     return type(estimator).__qualname__, public
 
 
-def _code(function: Any) -> tuple[bytes, tuple[str, ...], str] | tuple[()]:
-    """Tell two functions of one name apart, as lambdas are."""
+def _numbers(weights: Any) -> Any:
+    """Turn a tensor of any precision and device into an array."""
+    return weights.double().cpu().numpy() if hasattr(weights, "double") else weights
+
+
+def _code(function: Any) -> list[Any]:
+    """Tell apart functions of one name: lambdas, closures, methods of two objects."""
     code = getattr(function, "__code__", None)
     if code is None:
-        return ()
+        return []
+    cells = getattr(function, "__closure__", None) or ()
+    bound = [cell.cell_contents for cell in cells]
+    bound += [function.__defaults__, function.__kwdefaults__]
+    if hasattr(function, "__self__"):
+        bound.append(vars(function.__self__))
     constants = [c for c in code.co_consts if not isinstance(c, CodeType)]
-    return code.co_code, code.co_names, repr(constants)
+    return [code.co_code, code.co_names, repr(constants), *map(fingerprint, bound)]

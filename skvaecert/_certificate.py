@@ -57,8 +57,8 @@ class Certificate:
     verdict : {"certified", "inconclusive", "constant"}
         "certified": the margin is above safety margin and tolerance, so the mean is
         not constant on these rows. "constant": the means are equal to within
-        rounding, on rows that differ. "inconclusive": neither was shown; this is no
-        proof of collapse.
+        rounding, on rows that the teacher tells apart. "inconclusive": neither was
+        shown; this is no proof of collapse.
     margin : float
         G = I_T - A, nats, at most `teacher_information`.
     teacher_information : float
@@ -281,6 +281,7 @@ def certify(
     noise = max(rounding_noise(mean, weight), latent_noise)
     arithmetic = summation_error(proba, log_q, mean, scale, weight)
     tolerance = arithmetic + noise_margin(noise, force, proba.shape[1], scale)
+    # From the arguments as given, so that it is the score to the last bit.
     margin = collapse_margin(teacher_proba, log_q, sample_weight)
     information = teacher_information(proba, weight)
     dispersion = latent_dispersion(mean, weight)
@@ -354,8 +355,9 @@ def rounding_noise(mean: Floats, weight: Floats) -> float:
     32 machine epsilons of float32 at magnitude max(1, |mu_ij|) in each coordinate:
     means that are small because large terms cancelled carry the error of those terms.
     Float32 is assumed of float64 values too, for they may come from a float32 network
-    through later arithmetic. Values that all fit in 16 bits, whatever their dtype,
-    count as computed in 16 bits, with 8 epsilons.
+    through later arithmetic. A coordinate whose values all fit in 16 bits, whatever
+    their dtype, counts as computed in 16 bits, with 8 epsilons; one that is the same
+    in all rows shows no error.
 
     Parameters
     ----------
@@ -369,13 +371,9 @@ def rounding_noise(mean: Floats, weight: Floats) -> float:
     float
         Latent units.
     """
-    unit = _NOISE_UNITS * float(np.finfo(np.float32).eps)
-    if _fits(mean, np.float16):
-        unit = _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps)
-    if _fits_bfloat16(mean):
-        unit = _NOISE_UNITS_16_BITS * 2.0**-7
-    squares = np.maximum(mean**2, 1.0).sum(axis=1)
-    return float(unit * np.sqrt(weight @ squares))
+    units = np.array([_rounding_unit(column) for column in mean.T])
+    errors = units * np.maximum(np.abs(mean), 1.0)
+    return float(np.sqrt(weight @ (errors**2).sum(axis=1)))
 
 
 def noise_margin(noise: float, force: float, n_components: int, scale: float) -> float:
@@ -409,16 +407,27 @@ def noise_margin(noise: float, force: float, n_components: int, scale: float) ->
     return force * noise + curvature * noise**2 / 4
 
 
-def _fits(mean: Floats, dtype: type[np.floating]) -> bool:
+def _rounding_unit(values: Floats) -> float:
+    """Return the error of one coordinate, as a share of its magnitude."""
+    if (values == values[0]).all():
+        return 0.0
+    if _fits_bfloat16(values):
+        return _NOISE_UNITS_16_BITS * 2.0**-7
+    if _fits(values, np.float16):
+        return _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps)
+    return _NOISE_UNITS * float(np.finfo(np.float32).eps)
+
+
+def _fits(values: Floats, dtype: type[np.floating]) -> bool:
     with np.errstate(over="ignore"):
-        return bool((mean == mean.astype(dtype)).all())
+        return bool((values == values.astype(dtype)).all())
 
 
-def _fits_bfloat16(mean: Floats) -> bool:
+def _fits_bfloat16(values: Floats) -> bool:
     """Tell whether the lower half of the bits in float32 is empty."""
-    if not _fits(mean, np.float32):
+    if not _fits(values, np.float32):
         return False
-    bits = np.ascontiguousarray(mean, dtype=np.float32).view(np.uint32)
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return not (bits & 0xFFFF).any()
 
 
@@ -426,7 +435,8 @@ def _is_constant(mean: Floats, weight: Floats) -> bool:
     """Tell whether each coordinate spreads by no more than its own rounding."""
     epsilon = np.finfo(np.float32 if _fits(mean, np.float32) else np.float64).eps
     spread = np.sqrt(weight @ (mean - mean[0] - weight @ (mean - mean[0])) ** 2)
-    return bool((spread <= _CONSTANT_UNITS * epsilon * np.abs(mean).max(axis=0)).all())
+    magnitude = np.sqrt(weight @ mean**2)
+    return bool((spread <= _CONSTANT_UNITS * epsilon * magnitude).all())
 
 
 def _verdict(*, certified: bool, constant: bool) -> str:
@@ -454,8 +464,13 @@ def _check_latent_mean(latent_mean: ArrayLike) -> Floats:
 
 def _check_witness(vertices: ArrayLike, scale: float, shape: tuple[int, int]) -> None:
     """Check what the tolerance is derived from: a regular simplex, a positive scale."""
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale must be a finite number above 0, got {scale}.")
+    if not 0 < scale < 1e150:
+        raise ValueError(f"scale must be a number above 0, below 1e150, got {scale}.")
+    if shape[0] < 2:
+        raise ValueError(
+            "teacher_proba must have at least 2 columns, got 1: one component tells "
+            "no rows apart."
+        )
     simplex = np.asarray(vertices, dtype=np.float64)
     if simplex.shape != shape:
         raise ValueError(

@@ -2,7 +2,6 @@
 
 import copy
 import warnings
-from collections.abc import Callable
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -17,6 +16,7 @@ from sklearn.base import (
     clone,
 )
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     Tags,
@@ -37,13 +37,12 @@ from skvaecert._base import (
 )
 from skvaecert._certificate import Certificate, certify
 from skvaecert._teacher import GMMTeacher, teacher_posterior
-from skvaecert._vae import CertifiedVAE
+from skvaecert._vae import CertifiedVAE, resolve_witness_scale
 from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
 from skvaecert.metrics import collapse_margin
 from skvaecert.simplex import (
     Floats,
     check_teacher_proba,
-    prior_matched_scale,
     simplex_vertices,
     witness_log_proba,
 )
@@ -148,8 +147,8 @@ class CollapseCertifier(
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "estimator": [HasMethods("transform"), None],
         "teacher": [
-            HasMethods(["fit", "predict_proba"]),
-            HasMethods(["fit", "transform"]),
+            HasMethods(["get_params", "fit", "predict_proba"]),
+            HasMethods(["get_params", "fit", "transform"]),
             None,
         ],
         "witness": [StrOptions({"raw"})],
@@ -346,7 +345,7 @@ class CollapseCertifier(
     def _seeded(self, template: Any) -> Any:
         """Return an unfitted copy of an estimator, seeded where it is not."""
         if not hasattr(template, "get_params"):
-            return template if not hasattr(template, "fit") else copy.deepcopy(template)
+            return template
         estimator = clone(template)
         if self.random_state is not None and not isinstance(estimator, FrozenEstimator):
             random_state = check_random_state(self.random_state)
@@ -367,7 +366,9 @@ class CollapseCertifier(
 
     def _checked_template(self) -> Any:
         template = _template(self)
-        last = template[-1] if isinstance(template, Pipeline) else None
+        # A frozen estimator or a search holds what counts.
+        inner = getattr(template, "estimator", template)
+        last = inner[-1] if isinstance(inner, Pipeline) else None
         if hasattr(last, "witness_log_proba"):
             raise ValueError(
                 f"estimator must not be a Pipeline that ends in a "
@@ -389,12 +390,13 @@ class CollapseCertifier(
         has_witness = hasattr(self._owner, "vertices_")
         if theirs is not None:
             self.teacher_ = theirs
+        elif keep:
+            self._check_same_teacher(teacher_proba)
         elif teacher_proba is not None or (has_witness and self.teacher is None):
             self.teacher_ = None
-        elif keep:
-            self._check_same_teacher()
         else:
-            self.teacher_ = self._seeded(self._teacher_template).fit(X, None)
+            self.teacher_ = self._seeded(self._teacher_template)
+            self.teacher_.fit(X, None)
             self._teacher_prints = fingerprints("teacher", self._teacher_template)
         return self._posterior(X, teacher_proba, None)
 
@@ -402,8 +404,17 @@ class CollapseCertifier(
     def _teacher_template(self) -> Any:
         return GMMTeacher() if self.teacher is None else self.teacher
 
-    def _check_same_teacher(self) -> None:
-        if self._teacher_prints != fingerprints("teacher", self._teacher_template):
+    def _check_same_teacher(self, teacher_proba: ArrayLike | None) -> None:
+        if (teacher_proba is None) == (self.teacher_ is None):
+            raise ValueError(
+                "teacher_proba must be "
+                + ("given again" if teacher_proba is None else "left out")
+                + ": warm_start continues a fit "
+                + ("without" if teacher_proba is None else "with")
+                + " a teacher."
+            )
+        prints = fingerprints("teacher", self._teacher_template)
+        if self.teacher_ is not None and self._teacher_prints != prints:
             raise ValueError(
                 "teacher must stay as it was in the fit that warm_start continues, got "
                 f"{self.teacher!r}. Set it back, or set warm_start=False."
@@ -418,7 +429,7 @@ class CollapseCertifier(
             self.witness_scale_ = self._owner.witness_scale_
         elif not keep:
             self.vertices_ = simplex_vertices(proba.shape[1], means.shape[1])
-            self.witness_scale_ = prior_matched_scale(proba)
+            self.witness_scale_ = resolve_witness_scale("prior", proba)
 
     def _posterior(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int | None
@@ -468,9 +479,12 @@ class CollapseCertifier(
 
     def _repeat(self, X: ArrayLike, means: NDArray[np.floating]) -> float:
         """Encode some rows again, in other company; return the most a mean moved."""
-        # An odd lot in random order: no position, block or symmetry is kept.
-        n_rows = max(1, min(2 * len(means) // 3, _REPEATED_ROWS))
-        index = np.random.default_rng(0).permutation(len(means))[:n_rows]
+        if len(means) == 1:
+            return 0.0
+        # An odd lot in random order, without the first row: no block, no symmetry and
+        # not all places are kept.
+        order = 1 + np.random.default_rng(0).permutation(len(means) - 1)
+        index = order[: max(1, min(2 * len(means) // 3, _REPEATED_ROWS))]
         again = self._encode(_rows(X, index))
         moved = float(np.linalg.norm(again - means[index], axis=1).max())
         if moved > _UNSTABLE * max(1.0, float(np.abs(means).max())):
@@ -482,22 +496,26 @@ class CollapseCertifier(
                     "difference is counted as noise, so nothing will be certified by "
                     "it."
                 ),
-                stacklevel=3,
+                stacklevel=4,
             )
         return moved
 
 
 def _fit_encoder(
     estimator: Any, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None
-) -> Any:
-    fit: Callable[..., Any] | None = getattr(estimator, "fit", None)
-    if fit is None or not hasattr(estimator, "get_params"):
-        return estimator
+) -> None:
+    """Fit an encoder, unless it is one without parameters, which is taken as it is."""
+    if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
+        return
+    if teacher_proba is not None and isinstance(estimator, BaseSearchCV):
+        raise ValueError(
+            "teacher_proba must be left out for a search inside the certifier, which "
+            "would not hand it on. Put the certifier inside the search."
+        )
     if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
-        fit(X, y, teacher_proba=teacher_proba)
+        estimator.fit(X, y, teacher_proba=teacher_proba)
     else:
-        fit(X, y)
-    return estimator
+        estimator.fit(X, y)
 
 
 def _rows(X: ArrayLike, index: NDArray[np.intp]) -> Any:

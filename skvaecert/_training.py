@@ -2,6 +2,7 @@
 
 import copy
 import dis
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,9 +26,10 @@ from skvaecert.simplex import witness_log_proba
 
 __all__ = [
     "Batches",
-    "Checkpoint",
+    "Completion",
     "MarginMonitor",
     "Progress",
+    "Snapshot",
     "VAENet",
     "decode",
     "encode",
@@ -191,7 +193,7 @@ class VAENet(NeuralNet):
         """
         # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
         self.interrupted_ = True
-        self._completed = Checkpoint(self)
+        self._completed = Snapshot(self)
         self._noted: list[tuple[int, Tensor, Tensor]] = []
         try:
             super().fit_loop(*args, **kwargs)
@@ -247,7 +249,7 @@ class VAENet(NeuralNet):
     def complete_epoch(self) -> None:
         """Remember the weights, once everything of the epoch is recorded."""
         self.history.record("seconds", time.perf_counter() - self._began)
-        self._completed = Checkpoint(self, with_optimizer=False)
+        self._completed = Snapshot(self, with_optimizer=False)
 
     def _record_mean(
         self, name: str, values: tuple[Tensor, ...], sizes: tuple[int, ...]
@@ -257,7 +259,7 @@ class VAENet(NeuralNet):
         )
 
 
-class Checkpoint:
+class Snapshot:
     """A copy of a net's weights, to return to.
 
     Parameters
@@ -321,6 +323,8 @@ class MarginMonitor(Callback):
         self.rows_ = rows[chosen]
         self.teacher_proba_ = teacher_proba[chosen].cpu().numpy()
         self.information_ = teacher_information(self.teacher_proba_)
+        margins = [row["margin"] for row in net.history] if net else []
+        self.best_ = max(margins, default=-math.inf)
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
         """Record the margin.
@@ -338,8 +342,8 @@ class MarginMonitor(Callback):
         margin = collapse_margin(self.teacher_proba_, log_q)
         net.history.record("margin", margin)
         # What skorch's Checkpoint asks for.
-        earlier = [row["margin"] for row in net.history[:-1]]
-        net.history.record("margin_best", all(margin > other for other in earlier))
+        net.history.record("margin_best", margin > self.best_)
+        self.best_ = max(margin, self.best_)
         net.history.record("alignment_loss", self.information_ - margin)
         net.history.record("teacher_information", self.information_)
 

@@ -30,7 +30,7 @@ from skvaecert._base import (
 )
 from skvaecert._teacher import GMMTeacher, teacher_posterior
 from skvaecert._training import (
-    Checkpoint,
+    Snapshot,
     decode,
     encode,
     evidence_bound,
@@ -50,7 +50,7 @@ from skvaecert.simplex import (
     witness_log_proba,
 )
 
-__all__ = ["CertifiedVAE"]
+__all__ = ["CertifiedVAE", "resolve_witness_scale"]
 
 # What a warm start cannot change: it continues with these very things.
 _FIXED = (
@@ -236,8 +236,8 @@ class CertifiedVAE(
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "teacher": [
-            HasMethods(["fit", "predict_proba"]),
-            HasMethods(["fit", "transform"]),
+            HasMethods(["get_params", "fit", "predict_proba"]),
+            HasMethods(["get_params", "fit", "transform"]),
             None,
         ],
         "latent_dim": [Interval(Integral, 1, None, closed="left")],
@@ -541,7 +541,7 @@ class CertifiedVAE(
     def _build(self, rows: NDArray[np.floating], proba: Floats, n_epochs: int) -> None:
         """Set up everything that a warm start keeps."""
         self.vertices_ = simplex_vertices(proba.shape[1], self.latent_dim)
-        self.witness_scale_ = _witness_scale(self.witness_scale, proba)
+        self.witness_scale_ = resolve_witness_scale(self.witness_scale, proba)
         self._standardisation = _Standardisation.of(rows, self.likelihood)
         self._structure = self._fingerprints()
         hidden_sizes = _check_hidden_sizes(self.hidden_sizes)
@@ -583,19 +583,25 @@ class CertifiedVAE(
         }
 
     def _train(self, rows: NDArray[np.floating], proba: Floats, *, warm: bool) -> None:
-        before = Checkpoint(self.net_)
+        before = Snapshot(self.net_)
         targets = torch.from_numpy(proba.astype(np.float32))
         try:
             train(self.net_, self._standardisation.apply(rows), targets)
+            self._take_history(before.n_epochs)
         except BaseException:
             if warm:
                 before.restore(self.net_)
+            self._take_history(before.n_epochs)
             raise
-        finally:
-            self.n_iter_ = len(self.net_.history) - before.n_epochs
-            # The loss is one of density: back in the units of X.
-            units = rows.shape[1] * np.log(self._standardisation.scale)
-            self.history_ = [_history_row(row, units) for row in self.net_.history]
+
+    def _take_history(self, n_earlier: int) -> None:
+        # The loss is one of density: back in the units of X.
+        units = len(self._standardisation.location) * np.log(
+            self._standardisation.scale
+        )
+        complete = [row for row in self.net_.history if "seconds" in row]
+        self.history_ = [_history_row(row, units) for row in complete]
+        self.n_iter_ = len(complete) - n_earlier
 
     def _keeps_progress(self) -> Callable[[BaseException], bool]:
         """Keep the finite epochs of a first fit: there is nothing to go back to."""
@@ -634,11 +640,31 @@ class CertifiedVAE(
 
 def _fitted(teacher: Any, X: ArrayLike) -> Any:
     """Fit a teacher; a function of its own, so that joblib can cache it."""
-    # FrozenEstimator.fit asks for y.
-    return teacher.fit(X, None)
+    # FrozenEstimator.fit asks for y; some return nothing.
+    teacher.fit(X, None)
+    return teacher
 
 
-def _witness_scale(witness_scale: str | float, proba: Floats) -> float:
+def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
+    """Turn the parameter `witness_scale` into a number.
+
+    Parameters
+    ----------
+    witness_scale : "prior" or float
+        As in :class:`CertifiedVAE`.
+    proba : ndarray of shape (n_samples, n_components)
+        Posteriors of the training rows.
+
+    Returns
+    -------
+    float
+        The scale beta, above 0.
+
+    Raises
+    ------
+    ValueError
+        If the prior-matched scale is 0, because every posterior is uniform.
+    """
     if witness_scale != "prior":
         return float(witness_scale)
     scale = prior_matched_scale(proba)

@@ -26,9 +26,9 @@ class InterruptedFitWarning(UserWarning):
 class UnstableEncoderWarning(UserWarning):
     """The encoder gives the same rows different means in another batch.
 
-    Raised by :meth:`CollapseCertifier.certify`. The usual causes are dropout or
-    batch normalisation left in training mode, or codes that are drawn at random.
-    The disagreement is counted as rounding, so nothing is certified by it.
+    Raised by :meth:`CollapseCertifier.fit` and `certify`. The usual causes are
+    dropout or batch normalisation left in training mode, or codes that are drawn at
+    random. The disagreement is counted as rounding, so nothing is certified by it.
     """
 
 

@@ -248,9 +248,9 @@ def test_codes_of_few_digits_can_still_be_certified():
 
 
 def test_values_beyond_float32():
-    weight = np.full(2, 0.5)
-    assert rounding_noise(np.full((2, 1), 1e100), weight) == pytest.approx(
-        32 * 2.0**-23 * 1e100
+    mean, weight = np.array([[1e100], [1.0000001e100]]), np.full(2, 0.5)
+    assert rounding_noise(mean, weight) == pytest.approx(
+        32 * 2.0**-23 * 1e100, rel=1e-6
     )
 
 
@@ -262,6 +262,29 @@ def test_small_codes_are_not_called_constant(dtype):
     tiny = (1e-3 if dtype == np.float16 else 1e-20) * code
     certificate = certify(proba, tiny.astype(dtype), simplex_vertices(3, 2), 1.0)
     assert certificate.verdict == "inconclusive"
+
+
+def test_16_bits_are_seen_in_each_coordinate():
+    """One free coordinate in float32 does not hide the others' rounding."""
+    proba = teacher(100, 5, 3.0, seed=0)
+    vertices, scale = simplex_vertices(5, 5), prior_matched_scale(proba)
+    code = analytic_code([proba.mean(axis=0)], vertices, scale).repeat(100, axis=0)
+    noise = 2.0**-7 * np.sign(escape_force(proba, code, vertices, scale))
+    mean = torch.as_tensor(code + noise).bfloat16().double().numpy()
+    mean[:, 4] = np.linspace(0, 0.1, 100)
+    assert certify(proba, mean, vertices, scale).verdict != "certified"
+
+
+def test_rows_of_no_weight_do_not_make_the_others_constant():
+    mean = np.array([[0.25], [-0.25], [1e9]], dtype=np.float32)
+    proba, weight = [[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]], [1, 1, 0]
+    certificate = certify(proba, mean, simplex_vertices(2, 1), 1, sample_weight=weight)
+    assert certificate.verdict == "inconclusive"
+
+
+def test_one_component_is_refused_by_name():
+    with pytest.raises(ValueError, match="teacher_proba must have at least 2 columns"):
+        certify(np.ones((3, 1)), np.ones((3, 1)), [[1.0]], 1.0)
 
 
 def test_a_large_constant_coordinate_hides_no_variation():
@@ -385,8 +408,8 @@ def test_certificates_are_frozen_and_pickle(certificates):
         ({"safety_margin": -1}, "safety_margin must .* at least 0, got -1"),
         ({"latent_noise": np.nan}, "latent_noise must .* got nan"),
         ({"sample_weight": [1, -1]}, "sample_weight must be"),
-        ({"scale": -1.0}, "scale must be a finite number above 0, got -1.0"),
-        ({"scale": np.nan}, "scale must be a finite number above 0, got nan"),
+        ({"scale": -1.0}, "scale must be a number above 0, below 1e150, got -1.0"),
+        ({"scale": np.nan}, "scale must be a number above 0, below 1e150, got nan"),
         ({"vertices": [[1.0], [1.0], [0.0]]}, r"vertices must have shape .* \(2, 1\)"),
         ({"vertices": [[1000.0], [-1000.0]]}, "regular simplex of radius 1"),
     ],

@@ -18,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
 from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
-from skvaecert.simplex import analytic_code
+from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertices
 
 
 class Constant(TransformerMixin, BaseEstimator):
@@ -386,6 +386,21 @@ def test_codes_of_the_position_are_not_certified(blobs, encoder):
         assert certifier.fit(X).certificate_.verdict != "certified"
 
 
+def test_a_code_of_the_position_of_two_rows_is_not_certified(blobs, teacher):
+    X = blobs[[blobs[:, 0].argmin(), blobs[:, 0].argmax()]]
+    proba = teacher.fit(blobs).transform(X)
+
+    class TwoPlaces(Position):
+        def transform(self, X):
+            scale = prior_matched_scale(proba)
+            return analytic_code(proba, simplex_vertices(4, 4), scale)[: len(X)]
+
+    certifier = CollapseCertifier(TwoPlaces())
+    with pytest.warns(UnstableEncoderWarning):
+        certifier.fit(X, teacher_proba=proba)
+    assert certifier.certificate_.verdict != "certified"
+
+
 def test_the_repetition_costs_a_healthy_encoder_nothing(blobs, certifier):
     certificate = certifier.fit(blobs).certificate_
     alone = certify(
@@ -415,6 +430,34 @@ def test_a_vae_inside_a_pipeline_is_refused(small_vae, teacher):
     pipeline = make_pipeline(MinMaxScaler(), small_vae)
     with pytest.raises(ValueError, match=r"Put the certifier last: make_pipeline\("):
         CollapseCertifier(pipeline, teacher=teacher).fit(np.zeros((3, 3)))
+
+
+def test_a_vae_inside_a_frozen_pipeline_or_a_search_is_refused(blobs, small_vae):
+    pipeline = make_pipeline(MinMaxScaler(), small_vae)
+    search = GridSearchCV(pipeline, {"certifiedvae__kl_weight": [1]})
+    for estimator in (FrozenEstimator(pipeline.fit(blobs)), search):
+        with pytest.raises(ValueError, match="Put the certifier last"):
+            CollapseCertifier(estimator).fit(blobs)
+    inside = CollapseCertifier(GridSearchCV(small_vae, {"kl_weight": [1]}))
+    with pytest.raises(ValueError, match="Put the certifier inside the search"):
+        inside.fit(blobs, teacher_proba=np.full((120, 4), 0.25))
+
+
+def test_uniform_posteriors_are_refused_by_name(blobs):
+    with pytest.raises(ValueError, match="every posterior is uniform"):
+        CollapseCertifier(PCA(4)).fit(blobs, teacher_proba=np.full((120, 4), 0.25))
+
+
+def test_a_teacher_whose_fit_returns_nothing(blobs, small_vae):
+    class Silent(GMMTeacher):
+        def __init__(self, n_components=4):
+            super().__init__(n_components, random_state=0)
+
+        def fit(self, X, y=None):
+            super().fit(X)
+
+    assert CollapseCertifier(PCA(4), teacher=Silent()).fit(blobs).teacher_ is not None
+    assert small_vae.set_params(teacher=Silent()).fit(blobs).teacher_ is not None
 
 
 def test_a_search_inside_the_certifier(blobs, small_vae):
@@ -462,6 +505,8 @@ def test_warm_start_keeps_the_certifiers_own_teacher(blobs, teacher):
     assert certifier.fit(blobs).teacher_ is kept
     with pytest.raises(ValueError, match="teacher must stay"):
         certifier.set_params(teacher__n_components=3).fit(blobs)
+    with pytest.raises(ValueError, match="teacher_proba must be left out"):
+        certifier.fit(blobs, teacher_proba=np.full((120, 4), 0.25))
 
 
 def test_warm_start_leaves_the_earlier_fit_when_it_fails(blobs, certifier):

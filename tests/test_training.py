@@ -10,8 +10,8 @@ from torch.utils.data import TensorDataset
 from skvaecert import _training as training
 from skvaecert._training import (
     Batches,
-    Checkpoint,
     MarginMonitor,
+    Snapshot,
     decode,
     encode,
     evidence_bound,
@@ -82,7 +82,7 @@ class Interrupt(Callback):
 
 
 class Raising:
-    """Stands for a checkpoint that Ctrl-C interrupts."""
+    """Stands for a snapshot that Ctrl-C interrupts."""
 
     def __init__(self, net):
         raise KeyboardInterrupt
@@ -219,7 +219,7 @@ def test_interrupt_before_the_loop_is_not_lost(rows, proba, monkeypatch):
     """Skorch swallows it there too, and would pass for trained."""
     net = trained(rows, proba)
     before = weights(net).clone()
-    monkeypatch.setattr(training, "Checkpoint", Raising)
+    monkeypatch.setattr(training, "Snapshot", Raising)
     with pytest.raises(KeyboardInterrupt):
         train(net, rows, proba)
     assert torch.equal(weights(net), before)
@@ -253,13 +253,13 @@ def test_training_rows_are_forgotten(rows, proba):
         assert not held
 
 
-def test_checkpoint_restores_weights_moments_and_history(rows, proba):
+def test_snapshot_restores_weights_moments_and_history(rows, proba):
     net = trained(rows, proba)
-    before, checkpoint = weights(net).clone(), Checkpoint(net)
+    before, snapshot = weights(net).clone(), Snapshot(net)
     moments = [s["exp_avg"].clone() for s in net.optimizer_.state.values()]
     train(net, rows, proba)
     assert not torch.equal(weights(net), before)
-    checkpoint.restore(net)
+    snapshot.restore(net)
     assert torch.equal(weights(net), before)
     now = [s["exp_avg"] for s in net.optimizer_.state.values()]
     assert all(map(torch.equal, moments, now))

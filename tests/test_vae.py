@@ -2,6 +2,7 @@ import inspect
 import pickle
 import signal
 import threading
+from functools import partial
 
 import joblib
 import numpy as np
@@ -20,7 +21,9 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import nn
 
 from skvaecert import CertifiedVAE, GMMTeacher
+from skvaecert import _vae as vae_module
 from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert.networks import mlp
 from skvaecert.simplex import prior_matched_scale, simplex_vertices, witness_log_proba
 
 
@@ -33,6 +36,14 @@ class Interrupt(Callback):
     def on_batch_begin(self, net, **kwargs):
         if len(net.history) == self.epoch:
             signal.raise_signal(signal.SIGINT)
+
+
+class Factory:
+    def __init__(self, width):
+        self.width = width
+
+    def build(self, n_features, latent_dim):
+        return mlp(n_features, (self.width,), 2 * latent_dim)
 
 
 class Overflow(nn.Module):
@@ -413,10 +424,12 @@ def test_warm_start_takes_what_its_table_says(blobs, small_vae, changes, tmp_pat
         {"witness_scale": 2},
         {"random_state": np.random.RandomState(0)},
         {"teacher__random_state": 7},
+        {"encoder": Factory(8).build},
     ],
 )
 def test_warm_start_takes_what_is_equal(blobs, small_vae, changes):
     vae = small_vae.set_params(warm_start=True, max_epochs=1, witness_scale=2.0)
+    vae.set_params(encoder=Factory(8).build)
     vae.fit(blobs).set_params(**changes).fit(blobs)
     assert len(vae.history_) == 2
 
@@ -427,8 +440,24 @@ SHALLOW, DEEP = [
 ]
 
 
+def closure(width):
+    return lambda n_features, latent_dim: mlp(n_features, (width,), 2 * latent_dim)
+
+
+def with_default(width):
+    return lambda n_features, latent_dim, w=width: mlp(n_features, (w,), 2 * latent_dim)
+
+
 @pytest.mark.parametrize(
-    ("first", "second"), [(nn.Linear(6, 8), nn.Linear(6, 8)), (SHALLOW, DEEP)]
+    ("first", "second"),
+    [
+        (nn.Linear(6, 8), nn.Linear(6, 8)),
+        (SHALLOW, DEEP),
+        (closure(8), closure(9)),
+        (with_default(8), with_default(9)),
+        (Factory(8).build, Factory(9).build),
+        (partial(SHALLOW), partial(DEEP)),
+    ],
 )
 def test_warm_start_tells_encoders_apart(blobs, small_vae, first, second):
     """By their weights and code; their names and reprs are the same."""
@@ -436,6 +465,35 @@ def test_warm_start_tells_encoders_apart(blobs, small_vae, first, second):
     vae.fit(blobs).fit(blobs).set_params(encoder=second)
     with pytest.raises(ValueError, match="encoder must stay"):
         vae.fit(blobs)
+
+
+def test_what_cannot_be_hashed_can_be_trained(blobs, small_vae):
+    class Locked:
+        lock = None
+
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __call__(self, n_features, latent_dim):
+            return nn.Linear(n_features, 2 * latent_dim)
+
+    small_vae.set_params(encoder=Locked(), max_epochs=1, warm_start=True)
+    assert len(small_vae.fit(blobs).fit(blobs).history_) == 2
+
+
+def test_interrupt_after_training_leaves_the_earlier_fit(blobs, small_vae, monkeypatch):
+    before = state(small_vae.set_params(warm_start=True).fit(blobs), blobs)
+    calls = iter([KeyboardInterrupt])
+
+    def interrupted(row, units, original=vae_module._history_row):
+        for error in calls:
+            raise error
+        return original(row, units)
+
+    monkeypatch.setattr(vae_module, "_history_row", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        small_vae.fit(blobs)
+    assert_same_state(small_vae, blobs, before)
 
 
 def test_a_schedule_can_join_at_a_warm_start(blobs, small_vae):
