@@ -47,7 +47,6 @@ _CHUNK = 256
 # The encoder's forward pass is about a sixth of a training step, so a quarter of the
 # rows keeps the monitor below 5 % of the epoch.
 _MONITORED_SHARE = 4
-_MONITORED_ROWS = 256
 
 
 def resolve_device(name: str) -> torch.device:
@@ -293,8 +292,8 @@ class Snapshot:
 class MarginMonitor(Callback):
     """Records "margin", "alignment_loss" and "teacher_information" after each epoch.
 
-    They are those of a quarter of the training rows (at least 256, all of them if
-    there are fewer), in evaluation mode, with the mean teacher of these rows: a
+    They are those of at most a quarter of the training rows, in lots of 256 (at least
+    256, or all of them), in evaluation mode, with the mean teacher of these rows: a
     margin in the sense of theory section 2. "margin_best" tells whether it is the
     greatest so far.
     """
@@ -316,7 +315,7 @@ class MarginMonitor(Callback):
         if X is None:
             raise ValueError("MarginMonitor needs the training rows, got None.")
         rows, teacher_proba = X.tensors
-        n_rows = max(len(rows) // _MONITORED_SHARE, _MONITORED_ROWS)
+        n_rows = _CHUNK * max(1, len(rows) // _MONITORED_SHARE // _CHUNK)
         # A generator of its own: warm fits on the same data watch the same rows.
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         chosen = order[:n_rows].to(rows.device)

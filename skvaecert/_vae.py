@@ -201,8 +201,9 @@ class CertifiedVAE(
     history_ : list of dict
         One dict an epoch, over all warm fits: "epoch"; means over its batches of
         "loss", "reconstruction" and "kl"; "margin", "alignment_loss" and
-        "teacher_information" at its end on a fixed quarter of the rows (at least
-        256); "kl_weight", "alignment_weight"; "seconds". ``pandas.DataFrame`` takes it.
+        "teacher_information" at its end on a fixed part of the rows (at most a
+        quarter in lots of 256, at least 256); "kl_weight", "alignment_weight";
+        "seconds". ``pandas.DataFrame`` takes it.
     n_iter_ : int
         Epochs completed by the last fit.
     n_features_in_ : int
