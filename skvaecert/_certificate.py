@@ -225,8 +225,8 @@ def certify(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1.
     latent_mean : array-like of shape (n_samples, latent_dim)
-        The encoder means, taken to be computed in float32, or in 16 bits if all of
-        them fit in that (see :func:`rounding_noise`).
+        The encoder means, taken to be computed in float32, or in 16 bits in those
+        coordinates that fit in that (see :func:`rounding_noise`).
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`skvaecert.simplex.simplex_vertices`.
     scale : float
@@ -434,7 +434,7 @@ def _fits_bfloat16(values: Floats) -> bool:
 def _is_constant(mean: Floats, weight: Floats) -> bool:
     """Tell whether each coordinate spreads by no more than its own rounding."""
     epsilon = np.finfo(np.float32 if _fits(mean, np.float32) else np.float64).eps
-    spread = np.sqrt(weight @ (mean - mean[0] - weight @ (mean - mean[0])) ** 2)
+    spread = [latent_dispersion(column[:, None], weight) for column in mean.T]
     magnitude = np.sqrt(weight @ mean**2)
     return bool((spread <= _CONSTANT_UNITS * epsilon * magnitude).all())
 

@@ -506,11 +506,12 @@ class CertifiedVAE(
                 given = teacher_proba is not None
                 self.teacher_ = None if given else self._fit_teacher(X, teacher_seed)
             proba = self._targets(X, teacher_proba, len(rows))
-            with seeded(seed, resolve_device(self.device)):
+            device = resolve_device(self.device)
+            with seeded(seed, device):
                 if warm:
                     self._resume(proba, n_epochs)
                 else:
-                    self._build(rows, proba, n_epochs)
+                    self._build(rows, proba, device, n_epochs)
                 self._train(rows, proba, warm=warm)
         if self.net_.interrupted_:
             warnings.warn(self._interruption(n_epochs), stacklevel=4)
@@ -539,7 +540,13 @@ class CertifiedVAE(
             )
         return teacher_posterior(self.teacher_, X)
 
-    def _build(self, rows: NDArray[np.floating], proba: Floats, n_epochs: int) -> None:
+    def _build(
+        self,
+        rows: NDArray[np.floating],
+        proba: Floats,
+        device: torch.device,
+        n_epochs: int,
+    ) -> None:
         """Set up everything that a warm start keeps."""
         self.vertices_ = simplex_vertices(proba.shape[1], self.latent_dim)
         self.witness_scale_ = resolve_witness_scale(self.witness_scale, proba)
@@ -551,7 +558,7 @@ class CertifiedVAE(
         )
         self.net_ = make_net(
             vae,
-            device=resolve_device(self.device),
+            device=device,
             vertices=self.vertices_,
             criterion__likelihood=self.likelihood,
             criterion__scale=self.witness_scale_,
