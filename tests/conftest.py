@@ -1,3 +1,5 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,14 @@ from skvaecert import CertifiedVAE, GMMTeacher
 def _one_thread():
     # Nets this small run slower on several threads, and sums in another order.
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    # Shells start background jobs with Ctrl-C ignored; tests that send it need it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
