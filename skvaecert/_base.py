@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
+from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import validate_data
 
 __all__ = [
@@ -20,10 +21,15 @@ __all__ = [
     "fingerprint",
     "fingerprints",
     "numpy_only",
+    "open_rows",
+    "read_rows",
     "restored_on_error",
     "seed_unset",
     "validate_rows",
 ]
+
+# Numbers in a chunk of rows: 64 MiB of float64.
+_CHUNK_NUMBERS = 2**23
 
 
 class NestedDefaultMixin:
@@ -96,6 +102,76 @@ def validate_rows(
     """
     with numpy_only():
         rows = validate_data(estimator, X, dtype=[np.float64, np.float32], **kwargs)
+    return _within_limits(rows)
+
+
+def open_rows(
+    estimator: BaseEstimator, X: ArrayLike, **kwargs: Any
+) -> NDArray[np.number]:
+    """Check what `X` is, but leave the numbers of an array to :func:`read_rows`.
+
+    So an array on disk, or of integers, is never copied as a whole.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Its `n_features_in_` and `feature_names_in_` are set or checked.
+    X : array-like of shape (n_samples, n_features)
+        What the user gave.
+    **kwargs : dict
+        As in :func:`sklearn.utils.validation.validate_data`.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_features)
+        `X` itself if it is a numeric array, or its rows as floats.
+
+    Raises
+    ------
+    ValueError
+        If `X` is not valid as far as seen.
+    """
+    if not (isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiu"):
+        return validate_rows(estimator, X, **kwargs)
+    validate_rows(estimator, X[:2], **kwargs)
+    return X
+
+
+def read_rows(
+    estimator: BaseEstimator, rows: NDArray[np.number]
+) -> Iterator[NDArray[np.floating]]:
+    """Check the numbers of an array and yield them, some rows at a time.
+
+    Parameters
+    ----------
+    estimator : BaseEstimator
+        Named in errors.
+    rows : ndarray of shape (n_samples, n_features)
+        From :func:`open_rows`.
+
+    Yields
+    ------
+    ndarray of shape (n_chunk, n_features)
+        float32 if `rows` are, float64 otherwise.
+
+    Raises
+    ------
+    ValueError
+        If there are NaN, infinities or values whose squares overflow.
+    """
+    size = max(1, _CHUNK_NUMBERS // rows.shape[1])
+    for batch in gen_batches(len(rows), size):
+        with numpy_only():
+            chunk = check_array(
+                rows[batch],
+                dtype=[np.float64, np.float32],
+                estimator=estimator,
+                input_name="X",
+            )
+        yield _within_limits(chunk)
+
+
+def _within_limits(rows: NDArray[np.floating]) -> NDArray[np.floating]:
     # Beyond this, sums of squares overflow.
     limit = 1e-3 * np.sqrt(np.finfo(rows.dtype).max)
     largest = max(-rows.min(), rows.max())

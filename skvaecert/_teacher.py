@@ -1,12 +1,14 @@
 """GMMTeacher: soft cluster memberships, found without labels, as fixed targets."""
 
+import copy
 import warnings
+from collections.abc import Iterator, Sequence
+from itertools import product
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import softmax
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -15,21 +17,36 @@ from sklearn.base import (
 )
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._base import numpy_only, restored_on_error, validate_rows
+from skvaecert._base import numpy_only, open_rows, read_rows, restored_on_error
+from skvaecert._mixture import Mixture
+from skvaecert._teacher_search import (
+    Candidate,
+    Configuration,
+    Criterion,
+    check_budget,
+    refined,
+    search_teacher,
+)
 from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
-from skvaecert.simplex import Floats, check_teacher_proba, log_odds_energy
+from skvaecert.simplex import Floats, analytic_energy, check_teacher_proba, temper
 
 __all__ = ["GMMTeacher", "teacher_posterior"]
 
 # Below this many nats the margin that could be reached is not worth a training.
 _LITTLE_INFORMATION = 0.01
-# Squares of smaller numbers are lost in float32.
-_SMALL = 1e-15
+# Rows that PCA and a search look at. More change the explained variance by less than
+# 1e-4 of itself; of the mixtures, only the chosen one gains from more.
+_SEARCH_ROWS = 10_000
+# Posteriors in a batch: 32 MiB of float64.
+_BATCH_NUMBERS = 2**22
+
+_COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 
 
 class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -43,31 +60,61 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     much it tells rows apart, the teacher information, is what the best constant
     student pays and the most that a margin can reach.
 
+    Lists for `n_components`, `pca_components` or `covariance_type` mean a search of
+    their grid. Chosen is, on a quarter of the rows that no mixture was fitted on::
+
+        argmax I_T    subject to    (K - 1) / (2 K) E_T <= energy_budget
+                      and           AMI of restarts >= min_agreement
+
+    with the log-odds energy E_T and the adjusted mutual information of the groups
+    found by restarts. The chosen mixture is then fitted on all rows.
+
     Parameters
     ----------
-    n_components : int, default=10
+    n_components : int or list of int, default=10
         K, the number of mixture components, at most the number of rows. With 1 the
         teacher has no information.
-    pca_components : int, default=16
+    pca_components : int or list of int, default=16
         Principal components kept, at most; fewer if there are fewer rows or
         features.
-    covariance_type : {"full", "tied", "diag", "spherical"}, default="full"
+    covariance_type : {"full", "tied", "diag", "spherical"} or list, default="full"
         As in :class:`sklearn.mixture.GaussianMixture`.
-    temperature : float, default=1.0
-        t, above 0. Mixtures in many dimensions are nearly certain of every row;
-        temperatures above 1 soften them.
+    temperature : float or "auto", default="auto"
+        t, above 0; temperatures above 1 soften. "auto" for the smallest from 1 up
+        at which the energy fits `energy_budget`.
     floor : float, default=0.01
         e, at least 1e-30 and below 1. Bounds the log-odds, and with them the
         energy of the codes that the teacher asks for.
+    energy_budget : float or None, default=None
+        Most nats of KL a sample that the analytic code may cost at witness scale 1.
+        None for 8 (K - 1), at which the prior-matched scale is 4: sharper teachers
+        train to smaller margins on rows not seen. Candidates above it are left out;
+        a single mixture is held against it only if it is given.
+    min_agreement : float, default=0.5
+        Least adjusted mutual information of the groups found by the best restart and
+        by the others, in [0, 1]: what restarts do not agree on may be chance. If no
+        candidate has it, that with the most is taken, with a warning.
     reg_covar : float, default=1e-3
         Added to the variances of the mixture, as a share of the mean variance of the
         principal components; at least 0.
     n_init : int, default=1
-        Starts of the mixture; the one with the highest likelihood is kept.
+        Starts of each mixture; the one with the highest likelihood is kept. A search
+        makes at least two.
     max_iter : int, default=200
         Most steps of each start.
+    subsample : int or None, default=100_000
+        Most rows, drawn at random, that the chosen mixture is fitted on; None for
+        all. PCA and search look at 10,000 of the rows at most.
+    error_score : "raise" or float, default=nan
+        Information recorded for candidates that fail, with a warning; "raise" to
+        raise their error.
+    n_jobs : int or None, default=None
+        Threads of a search; -1 for all processors.
+    verbose : int, default=0
+        Above 0 for a progress bar over the candidates of a search, above 1 for a
+        line on each.
     random_state : int, RandomState instance or None, default=None
-        Seeds PCA and mixture; an int gives the same teacher at every fit.
+        Seeds PCA, search and mixture; an int gives the same teacher at every fit.
 
     Attributes
     ----------
@@ -82,11 +129,20 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     information_ : float
         Teacher information on the training rows, nats.
     energy_ : float
-        Log-odds energy E_T on the training rows.
+        Energy of the analytic code at witness scale 1, (K - 1) / (2 K) E_T, on the
+        training rows, nats. At scale s it is energy_ / s^2; the prior-matched scale
+        is sqrt(2 energy_ / (K - 1)).
     mean_proba_ : ndarray of shape (n_components,)
         Average posterior of the training rows.
     n_iter_ : int
         Steps of the mixture's best start.
+    search_results_ : dict of ndarray or None
+        None without a search. Else one entry a candidate, in a form that
+        ``pandas.DataFrame`` takes: "n_components", "pca_components",
+        "covariance_type"; on the rows held out "information", "energy",
+        "temperature", "log_likelihood" (of the principal components, nats a row)
+        and "agreement"; "seconds"; "error", empty if there was none; "rank", 1 for
+        the chosen one.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -95,12 +151,21 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     See Also
     --------
     CertifiedVAE : Trains a VAE whose code is aligned with a teacher.
+    skvaecert.plotting.TeacherSearchDisplay : Draws a search.
     skvaecert.metrics.teacher_information : The score, on arrays.
+
+    Notes
+    -----
+    NumPy arrays, on disk or of integers, are read in chunks and never copied as a
+    whole. All rows are projected, a pass over the data, and keep `pca_components`
+    numbers each in memory; what a search fits grows with neither rows nor features.
+
+    Mixtures of a search are fitted in float32 by an EM of this package, from the same
+    k-means for all covariance types; the chosen one is finished by scikit-learn.
 
     References
     ----------
-    Theory sections 2 and 3; arXiv:2605.05813, arXiv:2605.18224 (which search for the
-    teacher among many; this is one configuration).
+    Theory sections 2 and 3; arXiv:2605.05813, arXiv:2605.18224.
 
     Examples
     --------
@@ -112,31 +177,50 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     (150, 3)
     >>> round(teacher.score(X), 1)
     1.0
+    >>> search = GMMTeacher(
+    ...     n_components=[2, 3], covariance_type=["full", "tied"], random_state=0)
+    >>> search.fit(X).n_components_
+    3
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_components": [Interval(Integral, 1, None, closed="left")],
-        "pca_components": [Interval(Integral, 1, None, closed="left")],
-        "covariance_type": [StrOptions({"full", "tied", "diag", "spherical"})],
-        "temperature": [Interval(Real, 0, None, closed="neither")],
+        "n_components": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "pca_components": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "covariance_type": [StrOptions(set(_COVARIANCE_TYPES)), "array-like"],
+        "temperature": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, None, closed="neither"),
+        ],
         "floor": [Interval(Real, 1e-30, 1, closed="left")],
+        "energy_budget": [Interval(Real, 0, None, closed="neither"), None],
+        "min_agreement": [Interval(Real, 0, 1, closed="both")],
         "reg_covar": [Interval(Real, 0, None, closed="left")],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "subsample": [Interval(Integral, 2, None, closed="left"), None],
+        "error_score": [StrOptions({"raise"}), Real],
+        "n_jobs": [Integral, None],
+        "verbose": ["verbose"],
         "random_state": ["random_state"],
     }
 
     def __init__(
         self,
-        n_components: int = 10,
+        n_components: int | Sequence[int] = 10,
         *,
-        pca_components: int = 16,
-        covariance_type: str = "full",
-        temperature: float = 1.0,
+        pca_components: int | Sequence[int] = 16,
+        covariance_type: str | Sequence[str] = "full",
+        temperature: float | str = "auto",
         floor: float = 0.01,
+        energy_budget: float | None = None,
+        min_agreement: float = 0.5,
         reg_covar: float = 1e-3,
         n_init: int = 1,
         max_iter: int = 200,
+        subsample: int | None = 100_000,
+        error_score: float | str = np.nan,
+        n_jobs: int | None = None,
+        verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
     ) -> None:
         self.n_components = n_components
@@ -144,14 +228,20 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self.covariance_type = covariance_type
         self.temperature = temperature
         self.floor = floor
+        self.energy_budget = energy_budget
+        self.min_agreement = min_agreement
         self.reg_covar = reg_covar
         self.n_init = n_init
         self.max_iter = max_iter
+        self.subsample = subsample
+        self.error_score = error_score
+        self.n_jobs = n_jobs
+        self.verbose = verbose
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Fit PCA and mixture.
+    def fit(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> Self:
+        """Fit PCA and mixture, or search for the best ones.
 
         Parameters
         ----------
@@ -159,6 +249,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             Rows, at least `n_components` of them.
         y : Ignored
             Present by convention: a teacher knows no labels.
+        **fit_params : dict
+            Refused. There are no weighted mixtures, so a `sample_weight` could not
+            be honoured.
 
         Returns
         -------
@@ -168,21 +261,32 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Raises
         ------
         ValueError
-            If `X` is not valid, is constant, or has fewer rows than `n_components`.
+            If `X` is not valid, is constant, or has fewer rows than `n_components`;
+            if all candidates of a search fail or none fits `energy_budget`.
+        TypeError
+            If there are `fit_params`.
 
         Warns
         -----
         UninformativeTeacherWarning
             If the teacher information on `X` is below 0.01 nats.
+        UnstableTeacherWarning
+            If no candidate of a search reaches `min_agreement`.
+        FitFailedWarning
+            If candidates of a search failed.
+        InterruptedFitWarning
+            If Ctrl-C ended a search after at least one candidate. The teacher is the
+            best of those that were done.
         """
-        with restored_on_error(self):
-            rows = validate_rows(self, X, ensure_min_samples=2)
-            self._check_rows(rows)
-            if np.abs(rows).max() < _SMALL:
-                rows = rows.astype(np.float64)
-            with numpy_only():
-                self._fit_mixture(rows)
-            self._measure(rows)
+        _refuse(fit_params)
+        with restored_on_error(self), numpy_only():
+            rows = open_rows(self, X, ensure_min_samples=2)
+            configurations = self._configurations(*rows.shape)
+            random_state = check_random_state(self.random_state)
+            most = max(c.pca_components for c in configurations)
+            scores = self._project(rows, most, random_state)
+            self._fit_mixture(scores, configurations, random_state)
+            self._measure(scores[:, : self.pca_.n_components_])
         if self.information_ < _LITTLE_INFORMATION:
             warnings.warn(self._little_information(), stacklevel=3)
         return self
@@ -202,8 +306,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             float32 `X`, float64 otherwise.
         """
         check_is_fitted(self)
-        rows = validate_rows(self, X, reset=False)
-        return self._posterior(rows).astype(rows.dtype, copy=False)
+        rows = open_rows(self, X, reset=False)
+        dtype = np.float32 if rows.dtype == np.float32 else np.float64
+        return self._read_posterior(rows).astype(dtype, copy=False)
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return the teacher posterior T(k|x), as :meth:`predict_proba` does.
@@ -255,8 +360,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             Nats, in [0, log K].
         """
         check_is_fitted(self)
-        rows = validate_rows(self, X, reset=False)
-        return teacher_information(self._posterior(rows), sample_weight)
+        rows = open_rows(self, X, reset=False)
+        return teacher_information(self._read_posterior(rows), sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
         """Tell scikit-learn that the dtype is kept."""
@@ -268,58 +373,221 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     def _n_features_out(self) -> int:
         return self.n_components_
 
-    def _check_rows(self, X: NDArray[np.floating]) -> None:
-        if len(X) < self.n_components:
+    def _configurations(self, n_samples: int, n_features: int) -> list[Configuration]:
+        n_components = _values("n_components", self.n_components, _is_count)
+        pca_components = _values("pca_components", self.pca_components, _is_count)
+        covariance_types = _values(
+            "covariance_type", self.covariance_type, _COVARIANCE_TYPES.__contains__
+        )
+        kept = [min(count, n_samples, n_features) for count in pca_components]
+        grid = dict.fromkeys(product(n_components, kept, covariance_types))
+        if min(n_components) > n_samples:
             raise ValueError(
-                f"n_components must be at most the number of rows, n_samples={len(X)}, "
-                f"got {self.n_components}. Use fewer components or more rows."
+                f"n_components must be at most the number of rows, n_samples="
+                f"{n_samples}, got {self.n_components}. Use fewer components or more "
+                "rows."
             )
-        if (X == X[0]).all():
-            raise ValueError(
-                "X must have rows that differ: all rows are equal, and a teacher "
-                "cannot tell them apart."
-            )
+        return [Configuration(*point) for point in grid]
 
-    def _fit_mixture(self, X: NDArray[np.floating]) -> None:
-        random_state = check_random_state(self.random_state)
-        n_components = min(self.pca_components, *X.shape)
-        self.pca_ = PCA(n_components, random_state=random_state).fit(X)
-        scores = self._scores(X)
-        self.mixture_ = GaussianMixture(
-            self.n_components,
-            covariance_type=self.covariance_type,
-            reg_covar=self.reg_covar * scores.var(axis=0).mean(),
+    def _project(
+        self,
+        rows: NDArray[np.number],
+        n_components: int,
+        random_state: np.random.RandomState,
+    ) -> Floats:
+        """Fit PCA on some rows and return the principal components of all."""
+        seen = rows[_draw(len(rows), _SEARCH_ROWS, random_state)]
+        seen = np.concatenate([chunk.astype(float) for chunk in read_rows(self, seen)])
+        if (seen == seen[0]).all():
+            raise ValueError(
+                f"X must have rows that differ: all {len(seen)} rows looked at are "
+                "equal, and a teacher cannot tell them apart."
+            )
+        self.pca_ = PCA(n_components, random_state=random_state).fit(seen)
+        return self._scores(rows)
+
+    def _fit_mixture(
+        self,
+        scores: Floats,
+        configurations: list[Configuration],
+        random_state: np.random.RandomState,
+    ) -> None:
+        self.search_results_: dict[str, NDArray[Any]] | None = None
+        start: Mixture | None = None
+        configuration, *others = configurations
+        if others:
+            best = self._search(scores, configurations, random_state)
+            configuration, start = best.configuration, best.mixture
+        self.pca_ = _truncated(self.pca_, configuration.pca_components)
+        rows = scores[_draw(len(scores), self.subsample, random_state)]
+        rows = rows[:, : configuration.pca_components]
+        self._fit_one(rows, configuration, start, random_state)
+        self._set_temperature(rows, configuration)
+
+    def _search(
+        self,
+        scores: Floats,
+        configurations: list[Configuration],
+        random_state: np.random.RandomState,
+    ) -> Candidate:
+        best, self.search_results_ = search_teacher(
+            scores[_draw(len(scores), _SEARCH_ROWS, random_state)],
+            configurations,
+            self._criterion(),
+            reg_covar=self.reg_covar,
             n_init=self.n_init,
             max_iter=self.max_iter,
+            error_score=self.error_score,
+            n_jobs=self.n_jobs,
+            verbose=self.verbose,
             random_state=random_state,
-        ).fit(scores)
+        )
+        return best
 
-    def _measure(self, X: NDArray[np.floating]) -> None:
-        self.n_components_ = self.n_components
-        self.n_iter_ = self.mixture_.n_iter_
-        self.temperature_ = float(self.temperature)
-        proba = self._posterior(X)
-        self.information_ = teacher_information(proba)
-        self.energy_ = log_odds_energy(proba)
-        self.mean_proba_ = proba.mean(axis=0)
+    def _criterion(self) -> Criterion:
+        return Criterion(
+            self.temperature, self.floor, self.energy_budget, self.min_agreement
+        )
 
-    def _scores(self, X: NDArray[np.floating]) -> Floats:
+    def _fit_one(
+        self,
+        rows: Floats,
+        configuration: Configuration,
+        start: Mixture | None,
+        random_state: np.random.RandomState,
+    ) -> None:
+        settings: dict[str, Any] = {
+            "n_components": configuration.n_components,
+            "covariance_type": configuration.covariance_type,
+            "reg_covar": self.reg_covar * rows.var(axis=0).mean(),
+            "max_iter": self.max_iter,
+            "random_state": random_state,
+        }
+        n_earlier = 0
+        if start is None:
+            settings["n_init"] = self.n_init
+        else:
+            start = refined(rows, start, settings["reg_covar"], self.max_iter)
+            settings["weights_init"] = start.weights
+            settings["means_init"] = start.means
+            settings["precisions_init"] = start.precisions
+            n_earlier = start.n_iter
+        self.mixture_ = GaussianMixture(**settings).fit(rows)
+        self.n_components_ = configuration.n_components
+        self.n_iter_ = n_earlier + self.mixture_.n_iter_
+
+    def _set_temperature(self, rows: Floats, configuration: Configuration) -> None:
+        criterion = self._criterion()
+        log_joint = self.mixture_._estimate_weighted_log_prob(rows)
+        self.temperature_ = criterion.resolve_temperature(log_joint)
+        if self.energy_budget is not None and self.search_results_ is None:
+            energy = analytic_energy(self._posterior(rows), 1.0)
+            check_budget(
+                Candidate(*configuration, energy=energy, temperature=self.temperature_),
+                criterion,
+            )
+
+    def _measure(self, scores: Floats) -> None:
+        batches = list(self._batches(len(scores)))
+        sizes = [len(scores[batch]) for batch in batches]
+        parts = [self._numbers(scores[batch]) for batch in batches]
+        information, energy, means = map(np.array, zip(*parts, strict=True))
+        # The chain rule: information within batches, and that between their means.
+        within = np.average(information, weights=sizes)
+        self.information_ = float(within + teacher_information(means, sizes))
+        self.energy_ = float(np.average(energy, weights=sizes))
+        self.mean_proba_ = np.average(means, axis=0, weights=sizes)
+
+    def _numbers(self, scores: Floats) -> tuple[float, float, Floats]:
+        proba = self._posterior(scores)
+        return (
+            teacher_information(proba),
+            analytic_energy(proba, 1.0),
+            proba.mean(axis=0),
+        )
+
+    def _scores(self, rows: NDArray[np.number]) -> Floats:
         # The projection may come as a data frame, by scikit-learn's configuration.
-        return np.asarray(self.pca_.transform(X), dtype=np.float64)
+        return np.concatenate(
+            [
+                np.asarray(self.pca_.transform(chunk.astype(float, copy=False)))
+                for chunk in read_rows(self, rows)
+            ]
+        )
 
-    def _posterior(self, X: NDArray[np.floating]) -> Floats:
+    def _read_posterior(self, rows: NDArray[np.number]) -> Floats:
+        scores = self._scores(rows)
+        return np.concatenate(
+            [self._posterior(scores[batch]) for batch in self._batches(len(scores))]
+        )
+
+    def _posterior(self, scores: Floats) -> Floats:
         # predict_proba would underflow to 0 what a high temperature brings back.
-        log_joint = self.mixture_._estimate_weighted_log_prob(self._scores(X))
-        proba = softmax(log_joint / self.temperature_, axis=1)
-        return (1 - self.floor) * proba + self.floor / self.n_components_
+        log_joint = self.mixture_._estimate_weighted_log_prob(scores)
+        return temper(log_joint, self.temperature_, self.floor)
+
+    def _batches(self, n_samples: int) -> Iterator[slice]:
+        return gen_batches(n_samples, max(1, _BATCH_NUMBERS // self.n_components_))
 
     def _little_information(self) -> UninformativeTeacherWarning:
         return UninformativeTeacherWarning(
             f"The teacher information is only {self.information_:.2g} nats, so no "
             "encoder can reach a margin worth speaking of. Lower temperature "
-            f"({self.temperature:g}) or floor ({self.floor:g}), change n_components "
-            f"({self.n_components}), or check that X has structure to be found."
+            f"({self.temperature_:g}) or floor ({self.floor:g}), change n_components "
+            f"({self.n_components_}), or check that X has structure to be found."
         )
+
+
+def _refuse(fit_params: dict[str, Any]) -> None:
+    if fit_params:
+        raise TypeError(
+            f"GMMTeacher.fit takes X alone, got {', '.join(fit_params)}. Mixtures "
+            "here cannot weigh rows: repeat rows in place of weights, or give "
+            "sample_weight to score."
+        )
+
+
+def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
+    """Return the values of a parameter that may be a list."""
+    if isinstance(given, str) or np.isscalar(given):
+        return [given]
+    values = np.asarray(given).tolist() if np.ndim(given) == 1 else []
+    if not values or not all(map(is_valid, values)):
+        raise ValueError(
+            f"{name} must be a value or a list of them, at least one: counts are ints "
+            f"from 1 up, covariance types are in {_COVARIANCE_TYPES}. Got {given!r}."
+        )
+    return values
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _draw(
+    n_samples: int, most: int | None, random_state: np.random.RandomState
+) -> NDArray[np.integer] | slice:
+    """Return which rows to take: at most so many, in order."""
+    if most is None or n_samples <= most:
+        return slice(None)
+    return np.sort(
+        sample_without_replacement(n_samples, most, random_state=random_state)
+    )
+
+
+def _truncated(pca: PCA, n_components: int) -> PCA:
+    """Return the PCA that keeps fewer components: one fit serves all."""
+    if n_components == pca.n_components_:
+        return pca
+    shorter = copy.copy(pca)
+    total = pca.explained_variance_.sum() / pca.explained_variance_ratio_.sum()
+    for name in ("components_", "explained_variance_", "explained_variance_ratio_"):
+        setattr(shorter, name, getattr(pca, name)[:n_components])
+    shorter.singular_values_ = pca.singular_values_[:n_components]
+    shorter.n_components = shorter.n_components_ = n_components
+    n_left = min(pca.n_features_in_, pca.n_samples_) - n_components
+    shorter.noise_variance_ = (total - shorter.explained_variance_.sum()) / n_left
+    return shorter
 
 
 def teacher_posterior(teacher: Any, X: ArrayLike) -> Floats:

@@ -5,6 +5,7 @@ __all__ = [
     "NonFiniteLossError",
     "UninformativeTeacherWarning",
     "UnstableEncoderWarning",
+    "UnstableTeacherWarning",
 ]
 
 
@@ -16,10 +17,19 @@ class UninformativeTeacherWarning(UserWarning):
     """
 
 
-class InterruptedFitWarning(UserWarning):
-    """Training was interrupted; the model holds the epochs that were completed.
+class UnstableTeacherWarning(UserWarning):
+    """Restarts of the mixture group the rows differently, so the groups may be noise.
 
-    Raised by :meth:`CertifiedVAE.fit` on Ctrl-C after at least one full epoch.
+    Raised by :meth:`GMMTeacher.fit` when no candidate of a search reaches
+    `min_agreement`. The certificate stays sound; the teacher may teach chance.
+    """
+
+
+class InterruptedFitWarning(UserWarning):
+    """A fit was interrupted; what was completed is kept.
+
+    Raised on Ctrl-C: by :meth:`CertifiedVAE.fit` after at least one full epoch, by
+    :meth:`GMMTeacher.fit` after at least one candidate of a search.
     """
 
 

@@ -7,17 +7,20 @@ of teacher components, d the number of latent dimensions, d >= K - 1.
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import helmert
-from scipy.special import log_softmax
+from scipy.optimize import brentq
+from scipy.special import log_softmax, softmax
 
 __all__ = [
     "analytic_code",
     "analytic_energy",
+    "budget_temperature",
     "check_sample_weight",
     "check_teacher_proba",
     "log_odds",
     "log_odds_energy",
     "prior_matched_scale",
     "simplex_vertices",
+    "temper",
     "witness_log_proba",
 ]
 
@@ -27,6 +30,8 @@ Floats = NDArray[np.float64]
 _SUM_TOLERANCE = 1e-4
 # Smaller ones have no logarithm to full precision, or none after normalisation.
 _SMALLEST_PROBA = 1e-300
+# The temperature found keeps this share of the budget in reserve for rounding.
+_RESERVE = 1e-9
 
 
 def check_teacher_proba(
@@ -401,3 +406,83 @@ def analytic_energy(
     n_components = proba.shape[1]
     energy = log_odds_energy(proba, sample_weight)
     return float((n_components - 1) / (2 * n_components * scale**2) * energy)
+
+
+def temper(log_proba: ArrayLike, temperature: float, floor: float) -> Floats:
+    """Soften posteriors: T_k = (1 - e) P_k^(1/t) / sum_j P_j^(1/t) + e / K.
+
+    Parameters
+    ----------
+    log_proba : array-like of shape (n_samples, n_components)
+        log P, each row up to a constant: joint log-probabilities will do.
+    temperature : float
+        t, above 0; above 1 softens.
+    floor : float
+        e, from 0 to below 1; above 0 every entry of T is.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_components)
+        T, rows that sum to 1.
+
+    References
+    ----------
+    Theory section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.simplex import temper
+    >>> temper(np.log([[0.8, 0.2]]), temperature=2.0, floor=0.0).round(3)
+    array([[0.667, 0.333]])
+    """
+    log_proba = np.asarray(log_proba, dtype=np.float64)
+    proba = softmax(log_proba / temperature, axis=1)
+    return np.asarray((1 - floor) * proba + floor / proba.shape[1])
+
+
+def budget_temperature(
+    log_proba: ArrayLike, floor: float, energy_budget: float
+) -> float:
+    """Smallest temperature, from 1 up, at which the energy fits a budget.
+
+    The energy is that of :func:`analytic_energy` at scale 1. With a floor it may rise
+    before it falls, so the temperature is doubled until the energy fits, and the
+    root then sought in the last interval.
+
+    Parameters
+    ----------
+    log_proba : array-like of shape (n_samples, n_components)
+        log P, each row up to a constant.
+    floor : float
+        As in :func:`temper`, above 0.
+    energy_budget : float
+        Nats a sample, above 0.
+
+    Returns
+    -------
+    float
+        t, at least 1.
+
+    References
+    ----------
+    Theory section 3.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.simplex import analytic_energy, budget_temperature, temper
+    >>> log_proba = np.log([[0.9, 0.1], [0.1, 0.9]])
+    >>> temperature = budget_temperature(log_proba, 0.01, energy_budget=0.1)
+    >>> round(analytic_energy(temper(log_proba, temperature, 0.01), 1.0), 6)
+    0.1
+    """
+
+    def excess(temperature: float) -> float:
+        proba = temper(log_proba, temperature, floor)
+        return analytic_energy(proba, 1.0) - (1 - _RESERVE) * energy_budget
+
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return 1.0 if high == 1 else float(brentq(excess, high / 2, high, xtol=1e-9))

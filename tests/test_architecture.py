@@ -17,23 +17,31 @@ FLOORS = [
     {"exceptions"},
     {"simplex"},
     {"metrics"},
-    {"_certificate"},
+    {"_certificate", "_mixture"},
     {"networks"},
     {"objectives"},
     {"_training"},
     {"_base"},
+    {"_teacher_search"},
     {"_teacher"},
     {"_vae"},
     {"_certifier"},
     {"plotting"},
 ]
-MATHS = {"simplex", "metrics", "_certificate"}
+MATHS = {"simplex", "metrics", "_certificate", "_mixture"}
 ONLY_IN = {
     "skorch": {"_training"},
     "torch": {"networks", "objectives", "_training", "_vae"},
-    "sklearn": {"_base", "_teacher", "_vae", "_certifier", "plotting"},
+    "sklearn": {
+        "_base",
+        "_teacher_search",
+        "_teacher",
+        "_vae",
+        "_certifier",
+        "plotting",
+    },
     "matplotlib": {"plotting"},
-    "tqdm": {"_training"},
+    "tqdm": {"_training", "_teacher_search"},
 }
 
 modules = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -7,12 +7,14 @@ from scipy.special import softmax
 from skvaecert.simplex import (
     analytic_code,
     analytic_energy,
+    budget_temperature,
     check_sample_weight,
     check_teacher_proba,
     log_odds,
     log_odds_energy,
     prior_matched_scale,
     simplex_vertices,
+    temper,
     witness_log_proba,
 )
 
@@ -152,3 +154,44 @@ def test_check_teacher_proba_refuses_another_number_of_rows():
 def test_check_sample_weight_refuses(weight, message):
     with pytest.raises(ValueError, match=message):
         check_sample_weight(weight, 3)
+
+
+def test_temper_is_the_formula():
+    rng = np.random.default_rng(0)
+    proba = rng.dirichlet(np.ones(4), size=7)
+    powers = proba ** (1 / 3)
+    expected = 0.9 * powers / powers.sum(axis=1, keepdims=True) + 0.1 / 4
+    joint = np.log(proba) - rng.uniform(0, 2000, size=(7, 1))
+    np.testing.assert_allclose(temper(joint, 3.0, 0.1), expected)
+
+
+def test_temperature_fits_the_budget_and_is_the_smallest():
+    rng = np.random.default_rng(0)
+    joint = 30 * rng.normal(size=(200, 6))
+
+    def energy(temperature):
+        return analytic_energy(temper(joint, temperature, 1e-3), 1.0)
+
+    grid = np.geomspace(1, 1e4, 2000)
+    energies = np.array([energy(t) for t in grid])
+    for budget in (20.0, 5.0, 1e-3):
+        temperature = budget_temperature(joint, 1e-3, budget)
+        assert budget * (1 - 1e-6) < energy(temperature) <= budget
+        assert (energies[grid < 0.999 * temperature] > budget).all()
+
+
+def test_temperature_stays_1_where_the_energy_fits():
+    """The mixture's own posterior is softened only if it must be."""
+    joint = np.log([[0.9, 0.1], [0.2, 0.8]])
+    budget = analytic_energy(temper(joint, 1.0, 0.01), 1.0)
+    assert budget_temperature(joint, 0.01, 1.001 * budget) == 1
+    assert budget_temperature(joint, 0.01, 0.999 * budget) > 1
+
+
+def test_energy_may_rise_with_temperature_before_it_falls():
+    """Why the root is looked for by doubling, and not between 1 and the largest."""
+    joint = np.array([[0.0, -20.0, -100.0], [-20.0, 0.0, -100.0]])
+    energies = [
+        analytic_energy(temper(joint, t, 0.01), 1.0) for t in (1.0, 8.0, 1000.0)
+    ]
+    assert energies[1] > energies[0] > energies[2]

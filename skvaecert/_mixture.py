@@ -1,0 +1,325 @@
+"""Gaussian mixtures by expectation-maximisation, fast enough to fit by the dozen.
+
+The model and the steps are those of :class:`sklearn.mixture.GaussianMixture`. What is
+different: one matrix product serves all components, in the dtype of the rows, and the
+covariances of full mixtures are summed over the rows that a component answers for
+only, which are few. Arrays of responsibilities have one row for each component, so
+that what is done for a component is done on contiguous numbers.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skvaecert.simplex import Floats
+
+__all__ = ["Mixture", "expect", "fit_mixture", "log_joint", "maximise"]
+
+# Rows whose responsibility is smaller move no covariance by more than its rounding.
+_NEGLIGIBLE = 1e-6
+# Rows for which the whitened numbers of all components stay in the cache.
+_CHUNK_NUMBERS = 2**20
+
+Rows = NDArray[np.floating]
+
+
+class Mixture(NamedTuple):
+    """A fitted mixture.
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n_components,)
+        Share of each component, sum 1.
+    means : ndarray of shape (n_components, n_features)
+        Centres.
+    whitening : ndarray
+        Inverses of the Cholesky factors of the covariances, so that whitened rows
+        have covariance I. "full": (n_components, n_features, n_features); "tied":
+        (n_features, n_features); "diag": (n_components, n_features); "spherical":
+        (n_components,).
+    covariance_type : {"full", "tied", "diag", "spherical"}
+        Which of these.
+    log_likelihood : float
+        Mean log-likelihood of the rows fitted, nats a row.
+    n_iter : int
+        Steps made.
+    """
+
+    weights: Floats
+    means: Floats
+    whitening: Floats
+    covariance_type: str
+    log_likelihood: float = -np.inf
+    n_iter: int = 0
+
+    @property
+    def precisions(self) -> Floats:
+        """Inverse covariances, in the shapes of scikit-learn's `precisions_init`.
+
+        Returns
+        -------
+        ndarray
+            Shaped as `whitening`.
+        """
+        if self.covariance_type in ("diag", "spherical"):
+            return np.square(self.whitening)
+        return np.swapaxes(self.whitening, -1, -2) @ self.whitening
+
+    def rescaled(self, factor: float) -> "Mixture":
+        """Return the mixture of the rows times a factor.
+
+        Parameters
+        ----------
+        factor : float
+            Above 0.
+
+        Returns
+        -------
+        Mixture
+            With the log-likelihood of these rows.
+        """
+        n_features = self.means.shape[1]
+        return self._replace(
+            means=self.means * factor,
+            whitening=self.whitening / factor,
+            log_likelihood=self.log_likelihood - n_features * np.log(factor),
+        )
+
+
+def fit_mixture(
+    X: Rows,
+    responsibilities: Rows,
+    *,
+    covariance_type: str,
+    reg_covar: float,
+    tol: float = 1e-3,
+    max_iter: int = 200,
+) -> Mixture:
+    """Fit a mixture by EM from a first guess at which row belongs to which component.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows, near 0; float32 is the fastest.
+    responsibilities : ndarray of shape (n_components, n_samples)
+        The guess, for example ones and zeros of k-means; columns sum to 1.
+    covariance_type : {"full", "tied", "diag", "spherical"}
+        As in :class:`sklearn.mixture.GaussianMixture`.
+    reg_covar : float
+        Added to the variances.
+    tol : float, default=1e-3
+        EM ends when the mean log-likelihood gains less, nats a row.
+    max_iter : int, default=200
+        Most steps.
+
+    Returns
+    -------
+    Mixture
+        The mixture of the last step.
+
+    Raises
+    ------
+    numpy.linalg.LinAlgError
+        If a covariance is not positive definite: `reg_covar` is too small.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert._mixture import fit_mixture
+    >>> X = np.array([[-1.1], [-0.9], [0.9], [1.1]])
+    >>> guess = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    >>> fit_mixture(X, guess, covariance_type="full", reg_covar=1e-3).means.round(3)
+    array([[-1.],
+           [ 1.]])
+    """
+    log_likelihood, n_iter, gain = -np.inf, 0, np.inf
+    while n_iter < max_iter and gain >= tol:
+        mixture = maximise(X, responsibilities, covariance_type, reg_covar)
+        before = log_likelihood
+        log_likelihood, responsibilities = expect(X, mixture)
+        n_iter, gain = n_iter + 1, log_likelihood - before
+    return mixture._replace(log_likelihood=log_likelihood, n_iter=n_iter)
+
+
+def log_joint(X: Rows, mixture: Mixture) -> Rows:
+    """Return log p(k) + log p(x|k), for all components.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows.
+    mixture : Mixture
+        Its parameters.
+
+    Returns
+    -------
+    ndarray of shape (n_components, n_samples)
+        Nats, in the dtype of `X`.
+    """
+    covariance_type, whitening = mixture.covariance_type, mixture.whitening
+    distances = _DISTANCES[covariance_type](X, mixture.means, whitening)
+    n_features = X.shape[1]
+    if covariance_type in ("full", "tied"):
+        log_det = np.log(np.diagonal(whitening, axis1=-2, axis2=-1)).sum(axis=-1)
+    elif covariance_type == "diag":
+        log_det = np.log(whitening).sum(axis=1)
+    else:
+        log_det = n_features * np.log(whitening)
+    constant = np.log(mixture.weights) + log_det - n_features / 2 * np.log(2 * np.pi)
+    distances *= -0.5
+    distances += constant[:, None].astype(X.dtype)
+    return distances
+
+
+def maximise(
+    X: Rows, responsibilities: Rows, covariance_type: str, reg_covar: float
+) -> Mixture:
+    """Return the mixture that fits best if rows belong to components as told: M-step.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows.
+    responsibilities : ndarray of shape (n_components, n_samples)
+        Shares of the components in each row; columns sum to 1.
+    covariance_type : {"full", "tied", "diag", "spherical"}
+        Shape of the covariances.
+    reg_covar : float
+        Added to the variances.
+
+    Returns
+    -------
+    Mixture
+        Without log-likelihood.
+    """
+    # A component without rows keeps a weight above 0.
+    counts = responsibilities.sum(axis=1, dtype=np.float64) + 10 * np.finfo(float).eps
+    means = (responsibilities @ X).astype(np.float64) / counts[:, None]
+    covariances = _COVARIANCES[covariance_type](X, responsibilities, counts, means)
+    if covariance_type in ("full", "tied"):
+        covariances += reg_covar * np.eye(X.shape[1])
+        whitening = np.linalg.inv(np.linalg.cholesky(covariances))
+    else:
+        whitening = 1 / np.sqrt(_above_zero(covariances + reg_covar))
+    return Mixture(counts / counts.sum(), means, whitening, covariance_type)
+
+
+def expect(X: Rows, mixture: Mixture) -> tuple[float, Rows]:
+    """Return mean log-likelihood and responsibilities: E-step.
+
+    Parameters
+    ----------
+    X : ndarray of shape (n_samples, n_features)
+        Rows.
+    mixture : Mixture
+        Its parameters.
+
+    Returns
+    -------
+    log_likelihood : float
+        Nats a row.
+    responsibilities : ndarray of shape (n_components, n_samples)
+        Posteriors of the components, in the dtype of `X`.
+    """
+    joint = log_joint(X, mixture)
+    largest = joint.max(axis=0)
+    joint -= largest
+    np.exp(joint, out=joint)
+    total = joint.sum(axis=0)
+    joint /= total
+    return float((largest + np.log(total)).mean(dtype=np.float64)), joint
+
+
+def _full_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+    n_components, n_features, _ = whitening.shape
+    offsets = (whitening @ means[:, :, None]).reshape(-1, 1).astype(X.dtype)
+    whitening = whitening.reshape(-1, n_features).astype(X.dtype)
+    distances = np.empty((n_components, len(X)), X.dtype)
+    size = max(1, _CHUNK_NUMBERS // len(whitening))
+    for start in range(0, len(X), size):
+        white = whitening @ X[start : start + size].T
+        white -= offsets
+        np.square(white, out=white)
+        white = white.reshape(n_components, n_features, -1)
+        np.sum(white, axis=1, out=distances[:, start : start + size])
+    return distances
+
+
+def _tied_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+    white = X @ whitening.T.astype(X.dtype)
+    return _squared_distances(white, means @ whitening.T)
+
+
+def _diag_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+    precisions = np.square(whitening)
+    distances = precisions.astype(X.dtype) @ np.square(X).T
+    distances -= (2 * precisions * means).astype(X.dtype) @ X.T
+    distances += (precisions * means**2).sum(axis=1)[:, None].astype(X.dtype)
+    return distances
+
+
+def _spherical_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+    precisions = np.square(whitening)[:, None].astype(X.dtype)
+    return precisions * _squared_distances(X, means)
+
+
+def _squared_distances(X: Rows, means: Floats) -> Rows:
+    distances = (-2 * means).astype(X.dtype) @ X.T
+    distances += np.square(means).sum(axis=1)[:, None].astype(X.dtype)
+    distances += np.square(X).sum(axis=1)
+    return distances
+
+
+def _full_covariances(
+    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+) -> Floats:
+    n_components, n_features = means.shape
+    covariances = np.empty((n_components, n_features, n_features))
+    for k, share in enumerate(responsibilities):
+        rows = np.flatnonzero(share > _NEGLIGIBLE)
+        centred = X[rows] - means[k].astype(X.dtype)
+        centred *= np.sqrt(share[rows])[:, None]
+        covariances[k] = centred.T @ centred / counts[k]
+    return covariances
+
+
+def _tied_covariances(
+    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+) -> Floats:
+    between = (counts[:, None] * means).T @ means
+    return np.asarray(((X.T @ X).astype(np.float64) - between) / counts.sum())
+
+
+def _diag_covariances(
+    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+) -> Floats:
+    squares = (responsibilities @ np.square(X)).astype(np.float64) / counts[:, None]
+    return squares - means**2
+
+
+def _spherical_covariances(
+    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+) -> Floats:
+    variances = _diag_covariances(X, responsibilities, counts, means)
+    return np.asarray(variances.mean(axis=1))
+
+
+def _above_zero(variances: Floats) -> Floats:
+    if variances.min() <= 0:
+        raise np.linalg.LinAlgError("a variance of a component is not above 0")
+    return variances
+
+
+_DISTANCES = {
+    "full": _full_distances,
+    "tied": _tied_distances,
+    "diag": _diag_distances,
+    "spherical": _spherical_distances,
+}
+_COVARIANCES = {
+    "full": _full_covariances,
+    "tied": _tied_covariances,
+    "diag": _diag_covariances,
+    "spherical": _spherical_covariances,
+}

@@ -1,0 +1,147 @@
+import numpy as np
+import pytest
+from scipy.stats import multivariate_normal
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+from skvaecert._mixture import Mixture, expect, fit_mixture, log_joint, maximise
+
+COVARIANCE_TYPES = ["full", "tied", "diag", "spherical"]
+N_COMPONENTS, N_STEPS, REG_COVAR = 10, 15, 0.05
+
+
+@pytest.fixture(scope="module")
+def rows(digits):
+    return PCA(12, random_state=0).fit_transform(digits[0])
+
+
+@pytest.fixture(scope="module")
+def guess(rows):
+    labels = KMeans(N_COMPONENTS, n_init=1, random_state=0).fit(rows).labels_
+    return np.eye(N_COMPONENTS)[:, labels]
+
+
+def ours(rows, guess, covariance_type):
+    return fit_mixture(
+        rows,
+        guess.astype(rows.dtype),
+        covariance_type=covariance_type,
+        reg_covar=REG_COVAR,
+        tol=-np.inf,
+        max_iter=N_STEPS + 1,
+    )
+
+
+def scikit_learns(rows, guess, covariance_type):
+    """Make as many steps from the same first guess."""
+    first = maximise(rows, guess, covariance_type, REG_COVAR)
+    mixture = GaussianMixture(
+        N_COMPONENTS,
+        covariance_type=covariance_type,
+        reg_covar=REG_COVAR,
+        weights_init=first.weights,
+        means_init=first.means,
+        precisions_init=first.precisions,
+        tol=0,
+        max_iter=N_STEPS,
+    )
+    with pytest.warns(match="converge"):
+        return mixture.fit(rows)
+
+
+def posterior(mixture, rows):
+    return expect(rows, mixture)[1].T
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_the_steps_are_those_of_scikit_learn(rows, guess, covariance_type):
+    mixture = ours(rows, guess, covariance_type)
+    reference = scikit_learns(rows, guess, covariance_type)
+    assert mixture.log_likelihood == pytest.approx(reference.score(rows), rel=1e-5)
+    np.testing.assert_allclose(mixture.weights, reference.weights_, atol=1e-5)
+    np.testing.assert_allclose(
+        posterior(mixture, rows), reference.predict_proba(rows), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_float32_is_enough(rows, guess, covariance_type):
+    mixture = ours(rows.astype(np.float32), guess, covariance_type)
+    reference = scikit_learns(rows, guess, covariance_type)
+    assert mixture.log_likelihood == pytest.approx(reference.score(rows), rel=1e-5)
+    difference = posterior(mixture, rows) - reference.predict_proba(rows)
+    assert np.abs(difference).max() < 1e-2
+    assert np.abs(difference).mean() < 1e-5
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_log_joint_is_the_density_of_scipy(rows, guess, covariance_type):
+    mixture = maximise(rows, guess, covariance_type, REG_COVAR)
+    identity = np.eye(rows.shape[1])
+    for k in range(N_COMPONENTS):
+        precision = {
+            "full": lambda k: mixture.precisions[k],
+            "tied": lambda k: mixture.precisions,
+            "diag": lambda k: np.diag(mixture.precisions[k]),
+            "spherical": lambda k: mixture.precisions[k] * identity,
+        }[covariance_type](k)
+        density = multivariate_normal(mixture.means[k], np.linalg.inv(precision))
+        expected = np.log(mixture.weights[k]) + density.logpdf(rows)
+        np.testing.assert_allclose(log_joint(rows, mixture)[k], expected, atol=1e-8)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_no_step_loses_likelihood(rows, guess, covariance_type):
+    likelihoods = []
+    responsibilities = guess
+    for _ in range(10):
+        mixture = maximise(rows, responsibilities, covariance_type, 0.0)
+        likelihood, responsibilities = expect(rows, mixture)
+        likelihoods.append(likelihood)
+    assert (np.diff(likelihoods) > -1e-9).all()
+    assert likelihoods[-1] > likelihoods[0] + 0.01
+
+
+def test_it_ends_when_little_is_gained(rows, guess):
+    settings = {"covariance_type": "diag", "reg_covar": REG_COVAR}
+    short = fit_mixture(rows, guess, tol=1e-2, **settings)
+    long = fit_mixture(rows, guess, tol=1e-6, max_iter=500, **settings)
+    assert 1 < short.n_iter < long.n_iter < 500
+    assert short.log_likelihood < long.log_likelihood
+    assert fit_mixture(rows, guess, max_iter=3, **settings).n_iter == 3
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_rescaled_is_the_mixture_of_rescaled_rows(rows, guess, covariance_type):
+    mixture = ours(rows, guess, covariance_type).rescaled(100.0)
+    likelihood, responsibilities = expect(100 * rows, mixture)
+    assert mixture.log_likelihood == pytest.approx(likelihood)
+    np.testing.assert_allclose(
+        responsibilities, expect(rows, mixture.rescaled(0.01))[1], atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_an_empty_component_is_no_accident(rows, guess, covariance_type):
+    empty = np.vstack([guess, np.zeros(len(rows))])
+    mixture = ours(rows, empty, covariance_type)
+    assert all(np.isfinite(array).all() for array in mixture[:3])
+    assert mixture.weights.sum() == pytest.approx(1)
+    assert mixture.weights.min() > 0
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_a_component_without_width_is_an_error(covariance_type):
+    X = np.repeat([[0.0, 0.0], [1.0, 1.0]], 5, axis=0)
+    guess = np.repeat(np.eye(2), 5, axis=1)
+    with pytest.raises(np.linalg.LinAlgError):
+        fit_mixture(X, guess, covariance_type=covariance_type, reg_covar=0.0)
+
+
+def test_chunks_do_not_matter(rows, guess, monkeypatch):
+    mixture = ours(rows, guess, "full")
+    whole = log_joint(rows, mixture)
+    monkeypatch.setattr("skvaecert._mixture._CHUNK_NUMBERS", 1000)
+    np.testing.assert_allclose(log_joint(rows, mixture), whole, rtol=1e-12)
+    assert isinstance(mixture, Mixture)
