@@ -190,7 +190,7 @@ def test_temperature_stays_1_where_the_energy_fits():
 
 def test_energy_may_rise_with_temperature_before_it_falls():
     """Why the root is looked for by doubling, and not between 1 and the largest."""
-    joint = np.array([[0.0, -20.0, -100.0], [-20.0, 0.0, -100.0]])
+    joint = np.array([[0.0, -20.0, -20.0, -20.0] + 6 * [-1e4]])
     energies = [
         analytic_energy(temper(joint, t, 0.01), 1.0) for t in (1.0, 8.0, 1000.0)
     ]
