@@ -46,6 +46,8 @@ _SEARCH_ROWS = 10_000
 # Posteriors in a batch: 32 MiB of float64.
 _BATCH_NUMBERS = 2**22
 
+# Parameters of the mixture that hold where it starts; of no interest afterwards.
+_STARTS = ("weights_init", "means_init", "precisions_init")
 _COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 
 
@@ -468,11 +470,11 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             settings["n_init"] = self.n_init
         else:
             start = refined(rows, start, settings["reg_covar"], self.max_iter)
-            settings["weights_init"] = start.weights
-            settings["means_init"] = start.means
-            settings["precisions_init"] = start.precisions
+            values = start.weights, start.means, start.precisions
+            settings |= dict(zip(_STARTS, values, strict=True))
             n_earlier = start.n_iter
         self.mixture_ = GaussianMixture(**settings).fit(rows)
+        self.mixture_.set_params(**dict.fromkeys(_STARTS))
         self.n_components_ = configuration.n_components
         self.n_iter_ = n_earlier + self.mixture_.n_iter_
 

@@ -38,6 +38,8 @@ __all__ = [
 # margins of trained VAEs are highest at 3 to 5 and fall beyond (docs/benchmarks.md).
 _LARGEST_SCALE = 4.0
 _HELD_OUT = 0.25
+# Frames from a warning here up to the call of GMMTeacher.fit.
+_USER = 7
 # A row of the table is no place for a traceback.
 _LONGEST_ERROR = 200
 
@@ -522,14 +524,14 @@ def _warn_of(
     if failed:
         message = f"{len(failed)} of {len(candidates)} candidates failed and are left "
         message += "out: " + "; ".join(f"{c}: {c.error}" for c in failed)
-        warnings.warn(message, FitFailedWarning, stacklevel=5)
+        warnings.warn(message, FitFailedWarning, stacklevel=_USER)
     if interrupted:
         done = sum(c.error != "interrupted" for c in candidates)
         message = f"The search was interrupted: {best} is the best of the {done} "
         message += f"candidates done out of {len(candidates)}."
-        warnings.warn(message, InterruptedFitWarning, stacklevel=5)
+        warnings.warn(message, InterruptedFitWarning, stacklevel=_USER)
     if _disagree(best, criterion):
-        warnings.warn(_unstable(best, criterion), stacklevel=5)
+        warnings.warn(_unstable(best, criterion), stacklevel=_USER)
 
 
 def _unstable(best: Candidate, criterion: Criterion) -> UnstableTeacherWarning:

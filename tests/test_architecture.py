@@ -17,7 +17,7 @@ FLOORS = [
     {"exceptions"},
     {"simplex"},
     {"metrics"},
-    {"_certificate", "_mixture"},
+    {"_certificate", "_mixture", "datasets"},
     {"networks"},
     {"objectives"},
     {"_training"},

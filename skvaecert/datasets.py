@@ -1,0 +1,97 @@
+"""Real data that need no download."""
+
+from numbers import Integral
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from sklearn.datasets import load_sample_images
+from sklearn.utils import Bunch, check_random_state
+
+__all__ = ["load_patches"]
+
+# Images are cut into strips; of every four neighbours the last is for testing.
+_N_STRIPS = 8
+_TEST_STRIPS = (3, 7)
+
+
+def load_patches(
+    n_samples: int = 10_000,
+    *,
+    size: int = 8,
+    color: bool = True,
+    subset: str = "train",
+    random_state: int | np.random.RandomState | None = None,
+) -> Bunch:
+    """Cut square patches from the two photographs that come with scikit-learn.
+
+    Places are drawn at random, with replacement. "train" and "test" come from
+    different vertical strips of the images and share no pixel.
+
+    Parameters
+    ----------
+    n_samples : int, default=10_000
+        Number of patches, at least 1.
+    size : int, default=8
+        Height and width in pixels, from 1 to 80.
+    color : bool, default=True
+        Whether to keep three channels; else their mean.
+    subset : {"train", "test"}, default="train"
+        Which strips to cut from.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the draw.
+
+    Returns
+    -------
+    Bunch
+        With attributes
+
+        data : ndarray of shape (n_samples, n_features)
+            One patch a row, float32 in [0, 1].
+        image_shape : tuple of int
+            (size, size, 3) or (size, size, 1); rows are in this order.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not as told.
+    ImportError
+        If Pillow, which reads the photographs, is not installed.
+
+    Examples
+    --------
+    >>> from skvaecert.datasets import load_patches
+    >>> patches = load_patches(100, size=8, random_state=0)
+    >>> patches.data.shape, patches.image_shape
+    ((100, 192), (8, 8, 3))
+    """
+    strips = _strips(subset, color)
+    _check_counts(n_samples, size, strips[0].shape[1])
+    generator = check_random_state(random_state)
+    strip = generator.randint(len(strips), size=n_samples)
+    top, left = (
+        generator.randint(side - size + 1, size=n_samples)
+        for side in strips[0].shape[:2]
+    )
+    # A view: strips stay as they are in memory, the patches alone are copied.
+    windows = sliding_window_view(np.stack(strips), (size, size), axis=(1, 2))
+    patches = np.moveaxis(windows[strip, top, left], 1, -1)
+    image_shape = patches.shape[1:]
+    return Bunch(data=patches.reshape(n_samples, -1), image_shape=image_shape)
+
+
+def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
+    if subset not in ("train", "test"):
+        raise ValueError(f"subset must be 'train' or 'test', got {subset!r}.")
+    images = [image / np.float32(255) for image in load_sample_images().images]
+    if not color:
+        images = [image.mean(axis=2, keepdims=True) for image in images]
+    wanted = [i for i in range(_N_STRIPS) if (i in _TEST_STRIPS) == (subset == "test")]
+    return [np.array_split(im, _N_STRIPS, axis=1)[i] for im in images for i in wanted]
+
+
+def _check_counts(n_samples: int, size: int, most: int) -> None:
+    if not isinstance(n_samples, Integral) or n_samples < 1:
+        raise ValueError(f"n_samples must be an int of at least 1, got {n_samples!r}.")
+    if not isinstance(size, Integral) or not 1 <= size <= most:
+        raise ValueError(f"size must be an int from 1 to {most}, got {size!r}.")

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_images
+
+from skvaecert.datasets import load_patches
+
+
+def test_patches_are_cut_from_the_images():
+    patches = load_patches(20, size=5, random_state=0)
+    images = [image / np.float32(255) for image in load_sample_images().images]
+    assert patches.image_shape == (5, 5, 3)
+    assert patches.data.dtype == np.float32
+    for row in patches.data:
+        patch = row.reshape(patches.image_shape)
+        assert any(holds(image, patch) for image in images)
+
+
+def holds(image, patch):
+    corners = np.argwhere((image[:-4, :-4] == patch[0, 0]).all(axis=2))
+    return any((image[i : i + 5, j : j + 5] == patch).all() for i, j in corners)
+
+
+def test_train_and_test_share_no_pixel(monkeypatch):
+    """Number the pixels, and see which ones are cut out."""
+    numbers = np.arange(427 * 640 * 3, dtype=float).reshape(427, 640, 3)
+    images = type("Images", (), {"images": [255 * numbers, -255 * numbers]})
+    monkeypatch.setattr("skvaecert.datasets.load_sample_images", images)
+    train, test = (
+        set(load_patches(20_000, subset=subset, random_state=0).data.ravel())
+        for subset in ("train", "test")
+    )
+    assert not train & test
+    assert len(train | test) > 0.8 * 2 * numbers.size
+
+
+def test_grey_is_the_mean_of_the_channels():
+    color = load_patches(10, random_state=0)
+    grey = load_patches(10, color=False, random_state=0)
+    assert grey.image_shape == (8, 8, 1)
+    means = color.data.reshape(10, 8, 8, 3).mean(axis=3)
+    np.testing.assert_allclose(grey.data, means.reshape(10, -1), rtol=1e-5)
+
+
+def test_a_seed_draws_the_same_patches():
+    first, second, other = (load_patches(10, random_state=s).data for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_samples": 0}, "n_samples must be an int of at least 1, got 0"),
+        ({"size": 81}, "size must be an int from 1 to 80, got 81"),
+        ({"size": 2.5}, "size must be an int from 1 to 80, got 2.5"),
+        ({"subset": "all"}, "subset must be 'train' or 'test', got 'all'"),
+    ],
+)
+def test_bad_parameters(params, message):
+    with pytest.raises(ValueError, match=message):
+        load_patches(**params)
