@@ -30,6 +30,8 @@ __all__ = [
 
 # Numbers in a chunk of rows: 64 MiB of float64.
 _CHUNK_NUMBERS = 2**23
+# Ends of names of parameters that a fit has used up, or that change no result.
+_NO_MATTER = ("random_state", "n_jobs", "verbose")
 
 
 class NestedDefaultMixin:
@@ -238,8 +240,8 @@ def fingerprints(name: str, estimator: BaseEstimator) -> dict[str, str]:
     name : str
         Of the parameter that holds the estimator.
     estimator : BaseEstimator
-        Its class and its parameters count, but for seeds: a fit has used them up. Of a
-        frozen one, the fitted attributes count.
+        Its class and its parameters count, but for seeds, which a fit has used up, and
+        what changes no result. Of a frozen one, the fitted attributes count.
 
     Returns
     -------
@@ -249,7 +251,7 @@ def fingerprints(name: str, estimator: BaseEstimator) -> dict[str, str]:
     if isinstance(estimator, FrozenEstimator):
         return {name: fingerprint(_public(estimator.estimator))}
     params = estimator.get_params().items()
-    nested = {f"{name}__{k}": v for k, v in params if not k.endswith("random_state")}
+    nested = {f"{name}__{k}": v for k, v in params if not k.endswith(_NO_MATTER)}
     return {k: fingerprint(v) for k, v in nested.items()} | {
         name: fingerprint(type(estimator))
     }

@@ -143,8 +143,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ``pandas.DataFrame`` takes: "n_components", "pca_components",
         "covariance_type"; on the rows held out "information", "energy",
         "temperature", "log_likelihood" (of the principal components, nats a row)
-        and "agreement"; "seconds"; "error", empty if there was none; "rank", 1 for
-        the chosen one.
+        and "agreement"; "seconds"; "error", empty if there was none; "usable",
+        whether budget and agreement were kept; "rank", 1 for the chosen one.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -553,13 +553,13 @@ def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
     """Return the values of a parameter that may be a list."""
     if isinstance(given, str) or np.isscalar(given):
         return [given]
-    values = np.asarray(given).tolist() if np.ndim(given) == 1 else []
-    if not values or not all(map(is_valid, values)):
+    values = np.asarray(given, dtype=object)
+    if values.ndim != 1 or not len(values) or not all(map(is_valid, values)):
         raise ValueError(
             f"{name} must be a value or a list of them, at least one: counts are ints "
             f"from 1 up, covariance types are in {_COVARIANCE_TYPES}. Got {given!r}."
         )
-    return values
+    return values.tolist()
 
 
 def _is_count(value: Any) -> bool:

@@ -261,7 +261,7 @@ def search_teacher(
     _check_usable(candidates, order, criterion)
     best = candidates[order[0]]
     _warn_of(candidates, best, criterion, interrupted)
-    return best, _table(candidates, order)
+    return best, _table(candidates, order, criterion)
 
 
 class _Contest:
@@ -460,7 +460,12 @@ def _fits(candidate: Candidate, criterion: Criterion) -> bool:
 
 
 def _disagree(candidate: Candidate, criterion: Criterion) -> bool:
-    return candidate.agreement < criterion.min_agreement
+    # By chance alone it may be a little below 0.
+    return max(candidate.agreement, 0.0) < criterion.min_agreement
+
+
+def _usable(candidate: Candidate, criterion: Criterion) -> bool:
+    return _fits(candidate, criterion) and not _disagree(candidate, criterion)
 
 
 def _ranking(candidates: list[Candidate], criterion: Criterion) -> list[int]:
@@ -543,8 +548,11 @@ def _unstable(best: Candidate, criterion: Criterion) -> UnstableTeacherWarning:
     )
 
 
-def _table(candidates: list[Candidate], order: list[int]) -> dict[str, NDArray[Any]]:
+def _table(
+    candidates: list[Candidate], order: list[int], criterion: Criterion
+) -> dict[str, NDArray[Any]]:
     names = [item.name for item in fields(Candidate) if item.name != "mixture"]
     table = {n: np.array([getattr(c, n) for c in candidates]) for n in names}
+    table["usable"] = np.array([_usable(c, criterion) for c in candidates])
     table["rank"] = np.argsort(order) + 1
     return table

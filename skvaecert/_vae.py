@@ -521,6 +521,7 @@ class CertifiedVAE(
         teacher = GMMTeacher() if self.teacher is None else clone(self.teacher)
         if self.random_state is not None:
             seed_unset(teacher, seed)
+        _check_room(teacher, self.latent_dim)
         return check_memory(self.memory).cache(_fitted)(teacher, X)
 
     def _targets(
@@ -643,6 +644,20 @@ class CertifiedVAE(
             f"Training was interrupted: the model is that of {self.n_iter_} completed "
             f"epochs out of {n_epochs}. To go on from it, set warm_start=True and fit "
             "again."
+        )
+
+
+def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
+    """Fail before a search that may end with too many components, not after it."""
+    if not isinstance(teacher, GMMTeacher) or np.ndim(teacher.n_components) != 1:
+        return
+    counts = np.asarray(teacher.n_components)
+    most = counts.max(initial=2) if counts.dtype.kind in "iu" else 2
+    if most > latent_dim + 1:
+        raise ValueError(
+            f"latent_dim must be at least {most - 1}, so that the simplex fits for any "
+            f"n_components of the teacher's search, {teacher.n_components!r}; got "
+            f"{latent_dim}. Raise latent_dim or search fewer components."
         )
 
 

@@ -1,0 +1,378 @@
+import itertools
+import signal
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.cluster import KMeans
+from sklearn.exceptions import FitFailedWarning
+from sklearn.model_selection import GridSearchCV
+
+import skvaecert._teacher_search as module
+from skvaecert import CertifiedVAE, GMMTeacher
+from skvaecert._teacher_search import default_budget
+from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
+from skvaecert.simplex import prior_matched_scale
+
+GRID = {
+    "n_components": [4, 8, 12],
+    "pca_components": [6, 12],
+    "covariance_type": ["full", "tied"],
+}
+
+
+def searching(**params):
+    return GMMTeacher(**GRID | {"random_state": 0} | params)
+
+
+@pytest.fixture(scope="module")
+def found(digits):
+    return searching().fit(digits[0])
+
+
+def test_the_table_holds_every_candidate(found):
+    table = pd.DataFrame(found.search_results_)
+    points = list(table[list(GRID)].itertuples(index=False, name=None))
+    assert points == list(itertools.product(*GRID.values()))
+    assert sorted(table["rank"]) == list(range(1, 13))
+    numbers = table.drop(columns=["covariance_type", "error"]).astype(float)
+    assert np.isfinite(numbers).all(axis=None)
+    assert (table["seconds"] > 0).all()
+    assert (table["error"] == "").all()
+
+
+def test_the_chosen_one_has_most_information(found):
+    table = pd.DataFrame(found.search_results_)
+    usable = table[
+        (table["energy"] <= default_budget(table["n_components"]))
+        & (table["agreement"] >= 0.5)
+    ]
+    assert (usable.index == table.index[table["usable"]]).all()
+    chosen = usable.loc[usable["information"].idxmax()]
+    assert chosen["rank"] == 1
+    assert found.n_components_ == chosen["n_components"]
+    assert found.mixture_.means_.shape[1] == chosen["pca_components"]
+    assert found.mixture_.covariance_type == chosen["covariance_type"]
+    by_rank = table.sort_values("rank")
+    assert by_rank[by_rank["usable"]]["information"].is_monotonic_decreasing
+
+
+def test_information_counts_and_density_does_not(found):
+    """The densest candidate is another one: witnesses use information alone."""
+    table = pd.DataFrame(found.search_results_)
+    assert table.loc[table["log_likelihood"].idxmax(), "rank"] > 1
+
+
+def test_candidates_are_judged_on_rows_they_were_not_fitted_on(digits, monkeypatch):
+    seen = {"fit_mixture": [], "log_joint": []}
+
+    def spied(name):
+        function = getattr(module, name)
+
+        def spy(X, *args, **kwargs):
+            seen[name].append(X)
+            return function(X, *args, **kwargs)
+
+        monkeypatch.setattr(module, name, spy)
+
+    spied("fit_mixture")
+    spied("log_joint")
+    searching(n_components=[4, 8], pca_components=6).fit(digits[0])
+    *fitted, last = (set(map(tuple, X)) for X in seen["fit_mixture"])
+    judged = [set(map(tuple, X)) for X in seen["log_joint"]]
+    assert len(judged) == len(fitted) == 2 * 2 * 2
+    assert not set.union(*fitted) & set.union(*judged)
+    assert last == fitted[0] | judged[0]
+
+
+def test_the_numbers_of_a_candidate_do_not_depend_on_the_others(digits, found):
+    alone = searching(n_components=[4, 8], pca_components=[12, 6]).fit(digits[0])
+    both = [
+        pd.DataFrame(teacher.search_results_).set_index(list(GRID))
+        for teacher in (alone, found)
+    ]
+    names = ["information", "energy", "log_likelihood", "agreement"]
+    same = both[1].loc[both[0].index, names]
+    np.testing.assert_allclose(both[0][names], same, rtol=1e-4)
+
+
+def test_restarts_share_their_k_means(digits, monkeypatch):
+    fits = []
+    fit = KMeans.fit
+    monkeypatch.setattr(
+        KMeans, "fit", lambda self, X, *args: fits.append(X) or fit(self, X, *args)
+    )
+    searching(n_init=3).fit(digits[0])
+    assert len(fits) == 3 * 2 * 3  # K, principal components, restarts
+
+
+@pytest.mark.parametrize("n_jobs", [2, -1])
+def test_threads_find_the_same_teacher(digits, found, n_jobs):
+    teacher = searching(n_jobs=n_jobs).fit(digits[0])
+    np.testing.assert_allclose(
+        teacher.transform(digits[1]), found.transform(digits[1]), atol=1e-6
+    )
+    for name in ("information", "agreement"):
+        np.testing.assert_allclose(
+            teacher.search_results_[name], found.search_results_[name], rtol=1e-4
+        )
+
+
+def test_a_seed_finds_the_same_teacher(digits, found):
+    teacher = searching().fit(digits[0])
+    np.testing.assert_array_equal(
+        teacher.transform(digits[1]), found.transform(digits[1])
+    )
+
+
+def test_the_chosen_mixture_is_finished_on_all_rows(digits, found):
+    """It is scikit-learn's, and at rest there: one more fit changes nothing."""
+    rows = found.pca_.transform(digits[0])
+    weights, means = found.mixture_.weights_, found.mixture_.means_
+    precisions = found.mixture_.precisions_
+    more = found.mixture_.set_params(
+        weights_init=weights, means_init=means, precisions_init=precisions
+    )
+    before = more.score(rows)
+    assert more.converged_
+    assert more.fit(rows).score(rows) == pytest.approx(before, abs=2e-3)
+
+
+def test_one_value_in_a_list_is_no_search(digits):
+    plain = GMMTeacher(n_components=5, random_state=0).fit(digits[0])
+    listed = GMMTeacher(
+        n_components=np.array([5]), covariance_type=("full",), random_state=0
+    ).fit(digits[0])
+    assert plain.search_results_ is listed.search_results_ is None
+    np.testing.assert_array_equal(
+        plain.transform(digits[1]), listed.transform(digits[1])
+    )
+
+
+def test_components_beyond_the_features_are_one_candidate(blobs):
+    teacher = GMMTeacher([2, 4], pca_components=[3, 6, 50, 99], random_state=0)
+    teacher.fit(blobs)
+    assert list(teacher.search_results_["pca_components"]) == [3, 6, 3, 6]
+
+
+def test_a_hundred_rows(digits):
+    teacher = searching(n_components=[3, 5], covariance_type="diag")
+    assert teacher.fit(digits[0][:100]).information_ > 0.5
+
+
+def test_searches_can_be_searched(digits):
+    grid = {"n_components": [[2, 3], [4, 8]]}
+    search = GridSearchCV(searching(), grid, cv=2).fit(digits[0])
+    assert search.best_params_ == {"n_components": [4, 8]}
+
+
+def test_noise_is_told_by_restarts_that_disagree():
+    noise = np.random.default_rng(0).normal(size=(1000, 12))
+    with pytest.warns(UnstableTeacherWarning, match=r"min_agreement=0.5.*smaller") as w:
+        teacher = searching().fit(noise)
+    assert w[0].filename == __file__
+    assert not teacher.search_results_["usable"].any()
+    most = teacher.search_results_["agreement"].argmax()
+    assert teacher.search_results_["rank"][most] == 1
+
+
+def test_any_agreement_will_do_if_none_is_asked_for():
+    noise = np.random.default_rng(0).normal(size=(1000, 12))
+    teacher = searching(min_agreement=0).fit(noise)
+    assert teacher.search_results_["usable"].all()
+
+
+def test_temperatures_fit_the_budget(digits):
+    """Of every candidate, at the smallest temperature that does."""
+    results = searching(floor=1e-9).fit(digits[0]).search_results_
+    budget = default_budget(results["n_components"])
+    assert (results["energy"] <= budget).all()
+    softened = results["temperature"] > 1
+    assert softened.any()
+    np.testing.assert_allclose(results["energy"][softened], budget[softened], rtol=1e-6)
+
+
+def test_the_default_budget_is_a_prior_matched_scale_of_4(digits):
+    teacher = GMMTeacher(n_components=8, floor=1e-9, random_state=0).fit(digits[0])
+    assert teacher.temperature_ > 1
+    scale = prior_matched_scale(teacher.transform(digits[0]))
+    assert scale == pytest.approx(4, rel=1e-6)
+    sharp = teacher.set_params(temperature=1).fit(digits[0])
+    assert prior_matched_scale(sharp.transform(digits[0])) > 5
+
+
+def test_a_budget_of_ones_own(digits):
+    results = searching(energy_budget=3.0).fit(digits[0]).search_results_
+    np.testing.assert_allclose(results["energy"], 3.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_components", [5, [5, 10]], ids=["one", "search"])
+def test_a_budget_that_nothing_meets(digits, n_components):
+    teacher = GMMTeacher(
+        n_components, temperature=1.0, energy_budget=0.5, random_state=0
+    )
+    message = (
+        r"energy_budget must be .* got 0.5 nats; nearest is n_components=5, "
+        r"pca_components=16, covariance_type='full' with 1\d\.\d+ nats .* "
+        r"Raise energy_budget or floor \(0.01\), or set temperature='auto'"
+    )
+    with pytest.raises(ValueError, match=message):
+        teacher.fit(digits[0])
+
+
+def test_candidates_over_the_budget_are_left_out(digits):
+    teacher = searching(temperature=1.0, energy_budget=13.0, min_agreement=0).fit(
+        digits[0]
+    )
+    table = pd.DataFrame(teacher.search_results_)
+    assert (table["usable"] == (table["energy"] <= 13)).all()
+    assert 0 < table["usable"].sum() < len(table)
+    assert teacher.energy_ < 13.5
+    assert table.loc[table["information"].idxmax(), "rank"] > 1
+
+
+def test_failed_candidates_are_recorded(digits):
+    teacher = searching(n_components=[3, 80], pca_components=6, min_agreement=0)
+    with pytest.warns(FitFailedWarning, match="2 of 4 candidates failed") as record:
+        teacher.fit(digits[0][:99])
+    assert record[0].filename == __file__
+    results = teacher.search_results_
+    failed = results["n_components"] == 80
+    assert list(results["error"] != "") == list(failed)
+    assert results["error"][-1].startswith("ValueError: n_components=80 is more than")
+    assert np.isnan(results["information"][failed]).all()
+    assert teacher.n_components_ == 3
+
+
+def test_error_score(digits):
+    teacher = searching(
+        n_components=[3, 80], pca_components=6, min_agreement=0, error_score=-1
+    )
+    with pytest.warns(FitFailedWarning):
+        teacher.fit(digits[0][:99])
+    assert (
+        list(teacher.search_results_["information"] == -1) == 2 * [False] + [True] * 2
+    )
+    with pytest.raises(ValueError, match="n_components=80 is more than the 74 rows"):
+        teacher.set_params(error_score="raise").fit(digits[0][:99])
+
+
+def test_all_candidates_fail(digits):
+    X = np.repeat(digits[0][:10], 10, axis=0)
+    teacher = searching(reg_covar=0.0, covariance_type="full", n_components=[9, 10])
+    with pytest.raises(ValueError, match=r"All 4 candidates failed: .*LinAlgError"):
+        teacher.fit(X)
+
+
+def test_duplicated_rows_and_constant_columns(digits):
+    X = np.repeat(digits[0][:50], 4, axis=0)
+    X[:, 5] = 3.0
+    teacher = searching().fit(X)
+    assert teacher.search_results_["usable"].any()
+    assert np.isfinite(teacher.transform(X)).all()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"n_components": []},
+        {"n_components": [3, 0]},
+        {"n_components": [3, 2.5]},
+        {"n_components": [3, True]},
+        {"n_components": [[3, 4]]},
+        {"pca_components": ["many", 3]},
+        {"covariance_type": []},
+        {"covariance_type": ["full", "round"]},
+    ],
+    ids=repr,
+)
+def test_bad_lists(digits, params):
+    (name,) = params
+    with pytest.raises(ValueError, match=f"{name} must be a value or a list of them"):
+        searching(**params).fit(digits[0])
+
+
+def interrupted_at(monkeypatch, place):
+    """Let Ctrl-C arrive in the fit of one mixture."""
+    calls = itertools.count(1)
+    fit_mixture = module.fit_mixture
+
+    def fit(*args, **kwargs):
+        if next(calls) == place:
+            signal.raise_signal(signal.SIGINT)
+        return fit_mixture(*args, **kwargs)
+
+    monkeypatch.setattr(module, "fit_mixture", fit)
+
+
+def test_ctrl_c_keeps_the_candidates_done(digits, monkeypatch):
+    interrupted_at(monkeypatch, place=2 * 5 + 1)  # two restarts a candidate
+    with pytest.warns(InterruptedFitWarning, match="best of the 5 .* out of 12") as w:
+        teacher = searching().fit(digits[0])
+    assert w[0].filename == __file__
+    assert list(teacher.search_results_["error"] == "interrupted") == 5 * [
+        False
+    ] + 7 * [True]
+    assert teacher.n_components_ in (4, 8)
+    assert teacher.transform(digits[1]).shape == (450, teacher.n_components_)
+
+
+def test_ctrl_c_before_any_candidate_leaves_the_earlier_fit(digits, monkeypatch):
+    teacher = searching(n_components=3).fit(digits[0])
+    before = teacher.transform(digits[1])
+    interrupted_at(monkeypatch, place=1)
+    with pytest.raises(KeyboardInterrupt):
+        teacher.set_params(n_components=[4, 8]).fit(digits[0])
+    np.testing.assert_array_equal(teacher.transform(digits[1]), before)
+
+
+def test_ctrl_c_with_threads(digits, monkeypatch):
+    """It arrives in the main thread, which waits for the others."""
+    monkeypatch.setattr(module, "_report", report := Report(stop_after=4))
+    with pytest.warns(InterruptedFitWarning, match="best of the 4 candidates"):
+        teacher = searching(n_jobs=2).fit(digits[0])
+    assert report.seen == 4
+    assert (teacher.search_results_["error"] == "interrupted").sum() == 8
+
+
+class Report:
+    def __init__(self, stop_after):
+        self.seen, self.stop_after = 0, stop_after
+
+    def __call__(self, *args):
+        self.seen += 1
+        if self.seen == self.stop_after:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_verbose(digits, capsys):
+    searching(n_components=[4, 8], pca_components=6, verbose=2).fit(digits[0])
+    out, err = capsys.readouterr()
+    assert "4/4" in err
+    assert "n_components=8, pca_components=6, covariance_type='tied': inf" in out + err
+    searching(n_components=[4, 8], pca_components=6).fit(digits[0])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_inside_a_vae(digits):
+    vae = CertifiedVAE(
+        searching(n_components=[4, 8]), latent_dim=7, max_epochs=2, random_state=0
+    )
+    vae.fit(digits[0])
+    assert vae.vertices_.shape == (vae.teacher_.n_components_, 7)
+    vae.set_params(warm_start=True, teacher__n_jobs=2, teacher__verbose=1)
+    assert vae.fit(digits[0]).n_iter_ == 2
+
+
+def test_a_search_that_may_not_fit_the_code_is_refused_before_it_starts(digits):
+    vae = CertifiedVAE(searching(n_components=[4, 20]), latent_dim=7)
+    with pytest.raises(ValueError, match=r"latent_dim must be at least 19.*\[4, 20\]"):
+        vae.fit(digits[0])
+    assert not hasattr(vae, "teacher_")
+
+
+def test_no_warnings_on_plain_data(digits):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        searching().fit(digits[0])
