@@ -1,10 +1,10 @@
 """Gaussian mixtures by expectation-maximisation, fast enough to fit by the dozen.
 
 The model and the steps are those of :class:`sklearn.mixture.GaussianMixture`. What is
-different: one matrix product serves all components, in the dtype of the rows, and the
-covariances of full mixtures are summed over the rows that a component answers for
-only, which are few. Arrays of responsibilities have one row for each component, so
-that what is done for a component is done on contiguous numbers.
+different: numbers are of the dtype of the rows, without copies, and the covariances of
+full mixtures are summed over the rows that a component answers for only, which are
+few. Arrays of responsibilities have one row for each component, so that what is done
+for a component is done on contiguous numbers.
 """
 
 from typing import NamedTuple
@@ -18,8 +18,6 @@ __all__ = ["Mixture", "expect", "fit_mixture", "log_joint", "maximise"]
 
 # Rows whose responsibility is smaller move no covariance by more than its rounding.
 _NEGLIGIBLE = 1e-6
-# Rows for which the whitened numbers of all components stay in the cache.
-_CHUNK_NUMBERS = 2**20
 
 Rows = NDArray[np.floating]
 
@@ -232,17 +230,14 @@ def expect(X: Rows, mixture: Mixture) -> tuple[float, Rows]:
 
 
 def _full_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
-    n_components, n_features, _ = whitening.shape
-    offsets = (whitening @ means[:, :, None]).reshape(-1, 1).astype(X.dtype)
-    whitening = whitening.reshape(-1, n_features).astype(X.dtype)
-    distances = np.empty((n_components, len(X)), X.dtype)
-    size = max(1, _CHUNK_NUMBERS // len(whitening))
-    for start in range(0, len(X), size):
-        white = whitening @ X[start : start + size].T
-        white -= offsets
+    offsets = (whitening @ means[:, :, None]).astype(X.dtype)
+    distances = np.empty((len(means), len(X)), X.dtype)
+    white = np.empty(X.shape[::-1], X.dtype)
+    for k, factor in enumerate(whitening.astype(X.dtype)):
+        np.matmul(factor, X.T, out=white)
+        white -= offsets[k]
         np.square(white, out=white)
-        white = white.reshape(n_components, n_features, -1)
-        np.sum(white, axis=1, out=distances[:, start : start + size])
+        np.sum(white, axis=0, out=distances[k])
     return distances
 
 

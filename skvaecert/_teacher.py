@@ -40,14 +40,16 @@ __all__ = ["GMMTeacher", "teacher_posterior"]
 
 # Below this many nats the margin that could be reached is not worth a training.
 _LITTLE_INFORMATION = 0.01
-# Rows that PCA and a search look at. More change the explained variance by less than
-# 1e-4 of itself; of the mixtures, only the chosen one gains from more.
-_SEARCH_ROWS = 10_000
+# Rows that PCA looks at; more change the variance explained by less than 1e-4.
+_PCA_ROWS = 10_000
 # Posteriors in a batch: 32 MiB of float64.
 _BATCH_NUMBERS = 2**22
 
 # Parameters of the mixture that hold where it starts; of no interest afterwards.
 _STARTS = ("weights_init", "means_init", "precisions_init")
+# Our EM ends when a step gains less than 1e-3 nats a row; scikit-learn's, which takes
+# over, shall see that too.
+_AT_REST = 2e-3
 _COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 
 
@@ -69,7 +71,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                       and           AMI of restarts >= min_agreement
 
     with the log-odds energy E_T and the adjusted mutual information of the groups
-    found by restarts. The chosen mixture is then fitted on all rows.
+    found by restarts. All candidates meet on 10,000 rows; if there are more, the three
+    best go on and meet again on all. The chosen mixture is then fitted on all rows.
 
     Parameters
     ----------
@@ -93,7 +96,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         train to smaller margins on rows not seen. Candidates above it are left out;
         a single mixture is held against it only if it is given.
     min_agreement : float, default=0.5
-        Least adjusted mutual information of the groups found by the best restart and
+        Least adjusted mutual information of the groups found by the restart kept and
         by the others, in [0, 1]: what restarts do not agree on may be chance. If no
         candidate has it, that with the most is taken, with a warning.
     reg_covar : float, default=1e-3
@@ -101,12 +104,12 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         principal components; at least 0.
     n_init : int, default=1
         Starts of each mixture; the one with the highest likelihood is kept. A search
-        makes at least two.
+        makes at least two, and keeps the one with most information.
     max_iter : int, default=200
         Most steps of each start.
     subsample : int or None, default=100_000
-        Most rows, drawn at random, that the chosen mixture is fitted on; None for
-        all. PCA and search look at 10,000 of the rows at most.
+        Most rows, drawn at random, that mixtures are fitted on; None for all. PCA
+        looks at 10,000 rows at most.
     error_score : "raise" or float, default=nan
         Information recorded for candidates that fail, with a warning; "raise" to
         raise their error.
@@ -143,8 +146,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         ``pandas.DataFrame`` takes: "n_components", "pca_components",
         "covariance_type"; on the rows held out "information", "energy",
         "temperature", "log_likelihood" (of the principal components, nats a row)
-        and "agreement"; "seconds"; "error", empty if there was none; "usable",
-        whether budget and agreement were kept; "rank", 1 for the chosen one.
+        and "agreement"; "n_samples" fitted on; "seconds"; "error", empty if there
+        was none; "usable", whether budget and agreement were kept; "rank", 1 for
+        the chosen one.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -398,7 +402,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         random_state: np.random.RandomState,
     ) -> Floats:
         """Fit PCA on some rows and return the principal components of all."""
-        seen = rows[_draw(len(rows), _SEARCH_ROWS, random_state)]
+        seen = rows[_draw(len(rows), _PCA_ROWS, random_state)]
         seen = np.concatenate([chunk.astype(float) for chunk in read_rows(self, seen)])
         if (seen == seen[0]).all():
             raise ValueError(
@@ -414,26 +418,26 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         configurations: list[Configuration],
         random_state: np.random.RandomState,
     ) -> None:
+        rows = scores[_draw(len(scores), self.subsample, random_state)]
         self.search_results_: dict[str, NDArray[Any]] | None = None
         start: Mixture | None = None
         configuration, *others = configurations
         if others:
-            best = self._search(scores, configurations, random_state)
+            best = self._search(rows, configurations, random_state)
             configuration, start = best.configuration, best.mixture
         self.pca_ = _truncated(self.pca_, configuration.pca_components)
-        rows = scores[_draw(len(scores), self.subsample, random_state)]
         rows = rows[:, : configuration.pca_components]
         self._fit_one(rows, configuration, start, random_state)
         self._set_temperature(rows, configuration)
 
     def _search(
         self,
-        scores: Floats,
+        rows: Floats,
         configurations: list[Configuration],
         random_state: np.random.RandomState,
     ) -> Candidate:
         best, self.search_results_ = search_teacher(
-            scores[_draw(len(scores), _SEARCH_ROWS, random_state)],
+            rows,
             configurations,
             self._criterion(),
             reg_covar=self.reg_covar,
@@ -469,9 +473,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if start is None:
             settings["n_init"] = self.n_init
         else:
-            start = refined(rows, start, settings["reg_covar"], self.max_iter)
+            start = refined(rows, start, self.reg_covar, self.max_iter)
             values = start.weights, start.means, start.precisions
-            settings |= dict(zip(_STARTS, values, strict=True))
+            settings |= dict(zip(_STARTS, values, strict=True)) | {"tol": _AT_REST}
             n_earlier = start.n_iter
         self.mixture_ = GaussianMixture(**settings).fit(rows)
         self.mixture_.set_params(**dict.fromkeys(_STARTS))

@@ -1,5 +1,6 @@
 """The search for a teacher: many mixtures, judged on rows they were not fitted on."""
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,10 @@ __all__ = [
 # margins of trained VAEs are highest at 3 to 5 and fall beyond (docs/benchmarks.md).
 _LARGEST_SCALE = 4.0
 _HELD_OUT = 0.25
+# All candidates meet on so many rows; if there are more, the best meet on all.
+_FIRST_ROWS = 10_000
+_N_FINALISTS = 3
+_INTERRUPTED = "interrupted"
 # Frames from a warning here up to the call of GMMTeacher.fit.
 _USER = 7
 # A row of the table is no place for a traceback.
@@ -138,8 +143,11 @@ class Candidate:
     log_likelihood : float
         Mean of log p(principal components), nats a row.
     agreement : float
-        Adjusted mutual information of the groups of the best restart and those of
-        the others, on average; 1 if they are the same, 0 as by chance.
+        Adjusted mutual information of the groups of the restart with most
+        information and those of the others, on average; 1 if they are the same, 0 as
+        by chance.
+    n_samples : int
+        Rows that the mixture was fitted on.
     seconds : float
         Time taken.
     error : str
@@ -156,6 +164,7 @@ class Candidate:
     temperature: float = np.nan
     log_likelihood: float = np.nan
     agreement: float = np.nan
+    n_samples: int = 0
     seconds: float = np.nan
     error: str = ""
     mixture: Mixture | None = field(default=None, repr=False)
@@ -255,10 +264,15 @@ def search_teacher(
         error_score=error_score,
         seeds=tuple(random_state.randint(2**31 - 1, size=max(2, n_init))),
     )
-    candidates, interrupted = _run(contest.judge, configurations, n_jobs, verbose)
-    candidates = [_in_units(candidate, scale) for candidate in candidates]
+    candidates, interrupted = _first_round(contest, configurations, n_jobs, verbose)
     order = _ranking(candidates, criterion)
     _check_usable(candidates, order, criterion)
+    if len(rows) > _FIRST_ROWS and not interrupted:
+        finalists = order[:_N_FINALISTS]
+        interrupted = _second_round(contest, candidates, finalists, n_jobs, verbose)
+        finalists = _ranking(candidates, criterion, among=finalists)
+        order = finalists + order[len(finalists) :]
+    candidates = [_in_units(candidate, scale) for candidate in candidates]
     best = candidates[order[0]]
     _warn_of(candidates, best, criterion, interrupted)
     return best, _table(candidates, order, criterion)
@@ -289,10 +303,11 @@ class _Contest:
         self.start = lru_cache(maxsize=None)(self._start)
 
     def judge(self, configuration: Configuration) -> Candidate:
+        """Fit and judge on the rows of the first round."""
         began = time.perf_counter()
         try:
             with numpy_only():
-                candidate = self._measure(configuration, self._fit(configuration))
+                candidate = self._judge(configuration)
         except Exception as error:
             if self.error_score == "raise":
                 raise
@@ -303,10 +318,21 @@ class _Contest:
             )
         return replace(candidate, seconds=time.perf_counter() - began)
 
-    def _fit(self, configuration: Configuration) -> list[Mixture]:
-        """Return the mixtures of all restarts, the most likely first."""
+    def judge_again(self, candidate: Candidate) -> Candidate:
+        """Go on with a mixture on all rows, and judge it on all rows held out."""
+        began = time.perf_counter()
+        assert candidate.mixture is not None
+        rows = _leading(self.fitted, candidate.pca_components)
+        held_out = _leading(self.held_out, candidate.pca_components)
+        mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
+        judged = self._measure(candidate, mixture, log_joint(held_out, mixture))
+        seconds = candidate.seconds + time.perf_counter() - began
+        return replace(judged, n_samples=len(rows), seconds=seconds)
+
+    def _judge(self, configuration: Configuration) -> Candidate:
         n_components, pca_components, covariance_type = configuration
-        rows = np.ascontiguousarray(self.fitted[:, :pca_components])
+        rows = _leading(self._first(self.fitted), pca_components)
+        held_out = _leading(self._first(self.held_out), pca_components)
         mixtures = [
             fit_mixture(
                 rows,
@@ -317,10 +343,23 @@ class _Contest:
             )
             for labels in self.start(n_components, pca_components)
         ]
-        return sorted(mixtures, key=lambda mixture: -mixture.log_likelihood)
+        joints = [log_joint(held_out, mixture) for mixture in mixtures]
+        restarts = [
+            self._measure(Candidate(*configuration, n_samples=len(rows)), *restart)
+            for restart in zip(mixtures, joints, strict=True)
+        ]
+        best = _ranking(restarts, self.criterion)[0]
+        labels = [joint.argmax(axis=0) for joint in joints]
+        return replace(restarts[best], agreement=_agreement(labels, best))
+
+    def _first(self, rows: Rows) -> Rows:
+        """Return the share of the first round; rows are in no order."""
+        n_samples = len(self.fitted) + len(self.held_out)
+        share = min(1.0, _FIRST_ROWS / n_samples)
+        return rows[: math.ceil(share * len(rows))]
 
     def _start(self, n_components: int, pca_components: int) -> list[NDArray[Any]]:
-        rows = self.fitted[:, :pca_components]
+        rows = self._first(self.fitted)[:, :pca_components]
         if len(rows) < n_components:
             raise ValueError(
                 f"n_components={n_components} is more than the {len(rows)} rows that "
@@ -330,65 +369,92 @@ class _Contest:
         return [kmeans.fit(rows).labels_ for kmeans in means]
 
     def _measure(
-        self, configuration: Configuration, mixtures: list[Mixture]
+        self, candidate: Candidate, mixture: Mixture, joint: Rows
     ) -> Candidate:
-        rows = np.ascontiguousarray(self.held_out[:, : configuration.pca_components])
-        joints = [log_joint(rows, mixture) for mixture in mixtures]
-        best = joints[0].T.astype(np.float64)
-        temperature = self.criterion.resolve_temperature(best)
-        proba = temper(best, temperature, self.criterion.floor)
-        return Candidate(
-            *configuration,
+        """Fill in what the held-out rows say of a mixture."""
+        log_proba = joint.T.astype(np.float64)
+        temperature = self.criterion.resolve_temperature(log_proba)
+        proba = temper(log_proba, temperature, self.criterion.floor)
+        return replace(
+            candidate,
             information=teacher_information(proba),
             energy=analytic_energy(proba, 1.0),
             temperature=temperature,
-            log_likelihood=float(np.logaddexp.reduce(best, axis=1).mean()),
-            agreement=_agreement([joint.argmax(axis=0) for joint in joints]),
-            mixture=mixtures[0],
+            log_likelihood=float(np.logaddexp.reduce(log_proba, axis=1).mean()),
+            mixture=mixture,
         )
 
 
-def _agreement(labels: list[NDArray[np.integer]]) -> float:
-    first, *others = labels
-    return float(np.mean([adjusted_mutual_info_score(first, o) for o in others]))
+def _leading(rows: Rows, n_features: int) -> Rows:
+    return np.ascontiguousarray(rows[:, :n_features])
 
 
-def _run(
-    judge: Callable[[Configuration], Candidate],
+def _agreement(labels: list[NDArray[np.integer]], best: int) -> float:
+    others = labels[:best] + labels[best + 1 :]
+    scores = [adjusted_mutual_info_score(labels[best], other) for other in others]
+    return float(np.mean(scores))
+
+
+def _first_round(
+    contest: _Contest,
     configurations: Sequence[Configuration],
     n_jobs: int | None,
     verbose: int,
 ) -> tuple[list[Candidate], bool]:
     """Judge all; after Ctrl-C, keep what is done and tell."""
+    candidates, interrupted = _run(contest.judge, configurations, n_jobs, verbose)
+    if interrupted and not any(candidate.mixture for candidate in candidates):
+        raise KeyboardInterrupt
+    missing = configurations[len(candidates) :]
+    candidates += [Candidate(*left, error=_INTERRUPTED) for left in missing]
+    return candidates, interrupted
+
+
+def _second_round(
+    contest: _Contest,
+    candidates: list[Candidate],
+    finalists: list[int],
+    n_jobs: int | None,
+    verbose: int,
+) -> bool:
+    """Judge the best again, in place; after Ctrl-C, keep what is done and tell."""
+    usable = [i for i in finalists if _usable(candidates[i], contest.criterion)]
+    fits = [candidates[i] for i in usable]
+    judged, interrupted = _run(contest.judge_again, fits, n_jobs, verbose)
+    for index, candidate in zip(usable, judged, strict=False):
+        candidates[index] = candidate
+    return interrupted
+
+
+def _run(
+    judge: Callable[[Any], Candidate],
+    items: Sequence[Any],
+    n_jobs: int | None,
+    verbose: int,
+) -> tuple[list[Candidate], bool]:
     candidates: list[Candidate] = []
-    total = len(configurations)
-    with tqdm(total=total, unit="candidate", disable=not verbose) as bar:
+    with tqdm(total=len(items), unit="candidate", disable=not verbose) as bar:
         try:
-            for candidate in _judged(judge, configurations, n_jobs):
+            for candidate in _judged(judge, items, n_jobs):
                 candidates.append(candidate)
                 _report(bar, candidate, verbose)
         except KeyboardInterrupt:
-            if not any(candidate.mixture for candidate in candidates):
-                raise
-    missing = configurations[len(candidates) :]
-    candidates += [Candidate(*left, error="interrupted") for left in missing]
-    return candidates, bool(missing)
+            return candidates, True
+    return candidates, False
 
 
 def _judged(
-    judge: Callable[[Configuration], Candidate],
-    configurations: Sequence[Configuration],
-    n_jobs: int | None,
+    judge: Callable[[Any], Candidate], items: Sequence[Any], n_jobs: int | None
 ) -> Iterator[Candidate]:
     """Yield candidates in order, from threads: NumPy leaves them free to run."""
-    n_threads = min(joblib.effective_n_jobs(n_jobs), len(configurations))
-    if n_threads == 1:
-        yield from map(judge, configurations)
+    n_threads = min(joblib.effective_n_jobs(n_jobs), len(items))
+    if n_threads <= 1:
+        yield from map(judge, items)
         return
     limits = max(1, joblib.cpu_count() // n_threads)
     with threadpool_limits(limits=limits), ThreadPoolExecutor(n_threads) as pool:
         try:
-            yield from pool.map(judge, configurations)
+            yield from pool.map(judge, items)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -419,7 +485,7 @@ def refined(
     start : Mixture
         Found on a part of them, perhaps.
     reg_covar : float
-        Added to the variances, in squared units of `scores`.
+        As in :class:`GMMTeacher`.
     max_iter : int
         Most steps.
 
@@ -429,15 +495,19 @@ def refined(
         In the units of `scores`.
     """
     rows, scale = _unit(scores)
-    _, responsibilities = expect(rows, start.rescaled(1 / scale))
-    mixture = fit_mixture(
+    start = start.rescaled(1 / scale)
+    return _continued(rows, start, reg_covar, max_iter).rescaled(scale)
+
+
+def _continued(rows: Rows, start: Mixture, reg_covar: float, max_iter: int) -> Mixture:
+    _, responsibilities = expect(rows, start)
+    return fit_mixture(
         rows,
         responsibilities,
         covariance_type=start.covariance_type,
-        reg_covar=reg_covar / scale**2,
+        reg_covar=reg_covar * float(rows.var(axis=0).mean()),
         max_iter=max_iter,
     )
-    return mixture.rescaled(scale)
 
 
 def _unit(scores: NDArray[np.floating]) -> tuple[Rows, float]:
@@ -468,7 +538,9 @@ def _usable(candidate: Candidate, criterion: Criterion) -> bool:
     return _fits(candidate, criterion) and not _disagree(candidate, criterion)
 
 
-def _ranking(candidates: list[Candidate], criterion: Criterion) -> list[int]:
+def _ranking(
+    candidates: list[Candidate], criterion: Criterion, among: list[int] | None = None
+) -> list[int]:
     """Order candidates from the best to the worst."""
 
     def key(index: int) -> tuple[Any, ...]:
@@ -481,7 +553,7 @@ def _ranking(candidates: list[Candidate], criterion: Criterion) -> list[int]:
             return False, False, True, -candidate.agreement
         return False, False, False, -candidate.information
 
-    return sorted(range(len(candidates)), key=key)
+    return sorted(range(len(candidates)) if among is None else among, key=key)
 
 
 def _check_usable(
@@ -525,13 +597,13 @@ def _warn_of(
     criterion: Criterion,
     interrupted: bool,
 ) -> None:
-    failed = [c for c in candidates if c.error and c.error != "interrupted"]
+    failed = [c for c in candidates if c.error and c.error != _INTERRUPTED]
     if failed:
         message = f"{len(failed)} of {len(candidates)} candidates failed and are left "
         message += "out: " + "; ".join(f"{c}: {c.error}" for c in failed)
         warnings.warn(message, FitFailedWarning, stacklevel=_USER)
     if interrupted:
-        done = sum(c.error != "interrupted" for c in candidates)
+        done = sum(c.error != _INTERRUPTED for c in candidates)
         message = f"The search was interrupted: {best} is the best of the {done} "
         message += f"candidates done out of {len(candidates)}."
         warnings.warn(message, InterruptedFitWarning, stacklevel=_USER)

@@ -176,7 +176,7 @@ class TeacherSearchDisplay:
     chosen : int
         Index of the one that was.
     label : str, default="chosen"
-        What stands beside it.
+        What the legend calls it.
 
     Attributes
     ----------
@@ -250,7 +250,7 @@ class TeacherSearchDisplay:
             **{name: results[name] for name in ("energy", "information", "agreement")},
             usable=results["usable"],
             chosen=chosen,
-            label="K = {}, {} principal components, {}".format(*values),
+            label="chosen: K = {}, {} principal components, {}".format(*values),
         )
         return display.plot(**kwargs)
 
@@ -282,11 +282,14 @@ class TeacherSearchDisplay:
         self.points_ = ax.scatter(
             x[usable], y[usable], c=self.agreement[usable], **look
         )
+        ring: dict[str, Any] = {
+            "facecolors": "none",
+            "edgecolors": "C3",
+            "linewidths": 2,
+        }
         best = x[self.chosen], y[self.chosen]
-        ax.scatter(*best, s=160, facecolors="none", edgecolors="C3", linewidths=2)
-        ax.annotate(
-            self.label, best, (0, -14), textcoords="offset points", ha="right", va="top"
-        )
+        ax.scatter(*best, s=160, label=self.label, **ring)
+        ax.legend(loc="lower right")
         ax.figure.colorbar(self.points_, ax=ax, label="agreement of restarts")
         ax.set(
             xlabel="energy of the analytic code at scale 1 (nats)",

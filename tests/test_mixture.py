@@ -5,7 +5,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from skvaecert._mixture import Mixture, expect, fit_mixture, log_joint, maximise
+from skvaecert._mixture import expect, fit_mixture, log_joint, maximise
 
 COVARIANCE_TYPES = ["full", "tied", "diag", "spherical"]
 N_COMPONENTS, N_STEPS, REG_COVAR = 10, 15, 0.05
@@ -137,11 +137,3 @@ def test_a_component_without_width_is_an_error(covariance_type):
     guess = np.repeat(np.eye(2), 5, axis=1)
     with pytest.raises(np.linalg.LinAlgError):
         fit_mixture(X, guess, covariance_type=covariance_type, reg_covar=0.0)
-
-
-def test_chunks_do_not_matter(rows, guess, monkeypatch):
-    mixture = ours(rows, guess, "full")
-    whole = log_joint(rows, mixture)
-    monkeypatch.setattr("skvaecert._mixture._CHUNK_NUMBERS", 1000)
-    np.testing.assert_allclose(log_joint(rows, mixture), whole, rtol=1e-12)
-    assert isinstance(mixture, Mixture)

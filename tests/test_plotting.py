@@ -4,7 +4,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert.plotting import MarginHistoryDisplay
+from skvaecert.plotting import MarginHistoryDisplay, TeacherSearchDisplay
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -64,3 +64,49 @@ def test_unfitted_and_without_history(blobs):
     certifier = CollapseCertifier(PCA(3), teacher=GMMTeacher(n_components=4)).fit(blobs)
     with pytest.raises(ValueError, match=r"estimator must have a history_.*got PCA"):
         MarginHistoryDisplay.from_estimator(certifier)
+
+
+@pytest.fixture
+def searched(blobs):
+    return GMMTeacher(
+        [2, 3, 4], temperature=1.0, energy_budget=8.5, random_state=0
+    ).fit(blobs)
+
+
+def test_a_search_has_a_dot_for_each_candidate(searched):
+    results = searched.search_results_
+    display = TeacherSearchDisplay.from_estimator(searched)
+    left_out, usable, ring = display.ax_.collections
+    shown = np.column_stack([results["energy"], results["information"]])
+    np.testing.assert_array_equal(usable.get_offsets(), shown[results["usable"]])
+    np.testing.assert_array_equal(left_out.get_offsets(), shown[~results["usable"]])
+    assert 0 < len(left_out.get_offsets()) < 3
+    np.testing.assert_array_equal(ring.get_offsets(), shown[results["rank"] == 1])
+    np.testing.assert_array_equal(
+        usable.get_array(), results["agreement"][results["usable"]]
+    )
+    (label,) = display.ax_.get_legend().get_texts()
+    chosen = results["n_components"][results["rank"].argmin()]
+    assert label.get_text() == f"chosen: K = {chosen}, 6 principal components, full"
+
+
+def test_a_search_is_drawn_into_given_axes(searched):
+    _, ax = plt.subplots()
+    display = TeacherSearchDisplay.from_estimator(searched, ax=ax, cmap="magma")
+    assert display.ax_ is ax
+    assert display.points_.get_cmap().name == "magma"
+
+
+def test_a_search_of_a_fitted_vae(blobs, small_vae):
+    small_vae.set_params(max_epochs=1, teacher__n_components=[2, 4]).fit(blobs)
+    certifier = CollapseCertifier(small_vae).fit(blobs)
+    for estimator in (small_vae, certifier):
+        display = TeacherSearchDisplay.from_estimator(estimator)
+        assert len(display.information) == 2
+
+
+def test_no_search_to_draw(blobs):
+    with pytest.raises(ValueError, match="teacher must have searched"):
+        TeacherSearchDisplay.from_estimator(GMMTeacher(4).fit(blobs))
+    with pytest.raises(ValueError, match="not fitted"):
+        TeacherSearchDisplay.from_estimator(GMMTeacher([3, 4]))

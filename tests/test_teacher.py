@@ -1,14 +1,20 @@
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
 import torch
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
 
+import skvaecert._base
+import skvaecert._teacher
 from skvaecert import GMMTeacher
 from skvaecert._teacher import teacher_posterior
 from skvaecert.exceptions import UninformativeTeacherWarning
@@ -108,6 +114,118 @@ def test_fewer_features_than_components_asked_for(blobs):
     )
 
 
+def test_fewer_principal_components_are_those_of_a_shorter_pca(digits):
+    """One PCA serves all dimensions of a search."""
+    teacher = GMMTeacher([5, 10], pca_components=[7, 30], random_state=0)
+    pca = teacher.fit(digits[0]).pca_
+    alone = PCA(pca.n_components_).fit(digits[0])
+    for name in (
+        "components_",
+        "explained_variance_",
+        "explained_variance_ratio_",
+        "singular_values_",
+        "mean_",
+    ):
+        np.testing.assert_allclose(
+            np.abs(getattr(pca, name)), np.abs(getattr(alone, name)), rtol=1e-6
+        )
+    assert pca.noise_variance_ == pytest.approx(alone.noise_variance_)
+    assert pca.n_components == alone.n_components
+    np.testing.assert_allclose(pca.get_covariance(), alone.get_covariance(), atol=1e-12)
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """Write rows to a file and map it."""
+
+    def write(rows):
+        path = tmp_path / f"{rows.dtype}.npy"
+        np.save(path, rows)
+        return np.load(path, mmap_mode="r")
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
+def test_rows_on_disk_give_the_same_teacher(digits, on_disk, dtype):
+    rows = (16 * digits[0]).astype(dtype)
+    teacher = GMMTeacher([4, 8], random_state=0).fit(on_disk(rows))
+    expected = GMMTeacher([4, 8], random_state=0).fit(rows.astype(np.float64))
+    proba = teacher.transform(on_disk(rows))
+    assert proba.dtype == (np.float32 if dtype == np.float32 else np.float64)
+    np.testing.assert_allclose(proba, expected.transform(rows), atol=1e-6)
+    assert teacher.score(on_disk(rows)) == pytest.approx(expected.information_)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_large_arrays_are_not_copied(digits, on_disk, dtype, monkeypatch):
+    """All rows are read, but memory stays below that of the array in float32."""
+    monkeypatch.setattr(skvaecert._base, "_CHUNK_NUMBERS", 2**16)
+    monkeypatch.setattr(skvaecert._teacher, "_PCA_ROWS", 1000)
+    rows = np.tile((16 * digits[0]).astype(dtype), (40, 8))
+    mapped = on_disk(rows)
+    teacher = GMMTeacher(pca_components=8, subsample=1000, random_state=0)
+    tracemalloc.start()
+    teacher.fit(mapped)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.3 * 4 * rows.size
+    assert teacher.information_ == pytest.approx(teacher.score(rows))
+
+
+def test_the_size_of_chunks_does_not_matter(digits, monkeypatch):
+    whole = GMMTeacher([4, 8], random_state=0).fit(digits[0])
+    monkeypatch.setattr(skvaecert._base, "_CHUNK_NUMBERS", 100 * 64)
+    monkeypatch.setattr(skvaecert._teacher, "_BATCH_NUMBERS", 300)
+    chunked = GMMTeacher([4, 8], random_state=0).fit(digits[0])
+    for name in ("information_", "energy_", "mean_proba_"):
+        np.testing.assert_allclose(
+            getattr(chunked, name), getattr(whole, name), rtol=1e-9
+        )
+    np.testing.assert_allclose(
+        chunked.transform(digits[1]), whole.transform(digits[1]), atol=1e-9
+    )
+
+
+def test_subsample(digits, monkeypatch):
+    """The mixture sees some rows, the numbers are those of all."""
+    teacher = GMMTeacher(4, subsample=400, random_state=0).fit(digits[0])
+    full = GMMTeacher(4, subsample=None, random_state=0).fit(digits[0])
+    assert teacher.mixture_.lower_bound_ != full.mixture_.lower_bound_
+    assert teacher.information_ == pytest.approx(teacher.score(digits[0]))
+    assert teacher.information_ == pytest.approx(full.information_, rel=0.2)
+    monkeypatch.setattr(skvaecert._teacher, "_PCA_ROWS", 300)
+    searched = GMMTeacher([4, 8], subsample=400, random_state=0).fit(digits[0])
+    again = GMMTeacher([4, 8], subsample=400, random_state=0).fit(digits[0])
+    np.testing.assert_array_equal(
+        searched.transform(X := digits[1]), again.transform(X)
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30], ids=repr)
+def test_bad_numbers_anywhere_on_disk(digits, on_disk, bad, monkeypatch):
+    monkeypatch.setattr(skvaecert._base, "_CHUNK_NUMBERS", 100 * 64)
+    teacher = GMMTeacher(4, random_state=0).fit(digits[0])
+    before = teacher.transform(digits[1])
+    rows = digits[0].astype(np.float32)
+    rows[-1, -1] = bad
+    message = "NaN|infinity|magnitudes below"
+    with pytest.raises(ValueError, match=message):
+        teacher.fit(on_disk(rows))
+    with pytest.raises(ValueError, match=message):
+        teacher.transform(on_disk(rows))
+    np.testing.assert_array_equal(teacher.transform(digits[1]), before)
+
+
+def test_sample_weight_is_refused(digits):
+    message = "GMMTeacher.fit takes X alone, got sample_weight. .*repeat rows"
+    with pytest.raises(TypeError, match=message):
+        GMMTeacher().fit(digits[0], sample_weight=np.ones(len(digits[0])))
+    pipeline = make_pipeline(GMMTeacher())
+    with pytest.raises(TypeError, match=message):
+        pipeline.fit(digits[0], gmmteacher__sample_weight=np.ones(len(digits[0])))
+
+
 @pytest.mark.parametrize("library", [pd, pl])
 def test_frames(blobs, library):
     X = library.DataFrame({name: blobs[:, i] for i, name in enumerate("abcdef")})
@@ -162,6 +280,11 @@ def test_data_without_a_teacher(X, message):
         {"covariance_type": "round"},
         {"pca_components": 0},
         {"reg_covar": -1.0},
+        {"temperature": "high"},
+        {"energy_budget": 0.0},
+        {"min_agreement": 1.5},
+        {"subsample": 1},
+        {"error_score": "ignore"},
     ],
 )
 def test_bad_parameters(blobs, params):

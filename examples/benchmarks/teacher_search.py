@@ -58,18 +58,20 @@ def plain(X, n_components, pca_components, covariance_type, seed):
 
 
 def judged(fits, held_out):
-    """Return held-out information and log-likelihood of the best restart."""
-    best, *others = sorted(fits, key=lambda fit: -fit[-1].lower_bound_)
-    proba = (1 - FLOOR) * best.predict_proba(held_out)
-    information = teacher_information(proba + FLOOR / proba.shape[1])
-    labels = best.predict(held_out)
-    agreement = np.mean(
-        [
-            adjusted_mutual_info_score(labels, other.predict(held_out))
-            for other in others
-        ]
+    """Return held-out information and log-likelihood of the best restarts."""
+    labels = [fit.predict(held_out) for fit in fits]
+    information = [informed(fit.predict_proba(held_out)) for fit in fits]
+    best = int(np.argmax(information))
+    others = labels[:best] + labels[best + 1 :]
+    agreement = np.mean([adjusted_mutual_info_score(labels[best], o) for o in others])
+    return (
+        information[best] if agreement >= MIN_AGREEMENT else 0.0,
+        max(fit.score(held_out) for fit in fits),
     )
-    return information if agreement >= MIN_AGREEMENT else 0.0, best.score(held_out)
+
+
+def informed(proba):
+    return teacher_information((1 - FLOOR) * proba + FLOOR / proba.shape[1])
 
 
 def by_hand(X, held_out):
