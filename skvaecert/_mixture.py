@@ -233,8 +233,11 @@ def _full_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
     offsets = (whitening @ means[:, :, None]).astype(X.dtype)
     distances = np.empty((len(means), len(X)), X.dtype)
     white = np.empty(X.shape[::-1], X.dtype)
+    half = X.shape[1] // 2
     for k, factor in enumerate(whitening.astype(X.dtype)):
-        np.matmul(factor, X.T, out=white)
+        # A lower triangle: a quarter of it is zeros that need not be multiplied.
+        np.matmul(factor[:half, :half], X.T[:half], out=white[:half])
+        np.matmul(factor[half:], X.T, out=white[half:])
         white -= offsets[k]
         np.square(white, out=white)
         np.sum(white, axis=0, out=distances[k])
