@@ -324,7 +324,10 @@ class _Contest:
         assert candidate.mixture is not None
         rows = _leading(self.fitted, candidate.pca_components)
         held_out = _leading(self.held_out, candidate.pca_components)
-        mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
+        try:
+            mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
+        except np.linalg.LinAlgError:
+            return candidate  # what was found on fewer rows still stands
         judged = self._measure(candidate, mixture, log_joint(held_out, mixture))
         seconds = candidate.seconds + time.perf_counter() - began
         return replace(judged, n_samples=len(rows), seconds=seconds)
@@ -402,7 +405,9 @@ def _first_round(
     verbose: int,
 ) -> tuple[list[Candidate], bool]:
     """Judge all; after Ctrl-C, keep what is done and tell."""
-    candidates, interrupted = _run(contest.judge, configurations, n_jobs, verbose)
+    candidates, interrupted = _run(
+        contest.judge, configurations, n_jobs, verbose, unit="candidate"
+    )
     if interrupted and not any(candidate.mixture for candidate in candidates):
         raise KeyboardInterrupt
     missing = configurations[len(candidates) :]
@@ -420,7 +425,9 @@ def _second_round(
     """Judge the best again, in place; after Ctrl-C, keep what is done and tell."""
     usable = [i for i in finalists if _usable(candidates[i], contest.criterion)]
     fits = [candidates[i] for i in usable]
-    judged, interrupted = _run(contest.judge_again, fits, n_jobs, verbose)
+    judged, interrupted = _run(
+        contest.judge_again, fits, n_jobs, verbose, unit="finalist"
+    )
     for index, candidate in zip(usable, judged, strict=False):
         candidates[index] = candidate
     return interrupted
@@ -431,9 +438,11 @@ def _run(
     items: Sequence[Any],
     n_jobs: int | None,
     verbose: int,
+    *,
+    unit: str,
 ) -> tuple[list[Candidate], bool]:
     candidates: list[Candidate] = []
-    with tqdm(total=len(items), unit="candidate", disable=not verbose) as bar:
+    with tqdm(total=len(items), unit=unit, disable=not (verbose and items)) as bar:
         try:
             for candidate in _judged(judge, items, n_jobs):
                 candidates.append(candidate)

@@ -9,6 +9,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import FitFailedWarning
 from sklearn.model_selection import GridSearchCV
 
+import skvaecert._teacher
 import skvaecert._teacher_search as module
 from skvaecert import CertifiedVAE, GMMTeacher
 from skvaecert._teacher_search import default_budget
@@ -64,23 +65,29 @@ def test_information_counts_and_density_does_not(found):
     assert table.loc[table["log_likelihood"].idxmax(), "rank"] > 1
 
 
-def test_candidates_are_judged_on_rows_they_were_not_fitted_on(digits, monkeypatch):
-    seen = {"fit_mixture": [], "log_joint": []}
+@pytest.fixture
+def seen(monkeypatch):
+    """Take down the rows that mixtures are fitted and judged on."""
+    rows = {"fit_mixture": [], "log_joint": []}
 
-    def spied(name):
+    def spy(name):
         function = getattr(module, name)
 
-        def spy(X, *args, **kwargs):
-            seen[name].append(X)
+        def spied(X, *args, **kwargs):
+            rows[name].append(set(map(tuple, X)))
             return function(X, *args, **kwargs)
 
-        monkeypatch.setattr(module, name, spy)
+        monkeypatch.setattr(module, name, spied)
 
-    spied("fit_mixture")
-    spied("log_joint")
+    for name in rows:
+        spy(name)
+    return rows
+
+
+def test_candidates_are_judged_on_rows_they_were_not_fitted_on(digits, seen):
     searching(n_components=[4, 8], pca_components=6).fit(digits[0])
-    *fitted, last = (set(map(tuple, X)) for X in seen["fit_mixture"])
-    judged = [set(map(tuple, X)) for X in seen["log_joint"]]
+    *fitted, last = seen["fit_mixture"]
+    judged = seen["log_joint"]
     assert len(judged) == len(fitted) == 2 * 2 * 2
     assert not set.union(*fitted) & set.union(*judged)
     assert last == fitted[0] | judged[0]
@@ -137,6 +144,57 @@ def test_the_chosen_mixture_is_finished_on_all_rows(digits, found):
     before = more.score(rows)
     assert more.converged_
     assert more.fit(rows).score(rows) == pytest.approx(before, abs=2e-3)
+
+
+@pytest.fixture
+def two_rounds(monkeypatch):
+    """Let all candidates meet on 600 rows, and the best three on the 1347 of digits."""
+    monkeypatch.setattr(module, "_FIRST_ROWS", 600)
+
+
+@pytest.mark.usefixtures("two_rounds")
+def test_the_best_meet_again_on_all_rows(digits):
+    table = pd.DataFrame(searching().fit(digits[0]).search_results_)
+    again = table["n_samples"] == 1010
+    assert (table["n_samples"][~again] == 450).all()
+    assert sorted(table["rank"][again]) == [1, 2, 3]
+    by_rank = table.sort_values("rank")
+    assert by_rank["information"][:3].is_monotonic_decreasing
+    assert by_rank["information"][3:].is_monotonic_decreasing
+
+
+@pytest.mark.usefixtures("two_rounds")
+def test_no_round_looks_at_rows_that_another_was_fitted_on(digits, seen):
+    searching(pca_components=6).fit(digits[0])
+    *fitted, last = seen["fit_mixture"]
+    fitted, judged = set.union(*fitted), set.union(*seen["log_joint"])
+    assert len(fitted) == 1010
+    assert len(judged) == 337
+    assert not fitted & judged
+    assert last == fitted | judged
+
+
+@pytest.mark.usefixtures("two_rounds")
+def test_a_finalist_that_fails_keeps_its_first_result(digits, monkeypatch):
+    def fail(*args):
+        raise np.linalg.LinAlgError
+
+    monkeypatch.setattr(skvaecert._teacher, "refined", lambda rows, start, *args: start)
+    monkeypatch.setattr(module, "_continued", fail)
+    results = searching().fit(digits[0]).search_results_
+    assert (results["n_samples"] == 450).all()
+    assert results["information"].argmax() == results["rank"].argmin()
+
+
+@pytest.mark.usefixtures("two_rounds")
+def test_ctrl_c_in_the_second_round_keeps_the_first(digits, monkeypatch):
+    interrupted_at(monkeypatch, place=2 * 12 + 2)
+    with pytest.warns(InterruptedFitWarning, match="best of the 12 candidates done"):
+        teacher = searching().fit(digits[0])
+    n_samples = teacher.search_results_["n_samples"]
+    assert sorted(set(n_samples)) == [450, 1010]
+    assert (n_samples == 1010).sum() == 1
+    assert (teacher.search_results_["error"] == "").all()
 
 
 def test_one_value_in_a_list_is_no_search(digits):
