@@ -28,8 +28,8 @@ __all__ = [
     "validate_rows",
 ]
 
-# Numbers in a chunk of rows: 64 MiB of float64.
-_CHUNK_NUMBERS = 2**23
+# Numbers in a chunk of rows: few enough to stay in the cache while they are checked.
+_CHUNK_NUMBERS = 2**20
 # Ends of names of parameters that a fit has used up, or that change no result.
 _NO_MATTER = ("random_state", "n_jobs", "verbose")
 

@@ -42,8 +42,8 @@ __all__ = ["GMMTeacher", "teacher_posterior"]
 _LITTLE_INFORMATION = 0.01
 # Rows that PCA looks at; more change the variance explained by less than 1e-4.
 _PCA_ROWS = 10_000
-# Posteriors in a batch: 32 MiB of float64.
-_BATCH_NUMBERS = 2**22
+# Posteriors in a batch: few enough to stay in the cache.
+_BATCH_NUMBERS = 2**18
 
 # Parameters of the mixture that hold where it starts; of no interest afterwards.
 _STARTS = ("weights_init", "means_init", "precisions_init")

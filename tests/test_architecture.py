@@ -33,6 +33,7 @@ ONLY_IN = {
     "skorch": {"_training"},
     "torch": {"networks", "objectives", "_training", "_vae"},
     "sklearn": {
+        "datasets",
         "_base",
         "_teacher_search",
         "_teacher",

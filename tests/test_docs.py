@@ -6,18 +6,28 @@ from pathlib import Path
 import pytest
 
 import skvaecert
-from skvaecert import exceptions, metrics, networks, objectives, plotting, simplex
+from skvaecert import (
+    datasets,
+    exceptions,
+    metrics,
+    networks,
+    objectives,
+    plotting,
+    simplex,
+)
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_readme_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    first, rescue = blocks
+    first, search, rescue = blocks
     scope = {}
     exec(first, scope)
     assert scope["certifier"].certify(scope["X_test"]).verdict == "certified"
     assert scope["Z"].shape == (450, 16)
+    exec(search, scope)
+    assert len(scope["teacher"].search_results_["information"]) == 6
     before, after = rescue.split("certifier.set_params", 1)
     exec(before, scope)
     assert scope["certifier"].certify(scope["X_test"]).verdict == "inconclusive"
@@ -32,6 +42,22 @@ def test_readme_shows_a_picture_and_links_that_are_there():
         assert (ROOT / link).exists(), link
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=str)
+def test_pages_link_to_what_is_there(page):
+    text = page.read_text()
+    for link in re.findall(r"\]\(((?!http).*?)\)", text):
+        path, _, section = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if section:
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.M)
+            assert section in {anchor(heading) for heading in headings}, link
+
+
+def anchor(heading):
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
 def test_tests_named_in_the_theory_exist():
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/theory.md").read_text()))
     sources = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
@@ -41,7 +67,8 @@ def test_tests_named_in_the_theory_exist():
 
 
 @pytest.mark.parametrize(
-    "module", [skvaecert, exceptions, metrics, networks, objectives, plotting, simplex]
+    "module",
+    [skvaecert, datasets, exceptions, metrics, networks, objectives, plotting, simplex],
 )
 def test_public_names_stand_in_the_api(module):
     text = (ROOT / "docs/api.md").read_text()
