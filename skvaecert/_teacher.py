@@ -380,8 +380,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self.n_components_
 
     def _configurations(self, n_samples: int, n_features: int) -> list[Configuration]:
-        n_components = _values("n_components", self.n_components, _is_count)
-        pca_components = _values("pca_components", self.pca_components, _is_count)
+        n_components = _counts("n_components", self.n_components)
+        pca_components = _counts("pca_components", self.pca_components)
         covariance_types = _values(
             "covariance_type", self.covariance_type, _COVARIANCE_TYPES.__contains__
         )
@@ -489,7 +489,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if self.energy_budget is not None and self.search_results_ is None:
             energy = analytic_energy(self._posterior(rows), 1.0)
             check_budget(
-                Candidate(*configuration, energy=energy, temperature=self.temperature_),
+                Candidate(configuration, energy=energy, temperature=self.temperature_),
                 criterion,
             )
 
@@ -566,8 +566,13 @@ def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
     return values.tolist()
 
 
+def _counts(name: str, given: Any) -> list[int]:
+    return [int(count) for count in _values(name, given, _is_count)]
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and int(value) >= 1
 
 
 def _draw(

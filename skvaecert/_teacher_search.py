@@ -68,6 +68,10 @@ class Configuration(NamedTuple):
     pca_components: int
     covariance_type: str
 
+    def __str__(self) -> str:
+        """Write as parameters."""
+        return ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -132,8 +136,8 @@ class Candidate:
 
     Attributes
     ----------
-    n_components, pca_components, covariance_type : int, int, str
-        The configuration.
+    configuration : Configuration
+        What was tried.
     information : float
         Teacher information, nats.
     energy : float
@@ -156,9 +160,7 @@ class Candidate:
         Of the best restart, in the units of the rows searched.
     """
 
-    n_components: int
-    pca_components: int
-    covariance_type: str
+    configuration: Configuration
     information: float = np.nan
     energy: float = np.nan
     temperature: float = np.nan
@@ -168,26 +170,6 @@ class Candidate:
     seconds: float = np.nan
     error: str = ""
     mixture: Mixture | None = field(default=None, repr=False)
-
-    @property
-    def configuration(self) -> Configuration:
-        """The three parameters.
-
-        Returns
-        -------
-        Configuration
-            What was tried.
-        """
-        return Configuration(
-            self.n_components, self.pca_components, self.covariance_type
-        )
-
-    def __str__(self) -> str:
-        """Name the configuration as parameters."""
-        return (
-            f"n_components={self.n_components}, pca_components="
-            f"{self.pca_components}, covariance_type={self.covariance_type!r}"
-        )
 
 
 def default_budget(n_components: int) -> float:
@@ -312,7 +294,7 @@ class _Contest:
             if self.error_score == "raise":
                 raise
             candidate = Candidate(
-                *configuration,
+                configuration,
                 information=float(self.error_score),
                 error=f"{type(error).__name__}: {error}"[:_LONGEST_ERROR],
             )
@@ -322,8 +304,8 @@ class _Contest:
         """Go on with a mixture on all rows, and judge it on all rows held out."""
         began = time.perf_counter()
         assert candidate.mixture is not None
-        rows = _leading(self.fitted, candidate.pca_components)
-        held_out = _leading(self.held_out, candidate.pca_components)
+        rows = _leading(self.fitted, candidate.configuration.pca_components)
+        held_out = _leading(self.held_out, candidate.configuration.pca_components)
         try:
             mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
         except np.linalg.LinAlgError:
@@ -348,7 +330,7 @@ class _Contest:
         ]
         joints = [log_joint(held_out, mixture) for mixture in mixtures]
         restarts = [
-            self._measure(Candidate(*configuration, n_samples=len(rows)), *restart)
+            self._measure(Candidate(configuration, n_samples=len(rows)), *restart)
             for restart in zip(mixtures, joints, strict=True)
         ]
         best = _ranking(restarts, self.criterion)[0]
@@ -411,7 +393,7 @@ def _first_round(
     if interrupted and not any(candidate.mixture for candidate in candidates):
         raise KeyboardInterrupt
     missing = configurations[len(candidates) :]
-    candidates += [Candidate(*left, error=_INTERRUPTED) for left in missing]
+    candidates += [Candidate(left, error=_INTERRUPTED) for left in missing]
     return candidates, interrupted
 
 
@@ -472,7 +454,7 @@ def _report(bar: Any, candidate: Candidate, verbose: int) -> None:
     bar.update()
     if verbose > 1:
         bar.write(
-            f"{candidate}: "
+            f"{candidate.configuration}: "
             + (
                 candidate.error
                 or f"information {candidate.information:.3f}, energy "
@@ -529,13 +511,20 @@ def _in_units(candidate: Candidate, scale: float) -> Candidate:
     """Go from rows divided by `scale` back to the rows."""
     if candidate.mixture is None:
         return candidate
-    density = candidate.log_likelihood - candidate.pca_components * np.log(scale)
+    density = (
+        candidate.log_likelihood
+        - candidate.configuration.pca_components * np.log(scale)
+    )
     mixture = candidate.mixture.rescaled(scale)
     return replace(candidate, log_likelihood=density, mixture=mixture)
 
 
+def _budget(candidate: Candidate, criterion: Criterion) -> float:
+    return criterion.budget(candidate.configuration.n_components)
+
+
 def _fits(candidate: Candidate, criterion: Criterion) -> bool:
-    return candidate.energy <= criterion.budget(candidate.n_components)
+    return candidate.energy <= _budget(candidate, criterion)
 
 
 def _disagree(candidate: Candidate, criterion: Criterion) -> bool:
@@ -557,7 +546,7 @@ def _ranking(
         if candidate.mixture is None:
             return True, True, True, 0
         if not _fits(candidate, criterion):
-            return False, True, True, candidate.energy
+            return False, True, True, candidate.energy / _budget(candidate, criterion)
         if _disagree(candidate, criterion):
             return False, False, True, -candidate.agreement
         return False, False, False, -candidate.information
@@ -570,7 +559,7 @@ def _check_usable(
 ) -> None:
     nearest = candidates[order[0]]
     if nearest.mixture is None:
-        failures = "; ".join(f"{c}: {c.error}" for c in candidates)
+        failures = "; ".join(f"{c.configuration}: {c.error}" for c in candidates)
         raise ValueError(f"All {len(candidates)} candidates failed: {failures}.")
     check_budget(nearest, criterion)
 
@@ -581,7 +570,7 @@ def check_budget(nearest: Candidate, criterion: Criterion) -> None:
     Parameters
     ----------
     nearest : Candidate
-        That with the least energy.
+        That with the least energy, as a share of its budget.
     criterion : Criterion
         Holds the budget.
 
@@ -594,9 +583,10 @@ def check_budget(nearest: Candidate, criterion: Criterion) -> None:
         return
     raise ValueError(
         "energy_budget must be at least the energy of a candidate, got "
-        f"{criterion.budget(nearest.n_components):.4g} nats; nearest is {nearest} with "
-        f"{nearest.energy:.4g} nats at temperature {nearest.temperature:g}. Raise "
-        f"energy_budget or floor ({criterion.floor:g}), or set temperature='auto'."
+        f"{_budget(nearest, criterion):.4g} nats; nearest is "
+        f"{nearest.configuration} with {nearest.energy:.4g} nats at temperature "
+        f"{nearest.temperature:g}. Raise energy_budget or floor "
+        f"({criterion.floor:g}), or set temperature='auto'."
     )
 
 
@@ -609,12 +599,12 @@ def _warn_of(
     failed = [c for c in candidates if c.error and c.error != _INTERRUPTED]
     if failed:
         message = f"{len(failed)} of {len(candidates)} candidates failed and are left "
-        message += "out: " + "; ".join(f"{c}: {c.error}" for c in failed)
+        message += "out: " + "; ".join(f"{c.configuration}: {c.error}" for c in failed)
         warnings.warn(message, FitFailedWarning, stacklevel=_USER)
     if interrupted:
         done = sum(c.error != _INTERRUPTED for c in candidates)
-        message = f"The search was interrupted: {best} is the best of the {done} "
-        message += f"candidates done out of {len(candidates)}."
+        message = f"The search was interrupted: {best.configuration} is the best of "
+        message += f"the {done} candidates done out of {len(candidates)}."
         warnings.warn(message, InterruptedFitWarning, stacklevel=_USER)
     if _disagree(best, criterion):
         warnings.warn(_unstable(best, criterion), stacklevel=_USER)
@@ -623,8 +613,8 @@ def _warn_of(
 def _unstable(best: Candidate, criterion: Criterion) -> UnstableTeacherWarning:
     return UnstableTeacherWarning(
         f"No candidate reaches min_agreement={criterion.min_agreement:g}: restarts of "
-        f"{best}, which agree best, have an adjusted mutual information of "
-        f"{best.agreement:.2f}. Its groups may be those of chance. Try smaller "
+        f"{best.configuration}, which agree best, have an adjusted mutual information "
+        f"of {best.agreement:.2f}. Its groups may be those of chance. Try smaller "
         "n_components, more rows or larger n_init, or check that X has structure."
     )
 
@@ -632,8 +622,10 @@ def _unstable(best: Candidate, criterion: Criterion) -> UnstableTeacherWarning:
 def _table(
     candidates: list[Candidate], order: list[int], criterion: Criterion
 ) -> dict[str, NDArray[Any]]:
-    names = [item.name for item in fields(Candidate) if item.name != "mixture"]
-    table = {n: np.array([getattr(c, n) for c in candidates]) for n in names}
+    points = zip(*(c.configuration for c in candidates), strict=True)
+    table = dict(zip(Configuration._fields, map(np.array, points), strict=True))
+    for name in (item.name for item in fields(Candidate)[1:-1]):
+        table[name] = np.array([getattr(candidate, name) for candidate in candidates])
     table["usable"] = np.array([_usable(c, criterion) for c in candidates])
     table["rank"] = np.argsort(order) + 1
     return table
