@@ -6,13 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
+from sklearn.datasets import load_digits
 from sklearn.exceptions import FitFailedWarning
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, train_test_split
 
 import skvaecert._teacher
 import skvaecert._teacher_search as module
-from skvaecert import CertifiedVAE, GMMTeacher
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert._teacher_search import default_budget
+from skvaecert.datasets import load_patches
 from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
 from skvaecert.simplex import prior_matched_scale
 
@@ -421,6 +423,27 @@ def test_inside_a_vae(digits):
     assert vae.vertices_.shape == (vae.teacher_.n_components_, 7)
     vae.set_params(warm_start=True, teacher__n_jobs=2, teacher__verbose=1)
     assert vae.fit(digits[0]).n_iter_ == 2
+
+
+def rows_of(name, seed):
+    if name == "digits":
+        return train_test_split(load_digits().data / 16, random_state=seed)
+    return [
+        load_patches(n, size=8, subset=subset, random_state=seed).data
+        for n, subset in ((2000, "train"), (1000, "test"))
+    ]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", ["digits", "patches"])
+def test_a_vae_with_the_teacher_found_is_certified(name, seed):
+    """On rows not seen, with default settings of the VAE."""
+    train, test = rows_of(name, seed)
+    teacher = GMMTeacher([5, 10, 17], covariance_type=["full", "tied", "spherical"])
+    certifier = CollapseCertifier(CertifiedVAE(teacher, random_state=seed)).fit(train)
+    certificate = certifier.certify(test)
+    assert certificate.verdict == "certified"
+    assert certificate.relative_margin > 0.5
 
 
 def test_a_search_that_may_not_fit_the_code_is_refused_before_it_starts(digits):
