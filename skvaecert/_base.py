@@ -272,7 +272,9 @@ def fingerprint(value: Any) -> str:
     """
     if isinstance(value, Real):
         value = float(value)
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list | tuple) or (
+        isinstance(value, np.ndarray) and value.ndim == 1
+    ):
         value = [fingerprint(item) for item in value]
     elif isinstance(value, BaseEstimator):
         value = _public(value)

@@ -29,7 +29,7 @@ from skvaecert._teacher_search import (
     Configuration,
     Criterion,
     check_budget,
-    refined,
+    finished,
     search_teacher,
 )
 from skvaecert.exceptions import UninformativeTeacherWarning
@@ -45,11 +45,8 @@ _PCA_ROWS = 10_000
 # Posteriors in a batch: few enough to stay in the cache.
 _BATCH_NUMBERS = 2**18
 
-# Parameters of the mixture that hold where it starts; of no interest afterwards.
-_STARTS = ("weights_init", "means_init", "precisions_init")
-# Our EM ends when a step gains less than 1e-3 nats a row; scikit-learn's, which takes
-# over, shall see that too.
-_AT_REST = 2e-3
+# Precisions, which are inverse to it, must not overflow.
+_LEAST_VARIANCE = 1e-200
 _COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 
 
@@ -77,8 +74,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     Parameters
     ----------
     n_components : int or list of int, default=10
-        K, the number of mixture components, at most the number of rows. With 1 the
-        teacher has no information.
+        K, the number of mixture components, at most the number of rows (in a search,
+        fewer: see Notes). With 1 the teacher has no information.
     pca_components : int or list of int, default=16
         Principal components kept, at most; fewer if there are fewer rows or
         features.
@@ -86,25 +83,26 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         As in :class:`sklearn.mixture.GaussianMixture`.
     temperature : float or "auto", default="auto"
         t, above 0; temperatures above 1 soften. "auto" for the smallest from 1 up
-        at which the energy fits `energy_budget`.
+        at which the energy fits `energy_budget` on the rows fitted.
     floor : float, default=0.01
         e, at least 1e-30 and below 1. Bounds the log-odds, and with them the
         energy of the codes that the teacher asks for.
     energy_budget : float or None, default=None
         Most nats of KL a sample that the analytic code may cost at witness scale 1.
         None for 8 (K - 1), at which the prior-matched scale is 4: sharper teachers
-        train to smaller margins on rows not seen. Candidates above it are left out;
-        a single mixture is held against it only if it is given.
+        train to smaller margins on rows not seen. Candidates above it, on the rows
+        held out, are left out; a single mixture is held against it only if it is
+        given.
     min_agreement : float, default=0.5
-        Least adjusted mutual information of the groups found by the restart kept and
-        by the others, in [0, 1]: what restarts do not agree on may be chance. If no
-        candidate has it, that with the most is taken, with a warning.
+        Least adjusted mutual information of the groups found by two restarts, on
+        average over pairs, in [0, 1]: what restarts do not agree on may be chance. If
+        no candidate has it, that with the most is taken, with a warning.
     reg_covar : float, default=1e-3
         Added to the variances of the mixture, as a share of the mean variance of the
         principal components; at least 0.
     n_init : int, default=1
         Starts of each mixture; the one with the highest likelihood is kept. A search
-        makes at least two, and keeps the one with most information.
+        makes at least three, and keeps the one with most information.
     max_iter : int, default=200
         Most steps of each start.
     subsample : int or None, default=100_000
@@ -166,8 +164,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     whole. All rows are projected, a pass over the data, and keep `pca_components`
     numbers each in memory; what a search fits grows with neither rows nor features.
 
-    Mixtures of a search are fitted in float32 by an EM of this package, from the same
-    k-means for all covariance types; the chosen one is finished by scikit-learn.
+    Mixtures of a search are fitted by an EM of this package, the same as that of
+    scikit-learn but in float32 where that is enough, from the same k-means for all
+    covariance types. Candidates need at least five rows a component to be fitted on.
 
     References
     ----------
@@ -387,11 +386,12 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         )
         kept = [min(count, n_samples, n_features) for count in pca_components]
         grid = dict.fromkeys(product(n_components, kept, covariance_types))
-        if min(n_components) > n_samples:
+        most = min(n_samples, self.subsample or n_samples)
+        if min(n_components) > most:
             raise ValueError(
-                f"n_components must be at most the number of rows, n_samples="
-                f"{n_samples}, got {self.n_components}. Use fewer components or more "
-                "rows."
+                "n_components must be at most the number of rows that mixtures are "
+                f"fitted on (n_samples={n_samples}, subsample={self.subsample}), got "
+                f"{self.n_components}. Use fewer components or more rows."
             )
         return [Configuration(*point) for point in grid]
 
@@ -410,6 +410,12 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 "equal, and a teacher cannot tell them apart."
             )
         self.pca_ = PCA(n_components, random_state=random_state).fit(seen)
+        if self.pca_.explained_variance_[0] < _LEAST_VARIANCE:
+            raise ValueError(
+                f"X must vary by more than {np.sqrt(_LEAST_VARIANCE):.0e}, or its "
+                f"squares are lost, got variance {self.pca_.explained_variance_[0]:.3g}"
+                " on the first principal component. Rescale X."
+            )
         return self._scores(rows)
 
     def _fit_mixture(
@@ -420,14 +426,19 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     ) -> None:
         rows = scores[_draw(len(scores), self.subsample, random_state)]
         self.search_results_: dict[str, NDArray[Any]] | None = None
-        start: Mixture | None = None
         configuration, *others = configurations
         if others:
             best = self._search(rows, configurations, random_state)
-            configuration, start = best.configuration, best.mixture
-        self.pca_ = _truncated(self.pca_, configuration.pca_components)
-        rows = rows[:, : configuration.pca_components]
-        self._fit_one(rows, configuration, start, random_state)
+            configuration = best.configuration
+        self.n_components_, n_kept, _ = configuration
+        self.pca_, rows = _truncated(self.pca_, n_kept), rows[:, :n_kept]
+        self.mixture_ = self._unfitted(rows, configuration, random_state)
+        if others:
+            mixture = finished(rows, best, self.reg_covar, self.max_iter)
+            _set_fitted(self.mixture_, mixture)
+        else:
+            self.mixture_.fit(rows)
+        self.n_iter_ = self.mixture_.n_iter_
         self._set_temperature(rows, configuration)
 
     def _search(
@@ -455,32 +466,20 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             self.temperature, self.floor, self.energy_budget, self.min_agreement
         )
 
-    def _fit_one(
+    def _unfitted(
         self,
         rows: Floats,
         configuration: Configuration,
-        start: Mixture | None,
         random_state: np.random.RandomState,
-    ) -> None:
-        settings: dict[str, Any] = {
-            "n_components": configuration.n_components,
-            "covariance_type": configuration.covariance_type,
-            "reg_covar": self.reg_covar * rows.var(axis=0).mean(),
-            "max_iter": self.max_iter,
-            "random_state": random_state,
-        }
-        n_earlier = 0
-        if start is None:
-            settings["n_init"] = self.n_init
-        else:
-            start = refined(rows, start, self.reg_covar, self.max_iter)
-            values = start.weights, start.means, start.precisions
-            settings |= dict(zip(_STARTS, values, strict=True)) | {"tol": _AT_REST}
-            n_earlier = start.n_iter
-        self.mixture_ = GaussianMixture(**settings).fit(rows)
-        self.mixture_.set_params(**dict.fromkeys(_STARTS))
-        self.n_components_ = configuration.n_components
-        self.n_iter_ = n_earlier + self.mixture_.n_iter_
+    ) -> GaussianMixture:
+        return GaussianMixture(
+            configuration.n_components,
+            covariance_type=configuration.covariance_type,
+            reg_covar=self.reg_covar * rows.var(axis=0).mean(),
+            n_init=self.n_init,
+            max_iter=self.max_iter,
+            random_state=random_state,
+        )
 
     def _set_temperature(self, rows: Floats, configuration: Configuration) -> None:
         criterion = self._criterion()
@@ -584,6 +583,23 @@ def _draw(
     return np.sort(
         sample_without_replacement(n_samples, most, random_state=random_state)
     )
+
+
+def _set_fitted(fitted: GaussianMixture, mixture: Mixture) -> None:
+    """Give scikit-learn's mixture what its own `fit` would leave in it."""
+    factors = mixture.whitening
+    fitted.weights_, fitted.means_ = mixture.weights, mixture.means
+    if mixture.covariance_type in ("full", "tied"):
+        roots = np.linalg.inv(factors)
+        fitted.covariances_ = roots @ np.swapaxes(roots, -1, -2)
+        fitted.precisions_cholesky_ = np.swapaxes(factors, -1, -2)
+    else:
+        fitted.covariances_ = 1 / np.square(factors)
+        fitted.precisions_cholesky_ = factors
+    fitted.precisions_ = mixture.precisions
+    fitted.lower_bound_, fitted.n_iter_ = mixture.log_likelihood, mixture.n_iter
+    fitted.converged_ = mixture.n_iter < fitted.max_iter
+    fitted.n_features_in_ = mixture.means.shape[1]
 
 
 def _truncated(pca: PCA, n_components: int) -> PCA:

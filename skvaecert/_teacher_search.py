@@ -4,9 +4,10 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from itertools import combinations
+from threading import Lock
 from typing import Any, NamedTuple
 
 import joblib
@@ -16,14 +17,14 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import adjusted_mutual_info_score
 from sklearn.model_selection import train_test_split
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
 from skvaecert._base import numpy_only
-from skvaecert._mixture import Mixture, expect, fit_mixture, log_joint
+from skvaecert._mixture import Mixture, expect, fit_fast, log_joint
 from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
 from skvaecert.metrics import teacher_information
-from skvaecert.simplex import analytic_energy, budget_temperature, temper
+from skvaecert.simplex import Floats, analytic_energy, budget_temperature, temper
 
 __all__ = [
     "Candidate",
@@ -31,7 +32,7 @@ __all__ = [
     "Criterion",
     "check_budget",
     "default_budget",
-    "refined",
+    "finished",
     "search_teacher",
 ]
 
@@ -42,13 +43,15 @@ _HELD_OUT = 0.25
 # All candidates meet on so many rows; if there are more, the best meet on all.
 _FIRST_ROWS = 10_000
 _N_FINALISTS = 3
+# Of fewer, the rows held out do not show every component.
+_ROWS_PER_COMPONENT = 5
+# Two may agree by chance, on tables of a hundred rows.
+_LEAST_RESTARTS = 3
 _INTERRUPTED = "interrupted"
 # Frames from a warning here up to the call of GMMTeacher.fit.
 _USER = 7
 # A row of the table is no place for a traceback.
 _LONGEST_ERROR = 200
-
-Rows = NDArray[np.float32]
 
 
 class Configuration(NamedTuple):
@@ -147,9 +150,8 @@ class Candidate:
     log_likelihood : float
         Mean of log p(principal components), nats a row.
     agreement : float
-        Adjusted mutual information of the groups of the restart with most
-        information and those of the others, on average; 1 if they are the same, 0 as
-        by chance.
+        Adjusted mutual information of the groups of two restarts, averaged over
+        pairs; 1 if they are the same, 0 as by chance.
     n_samples : int
         Rows that the mixture was fitted on.
     seconds : float
@@ -189,7 +191,7 @@ def default_budget(n_components: int) -> float:
 
 
 def search_teacher(
-    scores: NDArray[np.floating],
+    scores: Floats,
     configurations: Sequence[Configuration],
     criterion: Criterion,
     *,
@@ -244,7 +246,7 @@ def search_teacher(
         reg_covar=reg_covar,
         max_iter=max_iter,
         error_score=error_score,
-        seeds=tuple(random_state.randint(2**31 - 1, size=max(2, n_init))),
+        seeds=tuple(random_state.randint(2**31 - 1, size=max(_LEAST_RESTARTS, n_init))),
     )
     candidates, interrupted = _first_round(contest, configurations, n_jobs, verbose)
     order = _ranking(candidates, criterion)
@@ -252,8 +254,7 @@ def search_teacher(
     if len(rows) > _FIRST_ROWS and not interrupted:
         finalists = order[:_N_FINALISTS]
         interrupted = _second_round(contest, candidates, finalists, n_jobs, verbose)
-        finalists = _ranking(candidates, criterion, among=finalists)
-        order = finalists + order[len(finalists) :]
+        order = _ranking(candidates, criterion)
     candidates = [_in_units(candidate, scale) for candidate in candidates]
     best = candidates[order[0]]
     _warn_of(candidates, best, criterion, interrupted)
@@ -265,8 +266,8 @@ class _Contest:
 
     def __init__(
         self,
-        fitted: Rows,
-        held_out: Rows,
+        fitted: Floats,
+        held_out: Floats,
         *,
         criterion: Criterion,
         reg_covar: float,
@@ -281,8 +282,8 @@ class _Contest:
         self.max_iter = max_iter
         self.error_score = error_score
         self.seeds = seeds
-        # Covariance types start from the same k-means.
-        self.start = lru_cache(maxsize=None)(self._start)
+        self._starts: dict[tuple[int, int], list[NDArray[np.integer]]] = {}
+        self._lock = Lock()
 
     def judge(self, configuration: Configuration) -> Candidate:
         """Fit and judge on the rows of the first round."""
@@ -305,59 +306,76 @@ class _Contest:
         began = time.perf_counter()
         assert candidate.mixture is not None
         rows = _leading(self.fitted, candidate.configuration.pca_components)
-        held_out = _leading(self.held_out, candidate.configuration.pca_components)
         try:
             mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
-        except np.linalg.LinAlgError:
+            judged = self._measure(candidate, mixture, self.held_out)
+        except Exception:
             return candidate  # what was found on fewer rows still stands
-        judged = self._measure(candidate, mixture, log_joint(held_out, mixture))
         seconds = candidate.seconds + time.perf_counter() - began
         return replace(judged, n_samples=len(rows), seconds=seconds)
 
     def _judge(self, configuration: Configuration) -> Candidate:
+        mixtures = self._restarts(configuration)
+        candidate = Candidate(configuration, n_samples=len(self._first(self.fitted)))
+        held_out = self._first(self.held_out)
+        full = [mixture for mixture in mixtures if not self._has_empty(mixture)]
+        if not full:
+            raise ValueError(
+                "in all restarts some components have no rows: there are fewer groups "
+                f"than n_components={configuration.n_components}"
+            )
+        judged = [self._measure(candidate, mixture, held_out) for mixture in full]
+        best = judged[_ranking(judged, self.criterion)[0]]
+        rows = _leading(held_out, configuration.pca_components)
+        agreement = _agreement([log_joint(rows, mixture) for mixture in mixtures])
+        return replace(best, agreement=agreement)
+
+    def _restarts(self, configuration: Configuration) -> list[Mixture]:
         n_components, pca_components, covariance_type = configuration
         rows = _leading(self._first(self.fitted), pca_components)
-        held_out = _leading(self._first(self.held_out), pca_components)
-        mixtures = [
-            fit_mixture(
+        return [
+            fit_fast(
                 rows,
-                np.eye(n_components, dtype=rows.dtype)[:, labels],
+                np.eye(n_components)[:, labels],
                 covariance_type=covariance_type,
                 reg_covar=self.reg_covar * float(rows.var(axis=0).mean()),
                 max_iter=self.max_iter,
             )
-            for labels in self.start(n_components, pca_components)
+            for labels in self._start(n_components, pca_components)
         ]
-        joints = [log_joint(held_out, mixture) for mixture in mixtures]
-        restarts = [
-            self._measure(Candidate(configuration, n_samples=len(rows)), *restart)
-            for restart in zip(mixtures, joints, strict=True)
-        ]
-        best = _ranking(restarts, self.criterion)[0]
-        labels = [joint.argmax(axis=0) for joint in joints]
-        return replace(restarts[best], agreement=_agreement(labels, best))
 
-    def _first(self, rows: Rows) -> Rows:
+    def _has_empty(self, mixture: Mixture) -> bool:
+        """Tell whether a component answers for less than half a row."""
+        return bool(mixture.weights.min() * len(self._first(self.fitted)) < 0.5)
+
+    def _first(self, rows: Floats) -> Floats:
         """Return the share of the first round; rows are in no order."""
         n_samples = len(self.fitted) + len(self.held_out)
         share = min(1.0, _FIRST_ROWS / n_samples)
         return rows[: math.ceil(share * len(rows))]
 
-    def _start(self, n_components: int, pca_components: int) -> list[NDArray[Any]]:
-        rows = self._first(self.fitted)[:, :pca_components]
-        if len(rows) < n_components:
-            raise ValueError(
-                f"n_components={n_components} is more than the {len(rows)} rows that "
-                "the mixtures of a search are fitted on"
-            )
-        means = [KMeans(n_components, n_init=1, random_state=s) for s in self.seeds]
-        return [kmeans.fit(rows).labels_ for kmeans in means]
+    def _start(
+        self, n_components: int, pca_components: int
+    ) -> list[NDArray[np.integer]]:
+        """Return groups by k-means; covariance types start from the same."""
+        key = n_components, pca_components
+        with self._lock:
+            if key not in self._starts:
+                rows = self._first(self.fitted)[:, :pca_components]
+                _check_enough(n_components, len(rows))
+                means = [
+                    KMeans(n_components, n_init=1, random_state=seed)
+                    for seed in self.seeds
+                ]
+                self._starts[key] = [kmeans.fit(rows).labels_ for kmeans in means]
+            return self._starts[key]
 
     def _measure(
-        self, candidate: Candidate, mixture: Mixture, joint: Rows
+        self, candidate: Candidate, mixture: Mixture, held_out: Floats
     ) -> Candidate:
-        """Fill in what the held-out rows say of a mixture."""
-        log_proba = joint.T.astype(np.float64)
+        """Fill in what rows held out say of a mixture."""
+        rows = _leading(held_out, candidate.configuration.pca_components)
+        log_proba = log_joint(rows, mixture).T
         temperature = self.criterion.resolve_temperature(log_proba)
         proba = temper(log_proba, temperature, self.criterion.floor)
         return replace(
@@ -370,14 +388,22 @@ class _Contest:
         )
 
 
-def _leading(rows: Rows, n_features: int) -> Rows:
+def _check_enough(n_components: int, n_samples: int) -> None:
+    if n_samples < _ROWS_PER_COMPONENT * n_components:
+        raise ValueError(
+            f"n_components={n_components} needs at least "
+            f"{_ROWS_PER_COMPONENT * n_components} rows to fit its mixture on, got "
+            f"{n_samples}"
+        )
+
+
+def _leading(rows: Floats, n_features: int) -> Floats:
     return np.ascontiguousarray(rows[:, :n_features])
 
 
-def _agreement(labels: list[NDArray[np.integer]], best: int) -> float:
-    others = labels[:best] + labels[best + 1 :]
-    scores = [adjusted_mutual_info_score(labels[best], other) for other in others]
-    return float(np.mean(scores))
+def _agreement(joints: list[NDArray[np.floating]]) -> float:
+    pairs = combinations([joint.argmax(axis=0) for joint in joints], 2)
+    return float(np.mean([adjusted_mutual_info_score(*pair) for pair in pairs]))
 
 
 def _first_round(
@@ -387,14 +413,13 @@ def _first_round(
     verbose: int,
 ) -> tuple[list[Candidate], bool]:
     """Judge all; after Ctrl-C, keep what is done and tell."""
-    candidates, interrupted = _run(
-        contest.judge, configurations, n_jobs, verbose, unit="candidate"
-    )
-    if interrupted and not any(candidate.mixture for candidate in candidates):
+    judged, interrupted = _run(contest.judge, configurations, n_jobs, verbose)
+    if interrupted and not any(_fits(c, contest.criterion) for c in judged.values()):
         raise KeyboardInterrupt
-    missing = configurations[len(candidates) :]
-    candidates += [Candidate(left, error=_INTERRUPTED) for left in missing]
-    return candidates, interrupted
+    return [
+        judged.get(index, Candidate(configuration, error=_INTERRUPTED))
+        for index, configuration in enumerate(configurations)
+    ], interrupted
 
 
 def _second_round(
@@ -407,11 +432,9 @@ def _second_round(
     """Judge the best again, in place; after Ctrl-C, keep what is done and tell."""
     usable = [i for i in finalists if _usable(candidates[i], contest.criterion)]
     fits = [candidates[i] for i in usable]
-    judged, interrupted = _run(
-        contest.judge_again, fits, n_jobs, verbose, unit="finalist"
-    )
-    for index, candidate in zip(usable, judged, strict=False):
-        candidates[index] = candidate
+    judged, interrupted = _run(contest.judge_again, fits, n_jobs, verbose)
+    for place, candidate in judged.items():
+        candidates[usable[place]] = candidate
     return interrupted
 
 
@@ -420,34 +443,56 @@ def _run(
     items: Sequence[Any],
     n_jobs: int | None,
     verbose: int,
-    *,
-    unit: str,
-) -> tuple[list[Candidate], bool]:
-    candidates: list[Candidate] = []
-    with tqdm(total=len(items), unit=unit, disable=not (verbose and items)) as bar:
+) -> tuple[dict[int, Candidate], bool]:
+    """Return what is judged, by its place, and whether Ctrl-C ended it."""
+    judged: dict[int, Candidate] = {}
+    n_threads = min(joblib.effective_n_jobs(n_jobs), len(items))
+    each = _in_threads if n_threads > 1 else _one_by_one
+    with tqdm(
+        total=len(items), unit="candidate", disable=not (verbose and items)
+    ) as bar:
         try:
-            for candidate in _judged(judge, items, n_jobs):
-                candidates.append(candidate)
+            for place, candidate in each(judge, items, n_threads, judged):
+                judged[place] = candidate
                 _report(bar, candidate, verbose)
         except KeyboardInterrupt:
-            return candidates, True
-    return candidates, False
+            return judged, True
+    return judged, False
 
 
-def _judged(
-    judge: Callable[[Any], Candidate], items: Sequence[Any], n_jobs: int | None
-) -> Iterator[Candidate]:
-    """Yield candidates in order, from threads: NumPy leaves them free to run."""
-    n_threads = min(joblib.effective_n_jobs(n_jobs), len(items))
-    if n_threads <= 1:
-        yield from map(judge, items)
-        return
-    limits = max(1, joblib.cpu_count() // n_threads)
-    with threadpool_limits(limits=limits), ThreadPoolExecutor(n_threads) as pool:
+def _one_by_one(
+    judge: Callable[[Any], Candidate],
+    items: Sequence[Any],
+    n_threads: int,
+    judged: dict[int, Candidate],
+) -> Iterator[tuple[int, Candidate]]:
+    return enumerate(map(judge, items))
+
+
+def _in_threads(
+    judge: Callable[[Any], Candidate],
+    items: Sequence[Any],
+    n_threads: int,
+    judged: dict[int, Candidate],
+) -> Iterator[tuple[int, Candidate]]:
+    """Judge in threads, which NumPy leaves free to run."""
+    with threadpool_limits(_shares(n_threads)), ThreadPoolExecutor(n_threads) as pool:
+        places = {pool.submit(judge, item): i for i, item in enumerate(items)}
         try:
-            yield from pool.map(judge, items)
+            for future in as_completed(places):
+                yield places[future], future.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            # What runs has to be waited for in any case, so it may as well count.
+            pool.shutdown(cancel_futures=True)
+            done = {i: f for f, i in places.items() if not f.cancelled()}
+            judged |= {i: f.result() for i, f in done.items() if not f.exception()}
+
+
+def _shares(n_threads: int) -> dict[str, int]:
+    """Return threads that each library may use in each of ours: no more than now."""
+    share = max(1, joblib.cpu_count() // n_threads)
+    pools = threadpool_info()
+    return {pool["prefix"]: min(share, pool["num_threads"]) for pool in pools}
 
 
 def _report(bar: Any, candidate: Candidate, verbose: int) -> None:
@@ -464,47 +509,65 @@ def _report(bar: Any, candidate: Candidate, verbose: int) -> None:
         )
 
 
-def refined(
-    scores: NDArray[np.floating], start: Mixture, reg_covar: float, max_iter: int
+def finished(
+    scores: Floats, found: Candidate, reg_covar: float, max_iter: int
 ) -> Mixture:
-    """Go on with a mixture on other rows.
+    """Go on with the chosen mixture on all rows.
 
     Parameters
     ----------
     scores : ndarray of shape (n_samples, n_features)
         Principal components.
-    start : Mixture
-        Found on a part of them, perhaps.
-    reg_covar : float
+    found : Candidate
+        The chosen one.
+    reg_covar, max_iter : object
         As in :class:`GMMTeacher`.
-    max_iter : int
-        Most steps.
 
     Returns
     -------
     Mixture
-        In the units of `scores`.
+        In the units of `scores`; as it was found if it could not be finished.
+
+    Warns
+    -----
+    InterruptedFitWarning
+        If Ctrl-C came before it was finished.
+    FitFailedWarning
+        If a covariance collapsed.
     """
+    assert found.mixture is not None
     rows, scale = _unit(scores)
-    start = start.rescaled(1 / scale)
-    return _continued(rows, start, reg_covar, max_iter).rescaled(scale)
+    start = found.mixture.rescaled(1 / scale)
+    unfinished = (
+        f"{found.configuration} stays as it was found on {found.n_samples} rows"
+    )
+    try:
+        return _continued(rows, start, reg_covar, max_iter).rescaled(scale)
+    except KeyboardInterrupt:
+        message = f"The fit was interrupted: {unfinished}."
+        warnings.warn(message, InterruptedFitWarning, stacklevel=_USER - 2)
+    except np.linalg.LinAlgError as error:
+        message = f"A covariance collapsed ({error}): {unfinished}. Raise reg_covar."
+        warnings.warn(message, FitFailedWarning, stacklevel=_USER - 2)
+    return found.mixture
 
 
-def _continued(rows: Rows, start: Mixture, reg_covar: float, max_iter: int) -> Mixture:
-    _, responsibilities = expect(rows, start)
-    return fit_mixture(
+def _continued(
+    rows: Floats, start: Mixture, reg_covar: float, max_iter: int
+) -> Mixture:
+    return fit_fast(
         rows,
-        responsibilities,
+        expect(rows, start)[1],
         covariance_type=start.covariance_type,
         reg_covar=reg_covar * float(rows.var(axis=0).mean()),
         max_iter=max_iter,
     )
 
 
-def _unit(scores: NDArray[np.floating]) -> tuple[Rows, float]:
+def _unit(scores: Floats) -> tuple[Floats, float]:
     """Divide by one number: float32 is then safe whatever the data."""
     scale = float(np.sqrt(np.square(scores[:, 0]).mean()))
-    return (scores / scale).astype(np.float32), scale
+    return scores / scale, scale
 
 
 def _in_units(candidate: Candidate, scale: float) -> Candidate:
@@ -536,22 +599,20 @@ def _usable(candidate: Candidate, criterion: Criterion) -> bool:
     return _fits(candidate, criterion) and not _disagree(candidate, criterion)
 
 
-def _ranking(
-    candidates: list[Candidate], criterion: Criterion, among: list[int] | None = None
-) -> list[int]:
-    """Order candidates from the best to the worst."""
+def _ranking(candidates: list[Candidate], criterion: Criterion) -> list[int]:
+    """Order candidates from the best to the worst; those judged on more rows first."""
 
-    def key(index: int) -> tuple[Any, ...]:
+    def key(index: int) -> tuple[float, ...]:
         candidate = candidates[index]
         if candidate.mixture is None:
-            return True, True, True, 0
+            return 3, 0
         if not _fits(candidate, criterion):
-            return False, True, True, candidate.energy / _budget(candidate, criterion)
+            return 2, candidate.energy / _budget(candidate, criterion)
         if _disagree(candidate, criterion):
-            return False, False, True, -candidate.agreement
-        return False, False, False, -candidate.information
+            return 1, -candidate.agreement
+        return 0, -candidate.n_samples, -candidate.information
 
-    return sorted(range(len(candidates)) if among is None else among, key=key)
+    return sorted(range(len(candidates)), key=key)
 
 
 def _check_usable(
@@ -603,8 +664,8 @@ def _warn_of(
         warnings.warn(message, FitFailedWarning, stacklevel=_USER)
     if interrupted:
         done = sum(c.error != _INTERRUPTED for c in candidates)
-        message = f"The search was interrupted: {best.configuration} is the best of "
-        message += f"the {done} candidates done out of {len(candidates)}."
+        message = f"The search was interrupted after {done} of {len(candidates)} "
+        message += f"candidates: {best.configuration} is the best as far as judged."
         warnings.warn(message, InterruptedFitWarning, stacklevel=_USER)
     if _disagree(best, criterion):
         warnings.warn(_unstable(best, criterion), stacklevel=_USER)

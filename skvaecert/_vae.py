@@ -663,8 +663,14 @@ def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
 
 def _fitted(teacher: Any, X: ArrayLike) -> Any:
     """Fit a teacher; a function of its own, so that joblib can cache it."""
-    # FrozenEstimator.fit asks for y; some return nothing.
-    teacher.fit(X, None)
+    # A search that was cut short must not end in the cache.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InterruptedFitWarning)
+        try:
+            # FrozenEstimator.fit asks for y; some return nothing.
+            teacher.fit(X, None)
+        except InterruptedFitWarning as warning:
+            raise KeyboardInterrupt from warning
     return teacher
 
 

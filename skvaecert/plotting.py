@@ -273,15 +273,9 @@ class TeacherSearchDisplay:
 
         ax = plt.subplots()[1] if ax is None else ax
         x, y, usable = self.energy, self.information, self.usable
-        look: dict[str, Any] = {
-            "vmin": 0,
-            "vmax": 1,
-            "cmap": "viridis",
-        } | scatter_kwargs
+        look: dict[str, Any] = {"vmin": 0, "vmax": 1, "c": self.agreement[usable]}
         ax.scatter(x[~usable], y[~usable], facecolors="none", edgecolors="0.6")
-        self.points_ = ax.scatter(
-            x[usable], y[usable], c=self.agreement[usable], **look
-        )
+        self.points_ = ax.scatter(x[usable], y[usable], **look | scatter_kwargs)
         ring: dict[str, Any] = {
             "facecolors": "none",
             "edgecolors": "C3",

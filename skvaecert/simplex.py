@@ -32,6 +32,8 @@ _SUM_TOLERANCE = 1e-4
 _SMALLEST_PROBA = 1e-300
 # The temperature found keeps this share of the budget in reserve for rounding.
 _RESERVE = 1e-9
+_ENERGY_ROUNDING = 1e-25
+_STEP = 2**0.25
 
 
 def check_teacher_proba(
@@ -447,8 +449,8 @@ def budget_temperature(
     """Smallest temperature, from 1 up, at which the energy fits a budget.
 
     The energy is that of :func:`analytic_energy` at scale 1. With a floor it may rise
-    before it falls, so the temperature is doubled until the energy fits, and the
-    root then sought in the last interval.
+    before it falls, so temperatures are tried upwards in steps of 19 % until one fits,
+    and the root is then sought in the last step. A dip within a step is not seen.
 
     Parameters
     ----------
@@ -477,12 +479,13 @@ def budget_temperature(
     >>> round(analytic_energy(temper(log_proba, temperature, 0.01), 1.0), 6)
     0.1
     """
+    # The energy of uniform posteriors is rounding, not 0.
+    budget = max((1 - _RESERVE) * energy_budget, _ENERGY_ROUNDING)
 
     def excess(temperature: float) -> float:
-        proba = temper(log_proba, temperature, floor)
-        return analytic_energy(proba, 1.0) - (1 - _RESERVE) * energy_budget
+        return analytic_energy(temper(log_proba, temperature, floor), 1.0) - budget
 
     high = 1.0
     while excess(high) > 0:
-        high *= 2
-    return 1.0 if high == 1 else float(brentq(excess, high / 2, high, xtol=1e-9))
+        high *= _STEP
+    return 1.0 if high == 1 else float(brentq(excess, high / _STEP, high, xtol=1e-9))

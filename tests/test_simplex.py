@@ -193,3 +193,10 @@ def test_energy_may_rise_with_temperature_before_it_falls():
     joint = np.array([[0, -5, -10, -15, -20, -25, -30, -35, -40, -45]])
     energies = [analytic_energy(temper(joint, t, 0.01), 1.0) for t in (1, 4, 64)]
     assert energies[1] > energies[0] > energies[2]
+
+
+@pytest.mark.parametrize("n_components", [6, 10, 11, 22])
+def test_a_budget_below_rounding_has_an_end(n_components):
+    joint = np.random.default_rng(0).normal(size=(20, n_components))
+    temperature = budget_temperature(joint, 0.01, 1e-300)
+    assert analytic_energy(temper(joint, temperature, 0.01), 1.0) < 1e-24

@@ -226,6 +226,16 @@ def test_sample_weight_is_refused(digits):
         pipeline.fit(digits[0], gmmteacher__sample_weight=np.ones(len(digits[0])))
 
 
+def test_rows_too_close_for_their_squares(blobs):
+    with pytest.raises(ValueError, match=r"X must vary by more than 1e-100.*Rescale"):
+        GMMTeacher(4).fit(1e-160 * blobs)
+
+
+def test_a_subsample_smaller_than_the_components(blobs):
+    with pytest.raises(ValueError, match=r"n_components must .*subsample=5\), got 10"):
+        GMMTeacher(subsample=5).fit(blobs)
+
+
 @pytest.mark.parametrize("library", [pd, pl])
 def test_frames(blobs, library):
     X = library.DataFrame({name: blobs[:, i] for i, name in enumerate("abcdef")})
@@ -260,7 +270,7 @@ def test_bad_data(bad_data):
     ("X", "message"),
     [
         (np.full((20, 3), 7.0), "X must have rows that differ"),
-        (np.arange(6.0).reshape(3, 2), r"at most the number .*n_samples=3, got 10"),
+        (np.arange(6.0).reshape(3, 2), r"at most the number .*n_samples=3, .* got 10"),
     ],
 )
 def test_data_without_a_teacher(X, message):
