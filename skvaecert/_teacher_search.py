@@ -308,7 +308,8 @@ class _Contest:
         rows = _leading(self.fitted, candidate.configuration.pca_components)
         try:
             mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
-            judged = self._measure(candidate, mixture, self.held_out)
+            held_out = _leading(self.held_out, candidate.configuration.pca_components)
+            judged = self._measure(candidate, mixture, log_joint(held_out, mixture))
         except Exception:
             return candidate  # what was found on fewer rows still stands
         seconds = candidate.seconds + time.perf_counter() - began
@@ -316,19 +317,27 @@ class _Contest:
 
     def _judge(self, configuration: Configuration) -> Candidate:
         mixtures = self._restarts(configuration)
-        candidate = Candidate(configuration, n_samples=len(self._first(self.fitted)))
-        held_out = self._first(self.held_out)
-        full = [mixture for mixture in mixtures if not self._has_empty(mixture)]
-        if not full:
+        rows = _leading(self._first(self.held_out), configuration.pca_components)
+        joints = [log_joint(rows, mixture) for mixture in mixtures]
+        candidate = Candidate(
+            configuration,
+            agreement=_agreement(joints),
+            n_samples=len(self._first(self.fitted)),
+        )
+        judged = [
+            self._measure(candidate, mixture, joint)
+            for mixture, joint in zip(mixtures, joints, strict=True)
+            if not self._has_empty(mixture)
+        ]
+        if not judged:
             raise ValueError(
                 "in all restarts some components have no rows: there are fewer groups "
                 f"than n_components={configuration.n_components}"
             )
-        judged = [self._measure(candidate, mixture, held_out) for mixture in full]
-        best = judged[_ranking(judged, self.criterion)[0]]
-        rows = _leading(held_out, configuration.pca_components)
-        agreement = _agreement([log_joint(rows, mixture) for mixture in mixtures])
-        return replace(best, agreement=agreement)
+        return max(judged, key=self._merit)
+
+    def _merit(self, restart: Candidate) -> tuple[bool, float]:
+        return _fits(restart, self.criterion), restart.information
 
     def _restarts(self, configuration: Configuration) -> list[Mixture]:
         n_components, pca_components, covariance_type = configuration
@@ -371,11 +380,10 @@ class _Contest:
             return self._starts[key]
 
     def _measure(
-        self, candidate: Candidate, mixture: Mixture, held_out: Floats
+        self, candidate: Candidate, mixture: Mixture, joint: NDArray[np.floating]
     ) -> Candidate:
-        """Fill in what rows held out say of a mixture."""
-        rows = _leading(held_out, candidate.configuration.pca_components)
-        log_proba = log_joint(rows, mixture).T
+        """Fill in what the log-joint of rows held out says of a mixture."""
+        log_proba = joint.T
         temperature = self.criterion.resolve_temperature(log_proba)
         proba = temper(log_proba, temperature, self.criterion.floor)
         return replace(
