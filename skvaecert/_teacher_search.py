@@ -286,7 +286,18 @@ class _Contest:
         self._lock = Lock()
 
     def judge(self, configuration: Configuration) -> Candidate:
-        """Fit and judge on the rows of the first round."""
+        """Fit and judge on the rows of the first round.
+
+        Parameters
+        ----------
+        configuration : Configuration
+            What to try.
+
+        Returns
+        -------
+        Candidate
+            How it did, or why it failed.
+        """
         began = time.perf_counter()
         try:
             with numpy_only():
@@ -302,7 +313,18 @@ class _Contest:
         return replace(candidate, seconds=time.perf_counter() - began)
 
     def judge_again(self, candidate: Candidate) -> Candidate:
-        """Go on with a mixture on all rows, and judge it on all rows held out."""
+        """Go on with a mixture on all rows, and judge it on all rows held out.
+
+        Parameters
+        ----------
+        candidate : Candidate
+            From the first round.
+
+        Returns
+        -------
+        Candidate
+            How it did.
+        """
         began = time.perf_counter()
         assert candidate.mixture is not None
         rows = _leading(self.fitted, candidate.configuration.pca_components)

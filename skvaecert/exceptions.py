@@ -28,8 +28,8 @@ class UnstableTeacherWarning(UserWarning):
 class InterruptedFitWarning(UserWarning):
     """A fit was interrupted; what was completed is kept.
 
-    Raised on Ctrl-C: by :meth:`CertifiedVAE.fit` after at least one full epoch, by
-    :meth:`GMMTeacher.fit` after at least one candidate of a search.
+    Raised by :meth:`CertifiedVAE.fit` on Ctrl-C after at least one full epoch, and by
+    :meth:`GMMTeacher.fit` on Ctrl-C after at least one candidate of a search.
     """
 
 
