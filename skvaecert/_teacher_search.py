@@ -3,8 +3,9 @@
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from threading import Lock
@@ -482,9 +483,10 @@ def _run(
         total=len(items), unit="candidate", disable=not (verbose and items)
     ) as bar:
         try:
-            for place, candidate in each(judge, items, n_threads, judged):
-                judged[place] = candidate
-                _report(bar, candidate, verbose)
+            with closing(each(judge, items, n_threads, judged)) as results:
+                for place, candidate in results:
+                    judged[place] = candidate
+                    _report(bar, candidate, verbose)
         except KeyboardInterrupt:
             return judged, True
     return judged, False
@@ -495,8 +497,8 @@ def _one_by_one(
     items: Sequence[Any],
     n_threads: int,
     judged: dict[int, Candidate],
-) -> Iterator[tuple[int, Candidate]]:
-    return enumerate(map(judge, items))
+) -> Generator[tuple[int, Candidate]]:
+    yield from enumerate(map(judge, items))
 
 
 def _in_threads(
@@ -504,7 +506,7 @@ def _in_threads(
     items: Sequence[Any],
     n_threads: int,
     judged: dict[int, Candidate],
-) -> Iterator[tuple[int, Candidate]]:
+) -> Generator[tuple[int, Candidate]]:
     """Judge in threads, which NumPy leaves free to run."""
     with threadpool_limits(_shares(n_threads)), ThreadPoolExecutor(n_threads) as pool:
         places = {pool.submit(judge, item): i for i, item in enumerate(items)}
