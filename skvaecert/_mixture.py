@@ -20,6 +20,8 @@ __all__ = ["Mixture", "expect", "fit_fast", "fit_mixture", "log_joint", "maximis
 
 # Rows whose responsibility is smaller move no covariance by more than its rounding.
 _NEGLIGIBLE = 1e-6
+# Few enough for the whitened rows of a component to stay in the cache.
+_CHUNK_ROWS = 8192
 # Error of a log-likelihood, as a share or in nats, at which float32 is not enough.
 _FLOAT32 = 1e-5
 # It is looked at for one row in so many.
@@ -273,15 +275,18 @@ def expect(X: Rows, mixture: Mixture) -> tuple[float, Rows]:
 def _full_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
     offsets = (whitening @ means[:, :, None]).astype(X.dtype)
     distances = np.empty((len(means), len(X)), X.dtype)
-    white = np.empty(X.shape[::-1], X.dtype)
     half = X.shape[1] // 2
-    for k, factor in enumerate(whitening.astype(X.dtype)):
-        # A lower triangle: a quarter of it is zeros that need not be multiplied.
-        np.matmul(factor[:half, :half], X.T[:half], out=white[:half])
-        np.matmul(factor[half:], X.T, out=white[half:])
-        white -= offsets[k]
-        np.square(white, out=white)
-        np.sum(white, axis=0, out=distances[k])
+    factors = whitening.astype(X.dtype)
+    for start in range(0, len(X), _CHUNK_ROWS):
+        columns = np.ascontiguousarray(X[start : start + _CHUNK_ROWS].T)
+        white = np.empty_like(columns)
+        for k, factor in enumerate(factors):
+            # A lower triangle: a quarter of it is zeros that need not be multiplied.
+            np.matmul(factor[:half, :half], columns[:half], out=white[:half])
+            np.matmul(factor[half:], columns, out=white[half:])
+            white -= offsets[k]
+            np.square(white, out=white)
+            np.sum(white, axis=0, out=distances[k, start : start + _CHUNK_ROWS])
     return distances
 
 

@@ -137,3 +137,10 @@ def test_a_component_without_width_is_an_error(covariance_type):
     guess = np.repeat(np.eye(2), 5, axis=1)
     with pytest.raises(np.linalg.LinAlgError):
         fit_mixture(X, guess, covariance_type=covariance_type, reg_covar=0.0)
+
+
+def test_the_size_of_chunks_does_not_matter(rows, guess, monkeypatch):
+    mixture = ours(rows, guess, "full")
+    whole = log_joint(rows, mixture)
+    monkeypatch.setattr("skvaecert._mixture._CHUNK_ROWS", 100)
+    np.testing.assert_allclose(log_joint(rows, mixture), whole, rtol=1e-12)
