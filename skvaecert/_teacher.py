@@ -16,6 +16,7 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from sklearn.utils import Tags, check_random_state, gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -279,6 +280,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             If no candidate of a search reaches `min_agreement`.
         FitFailedWarning
             If candidates of a search failed.
+        ConvergenceWarning
+            If the mixture did not converge.
         InterruptedFitWarning
             If Ctrl-C ended a search after at least one candidate. The teacher is the
             best of those that were done.
@@ -436,6 +439,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         if others:
             mixture = finished(rows, best, self.reg_covar, self.max_iter)
             _set_fitted(self.mixture_, mixture)
+            if not self.mixture_.converged_:
+                warnings.warn(_not_converged(self.max_iter), stacklevel=4)
         else:
             self.mixture_.fit(rows)
         self.n_iter_ = self.mixture_.n_iter_
@@ -582,6 +587,13 @@ def _draw(
         return slice(None)
     return np.sort(
         sample_without_replacement(n_samples, most, random_state=random_state)
+    )
+
+
+def _not_converged(max_iter: int) -> ConvergenceWarning:
+    return ConvergenceWarning(
+        f"The mixture that was chosen did not converge in max_iter={max_iter} steps. "
+        "Raise max_iter, or check that X has structure to be found."
     )
 
 

@@ -204,6 +204,13 @@ def test_ctrl_c_in_the_second_round_keeps_the_first(digits, monkeypatch):
     assert (teacher.search_results_["error"] == "").all()
 
 
+def test_a_mixture_that_did_not_converge(digits):
+    with pytest.warns(ConvergenceWarning, match="not converge in max_iter=2") as record:
+        teacher = searching(max_iter=2).fit(digits[0])
+    assert record[0].filename == __file__
+    assert not teacher.mixture_.converged_
+
+
 def test_one_value_in_a_list_is_no_search(digits):
     plain = GMMTeacher(n_components=5, random_state=0).fit(digits[0])
     listed = GMMTeacher(
