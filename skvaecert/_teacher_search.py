@@ -508,7 +508,10 @@ def _in_threads(
     judged: dict[int, Candidate],
 ) -> Generator[tuple[int, Candidate]]:
     """Judge in threads, which NumPy leaves free to run."""
-    with threadpool_limits(_shares(n_threads)), ThreadPoolExecutor(n_threads) as pool:
+    shares = _shares(n_threads)
+    # OpenMP keeps its limit by thread, so each of ours sets it anew.
+    start = {"initializer": threadpool_limits, "initargs": (shares,)}
+    with threadpool_limits(shares), ThreadPoolExecutor(n_threads, **start) as pool:
         places = {pool.submit(judge, item): i for i, item in enumerate(items)}
         try:
             for future in as_completed(places):
