@@ -46,18 +46,29 @@ class Mixture(NamedTuple):
         (n_components,).
     covariance_type : {"full", "tied", "diag", "spherical"}
         Which of these.
-    log_likelihood : float
-        Mean log-likelihood of the rows fitted, nats a row.
-    n_iter : int
-        Steps made.
+    log_likelihoods : tuple of float
+        Mean log-likelihood of the rows fitted after each step, nats a row.
+    converged : bool
+        Whether the last step gained less than was asked for.
     """
 
     weights: Floats
     means: Floats
     whitening: Floats
     covariance_type: str
-    log_likelihood: float = -np.inf
-    n_iter: int = 0
+    log_likelihoods: tuple[float, ...] = ()
+    converged: bool = False
+
+    @property
+    def log_likelihood(self) -> float:
+        """Mean log-likelihood of the rows fitted, after the last step.
+
+        Returns
+        -------
+        float
+            Nats a row.
+        """
+        return self.log_likelihoods[-1]
 
     @property
     def precisions(self) -> Floats:
@@ -85,11 +96,13 @@ class Mixture(NamedTuple):
         Mixture
             With the log-likelihood of these rows.
         """
-        n_features = self.means.shape[1]
+        density = self.means.shape[1] * np.log(factor)
         return self._replace(
             means=self.means * factor,
             whitening=self.whitening / factor,
-            log_likelihood=self.log_likelihood - n_features * np.log(factor),
+            log_likelihoods=tuple(
+                float(step - density) for step in self.log_likelihoods
+            ),
         )
 
 
@@ -174,13 +187,14 @@ def fit_mixture(
     array([[-1.],
            [ 1.]])
     """
-    log_likelihood, n_iter, gain = -np.inf, 0, np.inf
-    while n_iter < max_iter and gain >= tol:
+    steps: list[float] = []
+    gain = np.inf
+    while len(steps) < max_iter and gain >= tol:
         mixture = maximise(X, responsibilities, covariance_type, reg_covar)
-        before = log_likelihood
         log_likelihood, responsibilities = expect(X, mixture)
-        n_iter, gain = n_iter + 1, log_likelihood - before
-    return mixture._replace(log_likelihood=log_likelihood, n_iter=n_iter)
+        gain = log_likelihood - steps[-1] if steps else np.inf
+        steps.append(log_likelihood)
+    return mixture._replace(log_likelihoods=tuple(steps), converged=gain < tol)
 
 
 def log_joint(X: Rows, mixture: Mixture) -> Rows:

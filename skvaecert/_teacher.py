@@ -91,9 +91,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     energy_budget : float or None, default=None
         Most nats of KL a sample that the analytic code may cost at witness scale 1.
         None for 8 (K - 1), at which the prior-matched scale is 4: sharper teachers
-        train to smaller margins on rows not seen. Candidates above it, on the rows
-        held out, are left out; a single mixture is held against it only if it is
-        given.
+        were not seen to gain, and with many components to lose. Candidates above it,
+        on the rows held out, are left out; a single mixture is held against it only
+        if it is given.
     min_agreement : float, default=0.5
         Least adjusted mutual information of the groups found by two restarts, on
         average over pairs, in [0, 1]: what restarts do not agree on may be chance. If
@@ -604,13 +604,14 @@ def _set_fitted(fitted: GaussianMixture, mixture: Mixture) -> None:
     if mixture.covariance_type in ("full", "tied"):
         roots = np.linalg.inv(factors)
         fitted.covariances_ = roots @ np.swapaxes(roots, -1, -2)
-        fitted.precisions_cholesky_ = np.swapaxes(factors, -1, -2)
+        fitted.precisions_cholesky_ = np.ascontiguousarray(np.swapaxes(factors, -1, -2))
     else:
         fitted.covariances_ = 1 / np.square(factors)
         fitted.precisions_cholesky_ = factors
     fitted.precisions_ = mixture.precisions
-    fitted.lower_bound_, fitted.n_iter_ = mixture.log_likelihood, mixture.n_iter
-    fitted.converged_ = mixture.n_iter < fitted.max_iter
+    fitted.lower_bound_ = mixture.log_likelihood
+    fitted.lower_bounds_ = list(mixture.log_likelihoods)
+    fitted.n_iter_, fitted.converged_ = len(fitted.lower_bounds_), mixture.converged
     fitted.n_features_in_ = mixture.means.shape[1]
 
 

@@ -37,8 +37,9 @@ __all__ = [
     "search_teacher",
 ]
 
-# The prior-matched scale of a teacher that just fits the default budget. Held-out
-# margins of trained VAEs are highest at 3 to 5 and fall beyond (docs/benchmarks.md).
+# The prior-matched scale of a teacher that just fits the default budget. Beyond it
+# margins on test rows gain little with few components and fall with many
+# (docs/benchmarks.md).
 _LARGEST_SCALE = 4.0
 _HELD_OUT = 0.25
 # All candidates meet on so many rows; if there are more, the best meet on all.
@@ -256,6 +257,7 @@ def search_teacher(
         finalists = order[:_N_FINALISTS]
         interrupted = _second_round(contest, candidates, finalists, n_jobs, verbose)
         order = _ranking(candidates, criterion)
+        _check_usable(candidates, order, criterion)
     candidates = [_in_units(candidate, scale) for candidate in candidates]
     best = candidates[order[0]]
     _warn_of(candidates, best, criterion, interrupted)
@@ -309,7 +311,7 @@ class _Contest:
             candidate = Candidate(
                 configuration,
                 information=float(self.error_score),
-                error=f"{type(error).__name__}: {error}"[:_LONGEST_ERROR],
+                error=_told(error),
             )
         return replace(candidate, seconds=time.perf_counter() - began)
 
@@ -331,32 +333,27 @@ class _Contest:
         rows = _leading(self.fitted, candidate.configuration.pca_components)
         try:
             mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
-            held_out = _leading(self.held_out, candidate.configuration.pca_components)
-            judged = self._measure(candidate, mixture, log_joint(held_out, mixture))
-        except Exception:
-            return candidate  # what was found on fewer rows still stands
+            self._check_full(candidate.configuration, [mixture], len(rows))
+        except ValueError as error:  # a LinAlgError is one too
+            if self.error_score == "raise":
+                raise
+            # What was found on fewer rows still stands.
+            return replace(candidate, error=_told(error))
+        held_out = _leading(self.held_out, candidate.configuration.pca_components)
+        judged = self._measure(candidate, mixture, log_joint(held_out, mixture))
         seconds = candidate.seconds + time.perf_counter() - began
         return replace(judged, n_samples=len(rows), seconds=seconds)
 
     def _judge(self, configuration: Configuration) -> Candidate:
+        n_samples = len(self._first(self.fitted))
         mixtures = self._restarts(configuration)
+        full = self._check_full(configuration, mixtures, n_samples)
         rows = _leading(self._first(self.held_out), configuration.pca_components)
         joints = [log_joint(rows, mixture) for mixture in mixtures]
         candidate = Candidate(
-            configuration,
-            agreement=_agreement(joints),
-            n_samples=len(self._first(self.fitted)),
+            configuration, agreement=_agreement(joints), n_samples=n_samples
         )
-        judged = [
-            self._measure(candidate, mixture, joint)
-            for mixture, joint in zip(mixtures, joints, strict=True)
-            if not self._has_empty(mixture)
-        ]
-        if not judged:
-            raise ValueError(
-                "in all restarts some components have no rows: there are fewer groups "
-                f"than n_components={configuration.n_components}"
-            )
+        judged = [self._measure(candidate, mixtures[i], joints[i]) for i in full]
         return max(judged, key=self._merit)
 
     def _merit(self, restart: Candidate) -> tuple[bool, float]:
@@ -376,9 +373,18 @@ class _Contest:
             for labels in self._start(n_components, pca_components)
         ]
 
-    def _has_empty(self, mixture: Mixture) -> bool:
-        """Tell whether a component answers for less than half a row."""
-        return bool(mixture.weights.min() * len(self._first(self.fitted)) < 0.5)
+    def _check_full(
+        self, configuration: Configuration, mixtures: list[Mixture], n_samples: int
+    ) -> list[int]:
+        """Return which mixtures have rows for all components: half a row at least."""
+        least = [mixture.weights.min() * n_samples for mixture in mixtures]
+        full = [index for index, rows in enumerate(least) if rows >= 0.5]
+        if not full:
+            raise ValueError(
+                "in all restarts some components have no rows: there are fewer groups "
+                f"than n_components={configuration.n_components}"
+            )
+        return full
 
     def _first(self, rows: Floats) -> Floats:
         """Return the share of the first round; rows are in no order."""
@@ -417,6 +423,10 @@ class _Contest:
             log_likelihood=float(np.logaddexp.reduce(log_proba, axis=1).mean()),
             mixture=mixture,
         )
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
 
 
 def _check_enough(n_components: int, n_samples: int) -> None:
@@ -695,7 +705,9 @@ def _warn_of(
     failed = [c for c in candidates if c.error and c.error != _INTERRUPTED]
     if failed:
         message = f"{len(failed)} of {len(candidates)} candidates failed and are left "
-        message += "out: " + "; ".join(f"{c.configuration}: {c.error}" for c in failed)
+        message += "out, or stay as judged on fewer rows: " + "; ".join(
+            f"{c.configuration}: {c.error}" for c in failed
+        )
         warnings.warn(message, FitFailedWarning, stacklevel=_USER)
     if interrupted:
         done = sum(c.error != _INTERRUPTED for c in candidates)

@@ -651,8 +651,10 @@ def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
     """Fail before a search that may end with too many components, not after it."""
     if not isinstance(teacher, GMMTeacher) or np.ndim(teacher.n_components) != 1:
         return
-    counts = np.asarray(teacher.n_components)
-    most = counts.max(initial=2) if counts.dtype.kind in "iu" else 2
+    given = np.asarray(teacher.n_components, dtype=object)
+    most = max(
+        (int(count) for count in given if isinstance(count, Integral)), default=2
+    )
     if most > latent_dim + 1:
         raise ValueError(
             f"latent_dim must be at least {most - 1}, so that the simplex fits for any "

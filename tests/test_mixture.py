@@ -5,7 +5,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from skvaecert._mixture import expect, fit_mixture, log_joint, maximise
+from skvaecert._mixture import expect, fit_fast, fit_mixture, log_joint, maximise
 
 COVARIANCE_TYPES = ["full", "tied", "diag", "spherical"]
 N_COMPONENTS, N_STEPS, REG_COVAR = 10, 15, 0.05
@@ -107,9 +107,15 @@ def test_it_ends_when_little_is_gained(rows, guess):
     settings = {"covariance_type": "diag", "reg_covar": REG_COVAR}
     short = fit_mixture(rows, guess, tol=1e-2, **settings)
     long = fit_mixture(rows, guess, tol=1e-6, max_iter=500, **settings)
-    assert 1 < short.n_iter < long.n_iter < 500
+    assert 1 < len(short.log_likelihoods) < len(long.log_likelihoods) < 500
+    assert short.converged
+    assert long.converged
     assert short.log_likelihood < long.log_likelihood
-    assert fit_mixture(rows, guess, max_iter=3, **settings).n_iter == 3
+    cut = fit_mixture(rows, guess, max_iter=3, **settings)
+    assert len(cut.log_likelihoods) == 3
+    assert not cut.converged
+    exact = len(short.log_likelihoods)
+    assert fit_mixture(rows, guess, tol=1e-2, max_iter=exact, **settings).converged
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
@@ -137,6 +143,43 @@ def test_a_component_without_width_is_an_error(covariance_type):
     guess = np.repeat(np.eye(2), 5, axis=1)
     with pytest.raises(np.linalg.LinAlgError):
         fit_mixture(X, guess, covariance_type=covariance_type, reg_covar=0.0)
+
+
+@pytest.fixture
+def dtypes(monkeypatch):
+    """Take down the precision that mixtures are fitted in."""
+    seen = []
+
+    def spied(X, *args, **kwargs):
+        seen.append(X.dtype)
+        return fit_mixture(X, *args, **kwargs)
+
+    monkeypatch.setattr("skvaecert._mixture.fit_mixture", spied)
+    return seen
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
+def test_plain_rows_are_fitted_in_float32(rows, guess, covariance_type, dtypes):
+    settings = {"covariance_type": covariance_type, "reg_covar": REG_COVAR}
+    fast = fit_fast(rows, guess, **settings)
+    assert dtypes == [np.float32]
+    exact = fit_mixture(rows, guess, **settings)
+    assert fast.log_likelihood == pytest.approx(exact.log_likelihood, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("covariance_type", "reg_covar"),
+    [("diag", 1e-9), ("tied", 1e-9), ("diag", 1e-6), ("spherical", 1e-7)],
+)
+def test_narrow_groups_are_fitted_in_float64(covariance_type, reg_covar, dtypes):
+    """They lie 10,000 widths apart: float32 fails, or has too few digits."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(5, size=2000)
+    X = rng.normal(size=(5, 8))[labels] + 1e-4 * rng.normal(size=(2000, 8))
+    settings = {"covariance_type": covariance_type, "reg_covar": reg_covar}
+    mixture = fit_fast(X, np.eye(5)[:, labels], **settings)
+    assert dtypes == [np.float32, np.float64]
+    assert mixture.log_likelihood == pytest.approx(expect(X, mixture)[0], rel=1e-9)
 
 
 def test_the_size_of_chunks_does_not_matter(rows, guess, monkeypatch):
