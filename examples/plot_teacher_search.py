@@ -42,7 +42,6 @@ def main(path="teacher_search.png"):
         print(*(f"{name} {results[name][index]!s:<9.9}" for name in names))
     print(certifier.certify(test))
     display = TeacherSearchDisplay.from_estimator(found)
-    display.ax_.set_title("64 teachers for 8 x 8 patches")
     display.figure_.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(display.figure_)
 

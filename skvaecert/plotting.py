@@ -283,7 +283,7 @@ class TeacherSearchDisplay:
         }
         best = x[self.chosen], y[self.chosen]
         ax.scatter(*best, s=160, label=self.label, **ring)
-        ax.legend(loc="lower right")
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         ax.figure.colorbar(self.points_, ax=ax, label="agreement of restarts")
         ax.set(
             xlabel="energy of the analytic code at scale 1 (nats)",
