@@ -37,7 +37,7 @@ from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import Floats, analytic_energy, check_teacher_proba, temper
 
-__all__ = ["GMMTeacher", "teacher_posterior"]
+__all__ = ["GMMTeacher", "counts_of", "teacher_posterior"]
 
 # Below this many nats the margin that could be reached is not worth a training.
 _LITTLE_INFORMATION = 0.01
@@ -382,8 +382,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self.n_components_
 
     def _configurations(self, n_samples: int, n_features: int) -> list[Configuration]:
-        n_components = _counts("n_components", self.n_components)
-        pca_components = _counts("pca_components", self.pca_components)
+        n_components = counts_of("n_components", self.n_components)
+        pca_components = counts_of("pca_components", self.pca_components)
         covariance_types = _values(
             "covariance_type", self.covariance_type, _COVARIANCE_TYPES.__contains__
         )
@@ -491,7 +491,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         log_joint = self.mixture_._estimate_weighted_log_prob(rows)
         self.temperature_ = criterion.resolve_temperature(log_joint)
         if self.energy_budget is not None and self.search_results_ is None:
-            energy = analytic_energy(self._posterior(rows), 1.0)
+            proba = temper(log_joint, self.temperature_, self.floor)
+            energy = analytic_energy(proba, 1.0)
             check_budget(
                 Candidate(configuration, energy=energy, temperature=self.temperature_),
                 criterion,
@@ -570,7 +571,26 @@ def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
     return values.tolist()
 
 
-def _counts(name: str, given: Any) -> list[int]:
+def counts_of(name: str, given: Any) -> list[int]:
+    """Return the values of a parameter that is a count or a list of them.
+
+    Parameters
+    ----------
+    name : str
+        Of the parameter.
+    given : int or array-like of int
+        Its value.
+
+    Returns
+    -------
+    list of int
+        At least one; those of a list are at least 1.
+
+    Raises
+    ------
+    ValueError
+        If a list is empty or holds something else.
+    """
     return [int(count) for count in _values(name, given, _is_count)]
 
 

@@ -363,12 +363,12 @@ class _Contest:
         n_components, pca_components, covariance_type = configuration
         rows = _leading(self._first(self.fitted), pca_components)
         return [
-            fit_fast(
+            _fit(
                 rows,
                 np.eye(n_components)[:, labels],
-                covariance_type=covariance_type,
-                reg_covar=self.reg_covar * float(rows.var(axis=0).mean()),
-                max_iter=self.max_iter,
+                covariance_type,
+                self.reg_covar,
+                self.max_iter,
             )
             for labels in self._start(n_components, pca_components)
         ]
@@ -600,10 +600,22 @@ def finished(
 def _continued(
     rows: Floats, start: Mixture, reg_covar: float, max_iter: int
 ) -> Mixture:
+    responsibilities = expect(rows, start)[1]
+    return _fit(rows, responsibilities, start.covariance_type, reg_covar, max_iter)
+
+
+def _fit(
+    rows: Floats,
+    responsibilities: NDArray[np.floating],
+    covariance_type: str,
+    reg_covar: float,
+    max_iter: int,
+) -> Mixture:
+    """Fit a mixture whose `reg_covar` is a share of the variance of the rows."""
     return fit_fast(
         rows,
-        expect(rows, start)[1],
-        covariance_type=start.covariance_type,
+        responsibilities,
+        covariance_type=covariance_type,
         reg_covar=reg_covar * float(rows.var(axis=0).mean()),
         max_iter=max_iter,
     )

@@ -28,7 +28,7 @@ from skvaecert._base import (
     seed_unset,
     validate_rows,
 )
-from skvaecert._teacher import GMMTeacher, teacher_posterior
+from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
 from skvaecert._training import (
     Snapshot,
     decode,
@@ -651,10 +651,7 @@ def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
     """Fail before a search that may end with too many components, not after it."""
     if not isinstance(teacher, GMMTeacher) or np.ndim(teacher.n_components) != 1:
         return
-    given = np.asarray(teacher.n_components, dtype=object)
-    most = max(
-        (int(count) for count in given if isinstance(count, Integral)), default=2
-    )
+    most = max(counts_of("n_components", teacher.n_components))
     if most > latent_dim + 1:
         raise ValueError(
             f"latent_dim must be at least {most - 1}, so that the simplex fits for any "

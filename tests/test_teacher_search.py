@@ -109,15 +109,21 @@ def test_the_numbers_of_a_candidate_do_not_depend_on_the_others(digits, found):
     np.testing.assert_allclose(both[0][names], same, rtol=1e-4)
 
 
-@pytest.mark.parametrize("n_jobs", [1, 2])
-def test_restarts_share_their_k_means(digits, monkeypatch, n_jobs):
+@pytest.fixture
+def k_means(monkeypatch):
+    """Take down the rows that k-means is fitted on."""
     fits = []
     fit = KMeans.fit
     monkeypatch.setattr(
         KMeans, "fit", lambda self, X, *args: fits.append(X) or fit(self, X, *args)
     )
+    return fits
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_restarts_share_their_k_means(digits, k_means, n_jobs):
     searching(n_jobs=n_jobs).fit(digits[0])
-    assert len(fits) == 3 * 2 * 3  # K, principal components, restarts
+    assert len(k_means) == 3 * 2 * 3  # K, principal components, restarts
 
 
 @pytest.mark.parametrize("n_jobs", [2, -1])
@@ -225,14 +231,9 @@ def test_one_value_in_a_list_is_no_search(digits):
     )
 
 
-def test_more_restarts(digits, monkeypatch):
-    fits = []
-    fit = KMeans.fit
-    monkeypatch.setattr(
-        KMeans, "fit", lambda self, X, *args: fits.append(X) or fit(self, X, *args)
-    )
+def test_more_restarts(digits, k_means):
     searching(n_components=[4, 8], pca_components=6, n_init=5).fit(digits[0])
-    assert len(fits) == 5 * 2
+    assert len(k_means) == 5 * 2
 
 
 def test_the_restart_with_most_information_that_fits_is_kept(digits, monkeypatch):
