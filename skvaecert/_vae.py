@@ -42,6 +42,7 @@ from skvaecert._training import (
 )
 from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
 from skvaecert.networks import ModuleOrFactory, make_vae
+from skvaecert.objectives import Objective
 from skvaecert.simplex import (
     Floats,
     check_teacher_proba,
@@ -59,6 +60,7 @@ _FIXED = (
     "encoder",
     "decoder",
     "likelihood",
+    "objective",
     "witness_scale",
     "device",
 )
@@ -144,6 +146,9 @@ class CertifiedVAE(
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
         "bernoulli": data in [0, 1].
+    objective : Objective or None, default=None
+        A mitigation of collapse from `skvaecert.baselines`, which takes the place of
+        the KL term or of another part of the ELBO; None for the ELBO itself.
     alignment_weight : float, default=10.0
         Weight of the alignment loss, at least 0.
     kl_weight : float, default=1.0
@@ -172,6 +177,7 @@ class CertifiedVAE(
         alignment_weight, kl_weight, learning_rate,           teacher, latent_dim,
         batch_size, max_epochs, callbacks, memory, verbose,   hidden_sizes, encoder,
         random_state                                          decoder, likelihood,
+                                                              objective,
                                                               witness_scale, device
         ====================================================  =====================
 
@@ -246,6 +252,7 @@ class CertifiedVAE(
         "encoder": [torch.nn.Module, callable, None],
         "decoder": [torch.nn.Module, callable, None],
         "likelihood": [StrOptions({"gaussian", "bernoulli"})],
+        "objective": [Objective, None],
         "alignment_weight": [Interval(Real, 0, None, closed="left")],
         "kl_weight": [Interval(Real, 0, None, closed="left")],
         "witness_scale": [
@@ -272,6 +279,7 @@ class CertifiedVAE(
         encoder: ModuleOrFactory | None = None,
         decoder: ModuleOrFactory | None = None,
         likelihood: str = "gaussian",
+        objective: Objective | None = None,
         alignment_weight: float = 10.0,
         kl_weight: float = 1.0,
         witness_scale: str | float = "prior",
@@ -291,6 +299,7 @@ class CertifiedVAE(
         self.encoder = encoder
         self.decoder = decoder
         self.likelihood = likelihood
+        self.objective = objective
         self.alignment_weight = alignment_weight
         self.kl_weight = kl_weight
         self.witness_scale = witness_scale
@@ -554,14 +563,21 @@ class CertifiedVAE(
         self._standardisation = _Standardisation.of(rows, self.likelihood)
         self._structure = self._fingerprints()
         hidden_sizes = _check_hidden_sizes(self.hidden_sizes)
+        objective = Objective() if self.objective is None else clone(self.objective)
         vae = make_vae(
-            rows.shape[1], self.latent_dim, hidden_sizes, self.encoder, self.decoder
+            rows.shape[1],
+            self.latent_dim,
+            hidden_sizes,
+            self.encoder,
+            self.decoder,
+            objective.posterior(self.latent_dim),
         )
         self.net_ = make_net(
             vae,
             device=device,
             vertices=self.vertices_,
             criterion__likelihood=self.likelihood,
+            criterion__objective=objective,
             criterion__scale=self.witness_scale_,
             criterion__kl_weight=self.kl_weight,
             criterion__alignment_weight=self.alignment_weight,

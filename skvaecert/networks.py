@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["VAE", "Pass", "bounded", "make_vae", "mlp"]
+__all__ = ["VAE", "GaussianPosterior", "Pass", "bounded", "make_vae", "mlp"]
 
 # Variances stay within exp(-10) and exp(10): no overflow, no division by zero.
 _LOG_VARIANCE_BOUND = 10.0
@@ -80,16 +80,38 @@ class Pass(NamedTuple):
         Latent means mu.
     log_variance : Tensor of shape (n_samples, latent_dim)
         log sigma^2 of the codes, in (-10, 10).
+    code : Tensor of shape (n_samples, latent_dim)
+        One code a row, drawn from N(mu, sigma^2).
     output : Tensor of shape (n_samples, n_features)
-        What the decoder made of codes drawn from N(mu, sigma^2).
+        What the decoder made of the codes.
     log_noise : Tensor of shape ()
         Log-variance of the Gaussian likelihood, shared by all features.
     """
 
     mean: Tensor
     log_variance: Tensor
+    code: Tensor
     output: Tensor
     log_noise: Tensor
+
+
+class GaussianPosterior(nn.Module):
+    """What the encoder's output means: means, and log-variances within (-10, 10)."""
+
+    def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the parameters of q(z|x).
+
+        Parameters
+        ----------
+        mean, raw : Tensor of shape (n_samples, latent_dim)
+            The two halves of the encoder's output.
+
+        Returns
+        -------
+        mean, log_variance : Tensor of shape (n_samples, latent_dim)
+            mu as it came and log sigma^2, :func:`bounded`.
+        """
+        return mean, bounded(raw)
 
 
 class VAE(nn.Module):
@@ -101,6 +123,9 @@ class VAE(nn.Module):
         Maps (n, n_features) to (n, 2 * latent_dim): means, then raw log-variances.
     decoder : torch.nn.Module
         Maps (n, latent_dim) to (n, n_features).
+    posterior : torch.nn.Module or None, default=None
+        Turns the two halves of the encoder's output into means and log-variances;
+        None for :class:`GaussianPosterior`.
 
     Examples
     --------
@@ -111,14 +136,20 @@ class VAE(nn.Module):
     torch.Size([5, 4])
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        posterior: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
+        self.posterior = GaussianPosterior() if posterior is None else posterior
         self.raw_log_noise = nn.Parameter(torch.zeros(()))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means and the bounded log-variances of the codes.
+        """Return the means and the log-variances of the codes.
 
         Parameters
         ----------
@@ -130,8 +161,7 @@ class VAE(nn.Module):
         mean, log_variance : Tensor of shape (n_samples, latent_dim)
             Parameters of q(z|x).
         """
-        mean, raw = self.encoder(x).chunk(2, dim=1)
-        return mean, bounded(raw)
+        return self.posterior(*self.encoder(x).chunk(2, dim=1))
 
     def forward(self, x: Tensor) -> Pass:
         """Encode, draw one code a row by the reparametrisation trick, decode.
@@ -148,7 +178,8 @@ class VAE(nn.Module):
         """
         mean, log_variance = self.encode(x)
         code = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
-        return Pass(mean, log_variance, self.decoder(code), bounded(self.raw_log_noise))
+        log_noise = bounded(self.raw_log_noise)
+        return Pass(mean, log_variance, code, self.decoder(code), log_noise)
 
 
 def make_vae(
@@ -157,6 +188,7 @@ def make_vae(
     hidden_sizes: Sequence[int],
     encoder: ModuleOrFactory | None = None,
     decoder: ModuleOrFactory | None = None,
+    posterior: nn.Module | None = None,
 ) -> VAE:
     """Make a VAE from layer widths or from the user's own modules.
 
@@ -171,6 +203,8 @@ def make_vae(
     encoder, decoder : torch.nn.Module, callable or None
         A module, which is copied with its weights; a class or factory called with
         (n_features, latent_dim); or None for an :func:`mlp`.
+    posterior : torch.nn.Module or None, default=None
+        As in :class:`VAE`.
 
     Returns
     -------
@@ -203,6 +237,7 @@ def make_vae(
         else _own(
             "decoder", decoder, (n_features, latent_dim), (latent_dim, n_features)
         ),
+        posterior,
     )
 
 

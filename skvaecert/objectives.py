@@ -7,13 +7,15 @@ import math
 from typing import NamedTuple
 
 import torch
+from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skvaecert.networks import Pass
+from skvaecert.networks import GaussianPosterior, Pass
 
 __all__ = [
     "AlignedELBO",
+    "Objective",
     "Terms",
     "alignment",
     "bernoulli_loss",
@@ -141,6 +143,65 @@ def alignment(
     return functional.kl_div(log_q, teacher_proba, reduction="none").sum(dim=1)
 
 
+class Objective(BaseEstimator):
+    """The ELBO, in parts that a mitigation of collapse can replace one by one.
+
+    A subclass overrides what its method changes; `skvaecert.baselines` has them. It
+    is a scikit-learn estimator only so that its parameters nest in a grid.
+    """
+
+    def penalty(self, result: Pass, epoch: float) -> Tensor:
+        """Return what stands in the place of the KL term, before `kl_weight`.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Epochs of training so far, with the fraction of the present one.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Mean over the batch, nats; KL(q(z|x) || N(0, I)) unless overridden.
+        """
+        return gaussian_kl(result.mean, result.log_variance).mean()
+
+    def reconstruction(self, losses: Tensor, result: Pass, x: Tensor) -> Tensor:
+        """Return what stands in the place of the reconstruction term.
+
+        Parameters
+        ----------
+        losses : Tensor of shape (n_samples,)
+            -log p(x|z) of every row, by the likelihood.
+        result : Pass
+            What the VAE returned for `x`.
+        x : Tensor of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Mean over the batch, nats; that of `losses` unless overridden.
+        """
+        return losses.mean()
+
+    def posterior(self, latent_dim: int) -> nn.Module:
+        """Return the module that turns the encoder's output into q(z|x).
+
+        Parameters
+        ----------
+        latent_dim : int
+            Width of a code.
+
+        Returns
+        -------
+        torch.nn.Module
+            Maps (mean, raw) to (mean, log_variance), each (n, latent_dim).
+        """
+        return GaussianPosterior()
+
+
 class Terms(NamedTuple):
     """The parts of the loss, each a mean over the batch, in nats.
 
@@ -148,19 +209,24 @@ class Terms(NamedTuple):
     ----------
     reconstruction : Tensor of shape ()
         -log p(x|z), at one drawn code a row.
+    penalty : Tensor of shape ()
+        What the objective puts in the place of the KL term.
     kl : Tensor of shape ()
-        KL(q(z|x) || N(0, I)).
+        KL(q(z|x) || N(0, I)), with a gradient or not.
     alignment : Tensor of shape ()
         KL(T || witness); 0 where its weight is 0, because it is not computed.
     """
 
     reconstruction: Tensor
+    penalty: Tensor
     kl: Tensor
     alignment: Tensor
 
 
 class AlignedELBO(nn.Module):
-    """The training loss: reconstruction + kl_weight * KL + alignment_weight * A.
+    """The training loss: reconstruction + kl_weight * penalty + alignment_weight * A.
+
+    The penalty is the KL term unless the objective says otherwise.
 
     Parameters
     ----------
@@ -171,9 +237,11 @@ class AlignedELBO(nn.Module):
     scale : float
         beta.
     kl_weight : float
-        Weight of the KL term, at least 0.
+        Weight of the penalty, at least 0.
     alignment_weight : float
         Weight of the alignment term, at least 0.
+    objective : Objective or None, default=None
+        What a mitigation changes; None for the ELBO.
 
     References
     ----------
@@ -189,6 +257,7 @@ class AlignedELBO(nn.Module):
         scale: float,
         kl_weight: float,
         alignment_weight: float,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.likelihood = likelihood
@@ -196,6 +265,9 @@ class AlignedELBO(nn.Module):
         self.scale = scale
         self.kl_weight = kl_weight
         self.alignment_weight = alignment_weight
+        self.objective = Objective() if objective is None else objective
+        # Set by whoever trains, for schedules.
+        self.epoch = 0.0
 
     def reconstruction(self, result: Pass, x: Tensor) -> Tensor:
         """Compute -log p(x|z) of every row, by the likelihood.
@@ -233,9 +305,12 @@ class AlignedELBO(nn.Module):
         Terms
             Means over the batch, nats.
         """
+        losses = self.reconstruction(result, x)
+        penalty = self.objective.penalty(result, self.epoch)
         return Terms(
-            self.reconstruction(result, x).mean(),
-            gaussian_kl(result.mean, result.log_variance).mean(),
+            self.objective.reconstruction(losses, result, x),
+            penalty,
+            self._kl(result, penalty),
             self._alignment(result, teacher_proba),
         )
 
@@ -252,8 +327,14 @@ class AlignedELBO(nn.Module):
         Tensor of shape ()
             The loss, nats.
         """
-        loss = terms.reconstruction + self.kl_weight * terms.kl
+        loss = terms.reconstruction + self.kl_weight * terms.penalty
         return loss + self.alignment_weight * terms.alignment
+
+    def _kl(self, result: Pass, penalty: Tensor) -> Tensor:
+        if type(self.objective) is Objective:
+            return penalty
+        with torch.no_grad():
+            return gaussian_kl(result.mean, result.log_variance).mean()
 
     def _alignment(self, result: Pass, teacher_proba: Tensor) -> Tensor:
         if self.alignment_weight == 0:

@@ -34,6 +34,8 @@ ONLY_IN = {
     "torch": {"networks", "objectives", "_training", "_vae"},
     "sklearn": {
         "datasets",
+        "objectives",
+        "baselines",
         "_base",
         "_teacher_search",
         "_teacher",

@@ -86,7 +86,8 @@ def result(mean, generator):
     n_features = 3
     output = torch.randn(N, n_features, generator=generator, dtype=torch.float64)
     log_variance = torch.randn(N, D, generator=generator, dtype=torch.float64)
-    return Pass(torch.as_tensor(mean), log_variance, output, torch.tensor(0.3))
+    mean = torch.as_tensor(mean)
+    return Pass(mean, log_variance, mean, output, torch.tensor(0.3))
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
