@@ -16,6 +16,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import validate_data
 
+from skvaecert.datasets import DatasetRows
+
 __all__ = [
     "NestedDefaultMixin",
     "fingerprint",
@@ -30,6 +32,7 @@ __all__ = [
 
 # Numbers in a chunk of rows: few enough to stay in the cache while they are checked.
 _CHUNK_NUMBERS = 2**20
+_CHUNK_ROWS = 256
 # Ends of names of parameters that a fit has used up, or that change no result.
 _NO_MATTER = ("random_state", "n_jobs", "verbose")
 
@@ -108,11 +111,12 @@ def validate_rows(
 
 
 def open_rows(
-    estimator: BaseEstimator, X: ArrayLike, **kwargs: Any
-) -> NDArray[np.number]:
+    estimator: BaseEstimator, X: ArrayLike | DatasetRows, **kwargs: Any
+) -> NDArray[np.number] | DatasetRows:
     """Check what `X` is, but leave the numbers of an array to :func:`read_rows`.
 
-    So an array on disk, or of integers, is never copied as a whole.
+    So an array on disk, or of integers, is never copied as a whole, nor are the rows
+    of a torch Dataset.
 
     Parameters
     ----------
@@ -125,22 +129,26 @@ def open_rows(
 
     Returns
     -------
-    ndarray of shape (n_samples, n_features)
-        `X` itself if it is a numeric array, or its rows as floats.
+    ndarray or DatasetRows of shape (n_samples, n_features)
+        `X` itself if it is a numeric array or `DatasetRows`, or its rows as floats.
 
     Raises
     ------
     ValueError
         If `X` is not valid as far as seen.
     """
-    if not (isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiu"):
+    if not isinstance(X, np.ndarray | DatasetRows) or not _is_numeric_table(X):
         return validate_rows(estimator, X, **kwargs)
     validate_rows(estimator, X[:2], **kwargs)
     return X
 
 
+def _is_numeric_table(X: NDArray[np.number] | DatasetRows) -> bool:
+    return X.ndim == 2 and X.dtype.kind in "fiu"
+
+
 def read_rows(
-    estimator: BaseEstimator, rows: NDArray[np.number]
+    estimator: BaseEstimator, rows: NDArray[np.number] | DatasetRows
 ) -> Iterator[NDArray[np.floating]]:
     """Check the numbers of an array and yield them, some rows at a time.
 
@@ -148,7 +156,7 @@ def read_rows(
     ----------
     estimator : BaseEstimator
         Named in errors.
-    rows : ndarray of shape (n_samples, n_features)
+    rows : ndarray or DatasetRows of shape (n_samples, n_features)
         From :func:`open_rows`.
 
     Yields
@@ -161,7 +169,8 @@ def read_rows(
     ValueError
         If there are NaN, infinities or values whose squares overflow.
     """
-    size = max(1, _CHUNK_NUMBERS // rows.shape[1])
+    # A multiple of what networks take at once.
+    size = _CHUNK_ROWS * max(1, _CHUNK_NUMBERS // rows.shape[1] // _CHUNK_ROWS)
     for batch in gen_batches(len(rows), size):
         with numpy_only():
             chunk = check_array(

@@ -33,6 +33,7 @@ from skvaecert._teacher_search import (
     finished,
     search_teacher,
 )
+from skvaecert.datasets import DatasetRows
 from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import Floats, analytic_energy, check_teacher_proba, temper
@@ -400,12 +401,12 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def _project(
         self,
-        rows: NDArray[np.number],
+        rows: NDArray[np.number] | DatasetRows,
         n_components: int,
         random_state: np.random.RandomState,
     ) -> Floats:
         """Fit PCA on some rows and return the principal components of all."""
-        seen = rows[_draw(len(rows), _PCA_ROWS, random_state)]
+        seen: Any = rows[_draw(len(rows), _PCA_ROWS, random_state)]
         seen = np.concatenate([chunk.astype(float) for chunk in read_rows(self, seen)])
         if (seen == seen[0]).all():
             raise ValueError(
@@ -517,7 +518,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             proba.mean(axis=0),
         )
 
-    def _scores(self, rows: NDArray[np.number]) -> Floats:
+    def _scores(self, rows: NDArray[np.number] | DatasetRows) -> Floats:
         # The projection may come as a data frame, by scikit-learn's configuration.
         return np.concatenate(
             [
@@ -526,7 +527,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
             ]
         )
 
-    def _read_posterior(self, rows: NDArray[np.number]) -> Floats:
+    def _read_posterior(self, rows: NDArray[np.number] | DatasetRows) -> Floats:
         scores = self._scores(rows)
         return np.concatenate(
             [self._posterior(scores[batch]) for batch in self._batches(len(scores))]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -15,28 +15,30 @@ from numpy.typing import NDArray
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
+from skvaecert._batches import Batches, TrainingSet
 from skvaecert._gradient import GradientByHand
 from skvaecert._optimizer import FlatAdam
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import VAE, Pass
-from skvaecert.objectives import AlignedELBO, Terms, gaussian_kl
+from skvaecert.objectives import AlignedELBO, Guard, Terms, gaussian_kl
 from skvaecert.simplex import witness_log_proba
 
 __all__ = [
-    "Batches",
     "Completion",
     "MarginMonitor",
     "Progress",
     "Snapshot",
     "VAENet",
+    "ValidationMonitor",
+    "Watched",
     "decode",
     "encode",
     "evidence_bound",
     "make_net",
+    "prefit",
     "resolve_device",
     "resume_net",
     "seeded",
@@ -49,6 +51,7 @@ _CHUNK = 256
 # The encoder's forward pass is about a sixth of a training step, so a quarter of the
 # rows keeps the monitor below 5 % of the epoch.
 _MONITORED_SHARE = 4
+_MOST_MONITORED = 8192
 # What is noted of every batch.
 _PARTS = ("train_loss", *Terms._fields)
 
@@ -111,43 +114,43 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-class Batches:
-    """Batches of rows and targets, taken from tensors in memory in random order.
-
-    Parameters
-    ----------
-    dataset : torch.utils.data.TensorDataset
-        Rows and targets, on the device where they are used.
-    batch_size : int
-        Most rows in a batch. An epoch has as few batches as that allows, all of the
-        same size but for one row: batch normalisation fails on a last batch of one.
-    """
-
-    def __init__(self, dataset: TensorDataset, batch_size: int) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.dataset) // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        rows, targets = self.dataset.tensors
-        order = torch.randperm(len(rows)).to(rows.device)
-        for index in order.tensor_split(len(self)):
-            yield rows[index], targets[index]
-
-
 class VAENet(NeuralNet):
     """Skorch net with the aligned ELBO as its loss, on rows and posteriors in memory.
 
     Beyond skorch's own, every epoch in `history` has the batch means of
     "reconstruction" and "kl" and what :class:`MarginMonitor` records. Ctrl-C and
     losses that are not finite leave the weights of the last completed epoch.
+
+    Parameters
+    ----------
+    *args : Any
+        As in :class:`skorch.NeuralNet`.
+    forward_backend : str or None, default=None
+        Of :func:`torch.compile` for the forward pass; None for none.
+    autocast : bool, default=False
+        Whether to compute it in bfloat16 where torch thinks that safe.
+    **kwargs : Any
+        As in :class:`skorch.NeuralNet`.
     """
+
+    def __init__(
+        self,
+        *args: Any,
+        forward_backend: str | None = None,
+        autocast: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.forward_backend = forward_backend
+        self.autocast = autocast
+        super().__init__(*args, **kwargs)
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
-        return [("monitor", MarginMonitor()), ("completion", Completion())]
+        return [
+            ("monitor", MarginMonitor()),
+            ("validation", ValidationMonitor()),
+            ("completion", Completion()),
+        ]
 
     def run_single_epoch(self, iterator: Any, *args: Any, **kwargs: Any) -> None:
         """Train on every batch once, without waiting for the device.
@@ -200,6 +203,8 @@ class VAENet(NeuralNet):
             training=True,
         )
         self.optimizer_.step()
+        if self.criterion_.guard is not None:
+            self.criterion_.guard.update(self._noted[-1][-1])
         return {"loss": loss.detach(), "y_pred": result}
 
     def _gradient(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Tensor]:
@@ -208,10 +213,25 @@ class VAENet(NeuralNet):
             result, terms = self._by_hand(x, teacher_proba, self.criterion_)
             return result, self._note(terms, len(x))
         self.optimizer_.zero_grad()
-        result = self.module_(x)
-        loss = self.get_loss(result, teacher_proba, x)
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
+            result, terms = self._forward(x, teacher_proba)
+        loss = self._note(terms, len(x))
         loss.backward()
         return result, loss
+
+    def _parts(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Terms]:
+        result = self.module_(x)
+        return result, self.criterion_.terms(result, x, teacher_proba)
+
+    def _choose_step(self) -> None:
+        """Decide by whom gradients are computed, as things are in this epoch."""
+        self._forward = self._compiled or self._parts
+        plain = self._forward == self._parts and not self.autocast
+        plain &= isinstance(self.optimizer_, FlatAdam)
+        self._by_hand = (
+            GradientByHand.of(self.module_, self.criterion_) if plain else None
+        )
 
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
@@ -258,6 +278,7 @@ class VAENet(NeuralNet):
         self.interrupted_ = True
         self._noted: list[tuple[Any, ...]] = []
         self._completed = Snapshot(self)
+        self._compiled = self._compile()
         if isinstance(self.optimizer_, FlatAdam):
             self.optimizer_.bind([p for _, p in self.get_all_learnable_params()])
         try:
@@ -276,9 +297,14 @@ class VAENet(NeuralNet):
             raise
         finally:
             del self._completed, self._noted
-            for name in ("_batch_records", "_by_hand"):
+            for name in ("_batch_records", "_by_hand", "_forward", "_compiled"):
                 self.__dict__.pop(name, None)
         return self
+
+    def _compile(self) -> Callable[..., Any] | None:
+        if self.forward_backend is None:
+            return None
+        return torch.compile(self._parts, backend=self.forward_backend)
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Start the epoch's record.
@@ -293,10 +319,7 @@ class VAENet(NeuralNet):
         super().on_epoch_begin(net, **kwargs)
         self._noted = []
         self._batch_records = self.history[-1]["batches"]
-        flat = isinstance(self.optimizer_, FlatAdam)
-        self._by_hand = (
-            GradientByHand.of(self.module_, self.criterion_) if flat else None
-        )
+        self._choose_step()
         self._began = time.perf_counter()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -321,7 +344,7 @@ class VAENet(NeuralNet):
         if not np.isfinite(means["train_loss"]):
             raise _not_finite("loss", len(self.history), _first_not_finite(values))
         for name in ("train_loss", "reconstruction", "kl"):
-            self.history.record(name, means[name])
+            self.history.record(name, float(means[name]))
         best = min((row["train_loss"] for row in self.history[:-1]), default=math.inf)
         # What skorch's Checkpoint asks for.
         self.history.record("train_loss_best", means["train_loss"] < best)
@@ -370,14 +393,14 @@ class Snapshot:
 class MarginMonitor(Callback):
     """Records "margin", "alignment_loss" and "teacher_information" after each epoch.
 
-    They are those of at most a quarter of the training rows, in lots of 256 (at least
-    256, or all of them), in evaluation mode, with the mean teacher of these rows: a
-    margin in the sense of theory section 2. "margin_best" tells whether it is the
-    greatest so far.
+    They are those of at most a quarter of the training rows and at most 8,192, in lots
+    of 256 (at least 256, or all of them), in evaluation mode, with the mean teacher of
+    these rows: a margin in the sense of theory section 2. "margin_best" tells whether
+    it is the greatest so far.
     """
 
     def on_train_begin(
-        self, net: VAENet, X: TensorDataset | None = None, **kwargs: Any
+        self, net: VAENet, X: TrainingSet | None = None, **kwargs: Any
     ) -> None:
         """Choose the rows.
 
@@ -385,21 +408,15 @@ class MarginMonitor(Callback):
         ----------
         net : VAENet
             The net in training.
-        X : torch.utils.data.TensorDataset
+        X : TrainingSet
             Training rows and posteriors.
         **kwargs : Any
             Not used.
         """
         if X is None:
             raise ValueError("MarginMonitor needs the training rows, got None.")
-        rows, teacher_proba = X.tensors
-        n_rows = _CHUNK * max(1, len(rows) // _MONITORED_SHARE // _CHUNK)
-        # A generator of its own: warm fits on the same data watch the same rows.
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        chosen = order[:n_rows].to(rows.device)
-        self.rows_ = rows[chosen]
-        self.teacher_proba_ = teacher_proba[chosen].cpu().numpy()
-        self.information_ = teacher_information(self.teacher_proba_)
+        most = min(len(X) // _MONITORED_SHARE, _MOST_MONITORED)
+        self.watched_ = Watched.of(X, _CHUNK * max(1, most // _CHUNK))
         margins = [row["margin"] for row in net.history] if net else []
         self.best_ = max(margins, default=-math.inf)
 
@@ -413,21 +430,144 @@ class MarginMonitor(Callback):
         **kwargs : Any
             Not used.
         """
-        objective = net.criterion_
-        vertices = objective.vertices.cpu().numpy()
-        log_q = witness_log_proba(encode(net, self.rows_), vertices, objective.scale)
-        margin = collapse_margin(self.teacher_proba_, log_q)
+        margin, information = self.watched_.margin(net), self.watched_.information
         net.history.record("margin", margin)
         # What skorch's Checkpoint asks for.
         net.history.record("margin_best", margin > self.best_)
         self.best_ = max(margin, self.best_)
-        net.history.record("alignment_loss", self.information_ - margin)
-        net.history.record("teacher_information", self.information_)
+        net.history.record("alignment_loss", information - margin)
+        net.history.record("teacher_information", information)
 
     def release(self) -> None:
         """Forget the rows, so that they are not pickled with the net."""
-        for name in ("rows_", "teacher_proba_"):
-            self.__dict__.pop(name, None)
+        self.__dict__.pop("watched_", None)
+
+
+class ValidationMonitor(Callback):
+    """Records what rows held out say: "validation_loss" (-ELBO) and their margin.
+
+    At most 8,192 of them are looked at. Steers the guard, if there is one, by them.
+    """
+
+    def on_train_begin(
+        self, net: VAENet, X: TrainingSet | None = None, **kwargs: Any
+    ) -> None:
+        """Read the rows, if there are any.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        X : TrainingSet
+            Its `held_out` is looked at.
+        **kwargs : Any
+            Not used.
+        """
+        held_out = getattr(X, "held_out", None)
+        self.watched_ = held_out and Watched.of(held_out, _MOST_MONITORED)
+        losses = [row.get("validation_loss", math.inf) for row in net.history or []]
+        self.best_ = min(losses, default=math.inf)
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Record ELBO and margin, and tell the guard.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        if self.watched_ is None:
+            return
+        loss = -float(self.watched_.evidence_bound(net).mean(dtype=np.float64))
+        margin, information = self.watched_.margin(net), self.watched_.information
+        net.history.record("validation_loss", loss)
+        net.history.record("validation_loss_best", loss < self.best_)
+        net.history.record("validation_margin", margin)
+        net.history.record("validation_information", information)
+        self.best_ = min(loss, self.best_)
+        if net.criterion_.guard is not None:
+            alignment_loss = net.history[-1]["alignment_loss"]
+            net.criterion_.guard.gap = information - margin - alignment_loss
+
+    def release(self) -> None:
+        """Forget the rows, so that they are not pickled with the net."""
+        self.__dict__.pop("watched_", None)
+
+
+class Watched(NamedTuple):
+    """Rows to look at after every epoch.
+
+    Attributes
+    ----------
+    rows : Tensor of shape (n_watched, n_features)
+        Standardised.
+    teacher_proba : ndarray of shape (n_watched, n_components)
+        T.
+    information : float
+        I_T on these rows, nats.
+    """
+
+    rows: Tensor
+    teacher_proba: NDArray[np.floating]
+    information: float
+
+    @classmethod
+    def of(cls, dataset: TrainingSet, most: int) -> Self:
+        """Choose rows, the same ones of the same dataset every time.
+
+        Parameters
+        ----------
+        dataset : TrainingSet
+            Where from.
+        most : int
+            How many, or all if there are fewer.
+
+        Returns
+        -------
+        Watched
+            The rows.
+        """
+        # A generator of its own: warm fits on the same data watch the same rows.
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+        rows, targets = dataset.take(order[:most])
+        proba = targets.cpu().numpy()
+        return cls(rows, proba, teacher_information(proba))
+
+    def margin(self, net: VAENet) -> float:
+        """Compute the margin of a net as it is.
+
+        Parameters
+        ----------
+        net : VAENet
+            An initialised net.
+
+        Returns
+        -------
+        float
+            Nats.
+        """
+        objective = net.criterion_
+        vertices = objective.vertices.cpu().numpy()
+        log_q = witness_log_proba(encode(net, self.rows), vertices, objective.scale)
+        return collapse_margin(self.teacher_proba, log_q)
+
+    def evidence_bound(self, net: VAENet) -> NDArray[np.float32]:
+        """Compute the ELBO of every row, with codes that are the same every time.
+
+        Parameters
+        ----------
+        net : VAENet
+            An initialised net.
+
+        Returns
+        -------
+        ndarray of shape (n_watched,)
+            Nats.
+        """
+        with seeded(0, torch.device(net.device)):
+            return evidence_bound(net, self.rows)
 
 
 class Completion(Callback):
@@ -545,7 +685,7 @@ def resume_net(
     callbacks: Sequence[Any] | None,
     verbose: int,
     kl_weight: float,
-    alignment_weight: float,
+    alignment_weight: float | Guard,
     **settings: Any,
 ) -> None:
     """Give an initialised net new settings and keep its weights and moments.
@@ -558,7 +698,7 @@ def resume_net(
         The user's own, copied, in place of those of the fit before.
     verbose : int
         Above 0 for a progress bar.
-    kl_weight, alignment_weight : float
+    kl_weight, alignment_weight : float, or Guard for the latter
         Set on the loss as it is: skorch would make a new optimizer for a new loss.
     **settings : Any
         Of the net: `lr`, `batch_size`, `max_epochs`.
@@ -571,7 +711,7 @@ def resume_net(
     net.callbacks = _all_callbacks(callbacks, verbose)
     net.initialize_callbacks()
     net.criterion_.kl_weight = kl_weight
-    net.criterion_.alignment_weight = alignment_weight
+    net.criterion_.set_alignment(alignment_weight)
 
 
 def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
@@ -594,7 +734,33 @@ def _copied(given: Any) -> Any:
         return given
 
 
-def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:
+def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
+    """Regress the encoder mean on given codes: minimise the mean of |mu - z|^2 / 2.
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net; only its encoder moves.
+    dataset : TrainingSet
+        Rows, and as targets the codes.
+    n_epochs : int
+        Passes over the rows.
+
+    References
+    ----------
+    Theory section 11: RST-prefit, RST-alpha-prefit.
+    """
+    vae = net.module_.train()
+    encoder = [*vae.encoder.parameters(), *vae.posterior.parameters()]
+    optimizer = torch.optim.Adam(encoder, lr=net.lr)
+    for _ in range(n_epochs):
+        for x, codes in Batches(dataset, net.batch_size):
+            optimizer.zero_grad()
+            ((vae.encode(x)[0] - codes).square().sum(dim=1).mean() / 2).backward()
+            optimizer.step()
+
+
+def train(net: VAENet, dataset: TrainingSet) -> None:
     """Train for `net.max_epochs` more epochs.
 
     Parameters
@@ -602,10 +768,8 @@ def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:
     net : VAENet
         An initialised net; `net.interrupted_` tells afterwards whether Ctrl-C ended
         it early.
-    rows : Tensor of shape (n_samples, n_features)
-        Training rows.
-    teacher_proba : Tensor of shape (n_samples, n_components)
-        Their posteriors.
+    dataset : TrainingSet
+        Training rows and their posteriors.
 
     Raises
     ------
@@ -616,12 +780,10 @@ def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:
     """
     n_epochs = len(net.history)
     try:
-        net.partial_fit(
-            TensorDataset(rows.to(net.device), teacher_proba.to(net.device))
-        )
+        net.partial_fit(dataset)
     finally:
         for _, callback in net.callbacks_:
-            if isinstance(callback, MarginMonitor | Progress):
+            if hasattr(callback, "release"):
                 callback.release()
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt

@@ -1,7 +1,8 @@
 """CertifiedVAE: a variational autoencoder whose code is aligned with a teacher."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -16,7 +17,7 @@ from sklearn.base import (
     _fit_context,
     clone,
 )
-from sklearn.utils import Tags, check_array, check_random_state
+from sklearn.utils import Tags, _safe_indexing, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
@@ -24,10 +25,12 @@ from skvaecert._base import (
     NestedDefaultMixin,
     fingerprint,
     fingerprints,
+    open_rows,
+    read_rows,
     restored_on_error,
     seed_unset,
-    validate_rows,
 )
+from skvaecert._batches import Resident, Rows, Standardisation, Streamed, TrainingSet
 from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
 from skvaecert._training import (
     Snapshot,
@@ -35,16 +38,25 @@ from skvaecert._training import (
     encode,
     evidence_bound,
     make_net,
+    prefit,
     resolve_device,
     resume_net,
     seeded,
     train,
 )
-from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert.datasets import DatasetRows
+from skvaecert.exceptions import (
+    InterruptedFitWarning,
+    NonFiniteLossError,
+    UnreachedMarginWarning,
+)
+from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import ModuleOrFactory, make_vae
-from skvaecert.objectives import Objective
+from skvaecert.objectives import Guard, Objective
 from skvaecert.simplex import (
     Floats,
+    analytic_code,
+    analytic_energy,
     check_teacher_proba,
     prior_matched_scale,
     simplex_vertices,
@@ -52,6 +64,8 @@ from skvaecert.simplex import (
 )
 
 __all__ = ["CertifiedVAE", "resolve_witness_scale"]
+
+Index = NDArray[np.intp] | None
 
 # What a warm start cannot change: it continues with these very things.
 _FIXED = (
@@ -66,8 +80,6 @@ _FIXED = (
 )
 # MinMaxScaler leaves [0, 1] by rounding.
 _RANGE_SLACK = 1e-6
-# Sums of squares of larger ones overflow in the network's float32.
-_LARGEST_STANDARD = 1e15
 _HISTORY = {
     "epoch": "epoch",
     "train_loss": "loss",
@@ -82,32 +94,34 @@ _HISTORY = {
 }
 
 
-class _Standardisation(NamedTuple):
-    """x -> (x - location) / scale: one scale for all features keeps their geometry."""
+_SEEDS = 2**31 - 1
+# What a fit with rows held out records besides.
+_VALIDATION = ("validation_loss", "validation_margin", "validation_information")
+# How far below its target a guarded margin may end without a warning.
+_GUARD_SLACK = 0.05
 
-    location: Floats
-    scale: float
+
+class _Data(NamedTuple):
+    """Rows to train on and to validate on, each with its posteriors."""
+
+    rows: Any
+    proba: Floats
+    held_rows: Any
+    held_proba: Floats | None
 
     @classmethod
-    def of(cls, rows: NDArray[np.floating], likelihood: str) -> Self:
-        if likelihood == "bernoulli":
-            return cls(np.zeros(rows.shape[1]), 1.0)
-        scale = np.sqrt(rows.var(axis=0, dtype=np.float64).mean())
-        # Equal rows have no scale of their own.
-        return cls(rows.mean(axis=0, dtype=np.float64), float(scale) or 1.0)
+    def cut(cls, rows: Any, proba: Floats, training: Index, held_out: Index) -> Self:
+        if held_out is None:
+            return cls(rows, proba, None, None)
+        held = _part(rows, held_out), _part(proba, held_out)
+        return cls(_part(rows, training), _part(proba, training), *held)
 
-    def apply(self, rows: NDArray[np.floating]) -> torch.Tensor:
-        standard = (rows - self.location) / self.scale
-        largest = np.abs(standard).max()
-        if largest > _LARGEST_STANDARD:
-            raise ValueError(
-                "X must be within 1e15 standard deviations of the training rows, got "
-                f"{largest:.3g}. Check its units."
-            )
-        return torch.from_numpy(standard.astype(np.float32))
-
-    def undo(self, standard: NDArray[np.floating]) -> Floats:
-        return standard.astype(np.float64) * self.scale + self.location
+    @property
+    def steering(self) -> tuple[Any, Floats]:
+        # The rows on which a guard holds the margin.
+        if self.held_proba is None:
+            return self.rows, self.proba
+        return self.held_rows, self.held_proba
 
 
 class CertifiedVAE(
@@ -149,10 +163,21 @@ class CertifiedVAE(
     objective : Objective or None, default=None
         A mitigation of collapse from `skvaecert.baselines`, which takes the place of
         the KL term or of another part of the ELBO; None for the ELBO itself.
-    alignment_weight : float, default=10.0
-        Weight of the alignment loss, at least 0.
+    alignment_weight : float or "auto", default=10.0
+        Weight of the alignment loss, at least 0. "auto" takes it for a multiplier
+        that holds the margin at `target_margin` (the guard): after each step
+        ``log w += 0.05 * clip((A - (1 - target_margin) * I_T) / I_T, -1, 1)``.
+    target_margin : float, default=0.6
+        Share of the teacher information to hold, in (0, 1); for "auto" only.
     kl_weight : float, default=1.0
         Weight of the KL term, at least 0.
+    prefit_alpha, prefit_energy : float or None, default=None
+        With one of them a first fit begins with a regression of the mean on the code
+        alpha z*, where z* is the analytic code: RST-prefit for ``prefit_alpha=1``.
+        Either alpha is given, above 0; or it is the greatest up to 1 for which the
+        code costs at most `prefit_energy` nats, mean of ``|alpha z*|**2 / 2``.
+    prefit_epochs : int, default=10
+        Passes over the rows for that; `max_epochs` come after them.
     witness_scale : "prior" or float, default="prior"
         beta, above 0; "prior" for the scale at which the analytic code is as wide as
         the prior.
@@ -165,6 +190,17 @@ class CertifiedVAE(
         Most rows a step. Batches of an epoch are of the same size but for one row.
     learning_rate : float, default=1e-3
         Step size of Adam, above 0.
+    validation_fraction : float or None, default=None
+        Share of the rows, in (0, 1), that neither teacher nor network is fitted on.
+        Their loss and margin are recorded after each epoch, and the guard holds the
+        margin on them. In warm fits on as many rows the same ones are held out.
+    torch_compile : bool or str, default=False
+        Whether to run the forward pass through :func:`torch.compile`, or the name of
+        the backend to use. Worth it for long trainings of large networks only.
+    autocast : bool, default=False
+        Whether to train in bfloat16 where torch thinks that safe; slow on most CPUs.
+        Means are computed in float32 after it, so a certificate means what it always
+        does; margins came out within a few percent.
     device : str, default="auto"
         "auto" for the first of cuda, mps and cpu that is there; or a torch device.
     warm_start : bool, default=False
@@ -174,19 +210,20 @@ class CertifiedVAE(
         ====================================================  =====================
         may change                                            must stay
         ====================================================  =====================
-        alignment_weight, kl_weight, learning_rate,           teacher, latent_dim,
-        batch_size, max_epochs, callbacks, memory, verbose,   hidden_sizes, encoder,
-        random_state                                          decoder, likelihood,
-                                                              objective,
-                                                              witness_scale, device
+        alignment_weight, target_margin, kl_weight,           teacher, latent_dim,
+        learning_rate, batch_size, max_epochs, callbacks,     hidden_sizes, encoder,
+        prefit_alpha, prefit_energy, prefit_epochs,           decoder, likelihood,
+        validation_fraction, torch_compile, autocast,         objective,
+        memory, verbose, random_state                         witness_scale, device
         ====================================================  =====================
 
         and a change on the right is an error.
     callbacks : sequence or None, default=None
         Callbacks of skorch, or (name, callback) pairs; copied at each fit, unless
-        they cannot be. There is no validation loss to monitor, but "train_loss",
-        "margin", "kl" and "reconstruction", for example
-        ``EarlyStopping("margin", lower_is_better=False)``.
+        they cannot be. They can monitor "train_loss", "margin", "kl",
+        "reconstruction" and, with a `validation_fraction`, "validation_loss" and
+        "validation_margin", for example ``EarlyStopping("validation_loss",
+        load_best=True)`` for the weights of the best epoch.
     verbose : int, default=0
         Above 0 for a progress bar that shows loss and margin.
     random_state : int, RandomState instance or None, default=None
@@ -208,8 +245,12 @@ class CertifiedVAE(
         One dict an epoch, over all warm fits: "epoch"; means over its batches of
         "loss", "reconstruction" and "kl"; "margin", "alignment_loss" and
         "teacher_information" at its end on a fixed part of the rows (at most a
-        quarter in lots of 256, at least 256); "kl_weight", "alignment_weight";
-        "seconds". ``pandas.DataFrame`` takes it.
+        quarter in lots of 256, at least 256, at most 8,192); "kl_weight",
+        "alignment_weight"; "seconds". With rows held out also "validation_loss" (less
+        the mean ELBO), "validation_margin" and "validation_information".
+        ``pandas.DataFrame`` takes it.
+    prefit_alpha_ : float
+        alpha of the regression that the first fit began with, if it did.
     n_iter_ : int
         Epochs completed by the last fit.
     n_features_in_ : int
@@ -253,8 +294,15 @@ class CertifiedVAE(
         "decoder": [torch.nn.Module, callable, None],
         "likelihood": [StrOptions({"gaussian", "bernoulli"})],
         "objective": [Objective, None],
-        "alignment_weight": [Interval(Real, 0, None, closed="left")],
+        "alignment_weight": [
+            StrOptions({"auto"}),
+            Interval(Real, 0, None, closed="left"),
+        ],
+        "target_margin": [Interval(Real, 0, 1, closed="neither")],
         "kl_weight": [Interval(Real, 0, None, closed="left")],
+        "prefit_alpha": [Interval(Real, 0, None, closed="neither"), None],
+        "prefit_energy": [Interval(Real, 0, None, closed="neither"), None],
+        "prefit_epochs": [Interval(Integral, 1, None, closed="left")],
         "witness_scale": [
             StrOptions({"prior"}),
             Interval(Real, 0, None, closed="neither"),
@@ -263,6 +311,9 @@ class CertifiedVAE(
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither"), None],
+        "torch_compile": ["boolean", str],
+        "autocast": ["boolean"],
         "device": [str],
         "warm_start": ["boolean"],
         "callbacks": [list, tuple, None],
@@ -280,13 +331,20 @@ class CertifiedVAE(
         decoder: ModuleOrFactory | None = None,
         likelihood: str = "gaussian",
         objective: Objective | None = None,
-        alignment_weight: float = 10.0,
+        alignment_weight: float | str = 10.0,
+        target_margin: float = 0.6,
         kl_weight: float = 1.0,
+        prefit_alpha: float | None = None,
+        prefit_energy: float | None = None,
+        prefit_epochs: int = 10,
         witness_scale: str | float = "prior",
         memory: Any = None,
         max_epochs: int = 100,
         batch_size: int = 128,
         learning_rate: float = 1e-3,
+        validation_fraction: float | None = None,
+        torch_compile: bool | str = False,
+        autocast: bool = False,
         device: str = "auto",
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
@@ -301,12 +359,19 @@ class CertifiedVAE(
         self.likelihood = likelihood
         self.objective = objective
         self.alignment_weight = alignment_weight
+        self.target_margin = target_margin
         self.kl_weight = kl_weight
+        self.prefit_alpha = prefit_alpha
+        self.prefit_energy = prefit_energy
+        self.prefit_epochs = prefit_epochs
         self.witness_scale = witness_scale
         self.memory = memory
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.validation_fraction = validation_fraction
+        self.torch_compile = torch_compile
+        self.autocast = autocast
         self.device = device
         self.warm_start = warm_start
         self.callbacks = callbacks
@@ -347,6 +412,9 @@ class CertifiedVAE(
         InterruptedFitWarning
             If Ctrl-C ended training after at least one epoch. The model is that of
             the epochs completed.
+        UnreachedMarginWarning
+            If ``alignment_weight="auto"`` left the relative margin more than 0.05
+            below `target_margin`.
         """
         warm = self.warm_start and hasattr(self, "net_")
         return self._fit(X, teacher_proba, warm=warm, n_epochs=self.max_epochs)
@@ -387,9 +455,9 @@ class CertifiedVAE(
             Computed in float32, returned in the dtype of `X`.
         """
         check_is_fitted(self)
-        rows = validate_rows(self, X, reset=False)
-        means = encode(self.net_, self._standardisation.apply(rows))
-        return means.astype(rows.dtype, copy=False)
+        rows = open_rows(self, X, reset=False)
+        dtype = np.float32 if rows.dtype == np.float32 else np.float64
+        return self._means(rows).astype(dtype, copy=False)
 
     def inverse_transform(self, Z: ArrayLike) -> NDArray[np.floating]:
         """Return the decoder mean E[x|z] of codes.
@@ -413,7 +481,7 @@ class CertifiedVAE(
             )
         output = decode(self.net_, torch.from_numpy(codes.astype(np.float32)))
         if self.net_.criterion_.likelihood == "bernoulli":
-            return expit(output).astype(codes.dtype)
+            output = expit(output)
         return self._standardisation.undo(output).astype(codes.dtype)
 
     def sample(
@@ -462,12 +530,13 @@ class CertifiedVAE(
             in the units of `X`.
         """
         check_is_fitted(self)
-        rows = validate_rows(self, X, reset=False)
-        _check_range(rows, self.net_.criterion_.likelihood)
+        rows = open_rows(self, X, reset=False)
         with seeded(0, torch.device(self.net_.device)):
-            bounds = evidence_bound(self.net_, self._standardisation.apply(rows))
-        units = rows.shape[1] * np.log(self._standardisation.scale)
-        return float(bounds.mean(dtype=np.float64) - units)
+            bounds = [
+                evidence_bound(self.net_, self._standardisation.apply(chunk))
+                for chunk in self._in_range(rows)
+            ]
+        return float(np.concatenate(bounds).mean(dtype=np.float64) - self._units)
 
     def witness_log_proba(self, X: ArrayLike) -> Floats:
         """Return log softmax(beta S mu(x)), what the witness reads off the code.
@@ -504,27 +573,46 @@ class CertifiedVAE(
         n_epochs: int,
     ) -> Self:
         with restored_on_error(self, unless=self._keeps_progress()):
-            rows = validate_rows(self, X, reset=not warm, ensure_min_samples=2)
-            _check_range(rows, self.likelihood)
-            # Two seeds, so that the teacher is the same whatever the VAE draws.
+            rows = open_rows(self, X, reset=not warm, ensure_min_samples=2)
+            # Seeds of their own, so that the teacher is the same whatever is drawn.
             random_state = check_random_state(self.random_state)
-            teacher_seed, seed = map(int, random_state.randint(2**31 - 1, size=2))
+            teacher_seed, seed, split = map(int, random_state.randint(_SEEDS, size=3))
             if warm:
                 self._check_unchanged()
             else:
-                given = teacher_proba is not None
-                self.teacher_ = None if given else self._fit_teacher(X, teacher_seed)
+                self._split_seed = split
+            training, held_out = self._split(len(rows))
+            if not warm:
+                self._standardisation = self._standardise(_part(rows, training))
+                self.teacher_ = None
+            if not warm and teacher_proba is None:
+                self.teacher_ = self._fit_teacher(_part(X, training), teacher_seed)
             proba = self._targets(X, teacher_proba, len(rows))
-            device = resolve_device(self.device)
-            with seeded(seed, device):
+            data = _Data.cut(rows, proba, training, held_out)
+            with seeded(seed, resolve_device(self.device)):
                 if warm:
-                    self._resume(proba, n_epochs)
+                    self._resume(data, n_epochs)
                 else:
-                    self._build(rows, proba, device, n_epochs)
-                self._train(rows, proba, warm=warm)
-        if self.net_.interrupted_:
-            warnings.warn(self._interruption(n_epochs), stacklevel=4)
+                    self._build(data, n_epochs)
+                self._train(data, warm=warm)
+        self._warn(data, n_epochs)
         return self
+
+    def _split(self, n_samples: int) -> tuple[Index, Index]:
+        """Return which rows to train on and which to hold out; None for all and none.
+
+        A warm fit holds out the rows that the first one did.
+        """
+        if self.validation_fraction is None:
+            return None, None
+        n_held = round(self.validation_fraction * n_samples)
+        if n_held < 1 or n_samples - n_held < 2:
+            raise ValueError(
+                "validation_fraction must leave at least two rows to train on and one "
+                f"to validate on, got {self.validation_fraction} of {n_samples} rows."
+            )
+        order = np.random.default_rng(self._split_seed).permutation(n_samples)
+        return np.sort(order[n_held:]), np.sort(order[:n_held])
 
     def _fit_teacher(self, X: ArrayLike, seed: int) -> BaseEstimator:
         teacher = GMMTeacher() if self.teacher is None else clone(self.teacher)
@@ -550,28 +638,21 @@ class CertifiedVAE(
             )
         return teacher_posterior(self.teacher_, X)
 
-    def _build(
-        self,
-        rows: NDArray[np.floating],
-        proba: Floats,
-        device: torch.device,
-        n_epochs: int,
-    ) -> None:
+    def _build(self, data: _Data, n_epochs: int) -> None:
         """Set up everything that a warm start keeps."""
-        self.vertices_ = simplex_vertices(proba.shape[1], self.latent_dim)
-        self.witness_scale_ = resolve_witness_scale(self.witness_scale, proba)
-        self._standardisation = _Standardisation.of(rows, self.likelihood)
+        self.vertices_ = simplex_vertices(data.proba.shape[1], self.latent_dim)
+        self.witness_scale_ = resolve_witness_scale(self.witness_scale, data.proba)
         self._structure = self._fingerprints()
-        hidden_sizes = _check_hidden_sizes(self.hidden_sizes)
         objective = Objective() if self.objective is None else clone(self.objective)
         vae = make_vae(
-            rows.shape[1],
+            self.n_features_in_,
             self.latent_dim,
-            hidden_sizes,
+            _check_hidden_sizes(self.hidden_sizes),
             self.encoder,
             self.decoder,
             objective.posterior(self.latent_dim),
         )
+        device = resolve_device(self.device)
         self.net_ = make_net(
             vae,
             device=device,
@@ -580,21 +661,26 @@ class CertifiedVAE(
             criterion__objective=objective,
             criterion__scale=self.witness_scale_,
             criterion__kl_weight=self.kl_weight,
-            criterion__alignment_weight=self.alignment_weight,
+            criterion__alignment_weight=self._alignment(data, device),
             **self._settings(n_epochs),
         )
+        self._prefit(data)
 
-    def _resume(self, proba: Floats, n_epochs: int) -> None:
+    def _resume(self, data: _Data, n_epochs: int) -> None:
         n_components = len(self.vertices_)
-        if proba.shape[1] != n_components:
+        if data.proba.shape[1] != n_components:
             raise ValueError(
                 f"teacher_proba must keep the {n_components} components of the fit it "
-                f"continues, got {proba.shape[1]}."
+                f"continues, got {data.proba.shape[1]}."
             )
+        alignment = self._alignment(data, torch.device(self.net_.device))
+        earlier = self.net_.criterion_.guard
+        if isinstance(alignment, Guard) and earlier is not None:
+            alignment.weight.copy_(earlier.weight)
         resume_net(
             self.net_,
             kl_weight=self.kl_weight,
-            alignment_weight=self.alignment_weight,
+            alignment_weight=alignment,
             **self._settings(n_epochs),
         )
 
@@ -605,13 +691,85 @@ class CertifiedVAE(
             "max_epochs": n_epochs,
             "callbacks": self.callbacks,
             "verbose": self.verbose,
+            "forward_backend": self._forward_backend,
+            "autocast": self.autocast,
         }
 
-    def _train(self, rows: NDArray[np.floating], proba: Floats, *, warm: bool) -> None:
+    def _alignment(self, data: _Data, device: torch.device) -> float | Guard:
+        if self.alignment_weight != "auto":
+            return float(self.alignment_weight)
+        information = teacher_information(data.steering[1])
+        if information == 0:
+            raise ValueError(
+                "alignment_weight must be a number for this teacher, got 'auto': its "
+                "posterior is the same for all rows, so there is no margin to hold."
+            )
+        return Guard(self.target_margin, information, device)
+
+    def _prefit(self, data: _Data) -> None:
+        """Begin with a regression on the scaled analytic code (theory section 11)."""
+        if self.prefit_alpha is None and self.prefit_energy is None:
+            return
+        self.prefit_alpha_ = self._resolve_alpha(data.proba)
+        codes = analytic_code(data.proba, self.vertices_, self.witness_scale_)
+        dataset = self._training_set(data.rows, self.prefit_alpha_ * codes)
+        prefit(self.net_, dataset, self.prefit_epochs)
+
+    def _resolve_alpha(self, proba: Floats) -> float:
+        alpha, budget = self.prefit_alpha, self.prefit_energy
+        if budget is None:
+            return float(alpha or 0.0)
+        if alpha is not None:
+            raise ValueError(
+                "prefit_energy must be None where prefit_alpha is given, got "
+                f"prefit_alpha={alpha}, prefit_energy={budget}."
+            )
+        energy = analytic_energy(proba, self.witness_scale_)
+        return min(1.0, float(np.sqrt(budget / energy)))
+
+    def _standardise(self, rows: Any) -> Standardisation:
+        chunks = read_rows(self, rows)
+        if self.likelihood == "gaussian":
+            return Standardisation.to_unit_variance(chunks)
+        extremes = np.array([(chunk.min(), chunk.max()) for chunk in chunks])
+        # Bytes are taken for intensities, unless they are zeros and ones.
+        unit = 255.0 if rows.dtype == np.uint8 and extremes.max() > 1 else 1.0
+        _check_range(extremes / unit)
+        return Standardisation(np.zeros(rows.shape[1]), unit)
+
+    def _in_range(self, rows: Any) -> Iterator[NDArray[np.floating]]:
+        """Yield rows that the likelihood can be computed for, some at a time."""
+        bernoulli = self.net_.criterion_.likelihood == "bernoulli"
+        for chunk in read_rows(self, rows):
+            if bernoulli:
+                _check_range(chunk / self._standardisation.scale)
+            yield chunk
+
+    def _training_set(
+        self, rows: Any, targets: Floats, held_out: TrainingSet | None = None
+    ) -> TrainingSet:
+        device = torch.device(self.net_.device)
+        tensor = torch.from_numpy(targets.astype(np.float32)).to(device)
+        return TrainingSet(self._on_device(rows, device), tensor, held_out)
+
+    def _on_device(self, rows: Any, device: torch.device) -> Rows:
+        """Bring rows to the device, bytes as they are, but for those on the disk."""
+        chunks = self._in_range(rows)
+        if isinstance(rows, np.memmap | DatasetRows):
+            deque(chunks, maxlen=0)  # look at all of them before the first epoch
+            return Streamed(rows, self._standardisation, device)
+        if rows.dtype == np.uint8:
+            return Resident(torch.tensor(rows, device=device), self._standardisation)
+        return Resident.filled(rows.shape, chunks, self._standardisation, device)
+
+    def _train(self, data: _Data, *, warm: bool) -> None:
         before = Snapshot(self.net_)
-        targets = torch.from_numpy(proba.astype(np.float32))
+        held_out = None
+        if data.held_proba is not None:
+            held_out = self._training_set(data.held_rows, data.held_proba)
+        dataset = self._training_set(data.rows, data.proba, held_out)
         try:
-            train(self.net_, self._standardisation.apply(rows), targets)
+            train(self.net_, dataset)
             self._take_history(before.n_epochs)
         except BaseException:
             if warm:
@@ -619,14 +777,52 @@ class CertifiedVAE(
             self._take_history(before.n_epochs)
             raise
 
+    @property
+    def _forward_backend(self) -> str | None:
+        if isinstance(self.torch_compile, str):
+            return self.torch_compile
+        return "inductor" if self.torch_compile else None
+
+    @property
+    def _units(self) -> float:
+        """What densities of standardised rows lack, nats; Bernoulli has none."""
+        if self.net_.criterion_.likelihood == "bernoulli":
+            return 0.0
+        n_features = len(self._standardisation.location)
+        return float(n_features * np.log(self._standardisation.scale))
+
     def _take_history(self, n_earlier: int) -> None:
-        # The loss is one of density: back in the units of X.
-        units = len(self._standardisation.location) * np.log(
-            self._standardisation.scale
-        )
         complete = [row for row in self.net_.history if "seconds" in row]
-        self.history_ = [_history_row(row, units) for row in complete]
+        self.history_ = [_history_row(row, self._units) for row in complete]
         self.n_iter_ = len(complete) - n_earlier
+
+    def _means(self, rows: Any) -> NDArray[np.float32]:
+        chunks = read_rows(self, rows)
+        standard = map(self._standardisation.apply, chunks)
+        return np.concatenate([encode(self.net_, chunk) for chunk in standard])
+
+    def _warn(self, data: _Data, n_epochs: int) -> None:
+        """Say what the fit did not do; the caller of `fit` is three frames up."""
+        if self.net_.interrupted_:
+            warnings.warn(self._interruption(n_epochs), stacklevel=5)
+        elif self.alignment_weight == "auto":
+            reached = self._relative_margin(*data.steering)
+            if reached < self.target_margin - _GUARD_SLACK:
+                warnings.warn(self._unreached(reached), stacklevel=5)
+
+    def _relative_margin(self, rows: Any, proba: Floats) -> float:
+        means = self._means(rows)
+        log_q = witness_log_proba(means, self.vertices_, self.witness_scale_)
+        return collapse_margin(proba, log_q) / teacher_information(proba)
+
+    def _unreached(self, reached: float) -> UnreachedMarginWarning:
+        weight = float(self.net_.criterion_.alignment_weight)
+        return UnreachedMarginWarning(
+            f"The guard reached a relative margin of {reached:.3f} in {self.n_iter_} "
+            f"epochs, not target_margin={self.target_margin}; its weight stands at "
+            f"{weight:.3g}. Fit on with warm_start=True or use more max_epochs; if the "
+            "margin has stopped rising, use a lower target_margin or kl_weight."
+        )
 
     def _keeps_progress(self) -> Callable[[BaseException], bool]:
         """Keep the finite epochs of a first fit: there is nothing to go back to."""
@@ -721,14 +917,25 @@ def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
     return scale
 
 
-def _check_range(rows: NDArray[np.floating], likelihood: str) -> None:
+def _check_range(rows: NDArray[np.floating]) -> None:
     low, high = -_RANGE_SLACK, 1 + _RANGE_SLACK
-    if likelihood == "bernoulli" and not low <= rows.min() <= rows.max() <= high:
+    if not low <= rows.min() <= rows.max() <= high:
         raise ValueError(
             "X must lie in [0, 1] for likelihood='bernoulli', got values from "
             f"{rows.min():.6g} to {rows.max():.6g}. Scale X, for example with "
             "MinMaxScaler(clip=True), or use likelihood='gaussian'."
         )
+
+
+def _part(rows: Any, index: Index) -> Any:
+    """Take some rows; of what lies on the disk, only when they are read."""
+    if index is None:
+        return rows
+    if isinstance(rows, np.memmap):
+        return DatasetRows(rows, index)
+    if isinstance(rows, DatasetRows):
+        return DatasetRows(rows.dataset, rows.index[index])
+    return _safe_indexing(rows, index)
 
 
 def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -741,6 +948,9 @@ def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
 
 def _history_row(row: dict[str, Any], units: float) -> dict[str, float]:
     renamed = {new: row[old] for old, new in _HISTORY.items()}
-    for name in ("loss", "reconstruction"):
-        renamed[name] += units
+    renamed |= {name: row[name] for name in _VALIDATION if name in row}
+    # Losses are of density: back in the units of X.
+    for name in ("loss", "reconstruction", "validation_loss"):
+        if name in renamed:
+            renamed[name] += units
     return renamed

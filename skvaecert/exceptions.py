@@ -4,6 +4,7 @@ __all__ = [
     "InterruptedFitWarning",
     "NonFiniteLossError",
     "UninformativeTeacherWarning",
+    "UnreachedMarginWarning",
     "UnstableEncoderWarning",
     "UnstableTeacherWarning",
 ]
@@ -30,6 +31,14 @@ class InterruptedFitWarning(UserWarning):
 
     Raised by :meth:`CertifiedVAE.fit` on Ctrl-C after at least one full epoch, and by
     :meth:`GMMTeacher.fit` on Ctrl-C after at least one candidate of a search.
+    """
+
+
+class UnreachedMarginWarning(UserWarning):
+    """The guard did not bring the margin to its target in the epochs it had.
+
+    Raised by :meth:`CertifiedVAE.fit` with ``alignment_weight="auto"``. The model is
+    what it is; more epochs, a lower target or a lower `kl_weight` may help.
     """
 
 

@@ -15,6 +15,7 @@ from skvaecert.networks import GaussianPosterior, Pass
 
 __all__ = [
     "AlignedELBO",
+    "Guard",
     "Objective",
     "Terms",
     "alignment",
@@ -223,6 +224,65 @@ class Terms(NamedTuple):
     alignment: Tensor
 
 
+class Guard:
+    """Holds the margin at a share of the teacher information, by the weight w.
+
+    Takes w for the multiplier of the constraint A <= (1 - m) I_T, and after each step
+
+        log w += 0.05 clip((A - (1 - m) I_T) / I_T, -1, 1)
+
+    with a running mean of A over batches.
+
+    Parameters
+    ----------
+    target_margin : float
+        m, the relative margin to hold, in (0, 1).
+    information : float
+        I_T of the rows to hold it on, nats, above 0.
+    device : torch.device
+        Where losses are.
+
+    Attributes
+    ----------
+    weight : Tensor of shape ()
+        w, in [1e-4, 1e6]; 10 at the beginning.
+    gap : float
+        How much greater A is on the rows to hold the margin on than on those trained
+        on, nats; for whoever trains to set.
+
+    References
+    ----------
+    Theory section 10.
+    """
+
+    _RATE, _FADING = 0.05, 0.1
+    _LEAST, _MOST = 1e-4, 1e6
+
+    def __init__(
+        self, target_margin: float, information: float, device: torch.device
+    ) -> None:
+        self.target_margin = target_margin
+        self.information = information
+        self.weight = torch.full((), 10.0, device=device)
+        self.gap = 0.0
+        self._mean: Tensor | None = None
+
+    def update(self, alignment: Tensor) -> None:
+        """Move the weight by the alignment loss of one batch.
+
+        Parameters
+        ----------
+        alignment : Tensor of shape ()
+            A, nats; the device is not waited for.
+        """
+        if self._mean is None:
+            self._mean = alignment.clone()
+        self._mean.lerp_(alignment, self._FADING)
+        excess = (self._mean + self.gap) / self.information - (1 - self.target_margin)
+        self.weight *= torch.exp(self._RATE * excess.clamp(-1, 1))
+        self.weight.clamp_(self._LEAST, self._MOST)
+
+
 class AlignedELBO(nn.Module):
     """The training loss: reconstruction + kl_weight * penalty + alignment_weight * A.
 
@@ -238,8 +298,8 @@ class AlignedELBO(nn.Module):
         beta.
     kl_weight : float
         Weight of the penalty, at least 0.
-    alignment_weight : float
-        Weight of the alignment term, at least 0.
+    alignment_weight : float or Guard
+        Weight of the alignment term, at least 0, or what finds it.
     objective : Objective or None, default=None
         What a mitigation changes; None for the ELBO.
 
@@ -256,7 +316,7 @@ class AlignedELBO(nn.Module):
         vertices: Tensor,
         scale: float,
         kl_weight: float,
-        alignment_weight: float,
+        alignment_weight: float | Guard,
         objective: Objective | None = None,
     ) -> None:
         super().__init__()
@@ -264,10 +324,25 @@ class AlignedELBO(nn.Module):
         self.register_buffer("vertices", vertices)
         self.scale = scale
         self.kl_weight = kl_weight
-        self.alignment_weight = alignment_weight
+        self.set_alignment(alignment_weight)
         self.objective = Objective() if objective is None else objective
         # Set by whoever trains, for schedules.
         self.epoch = 0.0
+
+    def set_alignment(self, alignment_weight: float | Guard) -> None:
+        """Change the weight of the alignment term.
+
+        Parameters
+        ----------
+        alignment_weight : float or Guard
+            As for the constructor.
+        """
+        self.guard = alignment_weight if isinstance(alignment_weight, Guard) else None
+        self.alignment_weight = (
+            alignment_weight.weight
+            if isinstance(alignment_weight, Guard)
+            else alignment_weight
+        )
 
     def reconstruction(self, result: Pass, x: Tensor) -> Tensor:
         """Compute -log p(x|z) of every row, by the likelihood.
@@ -337,7 +412,7 @@ class AlignedELBO(nn.Module):
             return gaussian_kl(result.mean, result.log_variance).mean()
 
     def _alignment(self, result: Pass, teacher_proba: Tensor) -> Tensor:
-        if self.alignment_weight == 0:
+        if self.guard is None and self.alignment_weight == 0:
             return result.mean.new_zeros(())
         loss = alignment(teacher_proba, result.mean, self.vertices, self.scale)
         return loss.mean()

@@ -20,7 +20,7 @@ FLOORS = [
     {"_certificate", "_mixture", "datasets"},
     {"networks", "_optimizer"},
     {"objectives"},
-    {"_gradient"},
+    {"_gradient", "_batches"},
     {"_training"},
     {"_base"},
     {"_teacher_search"},
@@ -40,6 +40,7 @@ ONLY_IN = {
         "baselines",
         "_training",
         "_vae",
+        "_batches",
     },
     "sklearn": {
         "datasets",

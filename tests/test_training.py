@@ -5,11 +5,10 @@ import pytest
 import torch
 from skorch.callbacks import Callback, EarlyStopping
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
-from torch.utils.data import TensorDataset
 
 from skvaecert import _training as training
+from skvaecert._batches import Resident, TrainingSet
 from skvaecert._training import (
-    Batches,
     MarginMonitor,
     Snapshot,
     decode,
@@ -40,6 +39,10 @@ def proba(rows):
     return torch.softmax(2 * rows[:, :K], dim=1)
 
 
+def training_set(rows, proba, held_out=None):
+    return TrainingSet(Resident(rows), proba, held_out)
+
+
 def net_for(callbacks=None, max_epochs=3, verbose=0, **settings):
     with seeded(0, CPU):
         return make_net(
@@ -62,7 +65,7 @@ def net_for(callbacks=None, max_epochs=3, verbose=0, **settings):
 def trained(rows, proba, **kwargs):
     net = net_for(**kwargs)
     with seeded(0, CPU):
-        train(net, rows, proba)
+        train(net, training_set(rows, proba))
     return net
 
 
@@ -102,27 +105,6 @@ class Spoil(Callback):
                 next(net.module_.parameters()).view(-1)[0] = torch.nan
 
 
-def test_batches_cover_all_rows_once(rows, proba):
-    batches = Batches(TensorDataset(rows, proba), batch_size=64)
-    pairs = list(batches)
-    assert len(pairs) == len(batches) == 5
-    assert [len(x) for x, _ in pairs] == [60] * 5
-    seen = torch.cat([x for x, _ in pairs])
-    assert not torch.equal(seen, rows)
-    assert torch.equal(seen.sort(dim=0).values, rows.sort(dim=0).values)
-    for x, t in pairs:
-        torch.testing.assert_close(t, torch.softmax(2 * x[:, :K], dim=1))
-
-
-@pytest.mark.parametrize("n", [65, 129, 130, 1])
-def test_no_batch_of_one_is_left_over(n):
-    dataset = TensorDataset(torch.zeros(n, 1), torch.zeros(n, 1))
-    sizes = [len(x) for x, _ in Batches(dataset, batch_size=64)]
-    assert sum(sizes) == n
-    assert max(sizes) <= 64
-    assert max(sizes) - min(sizes) <= 1
-
-
 def test_best_weights_by_skorch_checkpoint(rows, proba, tmp_path):
     best = SkorchCheckpoint(
         monitor="margin_best", dirname=tmp_path, f_history=None, load_best=True
@@ -144,7 +126,7 @@ def test_parts_add_up_to_the_loss(rows, proba):
     # Without alignment, whose batch mean is not recorded.
     net = net_for()
     net.criterion_.alignment_weight, net.criterion_.kl_weight = 0.0, 3.0
-    train(net, rows, proba)
+    train(net, training_set(rows, proba))
     for row in net.history:
         parts = row["reconstruction"] + 3 * row["kl"]
         assert row["train_loss"] == pytest.approx(parts, rel=1e-5)
@@ -162,12 +144,10 @@ def test_monitored_margin_is_the_margin(rows, proba):
 def test_monitor_watches_the_same_rows_in_every_fit():
     monitored = []
     for _ in range(2):
-        monitor, dataset = MarginMonitor(), TensorDataset(torch.randn(2000, 1))
-        dataset = TensorDataset(
-            torch.arange(2000.0)[:, None], torch.full((2000, 2), 0.5)
-        )
+        monitor, rows = MarginMonitor(), torch.arange(2000.0)[:, None]
+        dataset = training_set(rows, torch.full((2000, 2), 0.5))
         monitor.on_train_begin(None, X=dataset)
-        monitored.append(monitor.rows_)
+        monitored.append(monitor.watched_.rows)
     assert len(monitored[0]) == 256
     assert torch.equal(*monitored)
 
@@ -221,7 +201,7 @@ def test_interrupt_before_the_loop_is_not_lost(rows, proba, monkeypatch):
     before = weights(net).clone()
     monkeypatch.setattr(training, "Snapshot", Raising)
     with pytest.raises(KeyboardInterrupt):
-        train(net, rows, proba)
+        train(net, training_set(rows, proba))
     assert torch.equal(weights(net), before)
 
 
@@ -240,7 +220,7 @@ def test_broken_weights_return_to_the_last_full_epoch(rows, proba, batch):
         seeded(0, CPU),
         pytest.raises(NonFiniteLossError, match=r"in epoch 3.*scale X"),
     ):
-        train(net, rows, proba)
+        train(net, training_set(rows, proba))
     assert len(net.history) == 2
     assert torch.equal(weights(net), weights(trained(rows, proba, max_epochs=2)))
     assert not net.optimizer_.state
@@ -257,7 +237,7 @@ def test_snapshot_restores_weights_moments_and_history(rows, proba):
     net = trained(rows, proba)
     before, snapshot = weights(net).clone(), Snapshot(net)
     moments = [s["exp_avg"].clone() for s in net.optimizer_.state.values()]
-    train(net, rows, proba)
+    train(net, training_set(rows, proba))
     assert not torch.equal(weights(net), before)
     snapshot.restore(net)
     assert torch.equal(weights(net), before)
@@ -283,7 +263,7 @@ def test_resumed_training_keeps_weights_and_optimizer(rows, proba):
     assert net.optimizer_ is optimizer
     assert optimizer.param_groups[0]["lr"] == 0.5
     assert [name for name, _ in net.callbacks_][-1] == "Interrupt"
-    train(net, rows, proba)
+    train(net, training_set(rows, proba))
     assert net.history[-1]["kl_weight"] == 7.0
     assert len(net.history[-1]["batches"]) == 10
 
@@ -298,7 +278,7 @@ def test_progress_shows_the_margin(rows, proba, capsys):
 def test_progress_is_closed_when_training_fails(rows, proba):
     net = net_for(callbacks=[Spoil(epoch=1, batch=1)], verbose=1)
     with pytest.raises(NonFiniteLossError):
-        train(net, rows, proba)
+        train(net, training_set(rows, proba))
     assert not hasattr(dict(net.callbacks_)["progress"], "bar_")
 
 

@@ -21,8 +21,8 @@ import time
 
 import numpy as np
 import torch
-from torch.utils.data import TensorDataset
 
+from skvaecert._batches import Resident, TrainingSet
 from skvaecert._training import MarginMonitor, make_net
 from skvaecert.networks import make_vae
 from skvaecert.objectives import alignment, gaussian_kl, gaussian_loss
@@ -82,7 +82,7 @@ def by_package(rows, proba, vertices, vae, batch_size, **settings):
         max_epochs=1,
         **settings,
     )
-    dataset = TensorDataset(rows, proba)
+    dataset = TrainingSet(Resident(rows), proba)
     net.notify("on_train_begin", X=dataset, y=None)
     return lambda: net.fit_loop(dataset)
 

@@ -1,0 +1,310 @@
+"""Rows on their way into the network: standardised, resident or streamed."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from skvaecert.simplex import Floats
+
+__all__ = [
+    "Batches",
+    "Resident",
+    "Rows",
+    "Standardisation",
+    "Streamed",
+    "TrainingSet",
+]
+
+# Sums of squares of larger ones overflow in the network's float32.
+_LARGEST_STANDARD = 1e15
+
+
+class Standardisation(NamedTuple):
+    """Takes x to (x - location) / scale: one scale for all keeps their geometry.
+
+    Attributes
+    ----------
+    location : ndarray of shape (n_features,)
+        What is subtracted.
+    scale : float
+        What the difference is divided by.
+    """
+
+    location: Floats
+    scale: float
+
+    @classmethod
+    def to_unit_variance(cls, chunks: Iterable[NDArray[np.floating]]) -> Self:
+        """Take the mean of every feature and the root of the mean variance.
+
+        Parameters
+        ----------
+        chunks : iterable of ndarray of shape (n_chunk, n_features)
+            Rows, read once.
+
+        Returns
+        -------
+        Standardisation
+            With scale 1 for equal rows, which have none of their own.
+        """
+        n, mean, squares = 0, np.zeros(1), 0.0
+        for chunk in chunks:
+            # Two sets of rows as one: means and sums of squares about them.
+            own = chunk.mean(axis=0, dtype=np.float64)
+            shift, total = own - mean, n + len(chunk)
+            squares += np.square(chunk - own).sum(dtype=np.float64)
+            squares += np.square(shift).sum() * n * len(chunk) / total
+            mean, n = mean + shift * len(chunk) / total, total
+        return cls(mean, float(np.sqrt(squares / (n * mean.size))) or 1.0)
+
+    def apply(self, rows: NDArray[np.number]) -> Tensor:
+        """Standardise rows.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_samples, n_features)
+            As the user gave them.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, n_features)
+            In float32, on the CPU.
+
+        Raises
+        ------
+        ValueError
+            If a value is so far out that its square would overflow.
+        """
+        standard = (rows - self.location) / self.scale
+        largest = np.abs(standard).max()
+        if largest > _LARGEST_STANDARD:
+            raise ValueError(
+                "X must be within 1e15 standard deviations of the training rows, got "
+                f"{largest:.3g}. Check its units."
+            )
+        return torch.from_numpy(standard.astype(np.float32))
+
+    def undo(self, standard: NDArray[np.floating]) -> Floats:
+        """Return to the units of the user's rows.
+
+        Parameters
+        ----------
+        standard : ndarray of shape (n_samples, n_features)
+            Standardised rows.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features)
+            In float64.
+        """
+        return standard.astype(np.float64) * self.scale + self.location
+
+
+class Rows(Protocol):
+    """Rows of the training set, as the network wants them."""
+
+    index_device: torch.device
+
+    def __len__(self) -> int:
+        """Count the rows."""
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return some rows.
+
+        Parameters
+        ----------
+        index : Tensor of int64
+            Best on `index_device`.
+
+        Returns
+        -------
+        Tensor of shape (n_index, n_features)
+            In float32, standardised, on the device of the training.
+        """
+
+
+class Resident:
+    """Rows that lie on the device: standardised floats, or bytes as they came.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n_samples, n_features)
+        On the device.
+    standardisation : Standardisation or None, default=None
+        Applied to every batch; None for rows that are standardised.
+    """
+
+    def __init__(
+        self, values: Tensor, standardisation: Standardisation | None = None
+    ) -> None:
+        self.values = values
+        self.index_device = values.device
+        self.location, self.scale = None, 1.0
+        if standardisation is not None:
+            location = torch.as_tensor(standardisation.location, dtype=torch.float32)
+            self.location = location.to(values.device)
+            self.scale = standardisation.scale
+
+    @classmethod
+    def filled(
+        cls,
+        shape: tuple[int, int],
+        chunks: Iterable[NDArray[np.floating]],
+        standardisation: Standardisation,
+        device: torch.device,
+    ) -> Self:
+        """Standardise chunk by chunk, without another copy of all rows.
+
+        Parameters
+        ----------
+        shape : (n_samples, n_features)
+            Of all rows.
+        chunks : iterable of ndarray of shape (n_chunk, n_features)
+            Rows, read once.
+        standardisation : Standardisation
+            What to apply.
+        device : torch.device
+            Where they are to lie.
+
+        Returns
+        -------
+        Resident
+            Rows as floats.
+        """
+        values = torch.empty(shape, dtype=torch.float32, device=device)
+        start = 0
+        for chunk in chunks:
+            values[start : start + len(chunk)] = standardisation.apply(chunk)
+            start += len(chunk)
+        return cls(values)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Return some rows.
+
+        Parameters
+        ----------
+        index : Tensor of int64
+            On any device.
+
+        Returns
+        -------
+        Tensor of shape (n_index, n_features)
+            In float32, standardised.
+        """
+        rows = self.values[index.to(self.index_device)]
+        if self.location is None:
+            return rows
+        return (rows - self.location) / self.scale
+
+
+class Streamed:
+    """Rows that are read when a batch needs them.
+
+    Parameters
+    ----------
+    source : array-like with shape, indexed by ndarrays of int
+        A memory-mapped array, or rows of a torch Dataset.
+    standardisation : Standardisation
+        Applied to every batch.
+    device : torch.device
+        Where batches go.
+    """
+
+    def __init__(
+        self, source: Any, standardisation: Standardisation, device: torch.device
+    ) -> None:
+        self.source = source
+        self.index_device = torch.device("cpu")
+        self.standardisation = standardisation
+        self.device = device
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, index: Tensor) -> Tensor:
+        """Read some rows, in the order in which they lie on the disk.
+
+        Parameters
+        ----------
+        index : Tensor of int64
+            On any device.
+
+        Returns
+        -------
+        Tensor of shape (n_index, n_features)
+            In float32, standardised.
+        """
+        ordered, place = index.cpu().sort()
+        rows = self.standardisation.apply(self.source[ordered.numpy()])
+        return rows[place.argsort()].to(self.device)
+
+
+class TrainingSet(Dataset[Tensor]):
+    """Rows and what the teacher, or a regression, wants of them.
+
+    Parameters
+    ----------
+    rows : Rows
+        Where rows come from.
+    targets : Tensor of shape (n_samples, n_targets)
+        On the device.
+    held_out : TrainingSet or None, default=None
+        What to validate on.
+    """
+
+    def __init__(
+        self, rows: Rows, targets: Tensor, held_out: "TrainingSet | None" = None
+    ) -> None:
+        self.rows = rows
+        self.targets = targets
+        self.held_out = held_out
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return some rows with their targets.
+
+        Parameters
+        ----------
+        index : Tensor of int64
+            On any device.
+
+        Returns
+        -------
+        rows, targets : Tensor
+            On the device.
+        """
+        return self.rows.take(index), self.targets[index.to(self.targets.device)]
+
+
+class Batches:
+    """Batches of a training set, in random order.
+
+    Parameters
+    ----------
+    dataset : TrainingSet
+        Rows and targets.
+    batch_size : int
+        Most rows in a batch. An epoch has as few batches as that allows, all of the
+        same size but for one row: batch normalisation fails on a last batch of one.
+    """
+
+    def __init__(self, dataset: TrainingSet, batch_size: int) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.dataset) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.dataset)).to(self.dataset.rows.index_device)
+        return map(self.dataset.take, order.tensor_split(len(self)))

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from skvaecert._batches import (
+    Batches,
+    Resident,
+    Standardisation,
+    Streamed,
+    TrainingSet,
+)
+from skvaecert.datasets import DatasetRows
+
+CPU = torch.device("cpu")
+N, D, K = 300, 6, 4
+
+
+@pytest.fixture
+def rows():
+    return torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def proba(rows):
+    return torch.softmax(2 * rows[:, :K], dim=1)
+
+
+@pytest.fixture
+def bytes_(rows):
+    return (40 * rows + 128).clamp(0, 255).to(torch.uint8).numpy()
+
+
+@pytest.fixture
+def standardisation(bytes_):
+    return Standardisation.to_unit_variance([bytes_.astype(float)])
+
+
+def test_batches_cover_all_rows_once(rows, proba):
+    batches = Batches(TrainingSet(Resident(rows), proba), batch_size=64)
+    pairs = list(batches)
+    assert len(pairs) == len(batches) == 5
+    assert [len(x) for x, _ in pairs] == [60] * 5
+    seen = torch.cat([x for x, _ in pairs])
+    assert not torch.equal(seen, rows)
+    assert torch.equal(seen.sort(dim=0).values, rows.sort(dim=0).values)
+    for x, t in pairs:
+        torch.testing.assert_close(t, torch.softmax(2 * x[:, :K], dim=1))
+
+
+@pytest.mark.parametrize("n", [65, 129, 130, 1])
+def test_no_batch_of_one_is_left_over(n):
+    dataset = TrainingSet(Resident(torch.zeros(n, 1)), torch.zeros(n, 1))
+    sizes = [len(x) for x, _ in Batches(dataset, batch_size=64)]
+    assert sum(sizes) == n
+    assert max(sizes) <= 64
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("sizes", [[300], [1, 299], [100, 7, 193]])
+def test_statistics_do_not_depend_on_the_chunks(rows, sizes):
+    X = 3 * rows.double().numpy() + 1e6
+    location, scale = Standardisation.to_unit_variance(
+        np.split(X, np.cumsum(sizes[:-1]))
+    )
+    np.testing.assert_allclose(location, X.mean(axis=0), rtol=1e-15)
+    assert scale == pytest.approx(np.sqrt(X.var(axis=0).mean()), rel=1e-9)
+
+
+def test_standard_rows_have_mean_zero_and_mean_variance_one(rows):
+    X = rows.double().numpy() * np.arange(1, D + 1) + 5
+    standardisation = Standardisation.to_unit_variance([X])
+    standard = standardisation.apply(X)
+    assert standard.dtype == torch.float32
+    np.testing.assert_allclose(standard.mean(dim=0), 0, atol=1e-6)
+    assert standard.numpy().var(axis=0).mean() == pytest.approx(1, rel=1e-6)
+    np.testing.assert_allclose(standardisation.undo(standard.numpy()), X, rtol=1e-5)
+
+
+def test_equal_rows_are_not_divided_by_zero():
+    assert Standardisation.to_unit_variance([np.full((5, 2), 3.0)]).scale == 1
+
+
+def test_rows_far_out_are_refused(standardisation):
+    with pytest.raises(ValueError, match=r"within 1e15 standard deviations.*got 1e"):
+        standardisation.apply(np.full((2, D), 1e20))
+
+
+def test_bytes_stay_bytes_and_give_the_same_rows(bytes_, standardisation):
+    resident = Resident(torch.from_numpy(bytes_), standardisation)
+    assert resident.values.dtype == torch.uint8
+    index = torch.tensor([5, 2, 2, 299])
+    expected = standardisation.apply(bytes_[index.numpy()])
+    assert resident.take(index).dtype == torch.float32
+    torch.testing.assert_close(resident.take(index), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_rows_are_standardised_chunk_by_chunk(bytes_, standardisation):
+    chunks = np.split(bytes_, [100, 101])
+    resident = Resident.filled(bytes_.shape, chunks, standardisation, CPU)
+    assert torch.equal(resident.values, standardisation.apply(bytes_))
+
+
+class Recorder:
+    """An array that notes what is read of it."""
+
+    def __init__(self, values):
+        self.values = values
+        self.read = []
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return self.values[index]
+
+
+def test_streams_read_in_order_and_return_as_asked(bytes_, standardisation):
+    source = Recorder(bytes_)
+    index = torch.tensor([5, 2, 2, 299])
+    rows = Streamed(source, standardisation, CPU).take(index)
+    assert torch.equal(rows, standardisation.apply(bytes_[index.numpy()]))
+    np.testing.assert_array_equal(source.read, [[2, 2, 5, 299]])
+
+
+def test_a_stream_trains_like_rows_in_memory(bytes_, proba, standardisation):
+    dataset = DatasetRows(TensorDataset(torch.from_numpy(bytes_), proba))
+    batches = []
+    for rows in (
+        Streamed(dataset, standardisation, CPU),
+        Resident(standardisation.apply(bytes_)),
+    ):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            batches.append(list(Batches(TrainingSet(rows, proba), batch_size=64)))
+    for (x, t), (y, u) in zip(*batches, strict=True):
+        assert torch.equal(x, y)
+        assert torch.equal(t, u)
