@@ -73,6 +73,7 @@ _FIXED = (
     "hidden_sizes",
     "encoder",
     "decoder",
+    "image_shape",
     "likelihood",
     "objective",
     "witness_scale",
@@ -150,13 +151,21 @@ class CertifiedVAE(
     latent_dim : int, default=16
         d, at least K - 1 for a teacher of K components.
     hidden_sizes : sequence of int, default=(128, 128)
-        Hidden layers of the encoder; the decoder has them in reverse.
-    encoder, decoder : torch.nn.Module, callable or None, default=None
-        Modules of one's own in place of fully connected layers. The encoder maps
+        Hidden layers of the encoder; the decoder has them in reverse. With "conv"
+        they are the fully connected layers between the convolutions and the code.
+    encoder, decoder : torch.nn.Module, callable, "conv" or None, default=None
+        None for fully connected layers; "conv" for
+        :func:`skvaecert.networks.conv_encoder` and
+        :func:`skvaecert.networks.conv_decoder` on images of `image_shape`; or modules
+        of one's own. The encoder maps
         (n, n_features) to (n, 2 * latent_dim), means and then raw log-variances; the
         decoder maps (n, latent_dim) to (n, n_features). A module is copied with its
         weights; a class or function is called with (n_features, latent_dim). With
         the Gaussian likelihood they see rows less their mean, divided by one number.
+    image_shape : sequence of int or None, default=None
+        (channels, height, width), sides above 4, for "conv" alone: rows are images,
+        flat in this order. Images that are (height, width, channels) get there by
+        ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
         "bernoulli": data in [0, 1].
@@ -212,8 +221,8 @@ class CertifiedVAE(
         ====================================================  =====================
         alignment_weight, target_margin, kl_weight,           teacher, latent_dim,
         learning_rate, batch_size, max_epochs, callbacks,     hidden_sizes, encoder,
-        prefit_alpha, prefit_energy, prefit_epochs,           decoder, likelihood,
-        validation_fraction, torch_compile, autocast,         objective,
+        prefit_alpha, prefit_energy, prefit_epochs,           decoder, image_shape,
+        validation_fraction, torch_compile, autocast,         likelihood, objective,
         memory, verbose, random_state                         witness_scale, device
         ====================================================  =====================
 
@@ -290,8 +299,9 @@ class CertifiedVAE(
         ],
         "latent_dim": [Interval(Integral, 1, None, closed="left")],
         "hidden_sizes": ["array-like"],
-        "encoder": [torch.nn.Module, callable, None],
-        "decoder": [torch.nn.Module, callable, None],
+        "encoder": [StrOptions({"conv"}), torch.nn.Module, callable, None],
+        "decoder": [StrOptions({"conv"}), torch.nn.Module, callable, None],
+        "image_shape": ["array-like", None],
         "likelihood": [StrOptions({"gaussian", "bernoulli"})],
         "objective": [Objective, None],
         "alignment_weight": [
@@ -327,8 +337,9 @@ class CertifiedVAE(
         *,
         latent_dim: int = 16,
         hidden_sizes: Sequence[int] = (128, 128),
-        encoder: ModuleOrFactory | None = None,
-        decoder: ModuleOrFactory | None = None,
+        encoder: ModuleOrFactory | str | None = None,
+        decoder: ModuleOrFactory | str | None = None,
+        image_shape: Sequence[int] | None = None,
         likelihood: str = "gaussian",
         objective: Objective | None = None,
         alignment_weight: float | str = 10.0,
@@ -356,6 +367,7 @@ class CertifiedVAE(
         self.hidden_sizes = hidden_sizes
         self.encoder = encoder
         self.decoder = decoder
+        self.image_shape = image_shape
         self.likelihood = likelihood
         self.objective = objective
         self.alignment_weight = alignment_weight
@@ -651,6 +663,7 @@ class CertifiedVAE(
             self.encoder,
             self.decoder,
             objective.posterior(self.latent_dim),
+            self.image_shape,
         )
         device = resolve_device(self.device)
         self.net_ = make_net(

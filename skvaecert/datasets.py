@@ -50,7 +50,9 @@ def load_patches(
         data : ndarray of shape (n_samples, n_features)
             One patch a row, float32 in [0, 1].
         image_shape : tuple of int
-            (size, size, 3) or (size, size, 1); rows are in this order.
+            (channels, height, width): (3, size, size) or (1, size, size). Rows are in
+            this order, which ``CertifiedVAE(image_shape=...)`` takes; to look at one,
+            ``row.reshape(image_shape).transpose(1, 2, 0)``.
 
     Raises
     ------
@@ -64,7 +66,7 @@ def load_patches(
     >>> from skvaecert.datasets import load_patches
     >>> patches = load_patches(100, size=8, random_state=0)
     >>> patches.data.shape, patches.image_shape
-    ((100, 192), (8, 8, 3))
+    ((100, 192), (3, 8, 8))
     """
     strips = _strips(subset, color)
     _check_counts(n_samples, size, strips[0].shape[1])
@@ -76,7 +78,7 @@ def load_patches(
     )
     # A view: strips stay as they are in memory, the patches alone are copied.
     windows = sliding_window_view(np.stack(strips), (size, size), axis=(1, 2))
-    patches = np.moveaxis(windows[strip, top, left], 1, -1)
+    patches = windows[strip, top, left]
     image_shape = patches.shape[1:]
     return Bunch(data=patches.reshape(n_samples, -1), image_shape=image_shape)
 

@@ -3,7 +3,9 @@
 import copy
 from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
-from typing import NamedTuple
+from math import prod
+from numbers import Integral
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +16,21 @@ __all__ = [
     "Pass",
     "bounded",
     "bounded_slope",
+    "conv_decoder",
+    "conv_encoder",
     "make_vae",
     "mlp",
 ]
 
 # Variances stay within exp(-10) and exp(10): no overflow, no division by zero.
 _LOG_VARIANCE_BOUND = 10.0
+# Convolutions halve an image until both sides are at most this.
+_COARSEST_SIDE = 4
+# Channels after the first convolution and at most: each doubles them.
+_FEWEST_CHANNELS, _MOST_CHANNELS = 16, 128
 
 ModuleOrFactory = nn.Module | Callable[[int, int], nn.Module]
+ImageShape = tuple[int, int, int]
 
 
 def mlp(n_inputs: int, hidden_sizes: Sequence[int], n_outputs: int) -> nn.Sequential:
@@ -54,6 +63,140 @@ def mlp(n_inputs: int, hidden_sizes: Sequence[int], n_outputs: int) -> nn.Sequen
     widths = [n_inputs, *hidden_sizes]
     hidden = [(nn.Linear(a, b), nn.SiLU()) for a, b in pairwise(widths)]
     return nn.Sequential(*chain(*hidden), nn.Linear(widths[-1], n_outputs))
+
+
+def conv_encoder(
+    image_shape: Sequence[int], hidden_sizes: Sequence[int], n_outputs: int
+) -> nn.Sequential:
+    """Convolutions that halve an image until it is at most 4 x 4, then an :func:`mlp`.
+
+    Kernels are 3 x 3, stride 2, with SiLU after each; there are 16 channels after the
+    first and twice as many after each next one, 128 at most. No layer mixes rows.
+
+    Parameters
+    ----------
+    image_shape : sequence of int
+        (channels, height, width), both sides above 4.
+    hidden_sizes : sequence of int
+        Widths of the fully connected layers between the last convolution and the
+        output; none when empty.
+    n_outputs : int
+        Width of the output.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        Maps rows, flat images in the order of `image_shape`, to (n, n_outputs).
+
+    Raises
+    ------
+    ValueError
+        If `image_shape` is not as told.
+
+    See Also
+    --------
+    conv_decoder : The way back.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.networks import conv_encoder
+    >>> conv_encoder((3, 32, 32), (128,), 8)(torch.zeros(2, 3 * 32 * 32)).shape
+    torch.Size([2, 8])
+    """
+    first, *_, last = shapes = _halvings(_checked_image_shape(image_shape))
+    layers = [
+        (nn.Conv2d(fine[0], coarse[0], 3, stride=2, padding=1), nn.SiLU())
+        for fine, coarse in pairwise(shapes)
+    ]
+    dense = mlp(prod(last), hidden_sizes, n_outputs)
+    return nn.Sequential(nn.Unflatten(1, first), *chain(*layers), nn.Flatten(), *dense)
+
+
+def conv_decoder(
+    n_inputs: int, hidden_sizes: Sequence[int], image_shape: Sequence[int]
+) -> nn.Sequential:
+    """Turn codes into images: an :func:`mlp`, then transposed convolutions.
+
+    They double the image at each step and pass in reverse through the shapes of
+    :func:`conv_encoder`, odd ones too.
+
+    Parameters
+    ----------
+    n_inputs : int
+        Width of the input.
+    hidden_sizes : sequence of int
+        Widths of the fully connected layers between the input and the first
+        convolution; none when empty.
+    image_shape : sequence of int
+        (channels, height, width), both sides above 4.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        Maps (n, n_inputs) to flat images in the order of `image_shape`.
+
+    Raises
+    ------
+    ValueError
+        If `image_shape` is not as told.
+
+    See Also
+    --------
+    conv_encoder : The way there.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.networks import conv_decoder
+    >>> conv_decoder(4, (128,), (1, 28, 28))(torch.zeros(2, 4)).shape
+    torch.Size([2, 784])
+    """
+    shapes = _halvings(_checked_image_shape(image_shape))[::-1]
+    layers = [(nn.SiLU(), _doubling(*pair)) for pair in pairwise(shapes)]
+    dense = mlp(n_inputs, hidden_sizes, prod(shapes[0]))
+    unflatten = nn.Unflatten(1, shapes[0])
+    return nn.Sequential(*dense, unflatten, *chain(*layers), nn.Flatten())
+
+
+def _halvings(image_shape: ImageShape) -> list[ImageShape]:
+    """Return the shapes from the image down to the coarsest."""
+    shapes, channels = [image_shape], _FEWEST_CHANNELS
+    while max(shapes[-1][1:]) > _COARSEST_SIDE:
+        _, height, width = shapes[-1]
+        shapes.append((channels, -(-height // 2), -(-width // 2)))
+        channels = min(2 * channels, _MOST_CHANNELS)
+    return shapes
+
+
+def _doubling(coarse: ImageShape, fine: ImageShape) -> nn.ConvTranspose2d:
+    # Both 7 and 8 pixels halve to 4: this tells which of them comes back.
+    even = 1 - fine[1] % 2, 1 - fine[2] % 2
+    return nn.ConvTranspose2d(
+        coarse[0], fine[0], 3, stride=2, padding=1, output_padding=even
+    )
+
+
+def _checked_image_shape(image_shape: Sequence[int] | None) -> ImageShape:
+    if (
+        image_shape is None
+        or len(image_shape) != 3
+        or not all(isinstance(size, Integral) and size > 0 for size in image_shape)
+    ):
+        raise ValueError(
+            "image_shape must be (channels, height, width), three integers above 0, "
+            f"for convolutions, got {image_shape!r}. Set it, for example to "
+            "(3, 32, 32)."
+        )
+    channels, height, width = map(int, image_shape)
+    if min(height, width) <= _COARSEST_SIDE:
+        raise ValueError(
+            f"image_shape must have height and width above {_COARSEST_SIDE} for "
+            f"convolutions, got {(channels, height, width)}. It is in the order "
+            "(channels, height, width); for images so small use fully connected "
+            "layers, encoder=None and decoder=None."
+        )
+    return channels, height, width
 
 
 def bounded(raw: Tensor) -> Tensor:
@@ -217,9 +360,10 @@ def make_vae(
     n_features: int,
     latent_dim: int,
     hidden_sizes: Sequence[int],
-    encoder: ModuleOrFactory | None = None,
-    decoder: ModuleOrFactory | None = None,
+    encoder: ModuleOrFactory | str | None = None,
+    decoder: ModuleOrFactory | str | None = None,
     posterior: nn.Module | None = None,
+    image_shape: Sequence[int] | None = None,
 ) -> VAE:
     """Make a VAE from layer widths or from the user's own modules.
 
@@ -230,12 +374,16 @@ def make_vae(
     latent_dim : int
         Width of a code.
     hidden_sizes : sequence of int
-        Hidden widths of the encoder; the decoder has them in reverse.
-    encoder, decoder : torch.nn.Module, callable or None
+        Hidden widths of the encoder; the decoder has them in reverse. With "conv"
+        those of the fully connected layers between the convolutions and the code.
+    encoder, decoder : torch.nn.Module, callable, "conv" or None
         A module, which is copied with its weights; a class or factory called with
-        (n_features, latent_dim); or None for an :func:`mlp`.
+        (n_features, latent_dim); "conv" for :func:`conv_encoder` and
+        :func:`conv_decoder`; or None for an :func:`mlp`.
     posterior : torch.nn.Module or None, default=None
         As in :class:`VAE`.
+    image_shape : sequence of int or None, default=None
+        (channels, height, width), the order in which rows are flat; for "conv".
 
     Returns
     -------
@@ -247,7 +395,9 @@ def make_vae(
     TypeError
         If a factory returns something else than a module.
     ValueError
-        If a module fails on its input or its output has another shape than asked.
+        If a module fails on its input or its output has another shape or type than
+        asked, with the layer that it came from; or if "conv" has no image shape that
+        fits the rows.
 
     Examples
     --------
@@ -257,19 +407,63 @@ def make_vae(
     ...     return nn.Linear(n_features, 2 * latent_dim)
     >>> make_vae(64, 4, (32,), encoder=linear_encoder).encoder
     Linear(in_features=64, out_features=8, bias=True)
+    >>> type(make_vae(64, 4, (), "conv", image_shape=(1, 8, 8)).encoder[1])
+    <class 'torch.nn.modules.conv.Conv2d'>
     """
-    wide = 2 * latent_dim
     return VAE(
-        mlp(n_features, hidden_sizes, wide)
-        if encoder is None
-        else _own("encoder", encoder, (n_features, latent_dim), (n_features, wide)),
-        mlp(latent_dim, hidden_sizes[::-1], n_features)
-        if decoder is None
-        else _own(
-            "decoder", decoder, (n_features, latent_dim), (latent_dim, n_features)
-        ),
+        _encoder(encoder, n_features, latent_dim, hidden_sizes, image_shape),
+        _decoder(decoder, n_features, latent_dim, hidden_sizes[::-1], image_shape),
         posterior,
     )
+
+
+def _encoder(
+    given: ModuleOrFactory | str | None,
+    n_features: int,
+    latent_dim: int,
+    hidden_sizes: Sequence[int],
+    image_shape: Sequence[int] | None,
+) -> nn.Module:
+    wide = 2 * latent_dim
+    if given is None:
+        return mlp(n_features, hidden_sizes, wide)
+    if isinstance(given, str):
+        shape = _fitting_image_shape("encoder", given, image_shape, n_features)
+        return conv_encoder(shape, hidden_sizes, wide)
+    return _own("encoder", given, (n_features, latent_dim), (n_features, wide))
+
+
+def _decoder(
+    given: ModuleOrFactory | str | None,
+    n_features: int,
+    latent_dim: int,
+    hidden_sizes: Sequence[int],
+    image_shape: Sequence[int] | None,
+) -> nn.Module:
+    if given is None:
+        return mlp(latent_dim, hidden_sizes, n_features)
+    if isinstance(given, str):
+        shape = _fitting_image_shape("decoder", given, image_shape, n_features)
+        return conv_decoder(latent_dim, hidden_sizes, shape)
+    return _own("decoder", given, (n_features, latent_dim), (latent_dim, n_features))
+
+
+def _fitting_image_shape(
+    name: str, given: str, image_shape: Sequence[int] | None, n_features: int
+) -> ImageShape:
+    if given != "conv":
+        raise ValueError(
+            f"{name} must be 'conv', a torch.nn.Module, a callable or None, got "
+            f"{given!r}."
+        )
+    shape = _checked_image_shape(image_shape)
+    if prod(shape) != n_features:
+        raise ValueError(
+            f"image_shape must hold as many numbers as a row, {n_features}, for "
+            f"{name}='conv', got {shape}, which holds {prod(shape)}. Rows are flat "
+            "images in the order (channels, height, width)."
+        )
+    return shape
 
 
 def _own(
@@ -288,20 +482,113 @@ def _own(
 
 def _check_output(name: str, module: nn.Module, n_inputs: int, n_outputs: int) -> None:
     """Run two rows through, in evaluation mode, before the first epoch does."""
+    tensors = [*module.parameters(), *module.buffers()]
+    rows = torch.zeros(2, n_inputs, device=tensors[0].device if tensors else None)
+    try:
+        output = _evaluated(module, rows)
+    except Exception as error:  # whatever the user's own code may raise
+        raise ValueError(
+            f"{name} must take an input of shape (n, {n_inputs}), float32, got the "
+            f"error: {error}.{_where(module, rows)}{_advice(name, tensors)}"
+        ) from error
+    if _shape(output) != str((2, n_outputs)):
+        raise ValueError(
+            f"{name} must return a tensor of shape (n, {n_outputs}), float32, for n "
+            f"rows, got {_shape(output)} for 2 rows.{_where(module, rows)}"
+            f"{_advice(name, tensors)}"
+        )
+
+
+def _evaluated(module: nn.Module, rows: Tensor) -> Any:
     was_training = module.training
     try:
         with torch.no_grad():
-            output = module.eval()(torch.zeros(2, n_inputs))
-    except Exception as error:  # whatever the user's own code may raise
-        raise ValueError(
-            f"{name} must take an input of shape (n, {n_inputs}), got the error: "
-            f"{error}"
-        ) from error
+            return module.eval()(rows)
     finally:
         module.train(was_training)
-    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-    if shape != (2, n_outputs):
-        raise ValueError(
-            f"{name} must return a tensor of shape (n, {n_outputs}) for n rows, got "
-            f"{shape} for 2 rows."
+
+
+def _where(module: nn.Module, rows: Tensor) -> str:
+    """Run the rows once more, to say which layer fails or makes the output."""
+    trail = _Trail(module)
+    try:
+        with trail:
+            output = _evaluated(module, rows)
+    except Exception:
+        return trail.to_the_error()
+    return trail.to(output)
+
+
+class _Trail:
+    """While it is open, notes which layers of a module run, and what they return."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.names = {
+            layer: name
+            for name, layer in module.named_modules()
+            if not isinstance(layer, torch.jit.ScriptModule)  # they take no hooks
+        }
+        self.running: list[nn.Module] = []
+        self.outputs: list[tuple[nn.Module, Any]] = []
+
+    def __enter__(self) -> Self:
+        # Before other hooks: those of lazy modules may fail.
+        before = [
+            layer.register_forward_pre_hook(self._enter, prepend=True)
+            for layer in self.names
+        ]
+        after = [layer.register_forward_hook(self._leave) for layer in self.names]
+        self.handles = before + after
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _enter(self, layer: nn.Module, args: tuple[Any, ...]) -> None:
+        self.running.append(layer)
+
+    def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.running.pop()
+        self.outputs.append((layer, output))
+
+    # The innermost layer that was entered and not left.
+    def to_the_error(self) -> str:
+        return "".join(self._line(layer, self.outputs) for layer in self.running[-1:])
+
+    # The innermost layer that returned this very object.
+    def to(self, output: Any) -> str:
+        for i, (layer, its) in enumerate(self.outputs):
+            if its is output:
+                return self._line(layer, self.outputs[:i])
+        return ""
+
+    def _line(self, layer: nn.Module, earlier: list[tuple[nn.Module, Any]]) -> str:
+        after = "".join(
+            f", after {self._called(last)} had returned {_shape(output)}"
+            for last, output in earlier[-1:]
         )
+        return f" It comes from {self._called(layer)}{after}."
+
+    def _called(self, layer: nn.Module) -> str:
+        is_leaf = next(layer.children(), None) is None
+        what = type(layer).__name__ + (f"({layer.extra_repr()})" if is_leaf else "")
+        name = self.names[layer]
+        return f"its layer {name!r}, {what}" if name else what
+
+
+def _shape(output: Any) -> str:
+    """Describe what a layer returned: shapes, and types other than float32."""
+    if isinstance(output, Tensor):
+        is_usual = output.dtype == torch.float32
+        return f"{tuple(output.shape)}" + ("" if is_usual else f" of {output.dtype}")
+    if isinstance(output, tuple | list):
+        return f"{type(output).__name__}({', '.join(map(_shape, output))})"
+    return type(output).__name__
+
+
+def _advice(name: str, tensors: list[Tensor]) -> str:
+    kinds = {t.dtype for t in tensors if t.is_floating_point()} - {torch.float32}
+    if not kinds:
+        return ""
+    return f" Its weights are {kinds.pop()}: call .float() on the {name}."

@@ -8,10 +8,10 @@ from skvaecert.datasets import load_patches
 def test_patches_are_cut_from_the_images():
     patches = load_patches(20, size=5, random_state=0)
     images = [image / np.float32(255) for image in load_sample_images().images]
-    assert patches.image_shape == (5, 5, 3)
+    assert patches.image_shape == (3, 5, 5)
     assert patches.data.dtype == np.float32
     for row in patches.data:
-        patch = row.reshape(patches.image_shape)
+        patch = row.reshape(patches.image_shape).transpose(1, 2, 0)
         assert any(holds(image, patch) for image in images)
 
 
@@ -36,8 +36,8 @@ def test_train_and_test_share_no_pixel(monkeypatch):
 def test_grey_is_the_mean_of_the_channels():
     color = load_patches(10, random_state=0)
     grey = load_patches(10, color=False, random_state=0)
-    assert grey.image_shape == (8, 8, 1)
-    means = color.data.reshape(10, 8, 8, 3).mean(axis=3)
+    assert grey.image_shape == (1, 8, 8)
+    means = color.data.reshape(10, 3, 8, 8).mean(axis=1)
     np.testing.assert_allclose(grey.data, means.reshape(10, -1), rtol=1e-5)
 
 
