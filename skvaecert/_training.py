@@ -18,16 +18,19 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
+from skvaecert.baselines import AggressiveEncoder, SigmaVAE, mutual_information
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import VAE, Pass
-from skvaecert.objectives import AlignedELBO, Terms, gaussian_kl
+from skvaecert.objectives import AlignedELBO, Objective, Terms, gaussian_kl
 from skvaecert.simplex import witness_log_proba
 
 __all__ = [
     "Batches",
     "Completion",
+    "EncoderFirst",
     "MarginMonitor",
+    "OptimalNoise",
     "Progress",
     "Snapshot",
     "VAENet",
@@ -146,6 +149,8 @@ class VAENet(NeuralNet):
         return [
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("monitor", MarginMonitor()),
+            # criterion__... are attributes of a skorch net.
+            *_helpers(getattr(self, "criterion__objective", None)),
             ("completion", Completion()),
         ]
 
@@ -352,6 +357,160 @@ class MarginMonitor(Callback):
             self.__dict__.pop(name, None)
 
 
+class EncoderFirst(Callback):
+    """Trains the encoder alone before each step, which is then the decoder's alone.
+
+    Records "mutual_information", on the monitored rows in lots of 256, and
+    "aggressive": whether the next epoch goes on so, which ends when the former falls.
+
+    Parameters
+    ----------
+    window : int
+        Steps whose mean loss is compared.
+    max_inner_steps : int
+        Most steps of the encoder before one of the decoder.
+
+    References
+    ----------
+    He et al., arXiv:1901.05534, algorithm 1.
+    """
+
+    def __init__(self, window: int, max_inner_steps: int) -> None:
+        self.window = window
+        self.max_inner_steps = max_inner_steps
+
+    def on_train_begin(
+        self, net: VAENet, X: TensorDataset | None = None, **kwargs: Any
+    ) -> None:
+        """Take the rows; go on as the fit before ended.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        X : torch.utils.data.TensorDataset
+            Training rows and posteriors.
+        **kwargs : Any
+            Not used.
+        """
+        if X is None:
+            raise ValueError("EncoderFirst needs the training rows, got None.")
+        self.dataset_ = X
+        self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
+        self.parameters_ = list(net.module_.encoder.parameters())
+        self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
+
+    def on_batch_begin(self, net: VAENet, **kwargs: Any) -> None:
+        """Train the encoder until the mean loss of a window rises.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        if not self.aggressive_:
+            return
+        net.module_.train()
+        before, losses = math.inf, []
+        for _ in range(self.max_inner_steps):
+            losses.append(self._step(net))
+            if len(losses) == self.window:
+                if (now := float(np.mean(losses))) > before:
+                    break
+                before, losses = now, []
+
+    def on_grad_computed(self, net: VAENet, **kwargs: Any) -> None:
+        """Leave the encoder as it is in the step that follows.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        if self.aggressive_:
+            for parameter in self.parameters_:
+                parameter.grad = None
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Record the mutual information and whether to go on.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        history = net.history
+        before = history[-2]["mutual_information"] if len(history) > 1 else -math.inf
+        now = _monitored_information(net)
+        self.aggressive_ = self.aggressive_ and now >= before
+        history.record("mutual_information", now)
+        history.record("aggressive", self.aggressive_)
+
+    def release(self) -> None:
+        """Forget rows and optimizer, so that they are not pickled with the net."""
+        for name in ("dataset_", "optimizer_", "parameters_"):
+            self.__dict__.pop(name, None)
+
+    def _step(self, net: VAENet) -> float:
+        rows, targets = self.dataset_.tensors
+        n_rows = min(net.batch_size, len(rows))
+        index = torch.randperm(len(rows))[:n_rows].to(rows.device)
+        criterion, x = net.criterion_, rows[index]
+        loss = criterion.total(criterion.terms(net.module_(x), x, targets[index]))
+        gradients = torch.autograd.grad(loss, self.parameters_)
+        for parameter, gradient in zip(self.parameters_, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer_.step()
+        return loss.item()
+
+
+def _monitored_information(net: VAENet) -> float:
+    net.module_.eval()
+    with torch.inference_mode():
+        passes = [net.module_(chunk) for chunk in _monitored(net).split(_CHUNK)]
+        values = [mutual_information(p.mean, p.log_variance, p.code) for p in passes]
+    return float(np.mean([value.item() for value in values]))
+
+
+def _monitored(net: VAENet) -> Tensor:
+    return dict(net.callbacks_)["monitor"].rows_
+
+
+class OptimalNoise(Callback):
+    """Sets the VAE's noise to the best one for the monitored rows, after each epoch."""
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Set the noise.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        net.module_.eval()
+        with torch.no_grad():
+            rows = _monitored(net)
+            best = net.criterion_.objective.raw_log_noise(net.module_(rows), rows)
+            net.module_.raw_log_noise.copy_(best)
+
+
+def _helpers(objective: Objective | None) -> list[tuple[str, Callback]]:
+    if isinstance(objective, AggressiveEncoder):
+        window, most = objective.window, objective.max_inner_steps
+        return [("encoder_first", EncoderFirst(window, most))]
+    if isinstance(objective, SigmaVAE):
+        return [("optimal_noise", OptimalNoise())]
+    return []
+
+
 class Completion(Callback):
     """Marks an epoch as complete: after the monitor, before the user's callbacks."""
 
@@ -538,7 +697,7 @@ def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:
         )
     finally:
         for _, callback in net.callbacks_:
-            if isinstance(callback, MarginMonitor | Progress):
+            if isinstance(callback, EncoderFirst | MarginMonitor | Progress):
                 callback.release()
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt

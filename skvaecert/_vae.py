@@ -564,6 +564,7 @@ class CertifiedVAE(
         self._structure = self._fingerprints()
         hidden_sizes = _check_hidden_sizes(self.hidden_sizes)
         objective = Objective() if self.objective is None else clone(self.objective)
+        objective.check(self.likelihood)
         vae = make_vae(
             rows.shape[1],
             self.latent_dim,

@@ -8,7 +8,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["VAE", "GaussianPosterior", "Pass", "bounded", "make_vae", "mlp"]
+__all__ = [
+    "VAE",
+    "GaussianPosterior",
+    "Pass",
+    "bounded",
+    "make_vae",
+    "mlp",
+    "unbounded",
+]
 
 # Variances stay within exp(-10) and exp(10): no overflow, no division by zero.
 _LOG_VARIANCE_BOUND = 10.0
@@ -69,6 +77,30 @@ def bounded(raw: Tensor) -> Tensor:
     tensor([ 0.0000,  0.4996, 10.0000])
     """
     return _LOG_VARIANCE_BOUND * torch.tanh(raw / _LOG_VARIANCE_BOUND)
+
+
+def unbounded(log_variance: Tensor) -> Tensor:
+    """Return the raw value that :func:`bounded` turns into a log-variance.
+
+    Parameters
+    ----------
+    log_variance : Tensor
+        Any shape; clipped to [-9.99, 9.99].
+
+    Returns
+    -------
+    Tensor
+        10 artanh(log_variance / 10), finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.networks import bounded, unbounded
+    >>> bounded(unbounded(torch.tensor([0.5, -torch.inf])))
+    tensor([ 0.5000, -9.9900])
+    """
+    ratio = log_variance / _LOG_VARIANCE_BOUND
+    return _LOG_VARIANCE_BOUND * torch.atanh(ratio.clamp(-0.999, 0.999))
 
 
 class Pass(NamedTuple):

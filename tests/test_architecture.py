@@ -20,6 +20,7 @@ FLOORS = [
     {"_certificate", "_mixture", "datasets"},
     {"networks"},
     {"objectives"},
+    {"baselines"},
     {"_training"},
     {"_base"},
     {"_teacher_search"},
@@ -31,7 +32,7 @@ FLOORS = [
 MATHS = {"simplex", "metrics", "_certificate", "_mixture"}
 ONLY_IN = {
     "skorch": {"_training"},
-    "torch": {"networks", "objectives", "_training", "_vae"},
+    "torch": {"networks", "objectives", "baselines", "_training", "_vae"},
     "sklearn": {
         "datasets",
         "objectives",
