@@ -397,11 +397,12 @@ class EncoderFirst(Callback):
             raise ValueError("EncoderFirst needs the training rows, got None.")
         self.dataset_ = X
         self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
-        self.parameters_ = list(net.module_.encoder.parameters())
+        encoder = net.module_.encoder.parameters()
+        self.parameters_ = [p for p in encoder if p.requires_grad]
         self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
 
     def on_batch_begin(self, net: VAENet, **kwargs: Any) -> None:
-        """Train the encoder until the mean loss of a window rises.
+        """Train the encoder until the mean loss of a window rises, then freeze it.
 
         Parameters
         ----------
@@ -420,9 +421,10 @@ class EncoderFirst(Callback):
                 if (now := float(np.mean(losses))) > before:
                     break
                 before, losses = now, []
+        self._freeze(True)
 
-    def on_grad_computed(self, net: VAENet, **kwargs: Any) -> None:
-        """Leave the encoder as it is in the step that follows.
+    def on_batch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Let the encoder take part again.
 
         Parameters
         ----------
@@ -431,9 +433,7 @@ class EncoderFirst(Callback):
         **kwargs : Any
             Not used.
         """
-        if self.aggressive_:
-            for parameter in self.parameters_:
-                parameter.grad = None
+        self._freeze(False)
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
         """Record the mutual information and whether to go on.
@@ -454,6 +454,8 @@ class EncoderFirst(Callback):
 
     def release(self) -> None:
         """Forget rows and optimizer, so that they are not pickled with the net."""
+        if hasattr(self, "parameters_"):  # Ctrl-C in a step finds them frozen
+            self._freeze(False)
         for name in ("dataset_", "optimizer_", "parameters_"):
             self.__dict__.pop(name, None)
 
@@ -464,10 +466,20 @@ class EncoderFirst(Callback):
         criterion, x = net.criterion_, rows[index]
         loss = criterion.total(criterion.terms(net.module_(x), x, targets[index]))
         gradients = torch.autograd.grad(loss, self.parameters_)
+        # The net's own optimizer may need the tensors that it has there.
+        kept = [parameter.grad for parameter in self.parameters_]
+        self._put(gradients)
+        self.optimizer_.step()
+        self._put(kept)
+        return loss.item()
+
+    def _put(self, gradients: Sequence[Tensor | None]) -> None:
         for parameter, gradient in zip(self.parameters_, gradients, strict=True):
             parameter.grad = gradient
-        self.optimizer_.step()
-        return loss.item()
+
+    def _freeze(self, frozen: bool) -> None:
+        for parameter in self.parameters_:
+            parameter.requires_grad_(not frozen)
 
 
 def _monitored_information(net: VAENet) -> float:

@@ -375,7 +375,7 @@ def test_encoder_stops_when_a_window_rises(losses, n_steps, monkeypatch):
     taken = iter(losses)
     monkeypatch.setattr(EncoderFirst, "_step", lambda self, net: next(taken))
     callback = EncoderFirst(window=2, max_inner_steps=10)
-    callback.aggressive_ = True
+    callback.aggressive_, callback.parameters_ = True, []
     callback.on_batch_begin(net_for())
     assert len(losses) - len(list(taken)) == n_steps
 
@@ -396,6 +396,29 @@ def test_encoder_first_keeps_no_rows(rows, proba):
     net = trained(rows, proba, criterion__objective=AggressiveEncoder(2, 6))
     kept = vars(dict(net.callbacks_)["encoder_first"])
     assert set(kept) == {"window", "max_inner_steps", "aggressive_"}
+
+
+class InterruptStep(Callback):
+    """Sends Ctrl-C before a step of the second epoch."""
+
+    def on_batch_begin(self, net, **kwargs):
+        if len(net.history) == 2:
+            self.frozen = not any(
+                p.requires_grad for p in net.module_.encoder.parameters()
+            )
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_encoder_is_not_left_frozen(rows, proba):
+    net = trained(
+        rows,
+        proba,
+        callbacks=[("interrupt", InterruptStep())],
+        criterion__objective=AggressiveEncoder(2, 6),
+    )
+    assert net.interrupted_
+    assert dict(net.callbacks_)["interrupt"].frozen
+    assert all(p.requires_grad for p in net.module_.parameters())
 
 
 def test_aggressive_training_knows_more_early(rows, proba):
