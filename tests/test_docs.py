@@ -59,10 +59,11 @@ def anchor(heading):
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def test_tests_named_in_the_theory_exist():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/theory.md").read_text()))
+@pytest.mark.parametrize(("page", "most"), [("theory", 20), ("baselines", 8)])
+def test_tests_named_in_the_documents_exist(page, most):
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / f"docs/{page}.md").read_text()))
     sources = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
-    assert len(named) > 20
+    assert len(named) > most
     missing = {name for name in named if f"def {name}(" not in sources}
     assert not missing
 
