@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skorch import NeuralNet
-from skorch.callbacks import Callback, PassthroughScoring
+from skorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
+from skvaecert._gradient import GradientByHand
+from skvaecert._optimizer import FlatAdam
 from skvaecert.baselines import AggressiveEncoder, SigmaVAE, mutual_information
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin, teacher_information
@@ -50,6 +52,8 @@ _CHUNK = 256
 # The encoder's forward pass is about a sixth of a training step, so a quarter of the
 # rows keeps the monitor below 5 % of the epoch.
 _MONITORED_SHARE = 4
+# What is noted of every batch.
+_PARTS = ("train_loss", *Terms._fields)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -147,12 +151,75 @@ class VAENet(NeuralNet):
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
         return [
-            ("train_loss", PassthroughScoring("train_loss", on_train=True)),
             ("monitor", MarginMonitor()),
             # criterion__... are attributes of a skorch net.
             *_helpers(getattr(self, "criterion__objective", None)),
             ("completion", Completion()),
         ]
+
+    def run_single_epoch(self, iterator: Any, *args: Any, **kwargs: Any) -> None:
+        """Train on every batch once, without waiting for the device.
+
+        Until the epoch ends, losses in the records of its batches are tensors.
+
+        Parameters
+        ----------
+        iterator : Batches or None
+            None for the validation that skorch would do.
+        *args, **kwargs : Any
+            Not used; skorch passes them.
+        """
+        if iterator is None:
+            return
+        self.module_.train()
+        n_batches, n_epochs = len(iterator), len(self.history) - 1
+        for number, batch in enumerate(iterator):
+            self.criterion_.epoch = n_epochs + number / n_batches
+            self.notify("on_batch_begin", batch=batch, training=True)
+            step = self.train_step(batch)
+            record = self._batch_records[-1]
+            record["train_loss"], record["train_batch_size"] = (
+                step["loss"],
+                len(batch[0]),
+            )
+            self.notify("on_batch_end", batch=batch, training=True, **step)
+        self.history.record("train_batch_count", n_batches)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Make one step of the optimizer.
+
+        Parameters
+        ----------
+        batch : tuple of Tensor
+            Rows and teacher posteriors.
+        **fit_params : Any
+            Not used; skorch passes them.
+
+        Returns
+        -------
+        dict
+            The "loss", without a gradient, and "y_pred", what the VAE returned.
+        """
+        result, loss = self._gradient(*batch)
+        self.notify(
+            "on_grad_computed",
+            named_parameters=self.get_all_learnable_params(),
+            batch=batch,
+            training=True,
+        )
+        self.optimizer_.step()
+        return {"loss": loss.detach(), "y_pred": result}
+
+    def _gradient(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Tensor]:
+        """Fill `grad` of the parameters, by hand or by autograd."""
+        if self._by_hand is not None:
+            result, terms = self._by_hand(x, teacher_proba, self.criterion_)
+            return result, self._note(terms, len(x))
+        self.optimizer_.zero_grad()
+        result = self.module_(x)
+        loss = self.get_loss(result, teacher_proba, x)
+        loss.backward()
+        return result, loss
 
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
@@ -175,11 +242,11 @@ class VAENet(NeuralNet):
         Tensor of shape ()
             The loss, nats.
         """
-        terms = self.criterion_.terms(y_pred, X, y_true)
+        return self._note(self.criterion_.terms(y_pred, X, y_true), len(X))
+
+    def _note(self, terms: Terms, n_rows: int) -> Tensor:
         loss = self.criterion_.total(terms)
-        if not torch.isfinite(loss):
-            raise _not_finite("loss", len(self.history), terms)
-        self._noted.append((len(X), terms.reconstruction.detach(), terms.kl.detach()))
+        self._noted.append((n_rows, loss.detach(), *(t.detach() for t in terms)))
         return loss
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
@@ -197,8 +264,10 @@ class VAENet(NeuralNet):
         """
         # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
         self.interrupted_ = True
+        self._noted: list[tuple[Any, ...]] = []
         self._completed = Snapshot(self)
-        self._noted: list[tuple[int, Tensor, Tensor]] = []
+        if isinstance(self.optimizer_, FlatAdam):
+            self.optimizer_.bind([p for _, p in self.get_all_learnable_params()])
         try:
             super().fit_loop(*args, **kwargs)
             self.interrupted_ = False
@@ -215,6 +284,8 @@ class VAENet(NeuralNet):
             raise
         finally:
             del self._completed, self._noted
+            for name in ("_batch_records", "_by_hand"):
+                self.__dict__.pop(name, None)
         return self
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -229,6 +300,11 @@ class VAENet(NeuralNet):
         """
         super().on_epoch_begin(net, **kwargs)
         self._noted = []
+        self._batch_records = self.history[-1]["batches"]
+        flat = isinstance(self.optimizer_, FlatAdam)
+        self._by_hand = (
+            GradientByHand.of(self.module_, self.criterion_) if flat else None
+        )
         self._began = time.perf_counter()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -242,25 +318,30 @@ class VAENet(NeuralNet):
             Not used.
         """
         super().on_epoch_end(net, **kwargs)
-        sizes, reconstructions, kls = zip(*self._noted, strict=True)
-        self._record_mean("reconstruction", reconstructions, sizes)
-        self._record_mean("kl", kls, sizes)
+        sizes, *columns = zip(*self._noted, strict=True)
+        # The one time in an epoch that waits for the device.
+        values = torch.stack([torch.stack(column) for column in columns]).tolist()
+        for record, loss in zip(self._batch_records, values[0], strict=True):
+            record["train_loss"] = loss
+        means = dict(
+            zip(_PARTS, np.average(values, axis=1, weights=sizes), strict=True)
+        )
+        if not np.isfinite(means["train_loss"]):
+            raise _not_finite("loss", len(self.history), _first_not_finite(values))
+        for name in ("train_loss", "reconstruction", "kl"):
+            self.history.record(name, means[name])
+        best = min((row["train_loss"] for row in self.history[:-1]), default=math.inf)
+        # What skorch's Checkpoint asks for.
+        self.history.record("train_loss_best", means["train_loss"] < best)
         self.history.record("kl_weight", self.criterion_.kl_weight)
-        self.history.record("alignment_weight", self.criterion_.alignment_weight)
+        self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
         if not all(p.isfinite().all() for p in self.module_.parameters()):
-            raise _not_finite("weights", len(self.history), None)
+            raise _not_finite("weights", len(self.history))
 
     def complete_epoch(self) -> None:
         """Remember the weights, once everything of the epoch is recorded."""
         self.history.record("seconds", time.perf_counter() - self._began)
         self._completed = Snapshot(self, with_optimizer=False)
-
-    def _record_mean(
-        self, name: str, values: tuple[Tensor, ...], sizes: tuple[int, ...]
-    ) -> None:
-        self.history.record(
-            name, np.average(torch.stack(values).tolist(), weights=sizes)
-        )
 
 
 class Snapshot:
@@ -615,7 +696,7 @@ def make_net(
         vae,
         criterion=AlignedELBO,
         criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
-        optimizer=torch.optim.Adam,
+        optimizer=_optimizer_for(vae),
         optimizer__fused=device.type in ("cpu", "cuda"),
         iterator_train=Batches,
         train_split=None,
@@ -625,6 +706,11 @@ def make_net(
         **settings,
     )
     return net.initialize()
+
+
+def _optimizer_for(vae: VAE) -> type[torch.optim.Adam]:
+    dtypes = {parameter.dtype for parameter in vae.parameters()}
+    return FlatAdam if len(dtypes) == 1 else torch.optim.Adam
 
 
 def resume_net(
@@ -804,15 +890,21 @@ def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
         traceback = traceback.tb_next
 
 
-def _not_finite(what: str, epoch: int, terms: Terms | None) -> NonFiniteLossError:
-    parts = "" if terms is None else " (" + _parts(terms) + ")"
+def _first_not_finite(values: list[list[float]]) -> dict[str, float]:
+    first = next(
+        batch for batch in zip(*values, strict=True) if not np.isfinite(batch[0])
+    )
+    return dict(zip(_PARTS, first, strict=True))
+
+
+def _not_finite(
+    what: str, epoch: int, parts: dict[str, float] | None = None
+) -> NonFiniteLossError:
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in (parts or {}).items())
     return NonFiniteLossError(
-        f"The {what} became infinite or not a number in epoch {epoch}{parts}. Likely "
+        f"The {what} became infinite or not a number in epoch {epoch}"
+        f"{f' ({listed})' if listed else ''}. Likely "
         "causes: features of very different size (scale X, for example with "
         "StandardScaler), a learning_rate that is too high, or an encoder or decoder "
         "of your own that overflows."
     )
-
-
-def _parts(terms: Terms) -> str:
-    return ", ".join(f"{k} {v.item():.4g}" for k, v in terms._asdict().items())

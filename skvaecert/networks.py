@@ -13,6 +13,7 @@ __all__ = [
     "GaussianPosterior",
     "Pass",
     "bounded",
+    "bounded_slope",
     "make_vae",
     "mlp",
     "unbounded",
@@ -77,6 +78,29 @@ def bounded(raw: Tensor) -> Tensor:
     tensor([ 0.0000,  0.4996, 10.0000])
     """
     return _LOG_VARIANCE_BOUND * torch.tanh(raw / _LOG_VARIANCE_BOUND)
+
+
+def bounded_slope(value: Tensor) -> Tensor:
+    """Return the derivative of :func:`bounded` where it has a given value.
+
+    Parameters
+    ----------
+    value : Tensor
+        What :func:`bounded` returned.
+
+    Returns
+    -------
+    Tensor
+        1 - (value / 10)^2.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.networks import bounded_slope
+    >>> bounded_slope(torch.tensor([0.0, 5.0]))
+    tensor([1.0000, 0.7500])
+    """
+    return 1 - (value / _LOG_VARIANCE_BOUND).square()
 
 
 def unbounded(log_variance: Tensor) -> Tensor:

@@ -18,8 +18,9 @@ FLOORS = [
     {"simplex"},
     {"metrics"},
     {"_certificate", "_mixture", "datasets"},
-    {"networks"},
+    {"networks", "_optimizer"},
     {"objectives"},
+    {"_gradient"},
     {"baselines"},
     {"_training"},
     {"_base"},
@@ -32,7 +33,15 @@ FLOORS = [
 MATHS = {"simplex", "metrics", "_certificate", "_mixture"}
 ONLY_IN = {
     "skorch": {"_training"},
-    "torch": {"networks", "objectives", "baselines", "_training", "_vae"},
+    "torch": {
+        "networks",
+        "_optimizer",
+        "_gradient",
+        "objectives",
+        "baselines",
+        "_training",
+        "_vae",
+    },
     "sklearn": {
         "datasets",
         "objectives",
