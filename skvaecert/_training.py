@@ -543,7 +543,7 @@ class EncoderFirst(Callback):
     def _step(self, net: VAENet) -> float:
         rows, targets = self.dataset_.tensors
         n_rows = min(net.batch_size, len(rows))
-        index = torch.randperm(len(rows))[:n_rows].to(rows.device)
+        index = torch.randint(len(rows), (n_rows,)).to(rows.device)
         criterion, x = net.criterion_, rows[index]
         loss = criterion.total(criterion.terms(net.module_(x), x, targets[index]))
         gradients = torch.autograd.grad(loss, self.parameters_)
