@@ -688,9 +688,9 @@ class MuForcing(Objective):
 
     References
     ----------
-    Liu et al., arXiv:1905.10072; threshold of their code. It does not say here whether
-    V is summed over dimensions or averaged: for the latter, multiply `threshold` and
-    divide `strength` by `latent_dim`.
+    Liu et al., arXiv:1905.10072; threshold of their code, where V is a mean squared
+    error. If that averages over dimensions too, then multiply `threshold` and divide
+    `strength` by `latent_dim` for the same objective.
 
     Examples
     --------
