@@ -20,15 +20,18 @@ from tqdm import tqdm
 from skvaecert._batches import Batches, TrainingSet
 from skvaecert._gradient import GradientByHand
 from skvaecert._optimizer import FlatAdam
+from skvaecert.baselines import AggressiveEncoder, SigmaVAE, mutual_information
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import VAE, Pass
-from skvaecert.objectives import AlignedELBO, Guard, Terms, gaussian_kl
+from skvaecert.objectives import AlignedELBO, Guard, Objective, Terms, gaussian_kl
 from skvaecert.simplex import witness_log_proba
 
 __all__ = [
     "Completion",
+    "EncoderFirst",
     "MarginMonitor",
+    "OptimalNoise",
     "Progress",
     "Snapshot",
     "VAENet",
@@ -149,6 +152,8 @@ class VAENet(NeuralNet):
         return [
             ("monitor", MarginMonitor()),
             ("validation", ValidationMonitor()),
+            # criterion__... are attributes of a skorch net.
+            *_helpers(getattr(self, "criterion__objective", None)),
             ("completion", Completion()),
         ]
 
@@ -570,6 +575,172 @@ class Watched(NamedTuple):
             return evidence_bound(net, self.rows)
 
 
+class EncoderFirst(Callback):
+    """Trains the encoder alone before each step, which is then the decoder's alone.
+
+    Records "mutual_information", on the monitored rows in lots of 256, and
+    "aggressive": whether the next epoch goes on so, which ends when the former falls.
+
+    Parameters
+    ----------
+    window : int
+        Steps whose mean loss is compared.
+    max_inner_steps : int
+        Most steps of the encoder before one of the decoder.
+
+    References
+    ----------
+    He et al., arXiv:1901.05534, algorithm 1.
+    """
+
+    def __init__(self, window: int, max_inner_steps: int) -> None:
+        self.window = window
+        self.max_inner_steps = max_inner_steps
+
+    def on_train_begin(
+        self, net: VAENet, X: TrainingSet | None = None, **kwargs: Any
+    ) -> None:
+        """Take the rows; go on as the fit before ended.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        X : TrainingSet
+            Training rows and posteriors.
+        **kwargs : Any
+            Not used.
+        """
+        if X is None:
+            raise ValueError("EncoderFirst needs the training rows, got None.")
+        self.dataset_ = X
+        self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
+        encoder = net.module_.encoder.parameters()
+        self.parameters_ = [p for p in encoder if p.requires_grad]
+        self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
+
+    def on_batch_begin(self, net: VAENet, **kwargs: Any) -> None:
+        """Train the encoder until the mean loss of a window rises, then freeze it.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        if not self.aggressive_:
+            return
+        net.module_.train()
+        before, losses = math.inf, []
+        for _ in range(self.max_inner_steps):
+            losses.append(self._step(net))
+            if len(losses) == self.window:
+                if (now := float(np.mean(losses))) > before:
+                    break
+                before, losses = now, []
+        self._freeze(True)
+
+    def on_batch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Let the encoder take part again.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        self._freeze(False)
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Record the mutual information and whether to go on.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        history = net.history
+        before = history[-2]["mutual_information"] if len(history) > 1 else -math.inf
+        now = _monitored_information(net)
+        self.aggressive_ = self.aggressive_ and now >= before
+        history.record("mutual_information", now)
+        history.record("aggressive", self.aggressive_)
+
+    def release(self) -> None:
+        """Forget rows and optimizer, so that they are not pickled with the net."""
+        if hasattr(self, "parameters_"):  # Ctrl-C in a step finds them frozen
+            self._freeze(False)
+        for name in ("dataset_", "optimizer_", "parameters_"):
+            self.__dict__.pop(name, None)
+
+    def _step(self, net: VAENet) -> float:
+        n_rows = len(self.dataset_)
+        index = torch.randint(n_rows, (min(net.batch_size, n_rows),))
+        x, targets = self.dataset_.take(index)
+        criterion = net.criterion_
+        loss = criterion.total(criterion.terms(net.module_(x), x, targets))
+        gradients = torch.autograd.grad(loss, self.parameters_)
+        # The net's own optimizer may need the tensors that it has there.
+        kept = [parameter.grad for parameter in self.parameters_]
+        self._put(gradients)
+        self.optimizer_.step()
+        self._put(kept)
+        return loss.item()
+
+    def _put(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters_, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _freeze(self, frozen: bool) -> None:
+        for parameter in self.parameters_:
+            parameter.requires_grad_(not frozen)
+
+
+def _monitored_information(net: VAENet) -> float:
+    net.module_.eval()
+    with torch.inference_mode():
+        passes = [net.module_(chunk) for chunk in _monitored(net).split(_CHUNK)]
+        values = [mutual_information(p.mean, p.log_variance, p.code) for p in passes]
+    return float(np.mean([value.item() for value in values]))
+
+
+def _monitored(net: VAENet) -> Tensor:
+    return dict(net.callbacks_)["monitor"].watched_.rows
+
+
+class OptimalNoise(Callback):
+    """Sets the VAE's noise to the best one for the monitored rows, after each epoch."""
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Set the noise.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        net.module_.eval()
+        with torch.no_grad():
+            rows = _monitored(net)
+            best = net.criterion_.objective.raw_log_noise(net.module_(rows), rows)
+            net.module_.raw_log_noise.copy_(best)
+
+
+def _helpers(objective: Objective | None) -> list[tuple[str, Callback]]:
+    if isinstance(objective, AggressiveEncoder):
+        window, most = objective.window, objective.max_inner_steps
+        return [("encoder_first", EncoderFirst(window, most))]
+    if isinstance(objective, SigmaVAE):
+        return [("optimal_noise", OptimalNoise())]
+    return []
+
+
 class Completion(Callback):
     """Marks an epoch as complete: after the monitor, before the user's callbacks."""
 
@@ -624,6 +795,10 @@ class Progress(Callback):
         if hasattr(self, "bar_"):
             self.bar_.close()
             del self.bar_
+
+
+# They hold rows, or a bar, as long as a net trains.
+_OWN = EncoderFirst | MarginMonitor | Progress | ValidationMonitor
 
 
 def make_net(
@@ -783,7 +958,7 @@ def train(net: VAENet, dataset: TrainingSet) -> None:
         net.partial_fit(dataset)
     finally:
         for _, callback in net.callbacks_:
-            if hasattr(callback, "release"):
+            if isinstance(callback, _OWN):
                 callback.release()
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt

@@ -656,6 +656,7 @@ class CertifiedVAE(
         self.witness_scale_ = resolve_witness_scale(self.witness_scale, data.proba)
         self._structure = self._fingerprints()
         objective = Objective() if self.objective is None else clone(self.objective)
+        objective.check(self.likelihood)
         vae = make_vae(
             self.n_features_in_,
             self.latent_dim,

@@ -20,6 +20,7 @@ __all__ = [
     "conv_encoder",
     "make_vae",
     "mlp",
+    "unbounded",
 ]
 
 # Variances stay within exp(-10) and exp(10): no overflow, no division by zero.
@@ -243,6 +244,30 @@ def bounded_slope(value: Tensor) -> Tensor:
     tensor([1.0000, 0.7500])
     """
     return 1 - (value / _LOG_VARIANCE_BOUND).square()
+
+
+def unbounded(log_variance: Tensor) -> Tensor:
+    """Return the raw value that :func:`bounded` turns into a log-variance.
+
+    Parameters
+    ----------
+    log_variance : Tensor
+        Any shape; clipped to [-9.99, 9.99].
+
+    Returns
+    -------
+    Tensor
+        10 artanh(log_variance / 10), finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.networks import bounded, unbounded
+    >>> bounded(unbounded(torch.tensor([0.5, -torch.inf])))
+    tensor([ 0.5000, -9.9900])
+    """
+    ratio = log_variance / _LOG_VARIANCE_BOUND
+    return _LOG_VARIANCE_BOUND * torch.atanh(ratio.clamp(-0.999, 0.999))
 
 
 class Pass(NamedTuple):

@@ -4,7 +4,7 @@ Sums run over features and latent dimensions; means over samples are taken last.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
@@ -150,6 +150,23 @@ class Objective(BaseEstimator):
     A subclass overrides what its method changes; `skvaecert.baselines` has them. It
     is a scikit-learn estimator only so that its parameters nest in a grid.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
+
+    def check(self, likelihood: str) -> None:
+        """Fail if a parameter is not allowed, or not with this likelihood.
+
+        Parameters
+        ----------
+        likelihood : {"gaussian", "bernoulli"}
+            What the decoder's output means.
+
+        Raises
+        ------
+        ValueError
+            If so.
+        """
+        self._validate_params()
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
         """Return what stands in the place of the KL term, before `kl_weight`.

@@ -21,6 +21,7 @@ FLOORS = [
     {"networks", "_optimizer"},
     {"objectives"},
     {"_gradient", "_batches"},
+    {"baselines"},
     {"_training"},
     {"_base"},
     {"_teacher_search"},

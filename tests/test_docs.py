@@ -7,6 +7,7 @@ import pytest
 
 import skvaecert
 from skvaecert import (
+    baselines,
     datasets,
     exceptions,
     metrics,
@@ -58,17 +59,28 @@ def anchor(heading):
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-def test_tests_named_in_the_theory_exist():
-    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/theory.md").read_text()))
+@pytest.mark.parametrize(("page", "most"), [("theory", 20), ("baselines", 8)])
+def test_tests_named_in_the_documents_exist(page, most):
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / f"docs/{page}.md").read_text()))
     sources = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
-    assert len(named) > 20
+    assert len(named) > most
     missing = {name for name in named if f"def {name}(" not in sources}
     assert not missing
 
 
 @pytest.mark.parametrize(
     "module",
-    [skvaecert, datasets, exceptions, metrics, networks, objectives, plotting, simplex],
+    [
+        skvaecert,
+        baselines,
+        datasets,
+        exceptions,
+        metrics,
+        networks,
+        objectives,
+        plotting,
+        simplex,
+    ],
 )
 def test_public_names_stand_in_the_api(module):
     text = (ROOT / "docs/api.md").read_text()

@@ -9,6 +9,7 @@ from skorch.callbacks import Checkpoint as SkorchCheckpoint
 from skvaecert import _training as training
 from skvaecert._batches import Resident, TrainingSet
 from skvaecert._training import (
+    EncoderFirst,
     MarginMonitor,
     Snapshot,
     decode,
@@ -20,6 +21,7 @@ from skvaecert._training import (
     seeded,
     train,
 )
+from skvaecert.baselines import AggressiveEncoder, SigmaVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin
 from skvaecert.networks import make_vae
@@ -296,3 +298,125 @@ def test_device_auto_finds_one():
 def test_unknown_devices_are_refused(name):
     with pytest.raises(ValueError, match=f"device must be 'auto' .* got '{name}'"):
         resolve_device(name)
+
+
+class Spy(Callback):
+    """Notes the weights of encoder and decoder around every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_batch_begin(self, net, **kwargs):
+        self.note(net)
+
+    def on_batch_end(self, net, **kwargs):
+        self.note(net)
+
+    def note(self, net):
+        parts = net.module_.encoder, net.module_.decoder
+        self.seen.append([p[0].weight.detach().clone() for p in parts])
+
+
+def moved(before, after):
+    return [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+
+
+def test_encoder_and_decoder_take_turns(rows, proba, monkeypatch):
+    information = iter([1.0, 2.0, 1.9, 3.0])
+    monkeypatch.setattr(
+        training, "_monitored_information", lambda net: next(information)
+    )
+    net = trained(
+        rows,
+        proba,
+        callbacks=[("spy", Spy())],
+        max_epochs=4,
+        criterion__objective=AggressiveEncoder(2, 6),
+    )
+    assert [row["aggressive"] for row in net.history] == [True, True, False, False]
+    seen = dict(net.callbacks_)["spy"].seen
+    steps = [moved(a, b) for a, b in zip(seen[::2], seen[1::2], strict=True)]
+    between = [moved(a, b) for a, b in zip(seen[1:-1:2], seen[2::2], strict=True)]
+    turns = 3 * len(steps) // 4
+    assert steps == [[False, True]] * turns + [[True, True]] * (len(steps) - turns)
+    assert between[: turns - 1] == [[True, False]] * (turns - 1)
+    assert between[turns - 1 :] == [[False, False]] * (len(steps) - turns)
+
+
+@pytest.mark.parametrize(
+    ("losses", "n_steps"),
+    [
+        ([9, 7, 6, 6, 5, 5, 4, 4, 3, 3], 10),  # never rises
+        ([9, 7, 6, 6, 7, 6, 0, 0, 0, 0], 6),  # the third window does
+        ([9, 7, 9, 8, 0, 0, 0, 0, 0, 0], 4),
+    ],
+)
+def test_encoder_stops_when_a_window_rises(losses, n_steps, monkeypatch):
+    taken = iter(losses)
+    monkeypatch.setattr(EncoderFirst, "_step", lambda self, net: next(taken))
+    callback = EncoderFirst(window=2, max_inner_steps=10)
+    callback.aggressive_, callback.parameters_ = True, []
+    callback.on_batch_begin(net_for())
+    assert len(losses) - len(list(taken)) == n_steps
+
+
+def test_aggressive_training_remembers_that_it_ended(rows, proba, monkeypatch):
+    monkeypatch.setattr(
+        training, "_monitored_information", lambda net: -len(net.history)
+    )
+    net = trained(
+        rows, proba, max_epochs=2, criterion__objective=AggressiveEncoder(2, 6)
+    )
+    with seeded(0, CPU):
+        train(net, training_set(rows, proba))
+    assert [row["aggressive"] for row in net.history] == [True, False, False, False]
+
+
+def test_encoder_first_keeps_no_rows(rows, proba):
+    net = trained(rows, proba, criterion__objective=AggressiveEncoder(2, 6))
+    kept = vars(dict(net.callbacks_)["encoder_first"])
+    assert set(kept) == {"window", "max_inner_steps", "aggressive_"}
+
+
+class InterruptStep(Callback):
+    """Sends Ctrl-C before a step of the second epoch."""
+
+    def on_batch_begin(self, net, **kwargs):
+        if len(net.history) == 2:
+            self.frozen = not any(
+                p.requires_grad for p in net.module_.encoder.parameters()
+            )
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_encoder_is_not_left_frozen(rows, proba):
+    net = trained(
+        rows,
+        proba,
+        callbacks=[("interrupt", InterruptStep())],
+        criterion__objective=AggressiveEncoder(2, 6),
+    )
+    assert net.interrupted_
+    assert dict(net.callbacks_)["interrupt"].frozen
+    assert all(p.requires_grad for p in net.module_.parameters())
+
+
+def test_aggressive_training_knows_more_early(rows, proba):
+    """The path differs, with the loss the same."""
+    plain = trained(rows, proba, max_epochs=2)
+    first = trained(
+        rows, proba, max_epochs=2, criterion__objective=AggressiveEncoder(5, 40)
+    )
+    assert first.history[-1]["train_loss"] < plain.history[-1]["train_loss"]
+
+
+def test_optimal_noise_is_that_of_the_monitored_rows(rows, proba):
+    net = trained(rows, proba, criterion__objective=SigmaVAE())
+    bound = evidence_bound
+    losses = {}
+    for change in (-0.3, 0.0, 0.3):
+        with torch.no_grad(), seeded(1, CPU):
+            net.module_.raw_log_noise += change
+            losses[change] = -bound(net, rows[:256]).mean()
+            net.module_.raw_log_noise -= change
+    assert losses[0.0] == min(losses.values())

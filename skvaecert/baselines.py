@@ -1,0 +1,811 @@
+"""Mitigations of collapse from the literature, for `CertifiedVAE(objective=...)`.
+
+Each replaces a part of the ELBO; none of them rules a constant mean out, as
+docs/baselines.md shows one by one (theory section 11). What stands in the place of the
+KL term is multiplied by `kl_weight` as a whole. Defaults suit 100 epochs.
+"""
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import torch
+from scipy.special import lambertw
+from sklearn.utils._param_validation import Interval, StrOptions
+from torch import Tensor, nn
+
+from skvaecert.networks import Pass, bounded, unbounded
+from skvaecert.objectives import Objective, gaussian_kl, gaussian_loss
+
+__all__ = [
+    "AggressiveEncoder",
+    "BatchNormVAE",
+    "BetaVAE",
+    "Capacity",
+    "CyclicalAnnealing",
+    "DeltaVAE",
+    "FreeBits",
+    "InfoVAE",
+    "LinearAnnealing",
+    "MuForcing",
+    "SigmaVAE",
+    "maximum_mean_discrepancy",
+    "mutual_information",
+]
+
+_AT_LEAST_0 = Interval(Real, 0, None, closed="left")
+_ABOVE_0 = Interval(Real, 0, None, closed="neither")
+_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+
+def _mean_kl(result: Pass) -> Tensor:
+    return gaussian_kl(result.mean, result.log_variance).mean()
+
+
+class BetaVAE(Objective):
+    """Penalty beta * KL: a stronger pull to the prior.
+
+    Parameters
+    ----------
+    beta : float, default=4.0
+        At least 0. `kl_weight` of :class:`skvaecert.CertifiedVAE` does the same.
+
+    References
+    ----------
+    Higgins et al., ICLR 2017, who try 1 to 16 or more.
+
+    Examples
+    --------
+    >>> from skvaecert import CertifiedVAE
+    >>> from skvaecert.baselines import BetaVAE
+    >>> CertifiedVAE(objective=BetaVAE()).set_params(objective__beta=8.0).objective
+    BetaVAE(beta=8.0)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"beta": [_AT_LEAST_0]}
+
+    def __init__(self, beta: float = 4.0) -> None:
+        self.beta = beta
+
+    def penalty(self, result: Pass, epoch: float) -> Tensor:
+        """Return beta * KL.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Nats.
+        """
+        return self.beta * _mean_kl(result)
+
+
+class _Annealing(Objective):
+    def weight(self, epoch: float) -> float:
+        raise NotImplementedError
+
+    def penalty(self, result: Pass, epoch: float) -> Tensor:
+        """Return the KL term with the weight of this moment.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Epochs of training so far.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Nats.
+        """
+        return self.weight(epoch) * _mean_kl(result)
+
+
+class LinearAnnealing(_Annealing):
+    """Penalty w KL, w = min(1, start + (1 - start) * epoch / n_epochs).
+
+    Parameters
+    ----------
+    n_epochs : float, default=10
+        Epochs until the weight is 1, above 0.
+    start : float, default=0.1
+        First weight, in [0, 1].
+
+    References
+    ----------
+    Bowman et al., arXiv:1511.06349; Sonderby et al., arXiv:1602.02282. Defaults as in
+    the experiments of He et al., arXiv:1901.05534.
+
+    Examples
+    --------
+    >>> from skvaecert.baselines import LinearAnnealing
+    >>> [LinearAnnealing(10, 0.1).weight(epoch) for epoch in (0, 5, 10, 90)]
+    [0.1, 0.55, 1.0, 1.0]
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "n_epochs": [_ABOVE_0],
+        "start": [Interval(Real, 0, 1, closed="both")],
+    }
+
+    def __init__(self, n_epochs: float = 10, start: float = 0.1) -> None:
+        self.n_epochs = n_epochs
+        self.start = start
+
+    def weight(self, epoch: float) -> float:
+        """Return the weight of the KL term.
+
+        Parameters
+        ----------
+        epoch : float
+            Epochs of training so far.
+
+        Returns
+        -------
+        float
+            In [start, 1].
+        """
+        return min(1.0, self.start + (1 - self.start) * epoch / self.n_epochs)
+
+
+class CyclicalAnnealing(_Annealing):
+    """Penalty w KL, w = min(1, t / ratio), t = (epoch mod period) / period.
+
+    Parameters
+    ----------
+    period : float, default=25
+        Epochs of a cycle, above 0. The default gives four cycles in 100 epochs.
+    ratio : float, default=0.5
+        Part of a cycle in which the weight rises, in (0, 1].
+
+    References
+    ----------
+    Fu et al., arXiv:1903.10145: four cycles, ratio 0.5.
+
+    Examples
+    --------
+    >>> from skvaecert.baselines import CyclicalAnnealing
+    >>> [CyclicalAnnealing(20, 0.5).weight(epoch) for epoch in (0, 5, 10, 19, 20)]
+    [0.0, 0.5, 1.0, 1.0, 0.0]
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "period": [_ABOVE_0],
+        "ratio": [Interval(Real, 0, 1, closed="right")],
+    }
+
+    def __init__(self, period: float = 25, ratio: float = 0.5) -> None:
+        self.period = period
+        self.ratio = ratio
+
+    def weight(self, epoch: float) -> float:
+        """Return the weight of the KL term.
+
+        Parameters
+        ----------
+        epoch : float
+            Epochs of training so far.
+
+        Returns
+        -------
+        float
+            In [0, 1].
+        """
+        return min(1.0, epoch % self.period / self.period / self.ratio)
+
+
+class Capacity(Objective):
+    """Penalty gamma * abs(KL - C), C = capacity * min(1, epoch / n_epochs).
+
+    Parameters
+    ----------
+    capacity : float, default=25.0
+        C at the end, nats, at least 0.
+    n_epochs : float, default=25
+        Epochs in which C rises from 0, above 0.
+    gamma : float, default=1000.0
+        At least 0.
+
+    References
+    ----------
+    Burgess et al., arXiv:1804.03599: 25 nats and gamma 1000, in 100,000 steps; the
+    library pythae takes a quarter of 100 epochs.
+
+    Examples
+    --------
+    >>> from skvaecert.baselines import Capacity
+    >>> [Capacity(20.0, 10).target(epoch) for epoch in (0, 5, 10, 90)]
+    [0.0, 10.0, 20.0, 20.0]
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "capacity": [_AT_LEAST_0],
+        "n_epochs": [_ABOVE_0],
+        "gamma": [_AT_LEAST_0],
+    }
+
+    def __init__(
+        self, capacity: float = 25.0, n_epochs: float = 25, gamma: float = 1000.0
+    ) -> None:
+        self.capacity = capacity
+        self.n_epochs = n_epochs
+        self.gamma = gamma
+
+    def target(self, epoch: float) -> float:
+        """Return C.
+
+        Parameters
+        ----------
+        epoch : float
+            Epochs of training so far.
+
+        Returns
+        -------
+        float
+            Nats, in [0, capacity].
+        """
+        return self.capacity * min(1.0, epoch / self.n_epochs)
+
+    def penalty(self, result: Pass, epoch: float) -> Tensor:
+        """Return gamma * abs(KL - C), with the mean KL of the batch.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Epochs of training so far.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Nats.
+        """
+        return self.gamma * (_mean_kl(result) - self.target(epoch)).abs()
+
+
+class FreeBits(Objective):
+    """Penalty sum_j max(nats, KL_j), with the batch mean KL_j of each dimension.
+
+    With ``per="batch"`` it is max(nats, KL), all dimensions together.
+
+    Parameters
+    ----------
+    nats : float, default=0.25
+        What is free, at least 0: a dimension's share, or all of it.
+    per : {"dimension", "batch"}, default="dimension"
+        What `nats` holds for.
+
+    References
+    ----------
+    Kingma et al., arXiv:1606.04934; 0.25 a dimension is in their code.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.baselines import FreeBits
+    >>> from skvaecert.networks import Pass
+    >>> mean = torch.tensor([[0.0, 2.0]])
+    >>> result = Pass(mean, torch.zeros(1, 2), mean, mean, torch.tensor(0.0))
+    >>> FreeBits(0.5).penalty(result, 0)  # KL is 0 and 2
+    tensor(2.5000)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "nats": [_AT_LEAST_0],
+        "per": [StrOptions({"dimension", "batch"})],
+    }
+
+    def __init__(self, nats: float = 0.25, per: str = "dimension") -> None:
+        self.nats = nats
+        self.per = per
+
+    def penalty(self, result: Pass, epoch: float) -> Tensor:
+        """Return the KL term, as far as it is not free.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Nats, at least what is free.
+        """
+        mean, log_variance = result.mean, result.log_variance
+        kl = (mean.square() + log_variance.exp() - log_variance - 1).mean(dim=0) / 2
+        if self.per == "batch":
+            return kl.sum().clamp(min=self.nats)
+        return kl.clamp(min=self.nats).sum()
+
+
+class _DeltaPosterior(nn.Module):
+    def __init__(self, delta: float) -> None:
+        super().__init__()
+        level = 2 * delta + 1
+        # Roots of ln v - v + level = 0: v = -W(-exp(-level)), Lambert's W.
+        argument = -math.exp(-level)
+        self.smallest = float(-lambertw(argument, 0).real)
+        self.largest = float(-lambertw(argument, -1).real)
+        # More than float32 loses: the bound holds, and the root has a gradient.
+        self.level = level * (1 + 4e-6)
+
+    def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.largest - self.smallest
+        log_variance = torch.log(self.smallest + width * torch.sigmoid(raw))
+        least = torch.sqrt(self.level + log_variance - log_variance.exp())
+        return least + torch.relu(mean), log_variance
+
+
+class DeltaVAE(Objective):
+    """ELBO with a posterior whose KL is at least delta in every dimension.
+
+    The variance is v_l + (v_u - v_l) * sigmoid(raw), between the two roots of
+    ln v - v + 2 delta + 1 = 0; the mean is sqrt(2 delta + 1 + ln v - v) + max(0, m).
+    (Often printed without the square root; KL >= delta is then false.)
+
+    Parameters
+    ----------
+    delta : float, default=0.1
+        Nats a dimension, in (0, 4]; beyond, variances would leave their bounds.
+
+    References
+    ----------
+    Razavi et al., arXiv:1901.03416. The default is ours: text models use small ones.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.baselines import DeltaVAE
+    >>> from skvaecert.objectives import gaussian_kl
+    >>> posterior = DeltaVAE(0.1).posterior(1)
+    >>> gaussian_kl(*posterior(torch.zeros(1, 1), torch.zeros(1, 1)))
+    tensor([0.1000])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "delta": [Interval(Real, 0, 4, closed="right")]
+    }
+
+    def __init__(self, delta: float = 0.1) -> None:
+        self.delta = delta
+
+    def posterior(self, latent_dim: int) -> nn.Module:
+        """Return the module that keeps KL at delta or above.
+
+        Parameters
+        ----------
+        latent_dim : int
+            Not used.
+
+        Returns
+        -------
+        torch.nn.Module
+            Maps (mean, raw) to (mean, log_variance), each (n, latent_dim).
+        """
+        return _DeltaPosterior(self.delta)
+
+
+class AggressiveEncoder(Objective):
+    """ELBO; before each step of the decoder, the encoder is trained alone.
+
+    Steps of the encoder, on random batches, go on until the mean loss of `window` of
+    them is above that of the window before. As soon as the mutual information of x and
+    z on the monitored rows falls from one epoch to the next, training goes on as usual.
+
+    Parameters
+    ----------
+    window : int, default=10
+        Steps in a window, at least 1.
+    max_inner_steps : int, default=100
+        Most steps of the encoder for one of the decoder, at least 1.
+
+    See Also
+    --------
+    mutual_information : What is watched.
+
+    References
+    ----------
+    He et al., arXiv:1901.05534, without their annealing of the KL weight; defaults as
+    for their images.
+
+    Examples
+    --------
+    >>> from skvaecert import CertifiedVAE
+    >>> from skvaecert.baselines import AggressiveEncoder
+    >>> vae = CertifiedVAE(objective=AggressiveEncoder(max_inner_steps=20))
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "window": [Interval(Integral, 1, None, closed="left")],
+        "max_inner_steps": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(self, window: int = 10, max_inner_steps: int = 100) -> None:
+        self.window = window
+        self.max_inner_steps = max_inner_steps
+
+
+def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tensor:
+    """Estimate E[ln q(z|x) - ln q(z)], where q(z) is the mean of q(z|x) over the rows.
+
+    Parameters
+    ----------
+    mean, log_variance : Tensor of shape (n_samples, latent_dim)
+        Parameters of q(z|x).
+    code : Tensor of shape (n_samples, latent_dim)
+        One code a row, drawn from q(z|x).
+
+    Returns
+    -------
+    Tensor of shape ()
+        Nats, at most about ln n_samples. The expectation of ln q(z|x) is exact, that
+        of ln q(z) is over the codes, so it can be below 0 by chance.
+
+    References
+    ----------
+    He et al., arXiv:1901.05534, appendix; Hoffman & Johnson 2016.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.baselines import mutual_information
+    >>> mean = torch.tensor([[-9.0], [9.0]])  # two rows that nothing confuses: ln 2
+    >>> mutual_information(mean, torch.zeros(2, 1), mean + 1)
+    tensor(0.6931)
+    """
+    # The constant d ln(2 pi) / 2 is in both parts.
+    inside = -(1 + log_variance).sum(dim=1).mean() / 2
+    square = (code[:, None] - mean).square() * torch.exp(-log_variance)
+    log_densities = -(square + log_variance).sum(dim=2) / 2
+    return (
+        inside - (log_densities.logsumexp(dim=1) - torch.tensor(len(code)).log()).mean()
+    )
+
+
+def maximum_mean_discrepancy(
+    code: Tensor, prior: Tensor, scales: Sequence[float] = _SCALES
+) -> Tensor:
+    """Estimate E k(z, z') + E k(w, w') - 2 E k(z, w); z from q(z), w from the prior.
+
+    The kernel is k(a, b) = sum_s C_s / (C_s + ||a - b||^2), C_s = 2 * latent_dim * s.
+
+    Parameters
+    ----------
+    code : Tensor of shape (n_samples, latent_dim)
+        Draws of z.
+    prior : Tensor of shape (n_samples, latent_dim)
+        Draws of w.
+    scales : sequence of float
+        Values of s, above 0.
+
+    Returns
+    -------
+    Tensor of shape ()
+        The squared discrepancy as a U-statistic: pairs of a draw with itself are left
+        out, so that it is unbiased, has mean 0 where q(z) is the prior, and can be
+        negative.
+
+    References
+    ----------
+    Gretton et al., JMLR 13, 2012, lemma 6.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.baselines import maximum_mean_discrepancy
+    >>> code, prior = torch.zeros(2, 1), torch.full((2, 1), 2.0)
+    >>> maximum_mean_discrepancy(code, prior, scales=[2.0])  # 1 + 1 - 2 * 4 / 8
+    tensor(1.)
+    """
+    within = _mean_kernel(code, code, scales) + _mean_kernel(prior, prior, scales)
+    return within - 2 * _mean_kernel(code, prior, scales)
+
+
+def _mean_kernel(a: Tensor, b: Tensor, scales: Sequence[float]) -> Tensor:
+    square = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T
+    widths = [2 * a.shape[1] * scale for scale in scales]
+    kernel = torch.stack([c / (c + square.clamp(min=0)) for c in widths]).sum(dim=0)
+    if a is not b:
+        return kernel.mean()
+    n_pairs = max(len(a) * (len(a) - 1), 1)
+    return (kernel - torch.diag(kernel.diagonal())).sum() / n_pairs
+
+
+class InfoVAE(Objective):
+    """Penalty (1 - alpha) * KL + (alpha + strength - 1) * MMD(q(z), N(0, I)).
+
+    Parameters
+    ----------
+    alpha : float, default=1.0
+        Weight taken from the KL term, at most 1. With 1 nothing of it is left, and the
+        discrepancy alone ties the codes to the prior.
+    strength : float, default=100.0
+        lambda; ``alpha + strength - 1`` must be at least 0.
+    scales : sequence of float, default=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+        Of the kernel, above 0.
+
+    See Also
+    --------
+    maximum_mean_discrepancy : The term and its kernel.
+
+    References
+    ----------
+    Zhao et al., arXiv:1706.02262. They tune lambda so that the term is as large as the
+    reconstruction loss; the default is ours, for tens of nats.
+
+    Examples
+    --------
+    >>> from skvaecert import CertifiedVAE
+    >>> from skvaecert.baselines import InfoVAE
+    >>> vae = CertifiedVAE(objective=InfoVAE(alpha=0.5, strength=50.0))
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "alpha": [Interval(Real, None, 1, closed="right")],
+        "strength": [Interval(Real, None, None, closed="neither")],
+        "scales": [list, tuple],
+    }
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        strength: float = 100.0,
+        scales: Sequence[float] = _SCALES,
+    ) -> None:
+        self.alpha = alpha
+        self.strength = strength
+        self.scales = scales
+
+    def check(self, likelihood: str) -> None:
+        """Fail if a parameter, or the weight of the discrepancy, is not allowed.
+
+        Parameters
+        ----------
+        likelihood : {"gaussian", "bernoulli"}
+            Not used.
+
+        Raises
+        ------
+        ValueError
+            If so.
+        """
+        super().check(likelihood)
+        if self.alpha + self.strength < 1:
+            raise ValueError(
+                "alpha + strength - 1 of InfoVAE must be at least 0, or codes would be "
+                f"driven away from the prior; got alpha={self.alpha!r} and "
+                f"strength={self.strength!r}. Raise strength."
+            )
+        if not (self.scales and all(s in _ABOVE_0 for s in self.scales)):
+            raise ValueError(
+                "scales of InfoVAE must be one or more numbers above 0, got "
+                f"{self.scales!r}."
+            )
+
+    def penalty(self, result: Pass, epoch: float) -> Tensor:
+        """Return both terms, the second on the drawn codes and as many of the prior.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Nats.
+        """
+        prior = torch.randn_like(result.code)
+        discrepancy = maximum_mean_discrepancy(result.code, prior, self.scales)
+        weight = self.alpha + self.strength - 1
+        return (1 - self.alpha) * _mean_kl(result) + weight * discrepancy
+
+
+class _BatchNormPosterior(nn.Module):
+    def __init__(self, latent_dim: int, gamma: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(latent_dim)
+        self.norm.weight.requires_grad_(False).fill_(gamma)
+
+    def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+        if self.training and len(mean) < 2:
+            raise ValueError(
+                "batch_size must be at least 2 for BatchNormVAE, got a batch of 1 row."
+            )
+        return self.norm(mean), bounded(raw)
+
+
+class BatchNormVAE(Objective):
+    """ELBO; the mean is gamma * (m - mean m) / sqrt(var m + 1e-5) + shift.
+
+    Moments are those of the batch in training and running averages afterwards. As far
+    as var m is well above 1e-5, the mean KL of a batch is at least
+    latent_dim * gamma^2 / 2, whatever x says.
+
+    Parameters
+    ----------
+    gamma : float, default=0.5
+        Standard deviation of the mean in a batch, above 0; fixed. The shift is free.
+
+    References
+    ----------
+    Zhu et al., arXiv:2004.12585; default of their code.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.baselines import BatchNormVAE
+    >>> posterior = BatchNormVAE(gamma=0.5).posterior(1)
+    >>> mean, _ = posterior(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1))
+    >>> mean.detach().round(decimals=3)
+    tensor([[-0.5000],
+            [ 0.5000]])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"gamma": [_ABOVE_0]}
+
+    def __init__(self, gamma: float = 0.5) -> None:
+        self.gamma = gamma
+
+    def posterior(self, latent_dim: int) -> nn.Module:
+        """Return the module that normalises the means.
+
+        Parameters
+        ----------
+        latent_dim : int
+            Width of a code.
+
+        Returns
+        -------
+        torch.nn.Module
+            Maps (mean, raw) to (mean, log_variance), each (n, latent_dim).
+        """
+        return _BatchNormPosterior(latent_dim, self.gamma)
+
+
+class MuForcing(Objective):
+    """Penalty KL + strength * max(0, threshold - V), V = mean_i ||mu_i - mean mu||^2.
+
+    Parameters
+    ----------
+    threshold : float, default=1.5
+        Least V of a batch, summed over the dimensions, above 0.
+    strength : float, default=1.0
+        At least 0. Above 1/2 it outweighs the KL term's pull on the means.
+
+    References
+    ----------
+    Liu et al., arXiv:1905.10072; threshold of their code, where V is a mean squared
+    error. If that averages over dimensions too, then multiply `threshold` and divide
+    `strength` by `latent_dim` for the same objective.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.baselines import MuForcing
+    >>> from skvaecert.networks import Pass
+    >>> mean = torch.tensor([[-1.0], [1.0]])  # KL is 1/2, V is 1
+    >>> result = Pass(mean, torch.zeros(2, 1), mean, mean, torch.tensor(0.0))
+    >>> MuForcing(threshold=1.5).penalty(result, 0)
+    tensor(1.)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "threshold": [_ABOVE_0],
+        "strength": [_AT_LEAST_0],
+    }
+
+    def __init__(self, threshold: float = 1.5, strength: float = 1.0) -> None:
+        self.threshold = threshold
+        self.strength = strength
+
+    def penalty(self, result: Pass, epoch: float) -> Tensor:
+        """Return the KL term and what V lacks.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Not used.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Nats.
+        """
+        spread = result.mean.var(dim=0, correction=0).sum()
+        hinge = torch.relu(self.threshold - spread)
+        return _mean_kl(result) + self.strength * hinge
+
+
+class SigmaVAE(Objective):
+    """ELBO with the best noise variance for each batch, v = MSE.
+
+    The reconstruction term becomes n_features / 2 * (ln(2 pi MSE) + 1), with the mean
+    squared error of the batch over rows and features, kept within the bounds of
+    log-variances. After an epoch the VAE's own noise is set to the best one for the
+    monitored rows, so that its score is that of the noise trained with. Needs
+    ``likelihood="gaussian"``.
+
+    References
+    ----------
+    Rybkin et al., arXiv:2006.13202.
+
+    Examples
+    --------
+    >>> from skvaecert import CertifiedVAE
+    >>> from skvaecert.baselines import SigmaVAE
+    >>> vae = CertifiedVAE(objective=SigmaVAE())
+    """
+
+    def check(self, likelihood: str) -> None:
+        """Fail if the likelihood has no noise variance.
+
+        Parameters
+        ----------
+        likelihood : {"gaussian", "bernoulli"}
+            What the decoder's output means.
+
+        Raises
+        ------
+        ValueError
+            If it is not "gaussian".
+        """
+        super().check(likelihood)
+        if likelihood != "gaussian":
+            raise ValueError(
+                "likelihood must be 'gaussian' for SigmaVAE, whose noise variance is "
+                f"the best one, got {likelihood!r}. Use another objective."
+            )
+
+    def raw_log_noise(self, result: Pass, x: Tensor) -> Tensor:
+        """Return the parameter of the VAE at which the noise is the best one.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for `x`.
+        x : Tensor of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        Tensor of shape ()
+            For `raw_log_noise` of :class:`skvaecert.networks.VAE`; without gradient.
+        """
+        return unbounded((x - result.output).detach().square().mean().log())
+
+    def reconstruction(self, losses: Tensor, result: Pass, x: Tensor) -> Tensor:
+        """Return -log p(x|z) at the best noise.
+
+        Parameters
+        ----------
+        losses : Tensor of shape (n_samples,)
+            Not used.
+        result : Pass
+            What the VAE returned for `x`.
+        x : Tensor of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Mean over the batch, nats of density.
+        """
+        # At the optimum the noise has no gradient to pass on: it may be a constant.
+        log_noise = bounded(self.raw_log_noise(result, x))
+        return gaussian_loss(x, result.output, log_noise).mean()
