@@ -1,7 +1,7 @@
 """What the estimators share: nested defaults, and fits that fail without a trace."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from numbers import Real
 from types import CodeType
@@ -18,7 +18,32 @@ from sklearn.utils.validation import validate_data
 
 from skvaecert.datasets import DatasetRows
 
+try:
+    from sklearn.callback import CallbackSupportMixin, with_callbacks
+except ImportError:  # before scikit-learn 1.9
+
+    class CallbackSupportMixin:  # type: ignore[no-redef]
+        """Stands for what scikit-learn has since 1.9."""
+
+    def with_callbacks(method: Any) -> Any:
+        """Return the method as it is.
+
+        Parameters
+        ----------
+        method : callable
+            A method `fit`.
+
+        Returns
+        -------
+        callable
+            The same.
+        """
+        return method
+
+
 __all__ = [
+    "CallbackSupportMixin",
+    "FitTasks",
     "NestedDefaultMixin",
     "fingerprint",
     "fingerprints",
@@ -28,6 +53,7 @@ __all__ = [
     "restored_on_error",
     "seed_unset",
     "validate_rows",
+    "with_callbacks",
 ]
 
 # Numbers in a chunk of rows: few enough to stay in the cache while they are checked.
@@ -68,6 +94,84 @@ class NestedDefaultMixin:
                     **{k: v for k, v in params.items() if k != name},
                 }
         return super().set_params(**params)  # type: ignore[misc]
+
+
+class FitTasks:
+    """Tells scikit-learn's callbacks of a fit and its parts; nobody before 1.9.
+
+    Parameters
+    ----------
+    estimator : CallbackSupportMixin
+        In its method `fit`, which :func:`with_callbacks` decorates.
+    X : array-like
+        What `fit` was given.
+    y : object
+        What `fit` was given.
+    n_parts : int
+        How many parts there will be at most.
+    """
+
+    def __init__(self, estimator: Any, X: Any, y: Any, n_parts: int) -> None:
+        self.estimator = estimator
+        self.data = {"X": X, "y": y}
+        self.context: Any = None
+        if hasattr(estimator, "_init_callback_context"):
+            self.context = estimator._init_callback_context(max_subtasks=n_parts)
+            self.context.call_on_fit_task_begin(estimator=estimator, **self.data)
+
+    def begin(self, name: str) -> None:
+        """Begin a part.
+
+        Parameters
+        ----------
+        name : str
+            What callbacks call it.
+        """
+        if self.context is not None:
+            self.part = self.context.subcontext(task_name=name)
+            self.part.call_on_fit_task_begin(estimator=self.estimator, **self.data)
+
+    def end(self, attributes: Callable[[], dict[str, Any]] | None = None) -> bool:
+        """End a part.
+
+        Parameters
+        ----------
+        attributes : callable or None, default=None
+            Returns what the estimator lacks to be a fitted one.
+
+        Returns
+        -------
+        bool
+            Whether a callback wants the fit to stop here.
+        """
+        if self.context is None:
+            return False
+        return self.part.call_on_fit_task_end(
+            estimator=self.estimator, **self.data, reconstruction_attributes=attributes
+        )
+
+    def end_fit(self) -> None:
+        """End the fit."""
+        if self.context is not None:
+            self.context.call_on_fit_task_end(estimator=self.estimator, **self.data)
+
+    def handed_on(self, inner: Any) -> AbstractContextManager[None]:
+        """Let an estimator inside take part.
+
+        Parameters
+        ----------
+        inner : object
+            What is fitted within the `with` block; nothing happens if it does not
+            know of callbacks.
+
+        Returns
+        -------
+        context manager
+            For a `with` block.
+        """
+        if self.context is None or not hasattr(inner, "set_callbacks"):
+            return nullcontext()
+        return self.part.propagate_callback_context(inner)
 
 
 def numpy_only() -> AbstractContextManager[None]:

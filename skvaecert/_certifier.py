@@ -30,10 +30,13 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from skvaecert._base import (
+    CallbackSupportMixin,
+    FitTasks,
     NestedDefaultMixin,
     fingerprints,
     restored_on_error,
     seed_unset,
+    with_callbacks,
 )
 from skvaecert._certificate import Certificate, certify
 from skvaecert._teacher import GMMTeacher, teacher_posterior
@@ -64,6 +67,7 @@ def _template(certifier: "CollapseCertifier") -> Any:
 
 
 class CollapseCertifier(
+    CallbackSupportMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,
     MetaEstimatorMixin,
@@ -174,6 +178,7 @@ class CollapseCertifier(
         self.warm_start = warm_start
         self.random_state = random_state
 
+    @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
@@ -203,14 +208,17 @@ class CollapseCertifier(
             the epochs that the estimator has kept are certified.
         """
         breakdown = None
+        tasks = FitTasks(self, X, y, n_parts=1)
         with restored_on_error(self):
             go_on = self.warm_start and hasattr(self, "estimator_")
             first = not hasattr(self, "estimator_")
             estimator = self._seeded(self._checked_template())
             if go_on:
                 estimator = self._continued(estimator)
+            tasks.begin("fit-estimator")
             try:
-                _fit_encoder(estimator, X, y, teacher_proba)
+                with tasks.handed_on(estimator):
+                    _fit_encoder(estimator, X, y, teacher_proba)
             except NonFiniteLossError as error:
                 # What it has kept of a first fit, there is nothing else to go back to.
                 if not (first and hasattr(estimator, "net_")):
@@ -224,6 +232,8 @@ class CollapseCertifier(
             self.certificate_ = self._certificate(X, means, proba, None)
         if breakdown is not None:
             raise breakdown
+        tasks.end()
+        tasks.end_fit()
         return self
 
     def transform(self, X: ArrayLike) -> Any:

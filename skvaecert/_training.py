@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ __all__ = [
     "Completion",
     "EncoderFirst",
     "MarginMonitor",
+    "Observed",
+    "Observer",
     "OptimalNoise",
     "Progress",
     "Snapshot",
@@ -144,6 +146,7 @@ class VAENet(NeuralNet):
         **kwargs: Any,
     ) -> None:
         self.forward_backend = forward_backend
+        self.observer: Observer | None = None
         self.autocast = autocast
         super().__init__(*args, **kwargs)
 
@@ -797,6 +800,52 @@ class Progress(Callback):
             del self.bar_
 
 
+class Observed(Callback):
+    """Tells whom :func:`train` was given of every epoch, after all other callbacks."""
+
+    def on_epoch_begin(self, net: VAENet, **kwargs: Any) -> None:
+        """Tell of the beginning.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        if net.observer is not None:
+            net.observer.begin()
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Tell of the end, and stop if that is wanted.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        if net.observer is not None and net.observer.end():
+            raise KeyboardInterrupt  # how skorch stops early
+
+
+class Observer(Protocol):
+    """Who wants to know of epochs."""
+
+    def begin(self) -> None:
+        """Note that an epoch begins."""
+
+    def end(self) -> bool:
+        """Note that one ended.
+
+        Returns
+        -------
+        bool
+            Whether training is to stop.
+        """
+
+
 # They hold rows, or a bar, as long as a net trains.
 _OWN = EncoderFirst | MarginMonitor | Progress | ValidationMonitor
 
@@ -891,7 +940,8 @@ def resume_net(
 
 def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
     own = [("progress", Progress())] if verbose else []
-    return own + [_copied(given) for given in callbacks or []]
+    theirs = [_copied(given) for given in callbacks or []]
+    return [*own, *theirs, ("observed", Observed())]
 
 
 def _copied(given: Any) -> Any:
@@ -935,7 +985,7 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
             optimizer.step()
 
 
-def train(net: VAENet, dataset: TrainingSet) -> None:
+def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -> None:
     """Train for `net.max_epochs` more epochs.
 
     Parameters
@@ -945,6 +995,8 @@ def train(net: VAENet, dataset: TrainingSet) -> None:
         it early.
     dataset : TrainingSet
         Training rows and their posteriors.
+    observer : Observer or None, default=None
+        Told of every epoch.
 
     Raises
     ------
@@ -954,9 +1006,11 @@ def train(net: VAENet, dataset: TrainingSet) -> None:
         If loss or weights became infinite or not a number.
     """
     n_epochs = len(net.history)
+    net.observer = observer
     try:
         net.partial_fit(dataset)
     finally:
+        net.observer = None
         for _, callback in net.callbacks_:
             if isinstance(callback, _OWN):
                 callback.release()

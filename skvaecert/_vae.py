@@ -22,6 +22,8 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
 from skvaecert._base import (
+    CallbackSupportMixin,
+    FitTasks,
     NestedDefaultMixin,
     fingerprint,
     fingerprints,
@@ -29,6 +31,7 @@ from skvaecert._base import (
     read_rows,
     restored_on_error,
     seed_unset,
+    with_callbacks,
 )
 from skvaecert._batches import Resident, Rows, Standardisation, Streamed, TrainingSet
 from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
@@ -126,7 +129,11 @@ class _Data(NamedTuple):
 
 
 class CertifiedVAE(
-    NestedDefaultMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    CallbackSupportMixin,
+    NestedDefaultMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""Variational autoencoder with a teacher-aligned code.
 
@@ -390,6 +397,7 @@ class CertifiedVAE(
         self.verbose = verbose
         self.random_state = random_state
 
+    @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
@@ -429,8 +437,10 @@ class CertifiedVAE(
             below `target_margin`.
         """
         warm = self.warm_start and hasattr(self, "net_")
-        return self._fit(X, teacher_proba, warm=warm, n_epochs=self.max_epochs)
+        tasks = FitTasks(self, X, y, self.max_epochs)
+        return self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=self.max_epochs)
 
+    @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)
     def partial_fit(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
@@ -451,7 +461,9 @@ class CertifiedVAE(
         self : CertifiedVAE
             The fitted estimator.
         """
-        return self._fit(X, teacher_proba, warm=hasattr(self, "net_"), n_epochs=1)
+        tasks = FitTasks(self, X, y, n_parts=1)
+        warm = hasattr(self, "net_")
+        return self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=1)
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return the latent means mu(x), which do not depend on the other rows.
@@ -580,6 +592,7 @@ class CertifiedVAE(
         self,
         X: ArrayLike,
         teacher_proba: ArrayLike | None,
+        tasks: FitTasks,
         *,
         warm: bool,
         n_epochs: int,
@@ -606,7 +619,8 @@ class CertifiedVAE(
                     self._resume(data, n_epochs)
                 else:
                     self._build(data, n_epochs)
-                self._train(data, warm=warm)
+                self._train(data, tasks, warm=warm)
+        tasks.end_fit()
         self._warn(data, n_epochs)
         return self
 
@@ -776,14 +790,14 @@ class CertifiedVAE(
             return Resident(torch.tensor(rows, device=device), self._standardisation)
         return Resident.filled(rows.shape, chunks, self._standardisation, device)
 
-    def _train(self, data: _Data, *, warm: bool) -> None:
+    def _train(self, data: _Data, tasks: FitTasks, *, warm: bool) -> None:
         before = Snapshot(self.net_)
         held_out = None
         if data.held_proba is not None:
             held_out = self._training_set(data.held_rows, data.held_proba)
         dataset = self._training_set(data.rows, data.proba, held_out)
         try:
-            train(self.net_, dataset)
+            train(self.net_, dataset, _Epochs(self, tasks))
             self._take_history(before.n_epochs)
         except BaseException:
             if warm:
@@ -806,9 +820,12 @@ class CertifiedVAE(
         return float(n_features * np.log(self._standardisation.scale))
 
     def _take_history(self, n_earlier: int) -> None:
+        self.history_ = self._history()
+        self.n_iter_ = len(self.history_) - n_earlier
+
+    def _history(self) -> list[dict[str, float]]:
         complete = [row for row in self.net_.history if "seconds" in row]
-        self.history_ = [_history_row(row, self._units) for row in complete]
-        self.n_iter_ = len(complete) - n_earlier
+        return [_history_row(row, self._units) for row in complete]
 
     def _means(self, rows: Any) -> NDArray[np.float32]:
         chunks = read_rows(self, rows)
@@ -871,6 +888,20 @@ class CertifiedVAE(
             f"epochs out of {n_epochs}. To go on from it, set warm_start=True and fit "
             "again."
         )
+
+
+class _Epochs:
+    """Passes epochs on to scikit-learn's callbacks, with the VAE as it is then."""
+
+    def __init__(self, vae: CertifiedVAE, tasks: FitTasks) -> None:
+        self.vae = vae
+        self.tasks = tasks
+
+    def begin(self) -> None:
+        self.tasks.begin("epoch")
+
+    def end(self) -> bool:
+        return self.tasks.end(lambda: {"history_": self.vae._history()})
 
 
 def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:

@@ -28,11 +28,11 @@ FLOORS = [
     {"_teacher"},
     {"_vae"},
     {"_certifier"},
-    {"plotting"},
+    {"callbacks", "plotting"},
 ]
 MATHS = {"simplex", "metrics", "_certificate", "_mixture"}
 ONLY_IN = {
-    "skorch": {"_training"},
+    "skorch": {"_training", "callbacks"},
     "torch": {
         "networks",
         "_optimizer",
@@ -52,6 +52,7 @@ ONLY_IN = {
         "_teacher",
         "_vae",
         "_certifier",
+        "callbacks",
         "plotting",
     },
     "matplotlib": {"plotting"},
