@@ -68,6 +68,8 @@ _FIXED = (
 _RANGE_SLACK = 1e-6
 # Sums of squares of larger ones overflow in the network's float32.
 _LARGEST_STANDARD = 1e15
+# batch_size="auto": steps an epoch if there are few rows, and the limits of a batch.
+_STEPS, _BATCH_SIZES = 16, (8, 128)
 _HISTORY = {
     "epoch": "epoch",
     "train_loss": "loss",
@@ -161,8 +163,9 @@ class CertifiedVAE(
         each fold's teacher once. Works for teachers with a fixed `random_state`.
     max_epochs : int, default=100
         Passes over the rows in one :meth:`fit`.
-    batch_size : int, default=128
+    batch_size : int or "auto", default="auto"
         Most rows a step. Batches of an epoch are of the same size but for one row.
+        "auto" for a sixteenth of the rows, but from 8 to 128: small tables need steps.
     learning_rate : float, default=1e-3
         Step size of Adam, above 0.
     device : str, default="auto"
@@ -261,7 +264,10 @@ class CertifiedVAE(
         ],
         "memory": [str, HasMethods(["cache"]), None],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
-        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [
+            Interval(Integral, 1, None, closed="left"),
+            StrOptions({"auto"}),
+        ],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "device": [str],
         "warm_start": ["boolean"],
@@ -285,7 +291,7 @@ class CertifiedVAE(
         witness_scale: str | float = "prior",
         memory: Any = None,
         max_epochs: int = 100,
-        batch_size: int = 128,
+        batch_size: int | str = "auto",
         learning_rate: float = 1e-3,
         device: str = "auto",
         warm_start: bool = False,
@@ -581,7 +587,7 @@ class CertifiedVAE(
             criterion__scale=self.witness_scale_,
             criterion__kl_weight=self.kl_weight,
             criterion__alignment_weight=self.alignment_weight,
-            **self._settings(n_epochs),
+            **self._settings(n_epochs, len(proba)),
         )
 
     def _resume(self, proba: Floats, n_epochs: int) -> None:
@@ -595,13 +601,13 @@ class CertifiedVAE(
             self.net_,
             kl_weight=self.kl_weight,
             alignment_weight=self.alignment_weight,
-            **self._settings(n_epochs),
+            **self._settings(n_epochs, len(proba)),
         )
 
-    def _settings(self, n_epochs: int) -> dict[str, Any]:
+    def _settings(self, n_epochs: int, n_samples: int) -> dict[str, Any]:
         return {
             "lr": self.learning_rate,
-            "batch_size": self.batch_size,
+            "batch_size": _resolve_batch_size(self.batch_size, n_samples),
             "max_epochs": n_epochs,
             "callbacks": self.callbacks,
             "verbose": self.verbose,
@@ -729,6 +735,13 @@ def _check_range(rows: NDArray[np.floating], likelihood: str) -> None:
             f"{rows.min():.6g} to {rows.max():.6g}. Scale X, for example with "
             "MinMaxScaler(clip=True), or use likelihood='gaussian'."
         )
+
+
+def _resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
+    if not isinstance(batch_size, str):
+        return int(batch_size)
+    smallest, largest = _BATCH_SIZES
+    return min(largest, max(smallest, n_samples // _STEPS))
 
 
 def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
