@@ -29,6 +29,7 @@ from skvaecert._teacher_search import (
     Candidate,
     Configuration,
     Criterion,
+    can_search,
     check_budget,
     finished,
     search_teacher,
@@ -50,6 +51,8 @@ _BATCH_NUMBERS = 2**18
 # Precisions, which are inverse to it, must not overflow.
 _LEAST_VARIANCE = 1e-200
 _COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+# n_components="auto": its limits, and the rows a component has below the upper one.
+_AUTO_COMPONENTS, _AUTO_ROWS = (2, 10), 5
 
 
 class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -63,8 +66,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     much it tells rows apart, the teacher information, is what the best constant
     student pays and the most that a margin can reach.
 
-    Lists for `n_components`, `pca_components` or `covariance_type` mean a search of
-    their grid. Chosen is, on a quarter of the rows that no mixture was fitted on::
+    The covariance type is searched for unless one is given. Lists for `n_components`,
+    `pca_components` or `covariance_type` mean a search of their grid. Chosen is, on a
+    quarter of the rows that no mixture was fitted on::
 
         argmax I_T    subject to    (K - 1) / (2 K) E_T <= energy_budget
                       and           AMI of restarts >= min_agreement
@@ -75,14 +79,17 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     Parameters
     ----------
-    n_components : int or list of int, default=10
+    n_components : int, list of int or "auto", default="auto"
         K, the number of mixture components, at most the number of rows (in a search,
-        fewer: see Notes). With 1 the teacher has no information.
+        fewer: see Notes). With 1 the teacher has no information. "auto" for a fifth
+        of the rows that mixtures are fitted on, but from 2 to 10.
     pca_components : int or list of int, default=16
         Principal components kept, at most; fewer if there are fewer rows or
         features.
-    covariance_type : {"full", "tied", "diag", "spherical"} or list, default="full"
-        As in :class:`sklearn.mixture.GaussianMixture`.
+    covariance_type : {"full", "tied", "diag", "spherical"}, list or "auto", \
+            default="auto"
+        As in :class:`sklearn.mixture.GaussianMixture`. "auto" for a search of all
+        four; "spherical" where there are too few rows for a search, see Notes.
     temperature : float or "auto", default="auto"
         t, above 0; temperatures above 1 soften. "auto" for the smallest from 1 up
         at which the energy fits `energy_budget` on the rows fitted.
@@ -168,7 +175,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     Mixtures of a search are fitted by an EM of this package, the same as that of
     scikit-learn but in float32 where that is enough, from the same k-means for all
-    covariance types. Candidates need at least five rows a component to be fitted on.
+    covariance types. Candidates need at least five rows a component to be fitted on,
+    so "auto" searches from 7 rows a component up.
 
     References
     ----------
@@ -191,9 +199,16 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "n_components": [Interval(Integral, 1, None, closed="left"), "array-like"],
+        "n_components": [
+            Interval(Integral, 1, None, closed="left"),
+            "array-like",
+            StrOptions({"auto"}),
+        ],
         "pca_components": [Interval(Integral, 1, None, closed="left"), "array-like"],
-        "covariance_type": [StrOptions(set(_COVARIANCE_TYPES)), "array-like"],
+        "covariance_type": [
+            StrOptions({*_COVARIANCE_TYPES, "auto"}),
+            "array-like",
+        ],
         "temperature": [
             StrOptions({"auto"}),
             Interval(Real, 0, None, closed="neither"),
@@ -213,10 +228,10 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
 
     def __init__(
         self,
-        n_components: int | Sequence[int] = 10,
+        n_components: int | str | Sequence[int] = "auto",
         *,
         pca_components: int | Sequence[int] = 16,
-        covariance_type: str | Sequence[str] = "full",
+        covariance_type: str | Sequence[str] = "auto",
         temperature: float | str = "auto",
         floor: float = 0.01,
         energy_budget: float | None = None,
@@ -383,14 +398,12 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return self.n_components_
 
     def _configurations(self, n_samples: int, n_features: int) -> list[Configuration]:
-        n_components = counts_of("n_components", self.n_components)
+        most = min(n_samples, self.subsample or n_samples)
+        n_components = self._n_components(most)
         pca_components = counts_of("pca_components", self.pca_components)
-        covariance_types = _values(
-            "covariance_type", self.covariance_type, _COVARIANCE_TYPES.__contains__
-        )
+        covariance_types = self._covariance_types(n_components, most)
         kept = [min(count, n_samples, n_features) for count in pca_components]
         grid = dict.fromkeys(product(n_components, kept, covariance_types))
-        most = min(n_samples, self.subsample or n_samples)
         if min(n_components) > most:
             raise ValueError(
                 "n_components must be at most the number of rows that mixtures are "
@@ -398,6 +411,21 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 f"{self.n_components}. Use fewer components or more rows."
             )
         return [Configuration(*point) for point in grid]
+
+    def _n_components(self, n_samples: int) -> list[int]:
+        if isinstance(self.n_components, str):
+            fewest, most = _AUTO_COMPONENTS
+            return [min(most, max(fewest, n_samples // _AUTO_ROWS))]
+        return counts_of("n_components", self.n_components)
+
+    def _covariance_types(self, n_components: list[int], n_samples: int) -> list[str]:
+        if self.covariance_type != "auto":
+            return _values(
+                "covariance_type", self.covariance_type, _COVARIANCE_TYPES.__contains__
+            )
+        if can_search(min(n_components), n_samples):
+            return list(_COVARIANCE_TYPES)
+        return ["spherical"]
 
     def _project(
         self,

@@ -31,6 +31,7 @@ __all__ = [
     "Candidate",
     "Configuration",
     "Criterion",
+    "can_search",
     "check_budget",
     "default_budget",
     "finished",
@@ -190,6 +191,25 @@ def default_budget(n_components: int) -> float:
         Nats a sample, at scale 1.
     """
     return _LARGEST_SCALE**2 * (n_components - 1) / 2
+
+
+def can_search(n_components: int, n_samples: int) -> bool:
+    """Tell whether rows are enough to fit and judge candidates of K components.
+
+    Parameters
+    ----------
+    n_components : int
+        K.
+    n_samples : int
+        Rows to search, those held out included.
+
+    Returns
+    -------
+    bool
+        Whether each component has five rows to be fitted on.
+    """
+    n_fitted = int((1 - _HELD_OUT) * min(n_samples, _FIRST_ROWS))
+    return n_fitted >= _ROWS_PER_COMPONENT * n_components
 
 
 def search_teacher(

@@ -69,7 +69,11 @@ def test_unfitted_and_without_history(blobs):
 @pytest.fixture
 def searched(blobs):
     return GMMTeacher(
-        [2, 3, 4], temperature=1.0, energy_budget=8.5, random_state=0
+        [2, 3, 4],
+        covariance_type="full",
+        temperature=1.0,
+        energy_budget=8.5,
+        random_state=0,
     ).fit(blobs)
 
 
@@ -98,7 +102,11 @@ def test_a_search_is_drawn_into_given_axes(searched):
 
 
 def test_a_search_of_a_fitted_vae(blobs, small_vae):
-    small_vae.set_params(max_epochs=1, teacher__n_components=[2, 4]).fit(blobs)
+    small_vae.set_params(
+        max_epochs=1,
+        teacher__n_components=[2, 4],
+        teacher__covariance_type="full",
+    ).fit(blobs)
     certifier = CollapseCertifier(small_vae).fit(blobs)
     for estimator in (small_vae, certifier):
         display = TeacherSearchDisplay.from_estimator(estimator)
@@ -106,7 +114,8 @@ def test_a_search_of_a_fitted_vae(blobs, small_vae):
 
 
 def test_no_search_to_draw(blobs):
+    teacher = GMMTeacher(4, covariance_type="full").fit(blobs)
     with pytest.raises(ValueError, match="teacher must have searched"):
-        TeacherSearchDisplay.from_estimator(GMMTeacher(4).fit(blobs))
+        TeacherSearchDisplay.from_estimator(teacher)
     with pytest.raises(ValueError, match="not fitted"):
         TeacherSearchDisplay.from_estimator(GMMTeacher([3, 4]))

@@ -41,8 +41,13 @@ def test_posterior_is_that_of_the_mixture_with_a_floor(blobs, covariance_type):
 
 
 def test_temperature_softens(blobs):
-    teacher = GMMTeacher(n_components=4, temperature=5, floor=1e-6, random_state=0)
-    teacher.fit(blobs)
+    teacher = GMMTeacher(
+        n_components=4,
+        covariance_type="full",
+        temperature=5,
+        floor=1e-6,
+        random_state=0,
+    ).fit(blobs)
     plain = teacher.mixture_.predict_proba(teacher.pca_.transform(blobs))
     powers = plain ** (1 / 5)
     expected = powers / powers.sum(axis=1, keepdims=True)
@@ -233,7 +238,7 @@ def test_rows_too_close_for_their_squares(blobs):
 
 def test_a_subsample_smaller_than_the_components(blobs):
     with pytest.raises(ValueError, match=r"n_components must .*subsample=5\), got 10"):
-        GMMTeacher(subsample=5).fit(blobs)
+        GMMTeacher(n_components=10, subsample=5).fit(blobs)
 
 
 @pytest.mark.parametrize("library", [pd, pl])
@@ -275,7 +280,33 @@ def test_bad_data(bad_data):
 )
 def test_data_without_a_teacher(X, message):
     with pytest.raises(ValueError, match=message):
-        GMMTeacher().fit(X)
+        GMMTeacher(n_components=10).fit(X)
+
+
+@pytest.mark.parametrize(
+    ("n_samples", "n_components", "searched"),
+    [(2, 2, False), (15, 3, False), (66, 10, False), (67, 10, True), (300, 10, True)],
+)
+def test_the_default_fits_the_number_of_rows(n_samples, n_components, searched):
+    X = np.random.default_rng(0).normal(size=(n_samples, 3))
+    teacher = GMMTeacher(min_agreement=0, random_state=0).fit(X)
+    assert teacher.n_components_ == n_components
+    assert (teacher.search_results_ is not None) == searched
+    if searched:
+        tried = teacher.search_results_["covariance_type"]
+        assert set(tried) == {"full", "tied", "diag", "spherical"}
+    else:
+        assert teacher.mixture_.covariance_type == "spherical"
+
+
+def test_the_default_counts_rows_of_the_subsample(blobs):
+    assert GMMTeacher(subsample=20, random_state=0).fit(blobs).n_components_ == 4
+
+
+def test_a_covariance_type_that_is_given_is_not_searched_for(blobs):
+    teacher = GMMTeacher(covariance_type="diag", random_state=0).fit(blobs)
+    assert teacher.search_results_ is None
+    assert teacher.mixture_.covariance_type == "diag"
 
 
 @pytest.mark.parametrize(

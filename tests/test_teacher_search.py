@@ -221,7 +221,7 @@ def test_a_mixture_that_did_not_converge(digits):
 
 
 def test_one_value_in_a_list_is_no_search(digits):
-    plain = GMMTeacher(n_components=5, random_state=0).fit(digits[0])
+    plain = GMMTeacher(5, covariance_type="full", random_state=0).fit(digits[0])
     listed = GMMTeacher(
         n_components=np.array([5]), covariance_type=("full",), random_state=0
     ).fit(digits[0])
@@ -323,8 +323,12 @@ def test_error_score_in_the_second_round(digits, monkeypatch):
 
 
 def test_components_beyond_the_features_are_one_candidate(blobs):
-    teacher = GMMTeacher([2, 4], pca_components=[3, 6, 50, 99], random_state=0)
-    teacher.fit(blobs)
+    teacher = GMMTeacher(
+        [2, 4],
+        pca_components=[3, 6, 50, 99],
+        covariance_type="full",
+        random_state=0,
+    ).fit(blobs)
     assert list(teacher.search_results_["pca_components"]) == [3, 6, 3, 6]
 
 
@@ -384,7 +388,8 @@ def test_temperatures_fit_the_budget(digits):
 
 
 def test_the_default_budget_is_a_prior_matched_scale_of_4(digits):
-    teacher = GMMTeacher(n_components=8, floor=1e-9, random_state=0).fit(digits[0])
+    teacher = GMMTeacher(8, covariance_type="full", floor=1e-9, random_state=0)
+    teacher.fit(digits[0])
     assert teacher.temperature_ > 1
     scale = prior_matched_scale(teacher.transform(digits[0]))
     assert scale == pytest.approx(4, rel=1e-6)
@@ -400,7 +405,11 @@ def test_a_budget_of_ones_own(digits):
 @pytest.mark.parametrize("n_components", [5, [5, 10]], ids=["one", "search"])
 def test_a_budget_that_nothing_meets(digits, n_components):
     teacher = GMMTeacher(
-        n_components, temperature=1.0, energy_budget=0.5, random_state=0
+        n_components,
+        covariance_type="full",
+        temperature=1.0,
+        energy_budget=0.5,
+        random_state=0,
     )
     message = (
         r"energy_budget must be .* got 0.5 nats; nearest is n_components=5, "
@@ -460,7 +469,7 @@ def test_components_without_rows_are_a_failure(digits):
     X = np.repeat(digits[0][:3], 200, axis=0)
     message = "some components have no rows|distinct clusters"
     with pytest.warns((FitFailedWarning, ConvergenceWarning), match=message):
-        teacher = GMMTeacher([2, 3, 17], random_state=0).fit(X)
+        teacher = GMMTeacher([2, 3, 17], covariance_type="full", random_state=0).fit(X)
     assert teacher.n_components_ == 3
     assert "components have no rows" in teacher.search_results_["error"][2]
 

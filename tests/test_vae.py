@@ -83,6 +83,16 @@ def test_what_is_learned(blobs, small_vae):
     assert list(names) == [f"certifiedvae{i}" for i in range(4)]
 
 
+@pytest.mark.parametrize(
+    ("n_samples", "batch_size"), [(2, 8), (160, 10), (1600, 100), (10_000, 128)]
+)
+def test_batches_fit_the_number_of_rows(n_samples, batch_size, blobs):
+    X = np.resize(blobs, (n_samples, blobs.shape[1]))
+    proba = np.full((n_samples, 2), 0.5)
+    vae = CertifiedVAE(witness_scale=1.0, max_epochs=1, device="cpu")
+    assert vae.fit(X, teacher_proba=proba).net_.batch_size == batch_size
+
+
 def test_history_is_a_table(blobs, small_vae):
     table = pd.DataFrame(small_vae.fit(blobs).history_)
     assert list(table["epoch"]) == list(range(1, 31))
@@ -300,7 +310,7 @@ def test_pickle(blobs, small_vae):
 
 def test_pickle_holds_no_training_rows(small_vae):
     X = np.random.default_rng(0).normal(size=(5000, 6))
-    small_vae.set_params(max_epochs=1)
+    small_vae.set_params(max_epochs=1, teacher__covariance_type="full")
     sizes = [len(pickle.dumps(small_vae.fit(X[:n]))) for n in (500, 5000)]
     # 60 more batches in skorch's history, but not 4,500 more rows of 48 bytes.
     assert sizes[1] - sizes[0] < 4500 * 48 / 4
