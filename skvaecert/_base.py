@@ -42,6 +42,7 @@ except ImportError:  # before scikit-learn 1.9
 
 
 __all__ = [
+    "FIT_WRAPPERS",
     "CallbackSupportMixin",
     "FitTasks",
     "NestedDefaultMixin",
@@ -56,6 +57,9 @@ __all__ = [
     "with_callbacks",
 ]
 
+# Calls between a user's `fit` and that of the estimator: parameters are validated, and
+# since scikit-learn 1.9 callbacks looked after. For warnings that point at the user.
+FIT_WRAPPERS = 1 + hasattr(CallbackSupportMixin, "_init_callback_context")
 # Numbers in a chunk of rows: few enough to stay in the cache while they are checked.
 _CHUNK_NUMBERS = 2**20
 _CHUNK_ROWS = 256

@@ -29,6 +29,7 @@ from skvaecert._teacher_search import (
     Candidate,
     Configuration,
     Criterion,
+    NoCandidateError,
     can_search,
     check_budget,
     finished,
@@ -89,7 +90,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     covariance_type : {"full", "tied", "diag", "spherical"}, list or "auto", \
             default="auto"
         As in :class:`sklearn.mixture.GaussianMixture`. "auto" for a search of all
-        four; "spherical" where there are too few rows for a search, see Notes.
+        four; "spherical" where rows or distinct rows are too few for it, see Notes.
     temperature : float or "auto", default="auto"
         t, above 0; temperatures above 1 soften. "auto" for the smallest from 1 up
         at which the energy fits `energy_budget` on the rows fitted.
@@ -419,12 +420,12 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         return counts_of("n_components", self.n_components)
 
     def _covariance_types(self, n_components: list[int], n_samples: int) -> list[str]:
-        if self.covariance_type != "auto":
-            return _values(
-                "covariance_type", self.covariance_type, _COVARIANCE_TYPES.__contains__
-            )
+        if self._is_explicit:
+            given = self.covariance_type
+            return _values("covariance_type", given, _COVARIANCE_TYPES.__contains__)
+        # The simplest first: it is what is fitted where a search is not possible.
         if can_search(min(n_components), n_samples):
-            return list(_COVARIANCE_TYPES)
+            return list(reversed(_COVARIANCE_TYPES))
         return ["spherical"]
 
     def _project(
@@ -459,13 +460,13 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         rows = scores[_draw(len(scores), self.subsample, random_state)]
         self.search_results_: dict[str, NDArray[Any]] | None = None
         configuration, *others = configurations
-        if others:
-            best = self._search(rows, configurations, random_state)
+        best = self._search(rows, configurations, random_state) if others else None
+        if best is not None:
             configuration = best.configuration
         self.n_components_, n_kept, _ = configuration
         self.pca_, rows = _truncated(self.pca_, n_kept), rows[:, :n_kept]
         self.mixture_ = self._unfitted(rows, configuration, random_state)
-        if others:
+        if best is not None:
             mixture = finished(rows, best, self.reg_covar, self.max_iter)
             _set_fitted(self.mixture_, mixture)
             if not self.mixture_.converged_:
@@ -480,20 +481,31 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         rows: Floats,
         configurations: list[Configuration],
         random_state: np.random.RandomState,
-    ) -> Candidate:
-        best, self.search_results_ = search_teacher(
-            rows,
-            configurations,
-            self._criterion(),
-            reg_covar=self.reg_covar,
-            n_init=self.n_init,
-            max_iter=self.max_iter,
-            error_score=self.error_score,
-            n_jobs=self.n_jobs,
-            verbose=self.verbose,
-            random_state=random_state,
-        )
+    ) -> Candidate | None:
+        """Return the best candidate, None if "auto" has to do without a search."""
+        try:
+            best, self.search_results_ = search_teacher(
+                rows,
+                configurations,
+                self._criterion(),
+                reg_covar=self.reg_covar,
+                n_init=self.n_init,
+                max_iter=self.max_iter,
+                error_score=self.error_score,
+                n_jobs=self.n_jobs,
+                verbose=self.verbose,
+                random_state=random_state,
+            )
+        except NoCandidateError:
+            if len(configurations) > len(_COVARIANCE_TYPES) or self._is_explicit:
+                raise
+            return None
         return best
+
+    @property
+    def _is_explicit(self) -> bool:
+        given = self.covariance_type
+        return not (isinstance(given, str) and given == "auto")
 
     def _criterion(self) -> Criterion:
         return Criterion(

@@ -31,6 +31,7 @@ __all__ = [
     "Candidate",
     "Configuration",
     "Criterion",
+    "NoCandidateError",
     "can_search",
     "check_budget",
     "default_budget",
@@ -175,6 +176,10 @@ class Candidate:
     seconds: float = np.nan
     error: str = ""
     mixture: Mixture | None = field(default=None, repr=False)
+
+
+class NoCandidateError(ValueError):
+    """No candidate of a search could be fitted."""
 
 
 def default_budget(n_components: int) -> float:
@@ -698,7 +703,7 @@ def _check_usable(
     nearest = candidates[order[0]]
     if nearest.mixture is None:
         failures = "; ".join(f"{c.configuration}: {c.error}" for c in candidates)
-        raise ValueError(f"All {len(candidates)} candidates failed: {failures}.")
+        raise NoCandidateError(f"All {len(candidates)} candidates failed: {failures}.")
     check_budget(nearest, criterion)
 
 

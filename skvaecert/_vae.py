@@ -22,6 +22,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
 from skvaecert._base import (
+    FIT_WRAPPERS,
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
@@ -103,6 +104,8 @@ _HISTORY = {
 _SEEDS = 2**31 - 1
 # What a fit with rows held out records besides.
 _VALIDATION = ("validation_loss", "validation_margin", "validation_information")
+# Of rows that differ by rounding only, nats.
+_NO_INFORMATION = 1e-9
 # How far below its target a guarded margin may end without a warning.
 _GUARD_SLACK = 0.05
 
@@ -733,7 +736,7 @@ class CertifiedVAE(
         if self.alignment_weight != "auto":
             return float(self.alignment_weight)
         information = teacher_information(data.steering[1])
-        if information == 0:
+        if information < _NO_INFORMATION:
             raise ValueError(
                 "alignment_weight must be a number for this teacher, got 'auto': its "
                 "posterior is the same for all rows, so there is no margin to hold."
@@ -839,13 +842,13 @@ class CertifiedVAE(
         return np.concatenate([encode(self.net_, chunk) for chunk in standard])
 
     def _warn(self, data: _Data, n_epochs: int) -> None:
-        """Say what the fit did not do; the caller of `fit` is three frames up."""
+        stacklevel = 4 + FIT_WRAPPERS
         if self.net_.interrupted_:
-            warnings.warn(self._interruption(n_epochs), stacklevel=5)
+            warnings.warn(self._interruption(n_epochs), stacklevel=stacklevel)
         elif self.alignment_weight == "auto":
             reached = self._relative_margin(*data.steering)
             if reached < self.target_margin - _GUARD_SLACK:
-                warnings.warn(self._unreached(reached), stacklevel=5)
+                warnings.warn(self._unreached(reached), stacklevel=stacklevel)
 
     def _relative_margin(self, rows: Any, proba: Floats) -> float:
         means = self._means(rows)
@@ -1005,3 +1008,10 @@ def _history_row(row: dict[str, Any], units: float) -> dict[str, float]:
         if name in renamed:
             renamed[name] += units
     return renamed
+
+
+def _resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
+    if isinstance(batch_size, Integral):
+        return int(batch_size)
+    least, most = _BATCH_SIZES
+    return min(most, max(least, n_samples // _STEPS))

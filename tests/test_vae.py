@@ -1,7 +1,10 @@
+import copy
 import inspect
 import pickle
+import re
 import signal
 import threading
+import warnings
 from functools import partial
 
 import joblib
@@ -19,13 +22,25 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert import _vae as vae_module
-from skvaecert.datasets import load_patches
-from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert._batches import Streamed
+from skvaecert.datasets import DatasetRows, load_patches
+from skvaecert.exceptions import (
+    InterruptedFitWarning,
+    NonFiniteLossError,
+    UnreachedMarginWarning,
+)
+from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import mlp
-from skvaecert.simplex import prior_matched_scale, simplex_vertices, witness_log_proba
+from skvaecert.simplex import (
+    analytic_code,
+    prior_matched_scale,
+    simplex_vertices,
+    witness_log_proba,
+)
 
 
 class Interrupt(Callback):
@@ -859,3 +874,275 @@ def test_convolutions_are_pickled_and_go_on(patches, conv_vae):
 def test_bad_images(patches, conv_vae, params, message):
     with pytest.raises(ValueError, match=message):
         conv_vae.set_params(**params).fit(patches.data)
+
+
+def relative_margin(vae, X):
+    """Margin over information, by arithmetic apart from the guard's."""
+    proba = vae.teacher_.predict_proba(X)
+    margin = collapse_margin(proba, vae.witness_log_proba(X))
+    return margin / teacher_information(proba)
+
+
+@pytest.mark.parametrize("target", [0.3, 0.6])
+@pytest.mark.parametrize("kl_weight", [2.0, 16.0])
+def test_guard_holds_the_margin(blobs, small_vae, target, kl_weight):
+    small_vae.set_params(
+        alignment_weight="auto",
+        target_margin=target,
+        kl_weight=kl_weight,
+        max_epochs=150,
+        learning_rate=3e-3,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnreachedMarginWarning)
+        vae = small_vae.fit(blobs)
+    assert relative_margin(vae, blobs) >= target - 0.05
+    weights = [row["alignment_weight"] for row in vae.history_]
+    assert len(set(weights)) > 20
+    # The twin: without alignment this weight of the KL leaves nothing to hold.
+    if kl_weight == 16.0:
+        small_vae.set_params(alignment_weight=0.0)
+        assert relative_margin(small_vae.fit(blobs), blobs) < target - 0.05
+
+
+def test_guard_lets_go_of_a_margin_that_costs_nothing(blobs, small_vae):
+    small_vae.set_params(alignment_weight="auto", target_margin=0.1, max_epochs=100)
+    weights = [row["alignment_weight"] for row in small_vae.fit(blobs).history_]
+    assert weights[-1] < 0.1 * weights[0]
+
+
+def test_guard_says_what_it_did_not_reach(blobs, small_vae):
+    small_vae.set_params(
+        alignment_weight="auto", target_margin=0.95, kl_weight=50.0, max_epochs=2
+    )
+    with pytest.warns(
+        UnreachedMarginWarning, match="in 2 epochs, not target_margin"
+    ) as w:
+        vae = small_vae.fit(blobs)
+    assert w[0].filename == __file__
+    reached = float(re.search(r"margin of (-?[\d.]+) in", str(w[0].message))[1])
+    assert reached == pytest.approx(relative_margin(vae, blobs), abs=1e-3)
+
+
+def test_guard_goes_on_from_its_weight(blobs, small_vae):
+    small_vae.set_params(
+        alignment_weight="auto", kl_weight=16.0, warm_start=True, target_margin=0.6
+    )
+    first = small_vae.fit(blobs).history_[-1]["alignment_weight"]
+    rows = small_vae.set_params(max_epochs=1).fit(blobs).history_
+    assert 0.8 < rows[-1]["alignment_weight"] / first < 1.25
+    assert rows[0]["alignment_weight"] == pytest.approx(10, rel=0.3)
+
+
+def test_guard_needs_a_teacher_that_tells_rows_apart(blobs, small_vae):
+    small_vae.set_params(alignment_weight="auto", witness_scale=1.0)
+    with pytest.raises(ValueError, match="alignment_weight must be a number"):
+        small_vae.fit(blobs, teacher_proba=np.full((len(blobs), 3), 1 / 3))
+
+
+def test_rows_held_out_are_not_fitted_on(blobs, small_vae):
+    seen = []
+
+    class Teacher(GMMTeacher):
+        def fit(self, X, y=None):
+            seen.append(X)
+            return super().fit(X)
+
+    small_vae.set_params(teacher=Teacher(4), validation_fraction=0.25, max_epochs=3)
+    vae = small_vae.fit(blobs)
+    (fitted,) = seen
+    assert len(fitted) == 90
+    held_out = np.array([row for row in blobs if not (fitted == row).all(axis=1).any()])
+    assert len(held_out) == 30
+    proba = vae.teacher_.predict_proba(held_out)
+    log_q = vae.witness_log_proba(held_out)
+    last = vae.history_[-1]
+    assert last["validation_margin"] == pytest.approx(
+        collapse_margin(proba, log_q), abs=1e-5
+    )
+    assert last["validation_information"] == pytest.approx(
+        teacher_information(proba), abs=1e-5
+    )
+    # The standardisation is that of the rows fitted on, and so is the margin recorded.
+    assert last["teacher_information"] == pytest.approx(
+        teacher_information(vae.teacher_.predict_proba(fitted)), abs=1e-5
+    )
+    # The codes are other draws than those of score.
+    assert last["validation_loss"] == pytest.approx(-vae.score(held_out), rel=0.1)
+    assert (
+        "validation_loss"
+        not in small_vae.set_params(validation_fraction=None).fit(blobs).history_[-1]
+    )
+
+
+def test_warm_fits_hold_out_the_same_rows(blobs, small_vae):
+    small_vae.set_params(validation_fraction=0.25, warm_start=True, max_epochs=2)
+    first = small_vae.fit(blobs)._split(len(blobs))
+    second = small_vae.set_params(random_state=5).fit(blobs)._split(len(blobs))
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+def test_guard_holds_the_margin_of_rows_held_out(blobs, small_vae):
+    small_vae.set_params(
+        alignment_weight="auto",
+        validation_fraction=0.25,
+        kl_weight=16.0,
+        max_epochs=150,
+        learning_rate=3e-3,
+    )
+    last = small_vae.fit(blobs).history_[-1]
+    assert last["validation_margin"] >= 0.55 * last["validation_information"]
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.999])
+def test_both_parts_need_rows(blobs, small_vae, fraction):
+    with pytest.raises(
+        ValueError, match=f"validation_fraction .* got {fraction} of 120"
+    ):
+        small_vae.set_params(validation_fraction=fraction).fit(blobs)
+
+
+@pytest.mark.parametrize(
+    ("params", "alpha"),
+    [
+        ({"prefit_alpha": 1.0}, 1.0),
+        ({"prefit_alpha": 0.3}, 0.3),
+        # With the prior-matched scale the analytic code costs (K - 1) / 2 nats.
+        ({"prefit_energy": 1.5 / 4}, 0.5),
+        ({"prefit_energy": 100.0}, 1.0),
+    ],
+)
+def test_prefit_begins_at_the_scaled_analytic_code(blobs, small_vae, params, alpha):
+    small_vae.set_params(prefit_epochs=200, max_epochs=1, learning_rate=3e-3, **params)
+    with pytest.raises(KeyboardInterrupt):
+        small_vae.set_params(callbacks=[Stopped()]).fit(blobs)
+    vae = Stopped.vae
+    codes = analytic_code(
+        vae.teacher_.predict_proba(blobs), vae.vertices_, vae.witness_scale_
+    )
+    assert vae.prefit_alpha_ == pytest.approx(alpha, rel=1e-6)
+    error = np.square(vae.transform(blobs) - alpha * codes).sum(axis=1).mean()
+    assert error < 0.05 * np.square(alpha * codes).sum(axis=1).mean()
+
+
+class Stopped(Callback):
+    """Stops before the first epoch and keeps what there is."""
+
+    vae = None
+
+    def on_train_begin(self, net, **kwargs):
+        frame = inspect.currentframe()
+        while not isinstance(frame.f_locals.get("self"), CertifiedVAE):
+            frame = frame.f_back
+        Stopped.vae = copy.copy(frame.f_locals["self"])
+        raise KeyboardInterrupt
+
+
+def test_prefit_is_for_first_fits(blobs, small_vae):
+    small_vae.set_params(max_epochs=2, warm_start=True).fit(blobs)
+    assert not hasattr(small_vae, "prefit_alpha_")
+    twin = copy.deepcopy(small_vae)
+    twin.set_params(prefit_alpha=1.0).fit(blobs)
+    np.testing.assert_array_equal(
+        twin.transform(blobs), small_vae.fit(blobs).transform(blobs)
+    )
+
+
+def test_prefit_takes_one_of_alpha_and_energy(blobs, small_vae):
+    small_vae.set_params(prefit_alpha=0.5, prefit_energy=1.0)
+    with pytest.raises(ValueError, match=r"prefit_energy must be None .* got .*=0.5"):
+        small_vae.fit(blobs)
+
+
+@pytest.fixture
+def bytes_(blobs):
+    low, high = blobs.min(axis=0), blobs.max(axis=0)
+    return np.round(255 * (blobs - low) / (high - low)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_bytes_are_fitted_like_the_floats_they_stand_for(bytes_, small_vae, likelihood):
+    small_vae.set_params(likelihood=likelihood, max_epochs=5)
+    kept = []
+
+    class Dataset(Callback):
+        def on_train_begin(self, net, X=None, **kwargs):
+            kept.append(X.rows.values.dtype)
+
+    vae = clone(small_vae).set_params(callbacks=[Dataset()]).fit(bytes_)
+    assert kept == [torch.uint8]
+    unit = 255.0 if likelihood == "bernoulli" else 1.0
+    twin = clone(small_vae).fit(bytes_ / unit)
+    np.testing.assert_allclose(
+        vae.transform(bytes_), twin.transform(bytes_ / unit), atol=1e-4
+    )
+    assert vae.score(bytes_) == pytest.approx(twin.score(bytes_ / unit), rel=1e-4)
+    Z = vae.transform(bytes_)
+    np.testing.assert_allclose(
+        vae.inverse_transform(Z), unit * twin.inverse_transform(Z), rtol=1e-3, atol=1e-2
+    )
+
+
+def test_bytes_that_are_zeros_and_ones_are_probabilities(blobs, small_vae):
+    X = (blobs > 0).astype(np.uint8)
+    small_vae.set_params(likelihood="bernoulli", max_epochs=2)
+    vae, twin = clone(small_vae).fit(X), clone(small_vae).fit(X.astype(float))
+    np.testing.assert_allclose(vae.transform(X), twin.transform(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("fraction", [None, 0.25])
+def test_rows_on_disk_and_of_a_dataset_are_streamed(
+    blobs, small_vae, tmp_path, dtype, fraction
+):
+    X = blobs.astype(dtype)
+    np.save(tmp_path / "rows.npy", X)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    dataset = DatasetRows(TensorDataset(torch.from_numpy(X), torch.zeros(len(X))))
+    small_vae.set_params(max_epochs=5, validation_fraction=fraction)
+    expected = clone(small_vae).fit(X)
+    for rows in (mapped, dataset):
+        kinds = []
+
+        class Kind(Callback):
+            def on_train_begin(self, net, X=None, kinds=kinds, **kwargs):
+                kinds.append(type(X.rows))
+
+        vae = clone(small_vae).set_params(callbacks=[Kind()]).fit(rows)
+        assert kinds == [Streamed]
+        np.testing.assert_array_equal(vae.transform(rows), expected.transform(X))
+        assert vae.score(rows) == expected.score(X)
+        assert vae.history_[-1]["margin"] == expected.history_[-1]["margin"]
+
+
+def test_bad_rows_in_a_stream_are_found_before_the_first_epoch(blobs, small_vae):
+    X = np.tile(blobs, (3, 1))
+    X[-1, -1] = np.nan
+    dataset = DatasetRows(TensorDataset(torch.from_numpy(X)))
+    with pytest.raises(ValueError, match="NaN"):
+        small_vae.fit(dataset)
+    small_vae.set_params(likelihood="bernoulli")
+    with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
+        small_vae.fit(DatasetRows(TensorDataset(torch.from_numpy(blobs))))
+    assert not hasattr(small_vae, "net_")
+
+
+def test_a_certifier_takes_a_stream(blobs, small_vae):
+    dataset = DatasetRows(TensorDataset(torch.from_numpy(blobs)))
+    certifier = CollapseCertifier(small_vae).fit(dataset)
+    assert certifier.certificate_.verdict == "certified"
+    assert certifier.score(dataset) == certifier.score(blobs)
+    assert certifier.certify(dataset) == certifier.certify(blobs)
+
+
+@pytest.mark.parametrize("params", [{"torch_compile": "eager"}, {"autocast": True}])
+def test_compiled_and_bfloat16_trainings_certify_alike(blobs, small_vae, params):
+    plain = clone(small_vae).fit(blobs)
+    vae = clone(small_vae).set_params(**params).fit(blobs)
+    a, b = relative_margin(vae, blobs), relative_margin(plain, blobs)
+    assert a == pytest.approx(b, abs=0.05)
+    assert vae.transform(blobs).dtype == np.float64
+    again = pickle.loads(pickle.dumps(vae))
+    np.testing.assert_array_equal(again.transform(blobs), vae.transform(blobs))
+    if "autocast" in params:
+        assert not np.array_equal(vae.transform(blobs), plain.transform(blobs))
