@@ -80,14 +80,17 @@ class Standardisation(NamedTuple):
         ValueError
             If a value is so far out that its square would overflow.
         """
-        standard = (rows - self.location) / self.scale
-        largest = np.abs(standard).max()
+        # Twice as fast in float32, where rows that come so are no better known.
+        dtype = np.float32 if rows.dtype == np.float32 else np.float64
+        standard = rows - self.location.astype(dtype)
+        standard *= dtype(1 / self.scale)
+        largest = max(-standard.min(), standard.max())
         if largest > _LARGEST_STANDARD:
             raise ValueError(
                 "X must be within 1e15 standard deviations of the training rows, got "
                 f"{largest:.3g}. Check its units."
             )
-        return torch.from_numpy(standard.astype(np.float32))
+        return torch.from_numpy(standard.astype(np.float32, copy=False))
 
     def undo(self, standard: NDArray[np.floating]) -> Floats:
         """Return to the units of the user's rows.

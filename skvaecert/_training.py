@@ -1082,12 +1082,17 @@ def _in_chunks(
     net: VAENet, function: Callable[[Tensor], Tensor], rows: Tensor
 ) -> NDArray[np.float32]:
     net.module_.eval()
-    results = []
     with torch.inference_mode():
-        for chunk in rows.split(_CHUNK):
-            filled = torch.cat([chunk, chunk[-1:].expand(_CHUNK - len(chunk), -1)])
-            results.append(function(filled.to(net.device))[: len(chunk)].cpu())
+        results = [
+            function(_filled(chunk).to(net.device))[: len(chunk)].cpu()
+            for chunk in rows.split(_CHUNK)
+        ]
     return torch.cat(results).numpy()
+
+
+def _filled(chunk: Tensor) -> Tensor:
+    missing = _CHUNK - len(chunk)
+    return torch.cat([chunk, chunk[-1:].expand(missing, -1)]) if missing else chunk
 
 
 def _raised_in_code(stop: KeyboardInterrupt) -> bool:

@@ -186,8 +186,8 @@ class CertifiedVAE(
         the KL term or of another part of the ELBO; None for the ELBO itself.
     alignment_weight : float or "auto", default=10.0
         Weight of the alignment loss, at least 0. "auto" takes it for a multiplier
-        that holds the margin at `target_margin` (the guard): after each step
-        ``log w += 0.05 * clip((A - (1 - target_margin) * I_T) / I_T, -1, 1)``.
+        that holds the margin at `target_margin`, or above it where that is free: the
+        guard, :class:`skvaecert.objectives.Guard`.
     target_margin : float, default=0.6
         Share of the teacher information to hold, in (0, 1); for "auto" only.
     kl_weight : float, default=1.0

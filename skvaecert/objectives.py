@@ -246,9 +246,11 @@ class Guard:
 
     Takes w for the multiplier of the constraint A <= (1 - m) I_T, and after each step
 
-        log w += 0.05 clip((A - (1 - m) I_T) / I_T, -1, 1)
+        log w += 0.05 clip(c, -1, 1),    c = e if e < 0 else 8 e,
+        e = (A - (1 - m) I_T) / I_T
 
-    with a running mean of A over batches.
+    with a running mean of A over batches. A margin that falls below its target is thus
+    brought back faster than one above it is let go.
 
     Parameters
     ----------
@@ -262,7 +264,7 @@ class Guard:
     Attributes
     ----------
     weight : Tensor of shape ()
-        w, in [1e-4, 1e6]; 10 at the beginning.
+        w, in [0.1, 1e6]; 10 at the beginning.
     gap : float
         How much greater A is on the rows to hold the margin on than on those trained
         on, nats; for whoever trains to set.
@@ -272,8 +274,9 @@ class Guard:
     Theory section 10.
     """
 
-    _RATE, _FADING = 0.05, 0.1
-    _LEAST, _MOST = 1e-4, 1e6
+    _RATE, _FADING, _URGENCY = 0.05, 0.1, 8.0
+    # A weight that has gone down further would take too long to come back.
+    _LEAST, _MOST = 0.1, 1e6
 
     def __init__(
         self, target_margin: float, information: float, device: torch.device
@@ -296,7 +299,8 @@ class Guard:
             self._mean = alignment.clone()
         self._mean.lerp_(alignment, self._FADING)
         excess = (self._mean + self.gap) / self.information - (1 - self.target_margin)
-        self.weight *= torch.exp(self._RATE * excess.clamp(-1, 1))
+        urgent = torch.maximum(excess, self._URGENCY * excess)
+        self.weight *= torch.exp(self._RATE * urgent.clamp(-1, 1))
         self.weight.clamp_(self._LEAST, self._MOST)
 
 

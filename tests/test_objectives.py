@@ -8,6 +8,7 @@ from skvaecert.metrics import alignment_loss, escape_force
 from skvaecert.networks import Pass
 from skvaecert.objectives import (
     AlignedELBO,
+    Guard,
     alignment,
     bernoulli_loss,
     gaussian_kl,
@@ -111,3 +112,40 @@ def test_without_weight_alignment_is_not_computed(proba, mean, generator):
     )
     assert terms.alignment == 0
     assert objective.total(terms).isfinite()
+
+
+def test_guard_follows_its_rule():
+    guard = Guard(0.6, 2.0, torch.device("cpu"))
+    log_w, mean = np.log(10), None
+    for loss, gap in [(1.5, 0.0), (0.3, 0.0), (0.1, 0.0), (0.2, 0.7), (5.0, 0.0)]:
+        guard.gap = gap
+        guard.update(torch.tensor(loss))
+        mean = loss if mean is None else 0.9 * mean + 0.1 * loss
+        e = (mean + gap - 0.4 * 2.0) / 2.0
+        log_w += 0.05 * np.clip(8 * e if e > 0 else e, -1, 1)
+        assert guard.weight.item() == pytest.approx(np.exp(log_w), rel=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "limit"), [(0.0, 0.1), (9.0, 1e6)])
+def test_guard_stays_within_limits(loss, limit):
+    guard = Guard(0.5, 1.0, torch.device("cpu"))
+    weights = []
+    for _ in range(400):
+        guard.update(torch.tensor(loss))
+        weights.append(guard.weight.item())
+    assert weights[-1] == pytest.approx(limit)
+    assert len(set(weights)) > 100
+
+
+def test_guard_gives_its_weight_to_the_loss(proba, mean, generator):
+    guard = Guard(0.5, 1.0, torch.device("cpu"))
+    objective = AlignedELBO("gaussian", torch.as_tensor(VERTICES), SCALE, 1.0, guard)
+    given, x = result(mean, generator), torch.zeros(N, 3)
+    terms = objective.terms(given, x, torch.as_tensor(proba))
+    before = objective.total(terms)
+    guard.update(torch.tensor(5.0))
+    rise = (guard.weight - 10) * terms.alignment
+    torch.testing.assert_close(objective.total(terms) - before, rise)
+    objective.set_alignment(2.0)
+    assert objective.guard is None
+    assert objective.alignment_weight == 2.0
