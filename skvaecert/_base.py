@@ -50,6 +50,7 @@ __all__ = [
     "fingerprints",
     "numpy_only",
     "open_rows",
+    "raw_chunks",
     "read_rows",
     "restored_on_error",
     "seed_unset",
@@ -277,17 +278,36 @@ def read_rows(
     ValueError
         If there are NaN, infinities or values whose squares overflow.
     """
-    # A multiple of what networks take at once.
-    size = _CHUNK_ROWS * max(1, _CHUNK_NUMBERS // rows.shape[1] // _CHUNK_ROWS)
-    for batch in gen_batches(len(rows), size):
+    for chunk in raw_chunks(rows):
         with numpy_only():
-            chunk = check_array(
-                rows[batch],
+            checked = check_array(
+                chunk,
                 dtype=[np.float64, np.float32],
                 estimator=estimator,
                 input_name="X",
             )
-        yield _within_limits(chunk)
+        yield _within_limits(checked)
+
+
+def raw_chunks(
+    rows: NDArray[np.number] | DatasetRows,
+) -> Iterator[NDArray[np.number]]:
+    """Yield the numbers of an array as they are, some rows at a time.
+
+    Parameters
+    ----------
+    rows : ndarray or DatasetRows of shape (n_samples, n_features)
+        From :func:`open_rows`.
+
+    Yields
+    ------
+    ndarray of shape (n_chunk, n_features)
+        Views where `rows` is in memory.
+    """
+    # A multiple of what networks take at once.
+    size = _CHUNK_ROWS * max(1, _CHUNK_NUMBERS // rows.shape[1] // _CHUNK_ROWS)
+    for batch in gen_batches(len(rows), size):
+        yield rows[batch]
 
 
 def _within_limits(rows: NDArray[np.floating]) -> NDArray[np.floating]:

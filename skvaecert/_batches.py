@@ -78,14 +78,14 @@ class Standardisation(NamedTuple):
         Raises
         ------
         ValueError
-            If a value is so far out that its square would overflow.
+            If a value is so far out that its square would overflow, or is NaN.
         """
         # Twice as fast in float32, where rows that come so are no better known.
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         standard = rows - self.location.astype(dtype)
         standard *= dtype(1 / self.scale)
         largest = max(-standard.min(), standard.max())
-        if largest > _LARGEST_STANDARD:
+        if not largest <= _LARGEST_STANDARD:  # also for NaN
             raise ValueError(
                 "X must be within 1e15 standard deviations of the training rows, got "
                 f"{largest:.3g}. Check its units."

@@ -29,6 +29,7 @@ from skvaecert._base import (
     fingerprint,
     fingerprints,
     open_rows,
+    raw_chunks,
     read_rows,
     restored_on_error,
     seed_unset,
@@ -837,9 +838,17 @@ class CertifiedVAE(
         return [_history_row(row, self._units) for row in complete]
 
     def _means(self, rows: Any) -> NDArray[np.float32]:
-        chunks = read_rows(self, rows)
-        standard = map(self._standardisation.apply, chunks)
-        return np.concatenate([encode(self.net_, chunk) for chunk in standard])
+        means = [encode(self.net_, chunk) for chunk in self._standard(rows)]
+        return np.concatenate(means)
+
+    def _standard(self, rows: Any) -> Iterator[torch.Tensor]:
+        """Yield standardised rows; look closer only where something is wrong."""
+        for chunk in raw_chunks(rows):
+            try:
+                yield self._standardisation.apply(chunk)
+            except ValueError:
+                deque(read_rows(self, chunk), maxlen=0)  # its errors say more
+                raise
 
     def _warn(self, data: _Data, n_epochs: int) -> None:
         stacklevel = 4 + FIT_WRAPPERS
