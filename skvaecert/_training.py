@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any
 
@@ -27,6 +28,7 @@ from skvaecert.objectives import AlignedELBO, Terms, gaussian_kl
 from skvaecert.simplex import witness_log_proba
 
 __all__ = [
+    "CHUNK",
     "Batches",
     "Completion",
     "MarginMonitor",
@@ -40,12 +42,13 @@ __all__ = [
     "resolve_device",
     "resume_net",
     "seeded",
+    "stand_in",
     "train",
 ]
 
 # Rows evaluated together. The last chunk is filled up to it: matrix products of
 # another shape round differently, and a row's mean must not depend on its company.
-_CHUNK = 256
+CHUNK = 256
 # The encoder's forward pass is about a sixth of a training step, so a quarter of the
 # rows keeps the monitor below 5 % of the epoch.
 _MONITORED_SHARE = 4
@@ -313,7 +316,28 @@ class VAENet(NeuralNet):
         sizes, *columns = zip(*self._noted, strict=True)
         # The one time in an epoch that waits for the device.
         values = torch.stack([torch.stack(column) for column in columns]).tolist()
-        for record, loss in zip(self._batch_records, values[0], strict=True):
+        self.record_losses(sizes, values)
+        self.check_weights(all(p.isfinite().all() for p in self.module_.parameters()))
+
+    def record_losses(
+        self, sizes: Sequence[int], values: Sequence[Sequence[float]]
+    ) -> None:
+        """Record the parts of the loss of an epoch.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+            Rows in every batch.
+        values : sequence of sequences of float
+            The loss of every batch, and each of its :class:`Terms`.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If the loss is infinite or not a number.
+        """
+        records = self.history[-1]["batches"]
+        for record, loss in zip(records, values[0], strict=True):
             record["train_loss"] = loss
         means = dict(
             zip(_PARTS, np.average(values, axis=1, weights=sizes), strict=True)
@@ -327,7 +351,21 @@ class VAENet(NeuralNet):
         self.history.record("train_loss_best", means["train_loss"] < best)
         self.history.record("kl_weight", self.criterion_.kl_weight)
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
-        if not all(p.isfinite().all() for p in self.module_.parameters()):
+
+    def check_weights(self, finite: bool) -> None:
+        """Raise an error if the weights are not finite.
+
+        Parameters
+        ----------
+        finite : bool
+            Whether they are.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If not.
+        """
+        if not finite:
             raise _not_finite("weights", len(self.history))
 
     def complete_epoch(self) -> None:
@@ -393,7 +431,7 @@ class MarginMonitor(Callback):
         if X is None:
             raise ValueError("MarginMonitor needs the training rows, got None.")
         rows, teacher_proba = X.tensors
-        n_rows = _CHUNK * max(1, len(rows) // _MONITORED_SHARE // _CHUNK)
+        n_rows = CHUNK * max(1, len(rows) // _MONITORED_SHARE // CHUNK)
         # A generator of its own: warm fits on the same data watch the same rows.
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
         chosen = order[:n_rows].to(rows.device)
@@ -416,7 +454,18 @@ class MarginMonitor(Callback):
         objective = net.criterion_
         vertices = objective.vertices.cpu().numpy()
         log_q = witness_log_proba(encode(net, self.rows_), vertices, objective.scale)
-        margin = collapse_margin(self.teacher_proba_, log_q)
+        self.record(net, collapse_margin(self.teacher_proba_, log_q))
+
+    def record(self, net: VAENet, margin: float) -> None:
+        """Record the margin at the end of an epoch.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        margin : float
+            Of `rows_`.
+        """
         net.history.record("margin", margin)
         # What skorch's Checkpoint asks for.
         net.history.record("margin_best", margin > self.best_)
@@ -594,8 +643,35 @@ def _copied(given: Any) -> Any:
         return given
 
 
+# What trains in place of `train`, if it returns True.
+Trainer = Callable[[VAENet, Tensor, Tensor], bool]
+_stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
+
+
+@contextmanager
+def stand_in(trainer: Trainer) -> Iterator[None]:
+    """Let :func:`train` ask another trainer first, inside the block.
+
+    Parameters
+    ----------
+    trainer : callable
+        Called with the arguments of :func:`train`; returns whether it has trained the
+        net. What it raises ends the fit.
+
+    Yields
+    ------
+    None
+        Nothing.
+    """
+    token = _stand_in.set(trainer)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
 def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:
-    """Train for `net.max_epochs` more epochs.
+    """Train for `net.max_epochs` more epochs, or have it done by `stand_in`.
 
     Parameters
     ----------
@@ -614,6 +690,9 @@ def train(net: VAENet, rows: Tensor, teacher_proba: Tensor) -> None:
     NonFiniteLossError
         If loss or weights became infinite or not a number.
     """
+    other = _stand_in.get()
+    if other is not None and other(net, rows, teacher_proba):
+        return
     n_epochs = len(net.history)
     try:
         net.partial_fit(
@@ -693,8 +772,8 @@ def _in_chunks(
     net.module_.eval()
     results = []
     with torch.inference_mode():
-        for chunk in rows.split(_CHUNK):
-            filled = torch.cat([chunk, chunk[-1:].expand(_CHUNK - len(chunk), -1)])
+        for chunk in rows.split(CHUNK):
+            filled = torch.cat([chunk, chunk[-1:].expand(CHUNK - len(chunk), -1)])
             results.append(function(filled.to(net.device))[: len(chunk)].cpu())
     return torch.cat(results).numpy()
 
@@ -716,7 +795,7 @@ def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
         traceback = traceback.tb_next
 
 
-def _first_not_finite(values: list[list[float]]) -> dict[str, float]:
+def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:
     first = next(
         batch for batch in zip(*values, strict=True) if not np.isfinite(batch[0])
     )

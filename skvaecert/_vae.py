@@ -26,6 +26,7 @@ from skvaecert._base import (
     fingerprints,
     restored_on_error,
     seed_unset,
+    shared_call,
     validate_rows,
 )
 from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
@@ -531,7 +532,7 @@ class CertifiedVAE(
         if self.random_state is not None:
             seed_unset(teacher, seed)
         _check_room(teacher, self.latent_dim)
-        return check_memory(self.memory).cache(_fitted)(teacher, X)
+        return shared_call(check_memory(self.memory).cache(_fitted), teacher, X)
 
     def _targets(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int

@@ -22,11 +22,13 @@ FLOORS = [
     {"objectives"},
     {"_gradient"},
     {"_training"},
+    {"_together"},
     {"_base"},
     {"_teacher_search"},
     {"_teacher"},
     {"_vae"},
     {"_certifier"},
+    {"model_selection"},
     {"plotting"},
 ]
 MATHS = {"simplex", "metrics", "_certificate", "_mixture"}
@@ -39,6 +41,7 @@ ONLY_IN = {
         "objectives",
         "baselines",
         "_training",
+        "_together",
         "_vae",
     },
     "sklearn": {
@@ -50,6 +53,7 @@ ONLY_IN = {
         "_teacher",
         "_vae",
         "_certifier",
+        "model_selection",
         "plotting",
     },
     "matplotlib": {"plotting"},
