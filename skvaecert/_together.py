@@ -7,7 +7,7 @@ tensors of several nets, stacked along a first axis, share that cost.
 import copy
 import hashlib
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any, NamedTuple
@@ -31,8 +31,11 @@ from skvaecert.objectives import AlignedELBO, Terms
 
 __all__ = ["Fit", "JointTraining", "can_join", "group_size", "train_together"]
 
-# Most nets in a stack: where another would no longer gain anything.
-_MOST = 16
+# Work is counted in weights x rows of a batch. A stack of 16 million gains no more by
+# another net, but 64 are enough of any; nets of more than 32 million gain less than a
+# tenth, and soon lose (examples/benchmarks/together.py).
+_STACK_WORK, _LARGEST_STACK = 16_000_000, 64
+_NET_WORK, _SMALLEST_STACK = 32_000_000, 4
 
 
 class _Prepared(BaseException):
@@ -100,7 +103,11 @@ def group_size(net: VAENet) -> int:
     int
         1 where it does not pay.
     """
-    return _MOST
+    n_weights = sum(p.numel() for p in net.module_.parameters())
+    work = n_weights * net.batch_size
+    if work > _NET_WORK:
+        return 1
+    return max(_SMALLEST_STACK, min(_LARGEST_STACK, _STACK_WORK // work))
 
 
 def train_together(fits: Sequence[Fit]) -> list[NonFiniteLossError | None]:
@@ -145,6 +152,8 @@ class JointTraining:
     def __init__(self) -> None:
         self._prepared: dict[_Key, Fit] = {}
         self._trained: dict[_Key, tuple[VAENet, NonFiniteLossError | None]] = {}
+        self._n_fits: Counter[_Key] = Counter()
+        self._seconds: dict[_Key, float] = {}
         self._tensors: dict[bytes, Tensor] = {}
 
     def prepare(self, fit: Callable[[], Any]) -> Callable[[], float]:
@@ -170,7 +179,8 @@ class JointTraining:
 
         with suppress(Exception, _Prepared), stand_in(collect):
             fit()
-        return lambda: sum(map(self._seconds, keys))
+        self._n_fits.update(keys)
+        return lambda: sum(self._seconds.get(key, 0.0) for key in keys)
 
     def _take(self, net: VAENet, rows: Tensor, teacher_proba: Tensor) -> "_Key":
         key = _Key.of(net, rows, teacher_proba)
@@ -180,10 +190,6 @@ class JointTraining:
         fit = Fit(net, rows, teacher_proba, torch.get_rng_state())
         self._prepared.setdefault(key, fit)
         return key
-
-    def _seconds(self, key: "_Key") -> float:
-        net, _ = self._trained.get(key, (None, None))
-        return sum(row["seconds"] for row in net.history) if net else 0.0
 
     def train(self) -> None:
         """Train what has been prepared, as far as it pays."""
@@ -202,6 +208,8 @@ class JointTraining:
         errors = train_together([fit for _, fit in part])
         for (key, fit), error in zip(part, errors, strict=True):
             self._trained[key] = fit.net, error
+            seconds = sum(row["seconds"] for row in fit.net.history)
+            self._seconds[key] = seconds / self._n_fits[key]
 
     def handing_out(self) -> AbstractContextManager[None]:
         """Give fits their trained nets, inside the block.
@@ -220,8 +228,12 @@ class JointTraining:
         if key not in self._trained:
             return False
         trained, error = self._trained[key]
-        # A copy, since equal fits share one training.
-        net.__dict__.update(vars(copy.deepcopy(trained)))
+        self._n_fits[key] -= 1
+        if self._n_fits[key]:
+            trained = copy.deepcopy(trained)
+        else:
+            del self._trained[key]
+        net.__dict__.update(vars(trained))
         if error is not None:
             raise type(error)(*error.args)
         return True
