@@ -375,15 +375,13 @@ class _Stack:
 
     def with_totals(self, terms: Tensor) -> Tensor:
         """Return losses and terms (n_batches, 1 + n_terms, n_nets)."""
-        ones, kl_weight = torch.ones(terms.shape[2]), self._criterion.kl_weight.view(-1)
-        by_name = {
-            "reconstruction": ones,
-            "penalty": kl_weight,
-            "kl": 0 * ones,
-            "alignment": self._criterion.alignment_weight.view(-1),
-        }
-        weights = torch.stack([by_name[name] for name in Terms._fields])
-        return torch.cat([(weights * terms).sum(dim=1, keepdim=True), terms], dim=1)
+        named = Terms(*terms.unbind(dim=1))
+        total = (
+            named.reconstruction
+            + self._criterion.kl_weight.view(-1) * named.penalty
+            + self._criterion.alignment_weight.view(-1) * named.alignment
+        )
+        return torch.cat([total[:, None], terms], dim=1)
 
     @torch.no_grad()
     def encode(self, rows: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from skvaecert import (
     datasets,
     exceptions,
     metrics,
+    model_selection,
     networks,
     objectives,
     plotting,
@@ -68,7 +69,17 @@ def test_tests_named_in_the_theory_exist():
 
 @pytest.mark.parametrize(
     "module",
-    [skvaecert, datasets, exceptions, metrics, networks, objectives, plotting, simplex],
+    [
+        skvaecert,
+        datasets,
+        exceptions,
+        metrics,
+        model_selection,
+        networks,
+        objectives,
+        plotting,
+        simplex,
+    ],
 )
 def test_public_names_stand_in_the_api(module):
     text = (ROOT / "docs/api.md").read_text()
