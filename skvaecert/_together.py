@@ -368,13 +368,13 @@ class _Stack:
         return {name: piece.view(-1, *shape) for (name, shape), piece in named}
 
     def step(self, rows: Tensor, teacher_proba: Tensor, noise: Tensor) -> Tensor:
-        """Make a step; return the terms of the loss, for every net in a column."""
+        # Terms of the loss, for every net in a column.
         _, terms = self._by_hand(rows, teacher_proba, self._criterion, noise)
         self._optimizer.step()
         return torch.stack(terms)
 
     def with_totals(self, terms: Tensor) -> Tensor:
-        """Return losses and terms (n_batches, 1 + n_terms, n_nets)."""
+        # Of shape (n_batches, 1 + n_terms, n_nets), the total first.
         named = Terms(*terms.unbind(dim=1))
         total = (
             named.reconstruction
@@ -385,19 +385,18 @@ class _Stack:
 
     @torch.no_grad()
     def encode(self, rows: Tensor) -> Tensor:
-        """Return the latent means of rows (n_nets, n_samples, n_features)."""
         chunks = rows.split(CHUNK, dim=1)
         means = [self._encoder.forward(x).chunk(2, dim=-1)[0] for x in chunks]
         return torch.cat(means, dim=1)
 
     def part_with(self, i: int, weights: Tensor) -> None:
-        """Give a net its row of a matrix of weights."""
+        # In memory of its own, so that it is not pickled with the others.
         module = self._nets[i].module_
         nn.utils.vector_to_parameters(weights[i].clone(), module.parameters())
         self._nets[i].optimizer_.bind(list(module.parameters()))
 
     def hand_over_moments(self, i: int) -> None:
-        """Give a net's optimizer the moments, so that another fit can go on."""
+        # So that a warm start can go on.
         (state,) = self._optimizer.state.values()
         own = self._nets[i].optimizer_
         (flat,) = own.param_groups[0]["params"]
@@ -487,7 +486,7 @@ class _Monitors:
         self._directions = torch.stack(directions)
 
     def margins(self, latent_mean: Tensor) -> list[float]:
-        """Return sum_i p_i sum_k T_ik log(q_ik / mean T_k), for every net."""
+        # G = sum_i p_i sum_k T_ik log(q_ik / mean T_k) of every net (theory section 2).
         logits = self._directions @ latent_mean.double().mT
         log_q = torch.log_softmax(logits, dim=1)
         log_ratio = log_q - self._proba.mean(dim=2, keepdim=True).log()
@@ -495,7 +494,6 @@ class _Monitors:
         return (sums / latent_mean.shape[1]).tolist()
 
     def record(self, i: int, margin: float) -> None:
-        """Record the margin of a net."""
         self._monitors[i].record(self._nets[i], margin)
 
     def release(self) -> None:
