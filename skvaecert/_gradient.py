@@ -171,6 +171,10 @@ class GradientByHand:
         encoder, decoder = Layers.of(vae.encoder), Layers.of(vae.decoder)
         if type(criterion.objective) is not Objective or not (encoder and decoder):
             return None
+        n_layers = len(encoder.weights) + len(decoder.weights)
+        if len(list(vae.parameters())) != 1 + 2 * n_layers:
+            # Layers that share a weight add up their gradients.
+            return None
         return cls(encoder, decoder, vae.raw_log_noise)
 
     @torch.no_grad()

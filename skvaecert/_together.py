@@ -86,7 +86,7 @@ def can_join(net: VAENet) -> bool:
         and not net.history
         and not net.optimizer_.state
         and GradientByHand.of(net.module_, net.criterion_) is not None
-        and all(p.requires_grad for p in net.module_.parameters())
+        and all(parameter.requires_grad for parameter in net.module_.parameters())
     )
 
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import product
 from typing import Any, Self
 
@@ -72,7 +72,8 @@ def fit_together(
     joint = JointTraining()
     errors = []
     with sharing_results():
-        with _same_draws_after():
+        # A callback that holds a lock or a file cannot be copied.
+        with _same_draws_after(), suppress(TypeError):
             for trial in filter(_holds_vae, copy.deepcopy(estimators)):
                 joint.prepare(_fitting(trial, X, y, fit_params))
         joint.train()
@@ -104,7 +105,8 @@ class BatchedGridSearchCV(GridSearchCV):
     it, if it has a seed.
 
     All that happens in a fit before its training is done twice; a Pipeline's earlier
-    steps, for example. Ctrl-C ends the search.
+    steps, for example. Rows of all folds are in memory at once, in float32. The search
+    runs in one process, and Ctrl-C ends it.
 
     Parameters
     ----------

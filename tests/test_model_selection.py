@@ -1,8 +1,11 @@
 import copy
 import pickle
+import threading
 
 import numpy as np
+import pandas as pd
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone
 from sklearn.decomposition import PCA
@@ -11,6 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback
 
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert import _together as together
@@ -159,6 +163,22 @@ def test_posteriors_given_are_split_like_the_rows(vae, blobs, stacks):
     params = {"teacher_proba": proba}
     assert_same_results(*both(vae, GRID, blobs, params))
     assert stacks == [24]
+
+
+def test_metadata_routing(vae, blobs, stacks):
+    proba = GMMTeacher(n_components=4, random_state=0).fit(blobs).predict_proba(blobs)
+    with sklearn.config_context(enable_metadata_routing=True):
+        vae.set_fit_request(teacher_proba=True)
+        assert_same_results(*both(vae, GRID, blobs, {"teacher_proba": proba}))
+    assert stacks == [24]
+
+
+def test_rows_in_a_frame_keep_their_names(vae, blobs, stacks):
+    X = pd.DataFrame(blobs, columns=list("abcdef"))
+    search, other = both(CollapseCertifier(vae), inside(GRID), X)
+    assert_same_results(search, other)
+    assert stacks == [24]
+    assert search.feature_names_in_.tolist() == list("abcdef")
 
 
 @pytest.mark.parametrize("grid", [GRID, {"teacher__n_components": [3, 4]}], ids=str)
@@ -338,6 +358,22 @@ def test_the_first_error_comes_after_all_are_fitted(vae, blobs, monkeypatch):
     with pytest.raises(NonFiniteLossError, match="broken"):
         fit_together(estimators, blobs)
     assert [hasattr(e, "net_") for e in estimators] == [True, False, True]
+
+
+class Locked(Callback):
+    """Cannot be copied."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+
+def test_what_cannot_be_copied_is_fitted_in_turn(vae, blobs, stacks):
+    estimators = seeds(vae, 2)
+    for estimator in estimators:
+        estimator.callbacks = [Locked()]
+    fit_together(estimators, blobs)
+    assert stacks == []
+    assert [estimator.n_iter_ for estimator in estimators] == [4, 4]
 
 
 def test_one_estimator_twice_is_an_error(vae, blobs):

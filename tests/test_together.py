@@ -213,6 +213,10 @@ def test_only_plain_nets_can_join():
     frozen = net_for()
     frozen.module_.raw_log_noise.requires_grad_(False)
     assert not can_join(frozen)
+    tied = nn.Sequential(nn.Linear(D, D), nn.SiLU(), nn.Linear(D, D), nn.SiLU())
+    tied[2].weight = tied[0].weight
+    tied.append(nn.Linear(D, 2 * LATENT))
+    assert not can_join(net_for(encoder=tied))
     assert not can_join(train_alone(ready()))
 
 
