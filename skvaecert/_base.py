@@ -271,9 +271,9 @@ def shared_call(function: Callable[..., Any], *args: Any) -> Any:
         Remembered if NumPy's generator had no part in it.
     """
     results = _results.get()
-    if results is None:
+    key = _content(args) if results is not None else None
+    if results is None or key is None:
         return function(*args)
-    key = joblib.hash(args)
     if key in results:
         return copy.deepcopy(results[key])
     generator = check_random_state(None)
@@ -282,6 +282,13 @@ def shared_call(function: Callable[..., Any], *args: Any) -> Any:
     if joblib.hash(generator.get_state()) == before:
         results[key] = copy.deepcopy(result)
     return result
+
+
+def _content(args: Any) -> str | None:
+    try:
+        return joblib.hash(args)
+    except Exception:  # locks, files, local classes: whatever cannot be pickled
+        return None
 
 
 def fingerprints(name: str, estimator: BaseEstimator) -> dict[str, str]:
