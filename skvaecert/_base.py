@@ -1,7 +1,9 @@
 """What the estimators share: nested defaults, and fits that fail without a trace."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import partial
 from numbers import Real
 from types import CodeType
@@ -13,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_array, gen_batches
+from sklearn.utils import check_array, check_random_state, gen_batches
 from sklearn.utils.validation import validate_data
 
 from skvaecert.datasets import DatasetRows
@@ -54,6 +56,8 @@ __all__ = [
     "read_rows",
     "restored_on_error",
     "seed_unset",
+    "shared_call",
+    "sharing_results",
     "validate_rows",
     "with_callbacks",
 ]
@@ -367,6 +371,61 @@ def seed_unset(estimator: BaseEstimator, seed: int) -> None:
     unset = [name for name in names if params[name] is None]
     if unset:
         estimator.set_params(**dict.fromkeys(unset, seed))
+
+
+_results: ContextVar[dict[str, Any] | None] = ContextVar("results", default=None)
+
+
+@contextmanager
+def sharing_results() -> Iterator[None]:
+    """Let :func:`shared_call` remember results, inside the block.
+
+    Yields
+    ------
+    None
+        Nothing.
+    """
+    token = _results.set({})
+    try:
+        yield
+    finally:
+        _results.reset(token)
+
+
+def shared_call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function or, inside :func:`sharing_results`, copy what it returned.
+
+    Parameters
+    ----------
+    function : callable
+        What it returns depends on its arguments, and on NumPy's generator at most.
+    *args : Any
+        Compared by content.
+
+    Returns
+    -------
+    object
+        Remembered if NumPy's generator had no part in it.
+    """
+    results = _results.get()
+    key = _content(args) if results is not None else None
+    if results is None or key is None:
+        return function(*args)
+    if key in results:
+        return copy.deepcopy(results[key])
+    generator = check_random_state(None)
+    before = joblib.hash(generator.get_state())
+    result = function(*args)
+    if joblib.hash(generator.get_state()) == before:
+        results[key] = copy.deepcopy(result)
+    return result
+
+
+def _content(args: Any) -> str | None:
+    try:
+        return joblib.hash(args)
+    except Exception:  # locks, files, local classes: whatever cannot be pickled
+        return None
 
 
 def fingerprints(name: str, estimator: BaseEstimator) -> dict[str, str]:

@@ -171,11 +171,19 @@ class GradientByHand:
         encoder, decoder = Layers.of(vae.encoder), Layers.of(vae.decoder)
         if type(criterion.objective) is not Objective or not (encoder and decoder):
             return None
+        n_layers = len(encoder.weights) + len(decoder.weights)
+        if len(list(vae.parameters())) != 1 + 2 * n_layers:
+            # Layers that share a weight add up their gradients.
+            return None
         return cls(encoder, decoder, vae.raw_log_noise)
 
     @torch.no_grad()
     def __call__(
-        self, x: Tensor, teacher_proba: Tensor, criterion: AlignedELBO
+        self,
+        x: Tensor,
+        teacher_proba: Tensor,
+        criterion: AlignedELBO,
+        noise: Tensor | None = None,
     ) -> tuple[Pass, Terms]:
         """Fill `grad` of all parameters with the gradient of the loss.
 
@@ -187,6 +195,8 @@ class GradientByHand:
             T.
         criterion : AlignedELBO
             The loss; its weights and scale may be tensors of shape (n_networks, 1, 1).
+        noise : Tensor of shape (..., n_samples, latent_dim), default=None
+            Draws from N(0, 1) to make codes of; None to draw them.
 
         Returns
         -------
@@ -196,14 +206,15 @@ class GradientByHand:
             What :meth:`skvaecert.objectives.AlignedELBO.terms` returns.
         """
         n = x.shape[-2]
-        codes = _Codes.draw(self.encoder.forward(x))
+        codes = _Codes.draw(self.encoder.forward(x), noise)
         output = self.decoder.forward(codes.code)
         log_noise = bounded(self.raw_log_noise)
         if criterion.likelihood == "bernoulli":
             reconstruction, gradient = self._bernoulli(x, output)
         else:
             reconstruction, gradient = self._gaussian(x, output, log_noise)
-        aligned, pull = _alignment(codes.mean, teacher_proba, criterion)
+        align = _alignment if codes.mean.ndim == 2 else _stacked_alignment
+        aligned, pull = align(codes.mean, teacher_proba, criterion)
         towards_code = self.decoder.towards_input(self.decoder.backward(gradient))
         self.encoder.backward(
             codes.backward(towards_code, pull, criterion.kl_weight / n)
@@ -242,11 +253,11 @@ class _Codes(NamedTuple):
     code: Tensor
 
     @classmethod
-    def draw(cls, output: Tensor) -> Self:
+    def draw(cls, output: Tensor, noise: Tensor | None) -> Self:
         mean, raw = output.chunk(2, dim=-1)
         log_variance = bounded(raw)
         deviation = torch.exp(log_variance / 2)
-        noise = torch.randn_like(mean)
+        noise = torch.randn_like(mean) if noise is None else noise
         code = torch.addcmul(mean, deviation, noise)
         return cls(mean, log_variance, noise, deviation, code)
 
@@ -274,6 +285,21 @@ def _alignment(
     divergence = functional.kl_div(log_q, teacher_proba, reduction="none")
     pull = (torch.exp(log_q) - teacher_proba) @ vertices
     return divergence.sum(_EACH) / n, pull * (criterion.alignment_weight / n)
+
+
+def _stacked_alignment(
+    mean: Tensor, teacher_proba: Tensor, criterion: AlignedELBO
+) -> tuple[Tensor, Tensor]:
+    """Return the same with components before rows: a softmax along rows is slow."""
+    n = mean.shape[-2]
+    vertices = criterion.scale * criterion.vertices
+    proba = teacher_proba.mT
+    log_q = functional.log_softmax(vertices @ mean.mT, dim=-2)
+    # In float32 a posterior may be 0, where 0 log 0 = 0.
+    log_ratio = proba.clamp_min(torch.finfo(proba.dtype).tiny).log() - log_q
+    pull = (torch.exp(log_q) - proba).mT @ vertices
+    divergence = (proba * log_ratio).sum(_EACH)
+    return divergence / n, pull * (criterion.alignment_weight / n)
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -28,6 +29,7 @@ from skvaecert.objectives import AlignedELBO, Guard, Objective, Terms, gaussian_
 from skvaecert.simplex import witness_log_proba
 
 __all__ = [
+    "CHUNK",
     "Completion",
     "EncoderFirst",
     "MarginMonitor",
@@ -47,12 +49,13 @@ __all__ = [
     "resolve_device",
     "resume_net",
     "seeded",
+    "stand_in",
     "train",
 ]
 
 # Rows evaluated together. The last chunk is filled up to it: matrix products of
 # another shape round differently, and a row's mean must not depend on its company.
-_CHUNK = 256
+CHUNK = 256
 # The encoder's forward pass is about a sixth of a training step, so a quarter of the
 # rows keeps the monitor below 5 % of the epoch.
 _MONITORED_SHARE = 4
@@ -344,7 +347,28 @@ class VAENet(NeuralNet):
         sizes, *columns = zip(*self._noted, strict=True)
         # The one time in an epoch that waits for the device.
         values = torch.stack([torch.stack(column) for column in columns]).tolist()
-        for record, loss in zip(self._batch_records, values[0], strict=True):
+        self.record_losses(sizes, values)
+        self.check_weights(all(p.isfinite().all() for p in self.module_.parameters()))
+
+    def record_losses(
+        self, sizes: Sequence[int], values: Sequence[Sequence[float]]
+    ) -> None:
+        """Record the parts of the loss of an epoch.
+
+        Parameters
+        ----------
+        sizes : sequence of int
+            Rows in every batch.
+        values : sequence of sequences of float
+            The loss of every batch, and each of its :class:`Terms`.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If the loss is infinite or not a number.
+        """
+        records = self.history[-1]["batches"]
+        for record, loss in zip(records, values[0], strict=True):
             record["train_loss"] = loss
         means = dict(
             zip(_PARTS, np.average(values, axis=1, weights=sizes), strict=True)
@@ -358,7 +382,21 @@ class VAENet(NeuralNet):
         self.history.record("train_loss_best", means["train_loss"] < best)
         self.history.record("kl_weight", self.criterion_.kl_weight)
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
-        if not all(p.isfinite().all() for p in self.module_.parameters()):
+
+    def check_weights(self, finite: bool) -> None:
+        """Raise an error if the weights are not finite.
+
+        Parameters
+        ----------
+        finite : bool
+            Whether they are.
+
+        Raises
+        ------
+        NonFiniteLossError
+            If not.
+        """
+        if not finite:
             raise _not_finite("weights", len(self.history))
 
     def complete_epoch(self) -> None:
@@ -424,7 +462,7 @@ class MarginMonitor(Callback):
         if X is None:
             raise ValueError("MarginMonitor needs the training rows, got None.")
         most = min(len(X) // _MONITORED_SHARE, _MOST_MONITORED)
-        self.watched_ = Watched.of(X, _CHUNK * max(1, most // _CHUNK))
+        self.watched_ = Watched.of(X, CHUNK * max(1, most // CHUNK))
         margins = [row["margin"] for row in net.history] if net else []
         self.best_ = max(margins, default=-math.inf)
 
@@ -438,7 +476,19 @@ class MarginMonitor(Callback):
         **kwargs : Any
             Not used.
         """
-        margin, information = self.watched_.margin(net), self.watched_.information
+        self.record(net, self.watched_.margin(net))
+
+    def record(self, net: VAENet, margin: float) -> None:
+        """Record the margin at the end of an epoch.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        margin : float
+            Of the rows watched, nats.
+        """
+        information = self.watched_.information
         net.history.record("margin", margin)
         # What skorch's Checkpoint asks for.
         net.history.record("margin_best", margin > self.best_)
@@ -706,7 +756,7 @@ class EncoderFirst(Callback):
 def _monitored_information(net: VAENet) -> float:
     net.module_.eval()
     with torch.inference_mode():
-        passes = [net.module_(chunk) for chunk in _monitored(net).split(_CHUNK)]
+        passes = [net.module_(chunk) for chunk in _monitored(net).split(CHUNK)]
         values = [mutual_information(p.mean, p.log_variance, p.code) for p in passes]
     return float(np.mean([value.item() for value in values]))
 
@@ -985,8 +1035,35 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
             optimizer.step()
 
 
+# What trains in place of `train`, if it returns True.
+Trainer = Callable[[VAENet, TrainingSet], bool]
+_stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
+
+
+@contextmanager
+def stand_in(trainer: Trainer) -> Iterator[None]:
+    """Let :func:`train` ask another trainer first, inside the block.
+
+    Parameters
+    ----------
+    trainer : callable
+        Called with net and training set; returns whether it has trained the
+        net. What it raises ends the fit.
+
+    Yields
+    ------
+    None
+        Nothing.
+    """
+    token = _stand_in.set(trainer)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
 def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -> None:
-    """Train for `net.max_epochs` more epochs.
+    """Train for `net.max_epochs` more epochs, or have it done by `stand_in`.
 
     Parameters
     ----------
@@ -1005,6 +1082,9 @@ def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -
     NonFiniteLossError
         If loss or weights became infinite or not a number.
     """
+    other = _stand_in.get()
+    if other is not None and other(net, dataset):
+        return
     n_epochs = len(net.history)
     net.observer = observer
     try:
@@ -1085,13 +1165,13 @@ def _in_chunks(
     with torch.inference_mode():
         results = [
             function(_filled(chunk).to(net.device))[: len(chunk)].cpu()
-            for chunk in rows.split(_CHUNK)
+            for chunk in rows.split(CHUNK)
         ]
     return torch.cat(results).numpy()
 
 
 def _filled(chunk: Tensor) -> Tensor:
-    missing = _CHUNK - len(chunk)
+    missing = CHUNK - len(chunk)
     return torch.cat([chunk, chunk[-1:].expand(missing, -1)]) if missing else chunk
 
 
@@ -1112,7 +1192,7 @@ def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
         traceback = traceback.tb_next
 
 
-def _first_not_finite(values: list[list[float]]) -> dict[str, float]:
+def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:
     first = next(
         batch for batch in zip(*values, strict=True) if not np.isfinite(batch[0])
     )

@@ -33,6 +33,7 @@ from skvaecert._base import (
     read_rows,
     restored_on_error,
     seed_unset,
+    shared_call,
     with_callbacks,
 )
 from skvaecert._batches import Resident, Rows, Standardisation, Streamed, TrainingSet
@@ -655,7 +656,7 @@ class CertifiedVAE(
         if self.random_state is not None:
             seed_unset(teacher, seed)
         _check_room(teacher, self.latent_dim)
-        return check_memory(self.memory).cache(_fitted)(teacher, X)
+        return shared_call(check_memory(self.memory).cache(_fitted), teacher, X)
 
     def _targets(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int

@@ -1,3 +1,7 @@
+import threading
+from itertools import count
+
+import numpy as np
 import pytest
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
@@ -5,7 +9,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert._base import restored_on_error, seed_unset
+from skvaecert._base import (
+    restored_on_error,
+    seed_unset,
+    shared_call,
+    sharing_results,
+)
+
+COUNTER = count()
 
 
 def test_setting_a_nested_parameter_makes_a_default_of_its_own():
@@ -79,3 +90,35 @@ def test_seed_unset_leaves_frozen_estimators_alone():
     teacher = GMMTeacher()
     seed_unset(FrozenEstimator(teacher), 5)
     assert teacher.random_state is None
+
+
+def test_calls_are_shared_inside_the_block_only():
+    calls = []
+
+    def listed(*args):
+        calls.append(args)
+        return list(args)
+
+    assert shared_call(listed, 1) == shared_call(listed, 1) == [1]
+    assert len(calls) == 2
+    with sharing_results():
+        first, again = shared_call(listed, 1), shared_call(listed, 1)
+        assert shared_call(listed, 2) == [2]
+        assert len(calls) == 4
+        first.append(3)
+        assert again == shared_call(listed, 1) == [1]
+    shared_call(listed, 1)
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (lambda _: np.random.rand(), 1),  # noqa: NPY002
+        (lambda _: next(COUNTER), threading.Lock()),
+    ],
+    ids=["draws from NumPy's generator", "cannot be compared"],
+)
+def test_other_calls_are_not_shared(function, argument):
+    with sharing_results():
+        assert shared_call(function, argument) != shared_call(function, argument)

@@ -132,6 +132,13 @@ def test_other_networks_and_objectives_are_left_to_autograd():
     assert Layers.of(mlp(D, (3,), 2)) is not None
 
 
+def test_layers_that_share_a_weight_are_left_to_autograd():
+    vae, criterion, *_ = problem(hidden_sizes=(D,))
+    assert GradientByHand.of(vae, criterion) is not None
+    vae.decoder[2].weight = vae.encoder[0].weight
+    assert GradientByHand.of(vae, criterion) is None
+
+
 @pytest.mark.parametrize("register", ["module", "parameter"])
 def test_hooks_are_called_by_autograd(register):
     vae, criterion, *_ = problem()
