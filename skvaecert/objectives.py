@@ -264,7 +264,7 @@ class Guard:
     Attributes
     ----------
     weight : Tensor of shape ()
-        w, in [0.1, 1e6]; 10 at the beginning.
+        w, in [0.1, 1e6]; 1 at the beginning.
     gap : float
         How much greater A is on the rows to hold the margin on than on those trained
         on, nats; for whoever trains to set.
@@ -283,7 +283,7 @@ class Guard:
     ) -> None:
         self.target_margin = target_margin
         self.information = information
-        self.weight = torch.full((), 10.0, device=device)
+        self.weight = torch.ones((), device=device)
         self.gap = 0.0
         self._mean: Tensor | None = None
 

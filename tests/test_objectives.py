@@ -116,7 +116,7 @@ def test_without_weight_alignment_is_not_computed(proba, mean, generator):
 
 def test_guard_follows_its_rule():
     guard = Guard(0.6, 2.0, torch.device("cpu"))
-    log_w, mean = np.log(10), None
+    log_w, mean = 0.0, None
     for loss, gap in [(1.5, 0.0), (0.3, 0.0), (0.1, 0.0), (0.2, 0.7), (5.0, 0.0)]:
         guard.gap = gap
         guard.update(torch.tensor(loss))
@@ -134,7 +134,7 @@ def test_guard_stays_within_limits(loss, limit):
         guard.update(torch.tensor(loss))
         weights.append(guard.weight.item())
     assert weights[-1] == pytest.approx(limit)
-    assert len(set(weights)) > 100
+    assert len(set(weights)) > 50
 
 
 def test_guard_gives_its_weight_to_the_loss(proba, mean, generator):
@@ -144,7 +144,7 @@ def test_guard_gives_its_weight_to_the_loss(proba, mean, generator):
     terms = objective.terms(given, x, torch.as_tensor(proba))
     before = objective.total(terms)
     guard.update(torch.tensor(5.0))
-    rise = (guard.weight - 10) * terms.alignment
+    rise = (guard.weight - 1) * terms.alignment
     torch.testing.assert_close(objective.total(terms) - before, rise)
     objective.set_alignment(2.0)
     assert objective.guard is None

@@ -6,7 +6,8 @@ Trains with ``alignment_weight="auto"`` on digits and on colour patches of photo
 for five seeds, several weights of the KL term and three targets, and prints the
 relative margin that was reached on the training rows and on rows of a test set: the
 least and the median over seeds. Then it compares the reconstruction loss on training
-rows with that of fixed weights at the same margin, interpolated between them.
+rows with that of fixed weights at the same margin, interpolated between them. With
+``--validation-fraction`` it is rows held out that the guard steers by.
 
     python examples/benchmarks/guard.py [--seeds 5] [--epochs 60] [--data digits]
 """
@@ -64,9 +65,10 @@ def trained(teacher, X, seed, epochs, **params):
     return vae, bool(caught)
 
 
-def held(data, seeds, epochs):
+def held(data, seeds, epochs, fraction):
     """Print the margins reached."""
-    print("| kl_weight | target | training rows | test rows | weight | warned |")
+    rows = "training rows" if fraction is None else "rows held out"
+    print(f"| kl_weight | target | {rows} | test rows | weight | warned |")
     print("|---|---|---|---|---|---|")
     for kl_weight in KL_WEIGHTS:
         for target in TARGETS:
@@ -80,8 +82,13 @@ def held(data, seeds, epochs):
                     kl_weight=kl_weight,
                     alignment_weight="auto",
                     target_margin=target,
+                    validation_fraction=fraction,
                 )
-                reached.append([relative_margin(vae, X) for X in (train, test)])
+                steered = relative_margin(vae, train)
+                if fraction is not None:
+                    last = vae.history_[-1]
+                    steered = last["validation_margin"] / last["validation_information"]
+                reached.append([steered, relative_margin(vae, test)])
                 weights.append(vae.history_[-1]["alignment_weight"])
                 warned += warning
             (a, b), (c, d) = np.min(reached, axis=0), np.median(reached, axis=0)
@@ -140,6 +147,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--validation-fraction", type=float)
     parser.add_argument("--data", nargs="+", default=["digits", "patches"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -149,7 +157,9 @@ def main():
             train, test = {"digits": digits, "patches": patches}[name](seed)
             data.append((GMMTeacher(random_state=seed).fit(train), train, test))
         print(f"\n{name}: least and median over {arguments.seeds} seeds\n")
-        held(data, arguments.seeds, arguments.epochs)
+        held(data, arguments.seeds, arguments.epochs, arguments.validation_fraction)
+        if arguments.validation_fraction is not None:
+            continue
         print("\nreconstruction loss on training rows at the margin of the guard\n")
         cost(data, arguments.seeds, arguments.epochs)
 
