@@ -20,6 +20,7 @@ __all__ = ["GradientByHand", "Layers"]
 
 # Sums over rows and columns, one for each network.
 _EACH = (-2, -1)
+_WAYS = "forward", "backward"
 
 
 class Layers:
@@ -53,11 +54,10 @@ class Layers:
         Layers or None
             Views of the parameters.
         """
-        layers = list(network.children())
+        layers = list(network) if type(network) is nn.Sequential else []
         linear, between = layers[::2], layers[1::2]
         as_made = (
-            type(network) is nn.Sequential
-            and len(linear) == len(between) + 1
+            len(linear) == len(between) + 1
             and all(type(layer) is nn.SiLU for layer in between)
             and all(type(layer) is nn.Linear for layer in linear)
             and all(layer.bias is not None for layer in linear)
@@ -161,10 +161,10 @@ class GradientByHand:
         Returns
         -------
         GradientByHand or None
-            None for networks, posteriors and objectives of another kind, and where
-            hooks want to be called.
+            None for networks, posteriors and objectives of another kind, where hooks
+            want to be called, and where something is frozen.
         """
-        if type(vae) is not VAE or any(map(_has_hooks, vae.modules())):
+        if type(vae) is not VAE or any(map(_is_altered, vae.modules())):
             return None
         if type(vae.posterior) is not GaussianPosterior:
             return None
@@ -302,7 +302,13 @@ def _stacked_alignment(
     return divergence / n, pull * (criterion.alignment_weight / n)
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    own = [parameter._backward_hooks for parameter in module.parameters(recurse=False)]
-    kinds = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"
-    return any(own) or any(getattr(module, kind) for kind in kinds)
+def _is_altered(module: nn.Module) -> bool:
+    """Tell whether a module does more, or learns less, than its class says."""
+    own = list(module.parameters(recurse=False))
+    kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
+    if any(getattr(parameter, kind) for parameter in own for kind in kinds):
+        return True
+    if not all(parameter.requires_grad for parameter in own):
+        return True
+    passes = [f"_{way}{when}_hooks" for way in _WAYS for when in ("", "_pre")]
+    return "forward" in vars(module) or any(getattr(module, kind) for kind in passes)

@@ -19,7 +19,8 @@ _STEPS_BETWEEN_CLEANINGS = 256
 class FlatAdam(torch.optim.Adam):
     """Adam that updates one long vector, of which all parameters are views.
 
-    The steps are those of :class:`torch.optim.Adam`. On small networks they take a
+    The steps are those of :class:`torch.optim.Adam`, as long as no parameter is frozen
+    and thawed: there is one count of steps for all. On small networks they take a
     fraction of the time, most of which goes into one call a tensor. Moments too small
     to matter are set to 0 now and then: those of units without a gradient would decay
     to subnormal numbers, with which processors are slow.
@@ -61,7 +62,21 @@ class FlatAdam(torch.optim.Adam):
         for part, value, gradient in zip(parts, values, gradients, strict=True):
             part.data, part.grad = value.view(part.shape), gradient.view(part.shape)
         self._parts = list(parts)
-        self._n_steps = 0
+        self._addresses = [part.data_ptr() for part in parts]
+        self._gradients = [part.grad for part in parts]
+        self._n_steps = getattr(self, "_n_steps", 0)
+
+    def tie(self) -> None:
+        """Take over values and gradients that were replaced, not written into."""
+        gradients = [part.grad for part in self._parts]
+        addresses = [part.data_ptr() for part in self._parts]
+        known = zip(gradients, self._gradients, strict=True)
+        if addresses == self._addresses and all(a is b for a, b in known):
+            return
+        self.bind(self._parts)
+        for gradient, place in zip(gradients, self._gradients, strict=True):
+            if gradient is not None and place is not None:
+                place.copy_(gradient)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Set the gradients to 0.
@@ -83,6 +98,7 @@ class FlatAdam(torch.optim.Adam):
         closure : None
             Not used.
         """
+        self.tie()
         if not all(part.requires_grad for part in self._parts):
             self._forget_frozen()
         super().step()

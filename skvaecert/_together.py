@@ -24,6 +24,7 @@ from skvaecert._training import (
     Completion,
     MarginMonitor,
     Observed,
+    Stop,
     VAENet,
     ValidationMonitor,
     stand_in,
@@ -38,6 +39,9 @@ __all__ = ["Fit", "JointTraining", "can_join", "group_size", "train_together"]
 # tenth, and soon lose (examples/benchmarks/together.py).
 _STACK_WORK, _LARGEST_STACK = 16_000_000, 64
 _NET_WORK, _SMALLEST_STACK = 32_000_000, 4
+
+
+_PLAIN = [MarginMonitor, ValidationMonitor, Completion, Observed, Stop]
 
 
 class _Prepared(BaseException):
@@ -86,7 +90,7 @@ def can_join(net: VAENet, dataset: TrainingSet) -> bool:
     rows = dataset.rows
     return (
         type(net) is VAENet
-        and callbacks == [MarginMonitor, ValidationMonitor, Completion, Observed]
+        and callbacks == _PLAIN
         and net.device == "cpu"
         and not net.autocast
         and net.forward_backend is None

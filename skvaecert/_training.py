@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skorch import NeuralNet
-from skorch.callbacks import Callback
+from skorch.callbacks import Callback, ParamMapper
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,9 +38,12 @@ __all__ = [
     "OptimalNoise",
     "Progress",
     "Snapshot",
+    "Stop",
     "VAENet",
     "ValidationMonitor",
     "Watched",
+    "check_backend",
+    "check_callbacks",
     "decode",
     "encode",
     "evidence_bound",
@@ -150,6 +153,7 @@ class VAENet(NeuralNet):
     ) -> None:
         self.forward_backend = forward_backend
         self.observer: Observer | None = None
+        self.stop_wanted = False
         self.autocast = autocast
         super().__init__(*args, **kwargs)
 
@@ -157,10 +161,11 @@ class VAENet(NeuralNet):
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
         return [
             ("monitor", MarginMonitor()),
-            ("validation", ValidationMonitor()),
             # criterion__... are attributes of a skorch net.
             *_helpers(getattr(self, "criterion__objective", None)),
+            ("validation", ValidationMonitor()),
             ("completion", Completion()),
+            ("observed", Observed()),
         ]
 
     def run_single_epoch(self, iterator: Any, *args: Any, **kwargs: Any) -> None:
@@ -206,6 +211,10 @@ class VAENet(NeuralNet):
         dict
             The "loss", without a gradient, and "y_pred", what the VAE returned.
         """
+        if not self.module_.training:
+            self.module_.train()
+        if isinstance(self.optimizer_, FlatAdam):
+            self.optimizer_.tie()
         result, loss = self._gradient(*batch)
         self.notify(
             "on_grad_computed",
@@ -231,14 +240,14 @@ class VAENet(NeuralNet):
         loss.backward()
         return result, loss
 
-    def _parts(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Terms]:
+    def _forward_pass(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Terms]:
         result = self.module_(x)
         return result, self.criterion_.terms(result, x, teacher_proba)
 
     def _choose_step(self) -> None:
         """Decide by whom gradients are computed, as things are in this epoch."""
-        self._forward = self._compiled or self._parts
-        plain = self._forward == self._parts and not self.autocast
+        self._forward = self._compiled or self._forward_pass
+        plain = self._forward == self._forward_pass and not self.autocast
         plain &= isinstance(self.optimizer_, FlatAdam)
         self._by_hand = (
             GradientByHand.of(self.module_, self.criterion_) if plain else None
@@ -247,7 +256,7 @@ class VAENet(NeuralNet):
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
     ) -> Tensor:
-        """Return the aligned ELBO of one batch and note its parts.
+        """Return the aligned ELBO of one batch, for callbacks that ask for it.
 
         Parameters
         ----------
@@ -265,7 +274,7 @@ class VAENet(NeuralNet):
         Tensor of shape ()
             The loss, nats.
         """
-        return self._note(self.criterion_.terms(y_pred, X, y_true), len(X))
+        return self.criterion_.total(self.criterion_.terms(y_pred, X, y_true))
 
     def _note(self, terms: Terms, n_rows: int) -> Tensor:
         loss = self.criterion_.total(terms)
@@ -315,7 +324,7 @@ class VAENet(NeuralNet):
     def _compile(self) -> Callable[..., Any] | None:
         if self.forward_backend is None:
             return None
-        return torch.compile(self._parts, backend=self.forward_backend)
+        return torch.compile(self._forward_pass, backend=self.forward_backend)
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Start the epoch's record.
@@ -379,7 +388,7 @@ class VAENet(NeuralNet):
             self.history.record(name, float(means[name]))
         best = min((row["train_loss"] for row in self.history[:-1]), default=math.inf)
         # What skorch's Checkpoint asks for.
-        self.history.record("train_loss_best", means["train_loss"] < best)
+        self.history.record("train_loss_best", bool(means["train_loss"] < best))
         self.history.record("kl_weight", self.criterion_.kl_weight)
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
 
@@ -406,7 +415,7 @@ class VAENet(NeuralNet):
 
 
 class Snapshot:
-    """A copy of a net's weights, to return to.
+    """A copy of a net's weights, and of the weight of the alignment, to return to.
 
     Parameters
     ----------
@@ -420,6 +429,8 @@ class Snapshot:
         self.module = copy.deepcopy(net.module_.state_dict())
         state = net.optimizer_.state_dict() if with_optimizer else None
         self.optimizer = copy.deepcopy(state)
+        criterion = net.criterion_
+        self.alignment = copy.deepcopy(criterion.guard or criterion.alignment_weight)
         self.n_epochs = len(net.history)
 
     def restore(self, net: VAENet) -> None:
@@ -433,6 +444,7 @@ class Snapshot:
         net.module_.load_state_dict(self.module)
         if self.optimizer is not None:
             net.optimizer_.load_state_dict(self.optimizer)
+        net.criterion_.set_alignment(copy.deepcopy(self.alignment))
         del net.history[self.n_epochs :]
 
 
@@ -491,7 +503,7 @@ class MarginMonitor(Callback):
         information = self.watched_.information
         net.history.record("margin", margin)
         # What skorch's Checkpoint asks for.
-        net.history.record("margin_best", margin > self.best_)
+        net.history.record("margin_best", bool(margin > self.best_))
         self.best_ = max(margin, self.best_)
         net.history.record("alignment_loss", information - margin)
         net.history.record("teacher_information", information)
@@ -541,7 +553,7 @@ class ValidationMonitor(Callback):
         loss = -float(self.watched_.evidence_bound(net).mean(dtype=np.float64))
         margin, information = self.watched_.margin(net), self.watched_.information
         net.history.record("validation_loss", loss)
-        net.history.record("validation_loss_best", loss < self.best_)
+        net.history.record("validation_loss_best", bool(loss < self.best_))
         net.history.record("validation_margin", margin)
         net.history.record("validation_information", information)
         self.best_ = min(loss, self.best_)
@@ -670,6 +682,11 @@ class EncoderFirst(Callback):
         self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
         encoder = net.module_.encoder.parameters()
         self.parameters_ = [p for p in encoder if p.requires_grad]
+        if not self.parameters_:
+            raise ValueError(
+                "objective must not be an AggressiveEncoder for an encoder without "
+                "trainable parameters, got one that has none."
+            )
         self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
 
     def on_batch_begin(self, net: VAENet, **kwargs: Any) -> None:
@@ -736,7 +753,7 @@ class EncoderFirst(Callback):
         x, targets = self.dataset_.take(index)
         criterion = net.criterion_
         loss = criterion.total(criterion.terms(net.module_(x), x, targets))
-        gradients = torch.autograd.grad(loss, self.parameters_)
+        gradients = torch.autograd.grad(loss, self.parameters_, allow_unused=True)
         # The net's own optimizer may need the tensors that it has there.
         kept = [parameter.grad for parameter in self.parameters_]
         self._put(gradients)
@@ -851,7 +868,7 @@ class Progress(Callback):
 
 
 class Observed(Callback):
-    """Tells whom :func:`train` was given of every epoch, after all other callbacks."""
+    """Tells whom :func:`train` was given of every epoch, once it is complete."""
 
     def on_epoch_begin(self, net: VAENet, **kwargs: Any) -> None:
         """Tell of the beginning.
@@ -867,7 +884,7 @@ class Observed(Callback):
             net.observer.begin()
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Tell of the end, and stop if that is wanted.
+        """Tell of the end.
 
         Parameters
         ----------
@@ -876,7 +893,23 @@ class Observed(Callback):
         **kwargs : Any
             Not used.
         """
-        if net.observer is not None and net.observer.end():
+        net.stop_wanted = net.observer is not None and net.observer.end()
+
+
+class Stop(Callback):
+    """Stops if that is wanted, after the user's callbacks have had the epoch too."""
+
+    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
+        """Stop, or not.
+
+        Parameters
+        ----------
+        net : VAENet
+            The net in training.
+        **kwargs : Any
+            Not used.
+        """
+        if net.stop_wanted:
             raise KeyboardInterrupt  # how skorch stops early
 
 
@@ -936,7 +969,7 @@ def make_net(
         vae,
         criterion=AlignedELBO,
         criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
-        optimizer=_optimizer_for(vae),
+        optimizer=_optimizer_for(vae, settings.get("criterion__objective"), callbacks),
         optimizer__fused=device.type in ("cpu", "cuda"),
         iterator_train=Batches,
         train_split=None,
@@ -948,9 +981,20 @@ def make_net(
     return net.initialize()
 
 
-def _optimizer_for(vae: VAE) -> type[torch.optim.Adam]:
-    dtypes = {parameter.dtype for parameter in vae.parameters()}
-    return FlatAdam if len(dtypes) == 1 else torch.optim.Adam
+def _optimizer_for(
+    vae: VAE, objective: Objective | None, callbacks: Sequence[Any] | None
+) -> type[torch.optim.Adam]:
+    """Take the flat Adam unless parameters differ in kind, or may come to be frozen."""
+    parameters = list(vae.parameters())
+    plain = [
+        given[1] if isinstance(given, tuple) else given for given in callbacks or []
+    ]
+    freezes = isinstance(objective, AggressiveEncoder) or any(
+        isinstance(callback, ParamMapper) for callback in plain
+    )
+    alike = len({parameter.dtype for parameter in parameters}) == 1
+    free = all(parameter.requires_grad for parameter in parameters)
+    return FlatAdam if alike and free and not freezes else torch.optim.Adam
 
 
 def resume_net(
@@ -990,19 +1034,59 @@ def resume_net(
 
 def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
     own = [("progress", Progress())] if verbose else []
+    check_callbacks(callbacks)
     theirs = [_copied(given) for given in callbacks or []]
-    return [*own, *theirs, ("observed", Observed())]
+    return [*own, *theirs, ("stop_where_wanted", Stop())]
+
+
+def check_callbacks(callbacks: Sequence[Any] | None) -> None:
+    """Check that callbacks are of skorch.
+
+    Parameters
+    ----------
+    callbacks : sequence or None
+        What the user gave.
+
+    Raises
+    ------
+    ValueError
+        If one is neither a callback nor a pair of a name and a callback.
+    """
+    for given in callbacks or []:
+        callback = given[1] if isinstance(given, tuple) and len(given) == 2 else given
+        is_class = isinstance(callback, type) and issubclass(callback, Callback)
+        if not (is_class or isinstance(callback, Callback)):
+            raise ValueError(
+                "callbacks must be callbacks of skorch, or pairs (name, callback), "
+                f"got {given!r}."
+            )
+
+
+def check_backend(name: str | None) -> None:
+    """Check that :func:`torch.compile` knows a backend.
+
+    Parameters
+    ----------
+    name : str or None
+        None for none.
+
+    Raises
+    ------
+    ValueError
+        If it does not.
+    """
+    if name is None:
+        return
+    known = torch.compiler.list_backends(())
+    if name not in known:
+        raise ValueError(
+            "torch_compile must be True, False or one of "
+            f"{sorted(known)}, got {name!r}."
+        )
 
 
 def _copied(given: Any) -> Any:
     """Copy a callback, or a pair of name and callback, if it can be copied."""
-    callback = given[1] if isinstance(given, tuple) and len(given) == 2 else given
-    is_class = isinstance(callback, type) and issubclass(callback, Callback)
-    if not (is_class or isinstance(callback, Callback)):
-        raise ValueError(
-            "callbacks must be callbacks of skorch, or pairs (name, callback), got "
-            f"{given!r}."
-        )
     try:
         return copy.deepcopy(given)
     except TypeError:  # it holds a lock or a file
@@ -1026,7 +1110,13 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
     Theory section 11: RST-prefit, RST-alpha-prefit.
     """
     vae = net.module_.train()
-    encoder = [*vae.encoder.parameters(), *vae.posterior.parameters()]
+    own = [*vae.encoder.parameters(), *vae.posterior.parameters()]
+    encoder = [parameter for parameter in own if parameter.requires_grad]
+    if not encoder:
+        raise ValueError(
+            "prefit_alpha and prefit_energy must be None for an encoder without "
+            "trainable parameters: there is nothing to fit."
+        )
     optimizer = torch.optim.Adam(encoder, lr=net.lr)
     for _ in range(n_epochs):
         for x, codes in Batches(dataset, net.batch_size):

@@ -40,6 +40,8 @@ from skvaecert._batches import Resident, Rows, Standardisation, Streamed, Traini
 from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
 from skvaecert._training import (
     Snapshot,
+    check_backend,
+    check_callbacks,
     decode,
     encode,
     evidence_bound,
@@ -57,7 +59,7 @@ from skvaecert.exceptions import (
     UnreachedMarginWarning,
 )
 from skvaecert.metrics import collapse_margin, teacher_information
-from skvaecert.networks import ModuleOrFactory, make_vae
+from skvaecert.networks import ModuleOrFactory, check_image_shape, make_vae
 from skvaecert.objectives import Guard, Objective
 from skvaecert.simplex import (
     Floats,
@@ -83,6 +85,7 @@ _FIXED = (
     "likelihood",
     "objective",
     "witness_scale",
+    "validation_fraction",
     "device",
 )
 # MinMaxScaler leaves [0, 1] by rounding.
@@ -237,8 +240,9 @@ class CertifiedVAE(
         alignment_weight, target_margin, kl_weight,           teacher, latent_dim,
         learning_rate, batch_size, max_epochs, callbacks,     hidden_sizes, encoder,
         prefit_alpha, prefit_energy, prefit_epochs,           decoder, image_shape,
-        validation_fraction, torch_compile, autocast,         likelihood, objective,
-        memory, verbose, random_state                         witness_scale, device
+        torch_compile, autocast, memory, verbose,             likelihood, objective,
+        random_state                                          witness_scale, device,
+                                                              validation_fraction
         ====================================================  =====================
 
         and a change on the right is an error.
@@ -449,7 +453,10 @@ class CertifiedVAE(
         """
         warm = self.warm_start and hasattr(self, "net_")
         tasks = FitTasks(self, X, y, self.max_epochs)
-        return self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=self.max_epochs)
+        data = self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=self.max_epochs)
+        self._warn_of_interruption(self.max_epochs)
+        self._warn_of_margin(data)
+        return self
 
     @with_callbacks
     @_fit_context(prefer_skip_nested_validation=False)
@@ -474,7 +481,9 @@ class CertifiedVAE(
         """
         tasks = FitTasks(self, X, y, n_parts=1)
         warm = hasattr(self, "net_")
-        return self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=1)
+        self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=1)
+        self._warn_of_interruption(1)
+        return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return the latent means mu(x), which do not depend on the other rows.
@@ -607,15 +616,19 @@ class CertifiedVAE(
         *,
         warm: bool,
         n_epochs: int,
-    ) -> Self:
+    ) -> _Data:
         with restored_on_error(self, unless=self._keeps_progress()):
             rows = open_rows(self, X, reset=not warm, ensure_min_samples=2)
             # Seeds of their own, so that the teacher is the same whatever is drawn.
             random_state = check_random_state(self.random_state)
             teacher_seed, seed, split = map(int, random_state.randint(_SEEDS, size=3))
+            before = Snapshot(self.net_) if warm else None
             if warm:
                 self._check_unchanged()
+                # Other batches and codes than in the epochs before.
+                seed = (seed + len(self.net_.history)) % _SEEDS
             else:
+                self._check_early()
                 self._split_seed = split
             training, held_out = self._split(len(rows))
             if not warm:
@@ -630,10 +643,22 @@ class CertifiedVAE(
                     self._resume(data, n_epochs)
                 else:
                     self._build(data, n_epochs)
-                self._train(data, tasks, warm=warm)
+                self._train(data, tasks, before)
         tasks.end_fit()
-        self._warn(data, n_epochs)
-        return self
+        return data
+
+    def _check_early(self) -> None:
+        """Find what is wrong before a teacher is fitted, which may take long."""
+        if self.prefit_alpha is not None and self.prefit_energy is not None:
+            raise ValueError(
+                "prefit_energy must be None where prefit_alpha is given, got "
+                f"prefit_alpha={self.prefit_alpha}, prefit_energy={self.prefit_energy}."
+            )
+        check_callbacks(self.callbacks)
+        check_backend(self._forward_backend)
+        for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if isinstance(given, str):
+                check_image_shape(name, given, self.image_shape, self.n_features_in_)
 
     def _split(self, n_samples: int) -> tuple[Index, Index]:
         """Return which rows to train on and which to hold out; None for all and none.
@@ -712,10 +737,8 @@ class CertifiedVAE(
                 f"teacher_proba must keep the {n_components} components of the fit it "
                 f"continues, got {data.proba.shape[1]}."
             )
-        alignment = self._alignment(data, torch.device(self.net_.device))
         earlier = self.net_.criterion_.guard
-        if isinstance(alignment, Guard) and earlier is not None:
-            alignment.weight.copy_(earlier.weight)
+        alignment = self._alignment(data, torch.device(self.net_.device), earlier)
         resume_net(
             self.net_,
             kl_weight=self.kl_weight,
@@ -734,19 +757,27 @@ class CertifiedVAE(
             "autocast": self.autocast,
         }
 
-    def _alignment(self, data: _Data, device: torch.device) -> float | Guard:
+    def _alignment(
+        self, data: _Data, device: torch.device, earlier: Guard | None = None
+    ) -> float | Guard:
         if self.alignment_weight != "auto":
             return float(self.alignment_weight)
         information = teacher_information(data.steering[1])
-        if information < _NO_INFORMATION:
-            raise ValueError(
-                "alignment_weight must be a number for this teacher, got 'auto': its "
-                "posterior is the same for all rows, so there is no margin to hold."
-            )
-        return Guard(self.target_margin, information, device)
+        if information >= _NO_INFORMATION:
+            guard = Guard(self.target_margin, information, device)
+            if earlier is not None:
+                guard.go_on_from(earlier)
+            return guard
+        if earlier is not None:  # a chunk of a stream may be all alike
+            return earlier
+        raise ValueError(
+            "alignment_weight must be a number for this teacher, got 'auto': its "
+            "posterior is the same for all rows, so there is no margin to hold."
+        )
 
     def _prefit(self, data: _Data) -> None:
         """Begin with a regression on the scaled analytic code (theory section 11)."""
+        self.__dict__.pop("prefit_alpha_", None)
         if self.prefit_alpha is None and self.prefit_energy is None:
             return
         self.prefit_alpha_ = self._resolve_alpha(data.proba)
@@ -755,16 +786,11 @@ class CertifiedVAE(
         prefit(self.net_, dataset, self.prefit_epochs)
 
     def _resolve_alpha(self, proba: Floats) -> float:
-        alpha, budget = self.prefit_alpha, self.prefit_energy
-        if budget is None:
-            return float(alpha or 0.0)
-        if alpha is not None:
-            raise ValueError(
-                "prefit_energy must be None where prefit_alpha is given, got "
-                f"prefit_alpha={alpha}, prefit_energy={budget}."
-            )
+        if self.prefit_energy is None:
+            return float(self.prefit_alpha or 0.0)
         energy = analytic_energy(proba, self.witness_scale_)
-        return min(1.0, float(np.sqrt(budget / energy)))
+        # A teacher that tells nothing apart has codes that cost nothing.
+        return min(1.0, float(np.sqrt(self.prefit_energy / max(energy, 1e-300))))
 
     def _standardise(self, rows: Any) -> Standardisation:
         chunks = read_rows(self, rows)
@@ -801,19 +827,20 @@ class CertifiedVAE(
             return Resident(torch.tensor(rows, device=device), self._standardisation)
         return Resident.filled(rows.shape, chunks, self._standardisation, device)
 
-    def _train(self, data: _Data, tasks: FitTasks, *, warm: bool) -> None:
-        before = Snapshot(self.net_)
+    def _train(self, data: _Data, tasks: FitTasks, before: Snapshot | None) -> None:
+        """Train; a fit that goes on from `before` returns to it on an error."""
         held_out = None
         if data.held_proba is not None:
             held_out = self._training_set(data.held_rows, data.held_proba)
         dataset = self._training_set(data.rows, data.proba, held_out)
+        n_earlier = 0 if before is None else before.n_epochs
         try:
             train(self.net_, dataset, _Epochs(self, tasks))
-            self._take_history(before.n_epochs)
+            self._take_history(n_earlier)
         except BaseException:
-            if warm:
+            if before is not None:
                 before.restore(self.net_)
-            self._take_history(before.n_epochs)
+            self._take_history(n_earlier)
             raise
 
     @property
@@ -851,14 +878,19 @@ class CertifiedVAE(
                 deque(read_rows(self, chunk), maxlen=0)  # its errors say more
                 raise
 
-    def _warn(self, data: _Data, n_epochs: int) -> None:
-        stacklevel = 4 + FIT_WRAPPERS
+    def _warn_of_interruption(self, n_epochs: int) -> None:
         if self.net_.interrupted_:
+            # From here to the caller of fit or partial_fit.
+            stacklevel = 3 + FIT_WRAPPERS
             warnings.warn(self._interruption(n_epochs), stacklevel=stacklevel)
-        elif self.alignment_weight == "auto":
-            reached = self._relative_margin(*data.steering)
-            if reached < self.target_margin - _GUARD_SLACK:
-                warnings.warn(self._unreached(reached), stacklevel=stacklevel)
+
+    def _warn_of_margin(self, data: _Data) -> None:
+        if self.alignment_weight != "auto" or self.net_.interrupted_:
+            return
+        reached = self._relative_margin(*data.steering)
+        if reached < self.target_margin - _GUARD_SLACK:
+            stacklevel = 3 + FIT_WRAPPERS
+            warnings.warn(self._unreached(reached), stacklevel=stacklevel)
 
     def _relative_margin(self, rows: Any, proba: Floats) -> float:
         means = self._means(rows)

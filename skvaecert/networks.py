@@ -16,6 +16,7 @@ __all__ = [
     "Pass",
     "bounded",
     "bounded_slope",
+    "check_image_shape",
     "conv_decoder",
     "conv_encoder",
     "make_vae",
@@ -453,7 +454,7 @@ def _encoder(
     if given is None:
         return mlp(n_features, hidden_sizes, wide)
     if isinstance(given, str):
-        shape = _fitting_image_shape("encoder", given, image_shape, n_features)
+        shape = check_image_shape("encoder", given, image_shape, n_features)
         return conv_encoder(shape, hidden_sizes, wide)
     return _own("encoder", given, (n_features, latent_dim), (n_features, wide))
 
@@ -468,14 +469,43 @@ def _decoder(
     if given is None:
         return mlp(latent_dim, hidden_sizes, n_features)
     if isinstance(given, str):
-        shape = _fitting_image_shape("decoder", given, image_shape, n_features)
+        shape = check_image_shape("decoder", given, image_shape, n_features)
         return conv_decoder(latent_dim, hidden_sizes, shape)
     return _own("decoder", given, (n_features, latent_dim), (latent_dim, n_features))
 
 
-def _fitting_image_shape(
+def check_image_shape(
     name: str, given: str, image_shape: Sequence[int] | None, n_features: int
 ) -> ImageShape:
+    """Check that convolutions can read rows as images.
+
+    Parameters
+    ----------
+    name : {"encoder", "decoder"}
+        Which network.
+    given : str
+        What was asked for: "conv".
+    image_shape : sequence of int or None
+        (channels, height, width).
+    n_features : int
+        Width of a row.
+
+    Returns
+    -------
+    tuple of int
+        The shape.
+
+    Raises
+    ------
+    ValueError
+        If it does not fit, or something else than "conv" was asked for.
+
+    Examples
+    --------
+    >>> from skvaecert.networks import check_image_shape
+    >>> check_image_shape("encoder", "conv", [3, 8, 8], 192)
+    (3, 8, 8)
+    """
     if given != "conv":
         raise ValueError(
             f"{name} must be 'conv', a torch.nn.Module, a callable or None, got "

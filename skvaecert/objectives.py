@@ -287,6 +287,17 @@ class Guard:
         self.gap = 0.0
         self._mean: Tensor | None = None
 
+    def go_on_from(self, earlier: "Guard") -> None:
+        """Take over the state of a guard, for another target or other rows.
+
+        Parameters
+        ----------
+        earlier : Guard
+            The guard of the fit before.
+        """
+        self.weight.copy_(earlier.weight)
+        self.gap = earlier.gap
+
     def update(self, alignment: Tensor) -> None:
         """Move the weight by the alignment loss of one batch.
 

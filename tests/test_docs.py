@@ -8,6 +8,7 @@ import pytest
 import skvaecert
 from skvaecert import (
     baselines,
+    callbacks,
     datasets,
     exceptions,
     metrics,
@@ -74,6 +75,7 @@ def test_tests_named_in_the_documents_exist(page, most):
     [
         skvaecert,
         baselines,
+        callbacks,
         datasets,
         exceptions,
         metrics,

@@ -139,13 +139,40 @@ def test_layers_that_share_a_weight_are_left_to_autograd():
     assert GradientByHand.of(vae, criterion) is None
 
 
-@pytest.mark.parametrize("register", ["module", "parameter"])
+HOOKS = {
+    "forward": lambda layer, hook: layer.register_forward_hook(hook),
+    "before": lambda layer, hook: layer.register_forward_pre_hook(hook),
+    "backward": lambda layer, hook: layer.register_full_backward_hook(hook),
+    "before backward": lambda layer, hook: layer.register_full_backward_pre_hook(hook),
+    "gradient": lambda layer, hook: layer.weight.register_hook(hook),
+    "accumulated": lambda layer, hook: layer.weight.register_post_accumulate_grad_hook(
+        hook
+    ),
+}
+
+
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
 def test_hooks_are_called_by_autograd(register):
     vae, criterion, *_ = problem()
-    if register == "module":
-        handle = vae.encoder[0].register_forward_hook(lambda *args: None)
-    else:
-        handle = vae.encoder[0].weight.register_hook(lambda gradient: None)
+    handle = register(vae.encoder[0], lambda *args: None)
     assert GradientByHand.of(vae, criterion) is None
     handle.remove()
     assert GradientByHand.of(vae, criterion) is not None
+
+
+def test_altered_and_frozen_layers_are_left_to_autograd():
+    vae, criterion, *_ = problem()
+    vae.encoder[1].forward = lambda x: x
+    assert GradientByHand.of(vae, criterion) is None
+    del vae.encoder[1].forward
+    assert GradientByHand.of(vae, criterion) is not None
+    vae.decoder[0].bias.requires_grad_(False)
+    assert GradientByHand.of(vae, criterion) is None
+
+
+def test_a_layer_that_is_used_twice_is_seen_twice():
+    silu = nn.SiLU()
+    ends_in_silu = nn.Sequential(nn.Linear(D, 3), silu, nn.Linear(3, 2), silu)
+    assert Layers.of(ends_in_silu) is None
+    shared = nn.Sequential(*ends_in_silu, nn.Linear(2, 4))
+    assert len(Layers.of(shared).weights) == 3

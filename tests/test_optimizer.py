@@ -109,3 +109,53 @@ def test_moments_of_dead_units_do_not_become_subnormal(network, x, monkeypatch):
     assert with_cleaning == 0
     assert without > 0
     torch.testing.assert_close(cleaned, plain, rtol=1e-6, atol=1e-7)
+
+
+def replaced_values(network):
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def replaced_gradients(network):
+    for parameter in network.parameters():
+        parameter.grad = parameter.grad.clone()
+
+
+@pytest.mark.parametrize("replace", [replaced_values, replaced_gradients])
+def test_what_was_replaced_is_taken_over(network, x, replace):
+    other = copy.deepcopy(network)
+    optimizer = flat(network)
+    plain = torch.optim.Adam(other.parameters(), lr=1e-2, fused=True)
+    for net, own in ((network, optimizer), (other, plain)):
+        for _ in range(30):
+            own.zero_grad()
+            (net(x) - x[:, :3]).square().mean().backward()
+            replace(net)
+            own.step()
+    torch.testing.assert_close(weights(network), weights(other), rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_set_to_none_come_back(network, x):
+    optimizer = flat(network)
+    train(network, optimizer, x)
+    before = weights(network)
+    network.zero_grad()
+    assert network[0].weight.grad is None
+    train(network, optimizer, x)
+    assert not torch.equal(weights(network), before)
+
+
+def test_small_gradients_make_full_steps():
+    # Their squares are far below 1, but not below what a step depends on.
+    parameter = nn.Parameter(torch.zeros(2))
+    other = nn.Parameter(torch.zeros(2))
+    for own, optimizer in (
+        (parameter, FlatAdam([parameter], lr=1e-2, fused=True)),
+        (other, torch.optim.Adam([other], lr=1e-2, fused=True)),
+    ):
+        for _ in range(600):
+            optimizer.zero_grad()
+            (own * torch.tensor([1e-7, 1e-5])).sum().backward()
+            optimizer.step()
+    torch.testing.assert_close(parameter, other)
+    assert (parameter < -1).all()

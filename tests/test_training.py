@@ -264,7 +264,10 @@ def test_resumed_training_keeps_weights_and_optimizer(rows, proba):
     assert torch.equal(weights(net), before)
     assert net.optimizer_ is optimizer
     assert optimizer.param_groups[0]["lr"] == 0.5
-    assert [name for name, _ in net.callbacks_][-2:] == ["Interrupt", "observed"]
+    assert [name for name, _ in net.callbacks_][-2:] == [
+        "Interrupt",
+        "stop_where_wanted",
+    ]
     train(net, training_set(rows, proba))
     assert net.history[-1]["kl_weight"] == 7.0
     assert len(net.history[-1]["batches"]) == 10
