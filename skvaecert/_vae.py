@@ -227,7 +227,7 @@ class CertifiedVAE(
     autocast : bool, default=False
         Whether to train in bfloat16 where torch thinks that safe; slow on most CPUs.
         Means are computed in float32 after it, so a certificate means what it always
-        does; margins came out within a few percent.
+        does.
     device : str, default="auto"
         "auto" for the first of cuda, mps and cpu that is there; or a torch device.
     warm_start : bool, default=False
@@ -464,6 +464,8 @@ class CertifiedVAE(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
     ) -> Self:
         """Train for one more epoch; the first call fits the teacher.
+
+        An int `random_state` draws other batches and codes at every call.
 
         Parameters
         ----------

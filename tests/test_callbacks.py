@@ -192,3 +192,87 @@ def test_without_scikit_learns_callbacks_fits_are_the_same(
         "sklearn.callback.CallbackSupportMixin._init_callback_context", raising=False
     )
     np.testing.assert_array_equal(small_vae.fit(blobs).transform(blobs), expected)
+
+
+@needs_callbacks
+def test_the_epoch_in_which_skorch_stops_is_told_too(blobs, small_vae):
+    monitor = HistoryMonitor()
+    small_vae.set_params(callbacks=[StopWhenCertified(0.3, n_epochs=2)])
+    vae = small_vae.set_callbacks(monitor).fit(blobs)
+    assert vae.n_iter_ < vae.max_epochs
+    assert len(monitor.get_logs().data) == vae.n_iter_
+
+
+@needs_callbacks
+def test_every_task_that_begins_ends(blobs, small_vae):
+    class Count:
+        tasks = ()
+
+        def setup(self, estimator, context):
+            pass
+
+        teardown = setup
+
+        def on_fit_task_begin(self, estimator, context):
+            self.tasks = (*self.tasks, ("begin", context.task_name))
+
+        def on_fit_task_end(self, estimator, context):
+            self.tasks = (*self.tasks, ("end", context.task_name))
+
+    count = Count()
+    small_vae.set_params(max_epochs=2).set_callbacks(count).fit(blobs)
+    epoch = [("begin", "epoch"), ("end", "epoch")]
+    assert list(count.tasks) == [("begin", "fit"), *epoch, *epoch, ("end", "fit")]
+
+
+class Net:
+    def __init__(self):
+        self.history = []
+
+
+def rows(margins, losses=None, name="margin"):
+    information = {"margin": "teacher_information"}.get(name, "validation_information")
+    losses = losses or [0.0] * len(margins)
+    other = {"teacher_information": 100.0, "validation_information": 100.0}
+    return [
+        {
+            **other,
+            "margin": -1.0,
+            name: margin,
+            information: 2.0,
+            "validation_loss": loss,
+        }
+        for margin, loss in zip(margins, losses, strict=True)
+    ]
+
+
+def epochs_until_stop(callback, history):
+    net = Net()
+    callback.on_train_begin(net)
+    for row in history:
+        net.history.append(row)
+        try:
+            callback.on_epoch_end(net)
+        except KeyboardInterrupt:
+            return len(net.history)
+    return None
+
+
+@pytest.mark.parametrize("monitor", ["margin", "validation_margin"])
+def test_epochs_are_counted_in_a_row(monitor):
+    stop = StopWhenCertified(0.5, n_epochs=2, monitor=monitor)
+    assert epochs_until_stop(stop, rows([1.2, 0.9, 1.1, 1.0, 1.3], name=monitor)) == 4
+    # Begins anew with every fit.
+    assert epochs_until_stop(stop, rows([1.2, 0.9], name=monitor)) is None
+    assert epochs_until_stop(stop, rows([1.2, 1.2], name=monitor)) == 2
+
+
+def test_patience_is_counted_from_the_best_bound():
+    stop = StopWhenCertified(0.5, n_epochs=1, patience=2)
+    assert epochs_until_stop(stop, rows([1.2] * 6, [5, 4, 4.5, 3, 3, 3])) == 6
+    assert epochs_until_stop(stop, rows([1.2] * 3, [9, 8, 7])) is None
+
+
+def test_no_information_is_never_certified():
+    history = [{"margin": 0.0, "teacher_information": 0.0}] * 3
+    assert epochs_until_stop(StopWhenCertified(0.5, n_epochs=1), history) is None

@@ -27,7 +27,12 @@ def test_readme_runs():
     first, search, rescue = blocks
     scope = {}
     exec(first, scope)
-    assert scope["certifier"].certify(scope["X_test"]).verdict == "certified"
+    certificate = scope["certifier"].certify(scope["X_test"])
+    assert certificate.verdict == "certified"
+    # As the comment has it.
+    told = re.search(r"margin ([\d.]+) of at most ([\d.]+) nats", first).groups()
+    assert certificate.margin == pytest.approx(float(told[0]), abs=0.05)
+    assert certificate.teacher_information == pytest.approx(float(told[1]), abs=0.05)
     assert scope["Z"].shape == (450, 16)
     exec(search, scope)
     assert len(scope["teacher"].search_results_["information"]) == 6

@@ -9,6 +9,7 @@ from skvaecert.networks import Pass
 from skvaecert.objectives import (
     AlignedELBO,
     Guard,
+    Objective,
     alignment,
     bernoulli_loss,
     gaussian_kl,
@@ -149,3 +150,16 @@ def test_guard_gives_its_weight_to_the_loss(proba, mean, generator):
     objective.set_alignment(2.0)
     assert objective.guard is None
     assert objective.alignment_weight == 2.0
+
+
+def test_the_kl_that_is_told_is_not_the_penalty(proba, mean, generator):
+    class Thrice(Objective):
+        def penalty(self, result, epoch):
+            return 3 * super().penalty(result, epoch)
+
+    vertices, given = torch.as_tensor(VERTICES), result(mean, generator)
+    objective = AlignedELBO("gaussian", vertices, SCALE, 1.0, 1.0, Thrice())
+    terms = objective.terms(given, torch.zeros(N, 3), torch.as_tensor(proba))
+    kl = gaussian_kl(given.mean, given.log_variance).mean()
+    torch.testing.assert_close(terms.kl, kl)
+    torch.testing.assert_close(terms.penalty, 3 * kl)

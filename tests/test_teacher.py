@@ -373,3 +373,14 @@ def test_posterior_of_any_teacher(blobs):
     np.testing.assert_allclose(proba, classifier.predict_proba(blobs))
     teacher = GMMTeacher(n_components=4).set_output(transform="pandas").fit(blobs)
     assert isinstance(teacher_posterior(teacher, blobs), np.ndarray)
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+def test_few_distinct_rows_have_a_single_mixture():
+    X = np.repeat([[0.0, 0.0], [1.0, 1.0]], 30, axis=0)
+    teacher = GMMTeacher(random_state=0).fit(X)
+    assert teacher.mixture_.covariance_type == "spherical"
+    assert teacher.search_results_ is None
+    assert teacher.information_ > 0.6
+    with pytest.raises(ValueError, match="All 2 candidates failed"):
+        GMMTeacher(10, covariance_type=["full", "diag"], random_state=0).fit(X)

@@ -3,11 +3,12 @@ import signal
 import numpy as np
 import pytest
 import torch
-from skorch.callbacks import Callback, EarlyStopping
+from skorch.callbacks import Callback, EarlyStopping, Freezer, Unfreezer
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
 
 from skvaecert import _training as training
 from skvaecert._batches import Resident, TrainingSet
+from skvaecert._optimizer import FlatAdam
 from skvaecert._training import (
     EncoderFirst,
     MarginMonitor,
@@ -25,6 +26,7 @@ from skvaecert.baselines import AggressiveEncoder, SigmaVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin
 from skvaecert.networks import make_vae
+from skvaecert.objectives import Objective
 from skvaecert.simplex import simplex_vertices, witness_log_proba
 
 CPU = torch.device("cpu")
@@ -423,3 +425,48 @@ def test_optimal_noise_is_that_of_the_monitored_rows(rows, proba):
             losses[change] = -bound(net, rows[:256]).mean()
             net.module_.raw_log_noise -= change
     assert losses[0.0] == min(losses.values())
+
+
+class Recorder(Objective):
+    """The ELBO, and a note of what a schedule would see."""
+
+    seen = ()
+
+    def penalty(self, result, epoch):
+        Recorder.seen = (*Recorder.seen, epoch)
+        return super().penalty(result, epoch)
+
+
+def test_schedules_see_epochs_and_their_fractions(rows, proba):
+    Recorder.seen = ()
+    net = net_for(max_epochs=2, criterion__objective=Recorder())
+    net.set_params(batch_size=100)
+    train(net, training_set(rows, proba))
+    train(net, training_set(rows, proba))
+    expected = np.arange(12) / 3
+    np.testing.assert_allclose(Recorder.seen, expected)
+
+
+@pytest.mark.parametrize("name", ["train_loss_best", "margin_best"])
+def test_checkpoints_with_their_defaults(rows, proba, tmp_path, name):
+    best = SkorchCheckpoint(monitor=name, dirname=tmp_path, load_best=True)
+    net = trained(rows, proba, callbacks=[best])
+    assert len(net.history) == 3
+    assert (tmp_path / "history.json").exists()
+
+
+def test_nets_with_parts_that_thaw_have_the_optimizer_of_torch(rows, proba):
+    freezes = [Freezer("encoder*"), ("later", Unfreezer("encoder*", at=2))]
+    net = trained(rows, proba, callbacks=freezes)
+    assert type(net.optimizer_) is torch.optim.Adam
+    assert type(net_for().optimizer_) is FlatAdam
+    # Frozen for the first of three epochs.
+    other = net_for()
+    assert not torch.equal(
+        net.module_.encoder[0].weight, other.module_.encoder[0].weight
+    )
+
+
+def test_optimal_noise_of_rows_that_hardly_vary(rows, proba):
+    net = trained(0.1 * rows, proba, criterion__objective=SigmaVAE())
+    assert net.module_.raw_log_noise.item() < -2

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
-from skorch.callbacks import Callback, EarlyStopping, LRScheduler
+from skorch.callbacks import Callback, Checkpoint, EarlyStopping, LRScheduler
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -1146,3 +1146,226 @@ def test_compiled_and_bfloat16_trainings_certify_alike(blobs, small_vae, params)
     np.testing.assert_array_equal(again.transform(blobs), vae.transform(blobs))
     if "autocast" in params:
         assert not np.array_equal(vae.transform(blobs), plain.transform(blobs))
+
+
+@pytest.fixture
+def noise():
+    """Rows without groups, on which a network overfits at once."""
+    return np.random.default_rng(0).normal(size=(120, 6))
+
+
+@pytest.fixture
+def guarded(small_vae):
+    return small_vae.set_params(
+        teacher=GMMTeacher(4, covariance_type="full"),
+        alignment_weight="auto",
+        validation_fraction=0.3,
+        kl_weight=4.0,
+    )
+
+
+@pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UnreachedMarginWarning")
+def test_guard_knows_the_gap_to_rows_held_out(noise, guarded):
+    vae = guarded.set_params(max_epochs=40).fit(noise)
+    last, guard = vae.history_[-1], vae.net_.criterion_.guard
+    excess = last["validation_information"] - last["validation_margin"]
+    assert guard.gap == pytest.approx(excess - last["alignment_loss"])
+    assert guard.information == pytest.approx(last["validation_information"])
+    assert guard.gap > 0.05
+
+
+def test_guard_knows_the_gap_in_streams_too(noise, guarded):
+    for _ in range(10):
+        guarded.partial_fit(noise)
+    gaps = []
+
+    class Gap(Callback):
+        def on_train_begin(self, net, **kwargs):
+            gaps.append(net.criterion_.guard.gap)
+
+    last = guarded.history_[-1]
+    guarded.set_params(callbacks=[Gap()]).partial_fit(noise)
+    excess = last["validation_information"] - last["validation_margin"]
+    assert gaps == [pytest.approx(excess - last["alignment_loss"])]
+    assert gaps[0] > 0.05
+
+
+def test_the_margin_that_is_told_is_that_of_rows_held_out(noise, guarded):
+    guarded.set_params(max_epochs=4, kl_weight=20.0)
+    with pytest.warns(UnreachedMarginWarning) as warned:
+        last = guarded.fit(noise).history_[-1]
+    reached = float(re.search(r"margin of (-?[\d.]+) in", str(warned[0].message))[1])
+    held_out = last["validation_margin"] / last["validation_information"]
+    assert reached == pytest.approx(held_out, abs=1e-3)
+
+
+@pytest.mark.parametrize(("missed", "warns"), [(0.04, False), (0.06, True)])
+def test_a_margin_just_below_its_target_is_well(
+    blobs, small_vae, monkeypatch, missed, warns
+):
+    small_vae.set_params(alignment_weight="auto", max_epochs=1)
+    monkeypatch.setattr(CertifiedVAE, "_relative_margin", lambda *args: 0.6 - missed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        small_vae.fit(blobs)
+    assert [w.category for w in caught] == [UnreachedMarginWarning] * warns
+
+
+def test_one_epoch_of_a_stream_need_not_reach_the_target(blobs, small_vae):
+    small_vae.set_params(alignment_weight="auto", target_margin=0.95, kl_weight=50.0)
+    small_vae.partial_fit(blobs)
+    assert relative_margin(small_vae, blobs) < 0.9
+
+
+def test_guard_keeps_its_weight_where_a_chunk_is_all_alike(blobs, small_vae):
+    small_vae.set_params(alignment_weight="auto").partial_fit(blobs)
+    small_vae.partial_fit(np.tile(blobs[:1], (20, 1)))
+    assert small_vae.n_iter_ == 1
+
+
+def test_a_fit_that_fails_gives_the_guard_back(blobs, small_vae):
+    small_vae.set_params(alignment_weight="auto", warm_start=True).fit(blobs)
+    twin = copy.deepcopy(small_vae)
+    small_vae.set_params(learning_rate=1e30)
+    with pytest.raises(NonFiniteLossError):
+        small_vae.fit(blobs)
+    small_vae.set_params(learning_rate=1e-2).fit(blobs)
+    np.testing.assert_array_equal(
+        small_vae.transform(blobs), twin.fit(blobs).transform(blobs)
+    )
+
+
+def test_every_epoch_of_a_stream_has_batches_of_its_own(blobs, small_vae):
+    firsts = []
+
+    class First(Callback):
+        def on_batch_begin(self, net, batch=None, **kwargs):
+            if len(net.history[-1]["batches"]) == 1:
+                firsts.append(batch[0].clone())
+
+    small_vae.set_params(callbacks=[First()])
+    for _ in range(3):
+        small_vae.partial_fit(blobs)
+    assert not torch.equal(firsts[0], firsts[1])
+    assert not torch.equal(firsts[1], firsts[2])
+
+
+def test_standardisation_is_that_of_the_rows_fitted_on(blobs, small_vae):
+    small_vae.set_params(validation_fraction=0.25, max_epochs=1).fit(blobs)
+    training, _ = small_vae._split(len(blobs))
+    location, scale = small_vae._standardisation
+    np.testing.assert_allclose(location, blobs[training].mean(axis=0))
+    assert scale == pytest.approx(np.sqrt(blobs[training].var(axis=0).mean()))
+
+
+def test_the_best_epoch_by_rows_held_out(blobs, small_vae, tmp_path):
+    best = Checkpoint(monitor="validation_loss_best", dirname=tmp_path, load_best=True)
+    small_vae.set_params(validation_fraction=0.25, max_epochs=60, callbacks=[best])
+    vae = small_vae.fit(blobs)
+    losses = [row["validation_loss"] for row in vae.net_.history]
+    flags = [row["validation_loss_best"] for row in vae.net_.history]
+    assert flags == [v < min([np.inf, *losses[:i]]) for i, v in enumerate(losses)]
+    again = clone(small_vae).set_params(
+        callbacks=None, max_epochs=1 + np.argmin(losses)
+    )
+    np.testing.assert_allclose(
+        vae.transform(blobs), again.fit(blobs).transform(blobs), atol=1e-5
+    )
+
+
+def test_bad_parameters_are_found_before_the_teacher_is_fitted(blobs, small_vae):
+    class Untouched(GMMTeacher):
+        def fit(self, X, y=None):
+            raise AssertionError("the teacher was fitted")
+
+    for params, message in [
+        ({"prefit_alpha": 0.5, "prefit_energy": 1.0}, "prefit_energy must be None"),
+        ({"encoder": "conv"}, "image_shape must be"),
+        ({"decoder": "conv", "image_shape": (1, 8, 8)}, "image_shape must hold"),
+        ({"callbacks": ["x"]}, "callbacks must be callbacks of skorch"),
+        ({"torch_compile": "nothing"}, "torch_compile must be .* got 'nothing'"),
+    ]:
+        vae = clone(small_vae).set_params(teacher=Untouched(4), **params)
+        with pytest.raises(ValueError, match=message):
+            vae.fit(blobs)
+
+
+def test_an_encoder_without_weights_cannot_be_prefitted(blobs, small_vae):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return torch.cat([x, x[:, :2]], dim=1)
+
+    small_vae.set_params(encoder=Fixed(), prefit_alpha=0.5)
+    with pytest.raises(ValueError, match="prefit_alpha and prefit_energy must be None"):
+        small_vae.fit(blobs)
+
+
+def test_a_later_fit_without_prefit_does_not_tell_of_one(blobs, small_vae):
+    small_vae.set_params(prefit_alpha=0.5, prefit_epochs=1, max_epochs=1).fit(blobs)
+    assert small_vae.prefit_alpha_ == 0.5
+    assert not hasattr(
+        small_vae.set_params(prefit_alpha=None).fit(blobs), "prefit_alpha_"
+    )
+
+
+def test_nan_in_late_rows_is_found(blobs, small_vae):
+    small_vae.set_params(max_epochs=1).fit(blobs)
+    spoilt = blobs.copy()
+    spoilt[7, 3] = np.nan
+    for method in (small_vae.transform, small_vae.score, small_vae.partial_fit):
+        with pytest.raises(ValueError, match="NaN"):
+            method(spoilt)
+        with pytest.raises(ValueError, match="NaN"):
+            method(DatasetRows(TensorDataset(torch.from_numpy(spoilt))))
+
+
+def test_the_forward_pass_is_compiled_and_in_bfloat16(blobs, small_vae, monkeypatch):
+    dtypes, compiled = set(), []
+
+    class Seen(nn.Linear):
+        def forward(self, x):
+            result = super().forward(x)
+            dtypes.add(result.dtype)
+            return result
+
+    small_vae.set_params(encoder=Seen(6, 8), max_epochs=1)
+    clone(small_vae).set_params(autocast=True).fit(blobs)
+    # In training; means are computed in float32 as ever.
+    assert dtypes == {torch.bfloat16, torch.float32}
+    dtypes.clear()
+    clone(small_vae).fit(blobs)
+    assert dtypes == {torch.float32}
+    compile_ = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda f, **kw: compiled.append(kw) or compile_(f, **kw)
+    )
+    small_vae.set_params(torch_compile="eager").fit(blobs)
+    assert compiled == [{"backend": "eager"}]
+
+
+@pytest.mark.parametrize(("n", "size"), [(120, 8), (16 * 17 - 1, 16), (4000, 128)])
+def test_small_tables_have_small_batches(small_vae, n, size):
+    X = np.random.default_rng(0).normal(size=(n, 3)) + np.arange(n)[:, None] % 3
+    teacher = GMMTeacher(3, covariance_type="full")
+    small_vae.set_params(batch_size="auto", teacher=teacher, max_epochs=1)
+    assert small_vae.fit(X).net_.batch_size == size
+    assert small_vae.partial_fit(X[: n // 2]).net_.batch_size == max(8, n // 32)
+
+
+def test_a_callback_may_encode_and_ask_for_the_loss(blobs, small_vae):
+    modes = []
+
+    class Nosy(Callback):
+        def on_batch_begin(self, net, batch=None, **kwargs):
+            x, proba = batch
+            loss = net.get_loss(net.module_(x), proba, X=x)
+            assert loss.isfinite()
+            net.module_.eval()
+
+        def on_grad_computed(self, net, **kwargs):
+            modes.append(net.module_.training)
+
+    vae = clone(small_vae).set_params(callbacks=[Nosy()], max_epochs=2).fit(blobs)
+    assert len(modes) == 8
+    assert all(modes)
+    assert vae.n_iter_ == 2
