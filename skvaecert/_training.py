@@ -1257,7 +1257,8 @@ def _in_chunks(
             function(_filled(chunk).to(net.device))[: len(chunk)].cpu()
             for chunk in rows.split(CHUNK)
         ]
-    return torch.cat(results).numpy()
+    # Detached: a view of a parameter keeps its gradient even so.
+    return torch.cat(results).detach().numpy()
 
 
 def _filled(chunk: Tensor) -> Tensor:

@@ -15,8 +15,12 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
+from torch import nn
+from torch.utils.data import TensorDataset
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
+from skvaecert.baselines import BatchNormVAE, DeltaVAE, MuForcing, SigmaVAE
+from skvaecert.datasets import DatasetRows
 from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
 from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertices
 
@@ -617,3 +621,54 @@ def test_wrong_width(blobs, certifier):
 def test_html(blobs, certifier):
     assert "CollapseCertifier" in certifier.fit(blobs)._repr_html_()
     assert "CertifiedVAE" in certifier._repr_html_()
+
+
+class ConstantModule(nn.Module):
+    """Learns a code, the same one for all rows."""
+
+    def __init__(self, n_features, latent_dim):
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(2 * latent_dim))
+
+    def forward(self, x):
+        return self.code.expand(len(x), -1)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {},
+        {"alignment_weight": "auto"},
+        {"prefit_alpha": 1.0},
+        {"validation_fraction": 0.25},
+        {"autocast": True},
+        {"torch_compile": "eager"},
+        {"objective": BatchNormVAE()},
+        {"objective": DeltaVAE()},
+        {"objective": SigmaVAE()},
+        {"objective": MuForcing()},
+        {"decoder": "conv", "image_shape": (1, 5, 5)},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UnreachedMarginWarning")
+@pytest.mark.parametrize("kind", ["floats", "bytes", "stream"])
+def test_no_variant_of_training_certifies_a_constant(params, kind):
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 200, size=(4, 25))
+    X = (groups[rng.integers(4, size=100)] + rng.integers(0, 50, size=(100, 25))) * 1.0
+    rows = {
+        "floats": X,
+        "bytes": X.astype(np.uint8),
+        "stream": DatasetRows(TensorDataset(torch.from_numpy(X))),
+    }[kind]
+    settings = {"max_epochs": 4, "latent_dim": 4, "device": "cpu", "random_state": 0}
+    teacher = GMMTeacher(4, covariance_type="spherical")
+    vae = CertifiedVAE(teacher, encoder=ConstantModule, **settings | params)
+    certifier = CollapseCertifier(vae).fit(rows)
+    assert certifier.certificate_.verdict == "constant"
+    assert certifier.score(rows) <= certifier.certificate_.tolerance
+    # The twin: the same with an encoder that looks at its input.
+    if not params:
+        vae = CertifiedVAE(teacher, **settings | {"max_epochs": 40})
+        assert CollapseCertifier(vae).fit(rows).certificate_.verdict == "certified"

@@ -156,14 +156,26 @@ def test_nets_are_independent_afterwards():
 
 
 def test_training_can_go_on():
-    (joined, alone) = ready(0), ready(0)
-    train_together([joined, ready(1)])
-    train_alone(alone)
-    for fit in (joined, alone):
+    joined = [ready(s) for s in range(2)]
+    alone = [ready(s) for s in range(2)]
+    train_together(joined)
+    for fit in alone:
+        train_alone(fit)
+    for fit in (*joined, *alone):
         torch.manual_seed(5)
         train(fit.net, training_set(fit.rows, fit.teacher_proba))
-    assert_same(joined.net, alone.net)
-    assert len(joined.net.history) == 30
+    for fit, other in zip(joined, alone, strict=True):
+        assert_same(fit.net, other.net)
+        assert len(fit.net.history) == 30
+
+
+def test_nets_that_differ_in_the_witness_only_are_not_mixed_up(monkeypatch):
+    scales = 1.0, 2.0
+    fits = [lambda s=s: ready(0, criterion__scale=s) for s in scales]
+    nets, sizes, _ = run(JointTraining(), fits, monkeypatch)
+    assert sizes == [2]
+    for net, scale in zip(nets, scales, strict=True):
+        assert_same(net, train_alone(ready(0, criterion__scale=scale)))
 
 
 def overflowing(s):
