@@ -623,24 +623,18 @@ class CertifiedVAE(
             rows = open_rows(self, X, reset=not warm, ensure_min_samples=2)
             # Seeds of their own, so that the teacher is the same whatever is drawn.
             random_state = check_random_state(self.random_state)
-            teacher_seed, seed, split = map(int, random_state.randint(_SEEDS, size=3))
+            seeds = random_state.randint(_SEEDS, size=3)
+            teacher_seed, seed, split_seed = map(int, seeds)
             before = Snapshot(self.net_) if warm else None
             if warm:
                 self._check_unchanged()
-                # Other batches and codes than in the epochs before.
-                seed = (seed + len(self.net_.history)) % _SEEDS
             else:
-                self._check_early()
-                self._split_seed = split
-            training, held_out = self._split(len(rows))
-            if not warm:
-                self._standardisation = self._standardise(_part(rows, training))
-                self.teacher_ = None
-            if not warm and teacher_proba is None:
-                self.teacher_ = self._fit_teacher(_part(X, training), teacher_seed)
+                self._begin(X, rows, teacher_proba, teacher_seed, split_seed)
             proba = self._targets(X, teacher_proba, len(rows))
-            data = _Data.cut(rows, proba, training, held_out)
-            with seeded(seed, resolve_device(self.device)):
+            data = _Data.cut(rows, proba, *self._split(len(rows)))
+            # A warm fit draws other batches and codes than the epochs before it.
+            n_before = before.n_epochs if before is not None else 0
+            with seeded((seed + n_before) % _SEEDS, resolve_device(self.device)):
                 if warm:
                     self._resume(data, n_epochs)
                 else:
@@ -648,6 +642,23 @@ class CertifiedVAE(
                 self._train(data, tasks, before)
         tasks.end_fit()
         return data
+
+    def _begin(
+        self,
+        X: ArrayLike,
+        rows: Any,
+        teacher_proba: ArrayLike | None,
+        teacher_seed: int,
+        split_seed: int,
+    ) -> None:
+        """Set up what comes before the network and what a warm start keeps of it."""
+        self._check_early()
+        self._split_seed = split_seed
+        training, _ = self._split(len(rows))
+        self._standardisation = self._standardise(_part(rows, training))
+        self.teacher_ = None
+        if teacher_proba is None:
+            self.teacher_ = self._fit_teacher(_part(X, training), teacher_seed)
 
     def _check_early(self) -> None:
         """Find what is wrong before a teacher is fitted, which may take long."""
