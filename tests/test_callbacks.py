@@ -184,6 +184,7 @@ def test_a_fit_that_fails_tears_callbacks_down(blobs, small_vae):
     assert not hasattr(small_vae, "_callback_fit_ctx")
 
 
+@needs_callbacks
 def test_without_scikit_learns_callbacks_fits_are_the_same(
     blobs, small_vae, monkeypatch
 ):
