@@ -27,7 +27,7 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from skvaecert import CertifiedVAE, GMMTeacher
-from skvaecert._training import encode, make_net
+from skvaecert._training import MarginMonitor, encode, make_net
 from skvaecert.datasets import load_patches
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import make_vae, mlp
@@ -177,12 +177,12 @@ def epoch(repeats):
         proba = torch.softmax(2 * torch.randn(N_TRAIN, 10), dim=1)
         data = rows, proba, simplex_vertices(10, LATENT_DIM)
         last = fresh(shape).to(memory_format=torch.channels_last)
-        without = by_package(*data, fresh(shape), BATCH_SIZE, callbacks__monitor=None)
+        without = by_package(data, fresh(shape), BATCH_SIZE, None)
         epochs = {
-            "by hand": by_hand(*data, fresh(shape), BATCH_SIZE),
-            "channels_last": by_hand(*data, last, BATCH_SIZE),
+            "by hand": by_hand(data, fresh(shape), BATCH_SIZE),
+            "channels_last": by_hand(data, last, BATCH_SIZE),
             "without monitor": without,
-            "with monitor": by_package(*data, fresh(shape), BATCH_SIZE),
+            "with monitor": by_package(data, fresh(shape), BATCH_SIZE, MarginMonitor()),
         }
         print_ratios(f"{N_TRAIN:,} of {shape}", in_turn(epochs, repeats))
 
