@@ -1,6 +1,7 @@
 """Rows on their way into the network: standardised, resident or streamed."""
 
 from collections.abc import Iterable, Iterator
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -18,10 +19,13 @@ __all__ = [
     "Standardisation",
     "Streamed",
     "TrainingSet",
+    "resolve_batch_size",
 ]
 
 # Sums of squares of larger ones overflow in the network's float32.
 _LARGEST_STANDARD = 1e15
+# batch_size="auto": steps an epoch if there are few rows, and the limits of a batch.
+_STEPS, _BATCH_SIZES = 16, (8, 128)
 
 
 class Standardisation(NamedTuple):
@@ -311,3 +315,24 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.dataset)).to(self.dataset.rows.index_device)
         return map(self.dataset.take, order.tensor_split(len(self)))
+
+
+def resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
+    """Turn the parameter `batch_size` into a number.
+
+    Parameters
+    ----------
+    batch_size : int or "auto"
+        "auto" for a sixteenth of the rows, from 8 to 128.
+    n_samples : int
+        Rows to train on.
+
+    Returns
+    -------
+    int
+        Most rows in a batch.
+    """
+    if isinstance(batch_size, Integral):
+        return int(batch_size)
+    least, most = _BATCH_SIZES
+    return min(most, max(least, n_samples // _STEPS))

@@ -188,11 +188,8 @@ class VAENet(NeuralNet):
             self.criterion_.epoch = n_epochs + number / n_batches
             self.notify("on_batch_begin", batch=batch, training=True)
             step = self.train_step(batch)
-            record = self._batch_records[-1]
-            record["train_loss"], record["train_batch_size"] = (
-                step["loss"],
-                len(batch[0]),
-            )
+            record = {"train_loss": step["loss"], "train_batch_size": len(batch[0])}
+            self._batch_records[-1].update(record)
             self.notify("on_batch_end", batch=batch, training=True, **step)
         self.history.record("train_batch_count", n_batches)
 

@@ -36,7 +36,14 @@ from skvaecert._base import (
     shared_call,
     with_callbacks,
 )
-from skvaecert._batches import Resident, Rows, Standardisation, Streamed, TrainingSet
+from skvaecert._batches import (
+    Resident,
+    Rows,
+    Standardisation,
+    Streamed,
+    TrainingSet,
+    resolve_batch_size,
+)
 from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
 from skvaecert._training import (
     Snapshot,
@@ -88,10 +95,9 @@ _FIXED = (
     "validation_fraction",
     "device",
 )
+_SEEDS = 2**31 - 1
 # MinMaxScaler leaves [0, 1] by rounding.
 _RANGE_SLACK = 1e-6
-# batch_size="auto": steps an epoch if there are few rows, and the limits of a batch.
-_STEPS, _BATCH_SIZES = 16, (8, 128)
 _HISTORY = {
     "epoch": "epoch",
     "train_loss": "loss",
@@ -104,9 +110,6 @@ _HISTORY = {
     "alignment_weight": "alignment_weight",
     "seconds": "seconds",
 }
-
-
-_SEEDS = 2**31 - 1
 # What a fit with rows held out records besides.
 _VALIDATION = ("validation_loss", "validation_margin", "validation_information")
 # Of rows that differ by rounding only, nats.
@@ -762,7 +765,7 @@ class CertifiedVAE(
     def _settings(self, n_epochs: int, n_samples: int) -> dict[str, Any]:
         return {
             "lr": self.learning_rate,
-            "batch_size": _resolve_batch_size(self.batch_size, n_samples),
+            "batch_size": resolve_batch_size(self.batch_size, n_samples),
             "max_epochs": n_epochs,
             "callbacks": self.callbacks,
             "verbose": self.verbose,
@@ -1063,10 +1066,3 @@ def _history_row(row: dict[str, Any], units: float) -> dict[str, float]:
         if name in renamed:
             renamed[name] += units
     return renamed
-
-
-def _resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
-    if isinstance(batch_size, Integral):
-        return int(batch_size)
-    least, most = _BATCH_SIZES
-    return min(most, max(least, n_samples // _STEPS))
