@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import check_array, check_random_state, gen_batches
+from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import validate_data
 
 from skvaecert.datasets import DatasetRows
@@ -127,6 +127,17 @@ class FitTasks:
         if hasattr(estimator, "_init_callback_context"):
             self.context = estimator._init_callback_context(max_subtasks=n_parts)
             self.context.call_on_fit_task_begin(estimator=estimator, **self.data)
+
+    @property
+    def watched(self) -> bool:
+        """Whether there is a callback to tell.
+
+        Returns
+        -------
+        bool
+            False before scikit-learn 1.9.
+        """
+        return bool(getattr(self.context, "_callbacks", ()))
 
     def begin(self, name: str) -> None:
         """Begin a part.
@@ -392,20 +403,24 @@ def sharing_results() -> Iterator[None]:
         _results.reset(token)
 
 
-def shared_call(function: Callable[..., Any], *args: Any) -> Any:
+def shared_call(
+    generators: Callable[[], Any], function: Callable[..., Any], *args: Any
+) -> Any:
     """Call a function or, inside :func:`sharing_results`, copy what it returned.
 
     Parameters
     ----------
+    generators : callable
+        Returns the states of all generators that a function may draw from.
     function : callable
-        What it returns depends on its arguments, and on NumPy's generator at most.
+        What it returns depends on its arguments, and on these generators at most.
     *args : Any
         Compared by content.
 
     Returns
     -------
     object
-        Remembered if NumPy's generator had no part in it.
+        Remembered if no generator had a part in it.
     """
     results = _results.get()
     key = _content(args) if results is not None else None
@@ -413,10 +428,9 @@ def shared_call(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     if key in results:
         return copy.deepcopy(results[key])
-    generator = check_random_state(None)
-    before = joblib.hash(generator.get_state())
+    before = joblib.hash(generators())
     result = function(*args)
-    if joblib.hash(generator.get_state()) == before:
+    if joblib.hash(generators()) == before:
         results[key] = copy.deepcopy(result)
     return result
 

@@ -188,8 +188,8 @@ class JointTraining:
         """
         keys: list[_Key] = []
 
-        def collect(net: VAENet, dataset: TrainingSet) -> bool:
-            if can_join(net, dataset) and group_size(net) > 1:
+        def collect(net: VAENet, dataset: TrainingSet, watched: bool) -> bool:
+            if not watched and can_join(net, dataset) and group_size(net) > 1:
                 keys.append(self._take(net, *_tensors(dataset)))
             raise _Prepared
 
@@ -237,8 +237,8 @@ class JointTraining:
         """
         return stand_in(self._hand_out)
 
-    def _hand_out(self, net: VAENet, dataset: TrainingSet) -> bool:
-        if not (self._trained and can_join(net, dataset)):
+    def _hand_out(self, net: VAENet, dataset: TrainingSet, watched: bool) -> bool:
+        if watched or not (self._trained and can_join(net, dataset)):
             return False
         key = _Key.of(net, *_tensors(dataset))
         if key not in self._trained:

@@ -911,7 +911,15 @@ class Stop(Callback):
 
 
 class Observer(Protocol):
-    """Who wants to know of epochs."""
+    """Who wants to know of epochs.
+
+    Attributes
+    ----------
+    watched : bool
+        Whether anything comes of it.
+    """
+
+    watched: bool
 
     def begin(self) -> None:
         """Note that an epoch begins."""
@@ -983,12 +991,10 @@ def _optimizer_for(
 ) -> type[torch.optim.Adam]:
     """Take the flat Adam unless parameters differ in kind, or may come to be frozen."""
     parameters = list(vae.parameters())
-    plain = [
-        given[1] if isinstance(given, tuple) else given for given in callbacks or []
-    ]
-    freezes = isinstance(objective, AggressiveEncoder) or any(
-        isinstance(callback, ParamMapper) for callback in plain
-    )
+    own = [given[1] if isinstance(given, tuple) else given for given in callbacks or []]
+    kinds = [given if isinstance(given, type) else type(given) for given in own]
+    mapped = any(issubclass(kind, ParamMapper) for kind in kinds)
+    freezes = mapped or isinstance(objective, AggressiveEncoder)
     alike = len({parameter.dtype for parameter in parameters}) == 1
     free = all(parameter.requires_grad for parameter in parameters)
     return FlatAdam if alike and free and not freezes else torch.optim.Adam
@@ -1123,7 +1129,7 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
 
 
 # What trains in place of `train`, if it returns True.
-Trainer = Callable[[VAENet, TrainingSet], bool]
+Trainer = Callable[[VAENet, TrainingSet, bool], bool]
 _stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
 
 
@@ -1134,8 +1140,8 @@ def stand_in(trainer: Trainer) -> Iterator[None]:
     Parameters
     ----------
     trainer : callable
-        Called with net and training set; returns whether it has trained the
-        net. What it raises ends the fit.
+        Called with net, training set and whether epochs are watched; returns whether
+        it has trained the net. What it raises ends the fit.
 
     Yields
     ------
@@ -1170,7 +1176,8 @@ def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -
         If loss or weights became infinite or not a number.
     """
     other = _stand_in.get()
-    if other is not None and other(net, dataset):
+    watched = observer is not None and observer.watched
+    if other is not None and other(net, dataset, watched):
         return
     n_epochs = len(net.history)
     net.observer = observer

@@ -1,5 +1,6 @@
 """CertifiedVAE: a variational autoencoder whose code is aligned with a teacher."""
 
+import random
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -631,7 +632,8 @@ class CertifiedVAE(
             before = Snapshot(self.net_) if warm else None
             if warm:
                 self._check_unchanged()
-            else:
+            self._check_early()
+            if not warm:
                 self._begin(X, rows, teacher_proba, teacher_seed, split_seed)
             proba = self._targets(X, teacher_proba, len(rows))
             data = _Data.cut(rows, proba, *self._split(len(rows)))
@@ -655,7 +657,6 @@ class CertifiedVAE(
         split_seed: int,
     ) -> None:
         """Set up what comes before the network and what a warm start keeps of it."""
-        self._check_early()
         self._split_seed = split_seed
         training, _ = self._split(len(rows))
         self._standardisation = self._standardise(_part(rows, training))
@@ -697,7 +698,8 @@ class CertifiedVAE(
         if self.random_state is not None:
             seed_unset(teacher, seed)
         _check_room(teacher, self.latent_dim)
-        return shared_call(check_memory(self.memory).cache(_fitted), teacher, X)
+        fit = check_memory(self.memory).cache(_fitted)
+        return shared_call(_generators, fit, teacher, X)
 
     def _targets(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
@@ -903,6 +905,8 @@ class CertifiedVAE(
     def _warn_of_margin(self, data: _Data) -> None:
         if self.alignment_weight != "auto" or self.net_.interrupted_:
             return
+        if teacher_information(data.steering[1]) < _NO_INFORMATION:
+            return  # nothing to reach on rows that are all alike
         reached = self._relative_margin(*data.steering)
         if reached < self.target_margin - _GUARD_SLACK:
             stacklevel = 3 + FIT_WRAPPERS
@@ -963,6 +967,7 @@ class _Epochs:
     def __init__(self, vae: CertifiedVAE, tasks: FitTasks) -> None:
         self.vae = vae
         self.tasks = tasks
+        self.watched = tasks.watched
 
     def begin(self) -> None:
         self.tasks.begin("epoch")
@@ -982,6 +987,12 @@ def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
             f"n_components of the teacher's search, {teacher.n_components!r}; got "
             f"{latent_dim}. Raise latent_dim or search fewer components."
         )
+
+
+def _generators() -> tuple[Any, ...]:
+    """Return the states of what an unseeded teacher may draw from."""
+    numpy_state = check_random_state(None).get_state()
+    return random.getstate(), numpy_state, torch.get_rng_state().numpy()
 
 
 def _fitted(teacher: Any, X: ArrayLike) -> Any:

@@ -1,12 +1,14 @@
 """Searches and seeds that train together: many small fits in the time of a few."""
 
 import copy
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import product
 from typing import Any, Self
 
 import numpy as np
+import torch
 from joblib import parallel_config
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, clone, is_classifier
@@ -99,10 +101,10 @@ class BatchedGridSearchCV(GridSearchCV):
 
     and that differ in the seed, `alignment_weight`, `kl_weight`, `witness_scale`, the
     teacher's other parameters or the rows. What needs more is fitted one after
-    another, as in a GridSearchCV: networks or an objective of one's own, callbacks,
-    ``verbose=1``, warm starts, other devices than the CPU, and networks so large that
-    joining them would gain nothing. Fits with the same teacher on the same rows share
-    it, if it has a seed.
+    another, as in a GridSearchCV: networks or an objective of one's own, callbacks of
+    skorch or scikit-learn, ``verbose=1``, warm starts, other devices than the CPU, and
+    networks so large that joining them would gain nothing. Fits with the same teacher
+    on the same rows share it, if it has a seed.
 
     All that happens in a fit before its training is done twice; a Pipeline's earlier
     steps, for example. Rows of all folds are in memory at once, in float32. The search
@@ -212,11 +214,15 @@ class BatchedGridSearchCV(GridSearchCV):
             The fitted search.
         """
         self._given = X, y, params
+        given_cv = self.get_params(deep=False)["cv"]
+        if isinstance(given_cv, Iterator):
+            self.set_params(cv=list(given_cv))  # it is gone through twice
         try:
             # In one process: another would not know of what was trained here.
             with parallel_config(n_jobs=1):
                 return super().fit(X, y, **params)
         finally:
+            self.set_params(cv=given_cv)
             del self._given
 
     def _run_search(
@@ -224,6 +230,9 @@ class BatchedGridSearchCV(GridSearchCV):
     ) -> None:
         def evaluate(candidates: Iterable[Any], **options: Any) -> Any:
             candidates = list(candidates)
+            if hasattr(self, "_skl_callbacks"):
+                # They are told of every epoch, and may stop a fit.
+                return evaluate_candidates(candidates, **options)
             data = self._checked_data()
             splits = list(self._splits(*data))
             joint = JointTraining()
@@ -283,21 +292,29 @@ def _fitting(
 
 
 def _holds_vae(estimator: Any) -> bool:
-    """Tell whether fitting trains a net: what does not need not be tried out."""
+    """Tell whether fitting trains a net, and no callback of scikit-learn watches it.
+
+    What does not need not be tried out.
+    """
     inner = estimator.get_params().values() if hasattr(estimator, "get_params") else []
+    parts = [estimator, *inner]
+    if any(hasattr(part, "_skl_callbacks") for part in parts):
+        return False
     return any(
         isinstance(part, CertifiedVAE)
         or (isinstance(part, CollapseCertifier) and part.estimator is None)
-        for part in [estimator, *inner]
+        for part in parts
     )
 
 
 @contextmanager
 def _same_draws_after() -> Iterator[None]:
-    """Let what is drawn from NumPy's generator in the block be drawn again after it."""
+    """Let what is drawn from generators in the block be drawn again after it."""
     generator = check_random_state(None)
-    state = generator.get_state()
+    state, python_state = generator.get_state(), random.getstate()
     try:
-        yield
+        with torch.random.fork_rng([]):
+            yield
     finally:
         generator.set_state(state)
+        random.setstate(python_state)

@@ -36,6 +36,7 @@ MATHS = {"simplex", "metrics", "_certificate", "_mixture"}
 ONLY_IN = {
     "skorch": {"_training", "callbacks"},
     "torch": {
+        "model_selection",
         "networks",
         "_optimizer",
         "_gradient",

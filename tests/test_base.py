@@ -92,6 +92,10 @@ def test_seed_unset_leaves_frozen_estimators_alone():
     assert teacher.random_state is None
 
 
+def states():
+    return np.random.get_state()  # noqa: NPY002
+
+
 def test_calls_are_shared_inside_the_block_only():
     calls = []
 
@@ -99,15 +103,15 @@ def test_calls_are_shared_inside_the_block_only():
         calls.append(args)
         return list(args)
 
-    assert shared_call(listed, 1) == shared_call(listed, 1) == [1]
+    assert shared_call(states, listed, 1) == shared_call(states, listed, 1) == [1]
     assert len(calls) == 2
     with sharing_results():
-        first, again = shared_call(listed, 1), shared_call(listed, 1)
-        assert shared_call(listed, 2) == [2]
+        first, again = shared_call(states, listed, 1), shared_call(states, listed, 1)
+        assert shared_call(states, listed, 2) == [2]
         assert len(calls) == 4
         first.append(3)
-        assert again == shared_call(listed, 1) == [1]
-    shared_call(listed, 1)
+        assert again == shared_call(states, listed, 1) == [1]
+    shared_call(states, listed, 1)
     assert len(calls) == 5
 
 
@@ -121,4 +125,6 @@ def test_calls_are_shared_inside_the_block_only():
 )
 def test_other_calls_are_not_shared(function, argument):
     with sharing_results():
-        assert shared_call(function, argument) != shared_call(function, argument)
+        assert shared_call(states, function, argument) != shared_call(
+            states, function, argument
+        )

@@ -14,12 +14,14 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.fixes import parse_version
 from skorch.callbacks import Callback
 
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert import _together as together
 from skvaecert import _vae as vae_module
 from skvaecert._together import train_together
+from skvaecert.callbacks import HistoryMonitor
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.model_selection import BatchedGridSearchCV, fit_together
 
@@ -404,3 +406,82 @@ class Random(GMMTeacher):
     def fit(self, X, y=None):
         self.draw_ = np.random.rand()  # noqa: NPY002
         return super().fit(X, y)
+
+
+needs_callbacks = pytest.mark.skipif(
+    parse_version(sklearn.__version__) < parse_version("1.9"),
+    reason="scikit-learn before 1.9 has no callbacks",
+)
+
+
+@needs_callbacks
+def test_fits_that_callbacks_watch_are_fitted_in_turn(vae, blobs, stacks):
+    logs = []
+    for kind in (BatchedGridSearchCV, GridSearchCV):
+        monitor = HistoryMonitor()
+        search = kind(clone(vae), {"kl_weight": [1.0, 4.0]}, cv=3)
+        search.set_callbacks(monitor).fit(blobs)
+        logs.append([row["margin"] for row in monitor.get_logs().data])
+    assert stacks == []
+    assert len(logs[0]) == (2 * 3 + 1) * 4
+    np.testing.assert_allclose(*logs)
+
+
+class FirstEpoch:
+    """Ends a fit after one epoch and counts what it is told."""
+
+    told = ()
+
+    def setup(self, estimator, context):
+        self.told = (*self.told, "setup")
+
+    def teardown(self, estimator, context):
+        self.told = (*self.told, "teardown")
+
+    def on_fit_task_begin(self, estimator, context):
+        pass
+
+    def on_fit_task_end(self, estimator, context, *, fitted_estimator=None):
+        return fitted_estimator is not None
+
+
+@needs_callbacks
+def test_callbacks_may_end_fits_that_are_fitted_together(vae, blobs, stacks):
+    vaes = seeds(vae, 2)
+    watch = FirstEpoch()
+    vaes[0].set_callbacks(watch)
+    fit_together([*vaes, *seeds(vae, 2)], blobs)
+    assert stacks == [2]
+    assert [one.n_iter_ for one in vaes] == [1, 4]
+    assert watch.told == ("setup", "teardown")
+
+
+def test_folds_given_by_a_generator(vae, blobs, stacks):
+    results = []
+    for kind in (BatchedGridSearchCV, GridSearchCV):
+        search = kind(clone(vae), {"kl_weight": [1.0, 4.0]}, cv=KFold(3).split(blobs))
+        results.append(search.fit(blobs))
+    assert stacks == [6]
+    assert_same_results(*results)
+
+
+class TorchTeacher(GMMTeacher):
+    """Draws from torch's generator, and has no seed to show for it."""
+
+    def fit(self, X, y=None):
+        self.random_state = int(torch.randint(1000, ()))
+        return super().fit(X)
+
+
+def test_teachers_that_draw_from_torch_are_not_shared(vae, blobs):
+    scores, draws = [], []
+    grid = {"kl_weight": [1.0, 1.5]}
+    teacher = TorchTeacher(4, covariance_type="full", temperature=2.0)
+    for kind in (BatchedGridSearchCV, GridSearchCV):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            search = kind(clone(vae).set_params(teacher=teacher), grid, cv=2).fit(blobs)
+            scores.append(search.cv_results_["mean_test_score"])
+            draws.append(torch.rand(()).item())
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+    assert draws[0] == draws[1]

@@ -455,10 +455,18 @@ def test_checkpoints_with_their_defaults(rows, proba, tmp_path, name):
     assert (tmp_path / "history.json").exists()
 
 
+class Class(Freezer):
+    """Given as a class, and not as an instance."""
+
+    def __init__(self):
+        super().__init__("encoder*")
+
+
 def test_nets_with_parts_that_thaw_have_the_optimizer_of_torch(rows, proba):
     freezes = [Freezer("encoder*"), ("later", Unfreezer("encoder*", at=2))]
     net = trained(rows, proba, callbacks=freezes)
     assert type(net.optimizer_) is torch.optim.Adam
+    assert type(net_for(callbacks=[Class]).optimizer_) is torch.optim.Adam
     assert type(net_for().optimizer_) is FlatAdam
     # Frozen for the first of three epochs.
     other = net_for()

@@ -1369,3 +1369,19 @@ def test_a_callback_may_encode_and_ask_for_the_loss(blobs, small_vae):
     assert len(modes) == 8
     assert all(modes)
     assert vae.n_iter_ == 2
+
+
+def test_a_warm_fit_on_rows_all_alike_says_nothing_of_the_margin(blobs, small_vae):
+    small_vae.set_params(alignment_weight="auto", warm_start=True, witness_scale=1.0)
+    first = np.where(blobs[:, :1] > blobs[:, 0].mean(), 0.9, 0.1)
+    small_vae.fit(blobs, teacher_proba=np.hstack([first, 1 - first]))
+    alike = np.full((len(blobs), 2), [0.25, 0.75])
+    assert (
+        small_vae.set_params(max_epochs=1).fit(blobs, teacher_proba=alike).n_iter_ == 1
+    )
+
+
+def test_bad_parameters_of_a_warm_fit(blobs, small_vae):
+    small_vae.set_params(warm_start=True, max_epochs=1).fit(blobs)
+    with pytest.raises(ValueError, match=r"torch_compile must be .* got 'nothing'"):
+        small_vae.set_params(torch_compile="nothing").fit(blobs)
