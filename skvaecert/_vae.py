@@ -178,18 +178,18 @@ class CertifiedVAE(
         None for fully connected layers; "conv" for
         :func:`skvaecert.networks.conv_encoder` and
         :func:`skvaecert.networks.conv_decoder` on images of `image_shape`; or modules
-        of one's own. The encoder maps
-        (n, n_features) to (n, 2 * latent_dim), means and then raw log-variances; the
-        decoder maps (n, latent_dim) to (n, n_features). A module is copied with its
-        weights; a class or function is called with (n_features, latent_dim). With
-        the Gaussian likelihood they see rows less their mean, divided by one number.
+        of one's own. The encoder maps (n, n_features) to (n, 2 * latent_dim), means
+        and then raw log-variances; the decoder maps (n, latent_dim) to
+        (n, n_features). A module is copied with its weights; a class or function is
+        called with (n_features, latent_dim). With the Gaussian likelihood they see
+        rows less their mean, divided by one number.
     image_shape : sequence of int or None, default=None
         (channels, height, width), sides above 4, for "conv" alone: rows are images,
         flat in this order. Images that are (height, width, channels) get there by
         ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
-        "bernoulli": data in [0, 1].
+        "bernoulli": data in [0, 1], or bytes from 0 to 255.
     objective : Objective or None, default=None
         A mitigation of collapse from `skvaecert.baselines`, which takes the place of
         the KL term or of another part of the ELBO; None for the ELBO itself.
@@ -278,8 +278,8 @@ class CertifiedVAE(
         "loss", "reconstruction" and "kl"; "margin", "alignment_loss" and
         "teacher_information" at its end on a fixed part of the rows (at most a
         quarter in lots of 256, at least 256, at most 8,192); "kl_weight",
-        "alignment_weight"; "seconds". With rows held out also "validation_loss" (less
-        the mean ELBO), "validation_margin" and "validation_information".
+        "alignment_weight"; "seconds". With rows held out also "validation_loss"
+        (minus the mean ELBO), "validation_margin" and "validation_information".
         ``pandas.DataFrame`` takes it.
     prefit_alpha_ : float
         alpha of the regression that the first fit began with, if it did.
@@ -426,7 +426,8 @@ class CertifiedVAE(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows, at least two.
+            Rows, at least two. Memory maps and :class:`skvaecert.datasets.DatasetRows`
+            are read batch by batch.
         y : Ignored
             In a pipeline this is the class label, which must not leak into the code.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
