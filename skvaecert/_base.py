@@ -18,6 +18,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_array, gen_batches
 from sklearn.utils.validation import validate_data
 
+from skvaecert._training import CHUNK
 from skvaecert.datasets import DatasetRows
 
 try:
@@ -67,7 +68,6 @@ __all__ = [
 FIT_WRAPPERS = 1 + hasattr(CallbackSupportMixin, "_init_callback_context")
 # Numbers in a chunk of rows: few enough to stay in the cache while they are checked.
 _CHUNK_NUMBERS = 2**18
-_CHUNK_ROWS = 256
 # Ends of names of parameters that a fit has used up, or that change no result.
 _NO_MATTER = ("random_state", "n_jobs", "verbose")
 
@@ -320,7 +320,7 @@ def raw_chunks(
         Views where `rows` is in memory.
     """
     # A multiple of what networks take at once.
-    size = _CHUNK_ROWS * max(1, _CHUNK_NUMBERS // rows.shape[1] // _CHUNK_ROWS)
+    size = CHUNK * max(1, _CHUNK_NUMBERS // rows.shape[1] // CHUNK)
     for batch in gen_batches(len(rows), size):
         yield rows[batch]
 

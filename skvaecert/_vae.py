@@ -633,11 +633,14 @@ class CertifiedVAE(
             before = Snapshot(self.net_) if warm else None
             if warm:
                 self._check_unchanged()
+            else:
+                self._split_seed = split_seed
             self._check_early()
+            training, held_out = self._split(len(rows))
             if not warm:
-                self._begin(X, rows, teacher_proba, teacher_seed, split_seed)
+                self._begin(X, rows, teacher_proba, training, teacher_seed)
             proba = self._targets(X, teacher_proba, len(rows))
-            data = _Data.cut(rows, proba, *self._split(len(rows)))
+            data = _Data.cut(rows, proba, training, held_out)
             # A warm fit draws other batches and codes than the epochs before it.
             n_before = before.n_epochs if before is not None else 0
             with seeded((seed + n_before) % _SEEDS, resolve_device(self.device)):
@@ -654,12 +657,10 @@ class CertifiedVAE(
         X: ArrayLike,
         rows: Any,
         teacher_proba: ArrayLike | None,
+        training: Index,
         teacher_seed: int,
-        split_seed: int,
     ) -> None:
         """Set up what comes before the network and what a warm start keeps of it."""
-        self._split_seed = split_seed
-        training, _ = self._split(len(rows))
         self._standardisation = self._standardise(_part(rows, training))
         self.teacher_ = None
         if teacher_proba is None:

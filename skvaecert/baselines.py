@@ -16,7 +16,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from skvaecert.networks import Pass, bounded, unbounded
-from skvaecert.objectives import Objective, gaussian_kl, gaussian_loss
+from skvaecert.objectives import Objective, gaussian_loss, kl_per_dimension
 
 __all__ = [
     "AggressiveEncoder",
@@ -37,10 +37,6 @@ __all__ = [
 _AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 _ABOVE_0 = Interval(Real, 0, None, closed="neither")
 _SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-
-
-def _mean_kl(result: Pass) -> Tensor:
-    return gaussian_kl(result.mean, result.log_variance).mean()
 
 
 class BetaVAE(Objective):
@@ -83,7 +79,7 @@ class BetaVAE(Objective):
         Tensor of shape ()
             Nats.
         """
-        return self.beta * _mean_kl(result)
+        return self.beta * super().penalty(result, epoch)
 
 
 class _Annealing(Objective):
@@ -105,7 +101,7 @@ class _Annealing(Objective):
         Tensor of shape ()
             Nats.
         """
-        return self.weight(epoch) * _mean_kl(result)
+        return self.weight(epoch) * super().penalty(result, epoch)
 
 
 class LinearAnnealing(_Annealing):
@@ -268,7 +264,8 @@ class Capacity(Objective):
         Tensor of shape ()
             Nats.
         """
-        return self.gamma * (_mean_kl(result) - self.target(epoch)).abs()
+        excess = super().penalty(result, epoch) - self.target(epoch)
+        return self.gamma * excess.abs()
 
 
 class FreeBits(Objective):
@@ -322,8 +319,7 @@ class FreeBits(Objective):
         Tensor of shape ()
             Nats, at least what is free.
         """
-        mean, log_variance = result.mean, result.log_variance
-        kl = (mean.square() + log_variance.exp() - log_variance - 1).mean(dim=0) / 2
+        kl = kl_per_dimension(result.mean, result.log_variance).mean(dim=0)
         if self.per == "batch":
             return kl.sum().clamp(min=self.nats)
         return kl.clamp(min=self.nats).sum()
@@ -611,7 +607,7 @@ class InfoVAE(Objective):
         prior = torch.randn_like(result.code)
         discrepancy = maximum_mean_discrepancy(result.code, prior, self.scales)
         weight = self.alpha + self.strength - 1
-        return (1 - self.alpha) * _mean_kl(result) + weight * discrepancy
+        return (1 - self.alpha) * super().penalty(result, epoch) + weight * discrepancy
 
 
 class _BatchNormPosterior(nn.Module):
@@ -729,7 +725,7 @@ class MuForcing(Objective):
         """
         spread = result.mean.var(dim=0, correction=0).sum()
         hinge = torch.relu(self.threshold - spread)
-        return _mean_kl(result) + self.strength * hinge
+        return super().penalty(result, epoch) + self.strength * hinge
 
 
 class SigmaVAE(Objective):

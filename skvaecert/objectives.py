@@ -22,6 +22,7 @@ __all__ = [
     "bernoulli_loss",
     "gaussian_kl",
     "gaussian_loss",
+    "kl_per_dimension",
 ]
 
 
@@ -47,8 +48,32 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     >>> gaussian_kl(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2))
     tensor([2.])
     """
-    terms = mean.square() + log_variance.exp() - log_variance - 1
-    return terms.sum(dim=1) / 2
+    return kl_per_dimension(mean, log_variance).sum(dim=1)
+
+
+def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """(mu_j^2 + s_j - log s_j - 1) / 2, the share of each dimension in the KL.
+
+    Parameters
+    ----------
+    mean : Tensor of shape (n_samples, latent_dim)
+        mu.
+    log_variance : Tensor of shape (n_samples, latent_dim)
+        log s, with s = sigma^2.
+
+    Returns
+    -------
+    Tensor of shape (n_samples, latent_dim)
+        Nats, at least 0.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.objectives import kl_per_dimension
+    >>> kl_per_dimension(torch.tensor([[2.0, 0.0]]), torch.zeros(1, 2))
+    tensor([[2., 0.]])
+    """
+    return (mean.square() + log_variance.exp() - log_variance - 1) / 2
 
 
 def gaussian_loss(x: Tensor, output: Tensor, log_noise: Tensor) -> Tensor:
