@@ -991,7 +991,7 @@ def _optimizer_for(
 ) -> type[torch.optim.Adam]:
     """Take the flat Adam unless parameters differ in kind, or may come to be frozen."""
     parameters = list(vae.parameters())
-    own = [given[1] if isinstance(given, tuple) else given for given in callbacks or []]
+    own = map(_unnamed, callbacks or [])
     kinds = [given if isinstance(given, type) else type(given) for given in own]
     mapped = any(issubclass(kind, ParamMapper) for kind in kinds)
     freezes = mapped or isinstance(objective, AggressiveEncoder)
@@ -1056,13 +1056,17 @@ def check_callbacks(callbacks: Sequence[Any] | None) -> None:
         If one is neither a callback nor a pair of a name and a callback.
     """
     for given in callbacks or []:
-        callback = given[1] if isinstance(given, tuple) and len(given) == 2 else given
+        callback = _unnamed(given)
         is_class = isinstance(callback, type) and issubclass(callback, Callback)
         if not (is_class or isinstance(callback, Callback)):
             raise ValueError(
                 "callbacks must be callbacks of skorch, or pairs (name, callback), "
                 f"got {given!r}."
             )
+
+
+def _unnamed(given: Any) -> Any:
+    return given[1] if isinstance(given, tuple) and len(given) == 2 else given
 
 
 def check_backend(name: str | None) -> None:
