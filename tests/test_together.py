@@ -80,7 +80,12 @@ def train_alone(fit):
     return fit.net
 
 
-def assert_same(a, b, atol=1e-6):
+# A thousandth of what Adam moves a weight by in one step at the rate used here. Joint
+# and separate products are rounded differently, on some processors more than others.
+ROUNDING = 1e-5
+
+
+def assert_same(a, b, atol=ROUNDING):
     for x, y in zip(a.module_.parameters(), b.module_.parameters(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=atol)
     assert len(a.history) == len(b.history)
