@@ -2,10 +2,17 @@
 
 from importlib.metadata import version
 
-from skvaecert._certificate import Certificate, certify
+from skvaecert._certificate import Certificate, certify, certify_batches
 from skvaecert._certifier import CollapseCertifier
 from skvaecert._teacher import GMMTeacher
 from skvaecert._vae import CertifiedVAE
 
-__all__ = ["Certificate", "CertifiedVAE", "CollapseCertifier", "GMMTeacher", "certify"]
+__all__ = [
+    "Certificate",
+    "CertifiedVAE",
+    "CollapseCertifier",
+    "GMMTeacher",
+    "certify",
+    "certify_batches",
+]
 __version__ = version("skvaecert")

@@ -67,7 +67,7 @@ __all__ = [
 # since scikit-learn 1.9 callbacks looked after. For warnings that point at the user.
 FIT_WRAPPERS = 1 + hasattr(CallbackSupportMixin, "_init_callback_context")
 # Numbers in a chunk of rows: few enough to stay in the cache while they are checked.
-_CHUNK_NUMBERS = 2**18
+_CHUNK_NUMBERS = 2**17
 # Ends of names of parameters that a fit has used up, or that change no result.
 _NO_MATTER = ("random_state", "n_jobs", "verbose")
 

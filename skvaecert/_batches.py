@@ -88,8 +88,11 @@ class Standardisation(NamedTuple):
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         standard = rows - self.location.astype(dtype)
         standard *= dtype(1 / self.scale)
-        largest = max(-standard.min(), standard.max())
-        if not largest <= _LARGEST_STANDARD:  # also for NaN
+        # One look for all: only where squares add up to too much is each looked at.
+        flat = standard.ravel()
+        with np.errstate(over="ignore", invalid="ignore"):
+            in_doubt = not flat @ flat <= _LARGEST_STANDARD**2  # also for NaN
+        if in_doubt and not (largest := np.abs(flat).max()) <= _LARGEST_STANDARD:
             raise ValueError(
                 "X must be within 1e15 standard deviations of the training rows, got "
                 f"{largest:.3g}. Check its units."

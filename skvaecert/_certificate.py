@@ -4,27 +4,21 @@ import dataclasses
 import html
 import json
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from skvaecert.metrics import (
-    alignment_loss,
-    collapse_margin,
-    dispersion_bound,
-    escape_force_rms,
-    latent_dispersion,
-    teacher_information,
-)
+from skvaecert.metrics import MarginSums, SpreadSums, dispersion_bound, gen_rows
 from skvaecert.simplex import (
     Floats,
-    check_sample_weight,
     check_teacher_proba,
-    witness_log_proba,
+    check_weight,
 )
 
-__all__ = ["Certificate", "certify"]
+__all__ = ["Certificate", "CertificateSums", "certify", "certify_batches"]
 
 # Units of machine epsilon, at magnitude max(1, |mu|), that an encoder may be off in
 # each coordinate. Networks of a few hundred units were seen off by 4 in float32; in
@@ -274,46 +268,294 @@ def certify(
     >>> certify(teacher_proba, np.zeros((2, 1)), simplex_vertices(2, 1), 1.0).verdict
     'constant'
     """
-    _check_not_negative("safety_margin", safety_margin)
-    _check_not_negative("latent_noise", latent_noise)
-    mean = _check_latent_mean(latent_mean)
-    proba = check_teacher_proba(teacher_proba, len(mean))
-    weight = check_sample_weight(sample_weight, len(mean))
-    _check_witness(vertices, scale, (proba.shape[1], mean.shape[1]))
-    log_q = witness_log_proba(mean, vertices, scale)
-    force = escape_force_rms(proba, scale, weight)
-    noise = max(rounding_noise(mean, weight), latent_noise)
-    arithmetic = summation_error(proba, log_q, mean, scale, weight)
-    tolerance = arithmetic + noise_margin(noise, force, proba.shape[1], scale)
-    # From the arguments as given, so that it is the score to the last bit.
-    margin = collapse_margin(teacher_proba, log_q, sample_weight)
-    information = teacher_information(proba, weight)
-    dispersion = latent_dispersion(mean, weight)
-    certified = margin > safety_margin + tolerance
-    # Equal means say nothing of rows that the teacher finds equal too.
-    may_be_constant = not certified and information > arithmetic
-    return Certificate(
-        verdict=_verdict(
-            certified=certified,
-            constant=may_be_constant and _is_constant(mean, weight),
-        ),
-        margin=margin,
-        teacher_information=information,
-        alignment_loss=alignment_loss(proba, log_q, weight),
-        relative_margin=margin / information if information > 0 else math.nan,
-        tolerance=tolerance,
-        safety_margin=float(safety_margin),
-        dispersion_bound=dispersion_bound(margin - tolerance, force),
-        dispersion=dispersion,
-        witness="raw",
-        n_samples=len(mean),
-        n_components=proba.shape[1],
-        latent_dim=mean.shape[1],
-    )
+    sums = CertificateSums(vertices, scale)
+    sums.update(teacher_proba, latent_mean, sample_weight)
+    return sums.certificate(safety_margin=safety_margin, latent_noise=latent_noise)
+
+
+def certify_batches(
+    batches: Iterable[tuple[ArrayLike, ...]],
+    vertices: ArrayLike,
+    scale: float,
+    *,
+    safety_margin: float = 0.0,
+    latent_noise: float = 0.0,
+) -> Certificate:
+    """Certify latent means that come in batches, reading each once.
+
+    The same as :func:`certify` on all rows together, to within the tolerance, in memory
+    that does not grow with their number.
+
+    Parameters
+    ----------
+    batches : iterable of (teacher_proba, latent_mean) or with sample_weight
+        Arrays as :func:`certify` takes them, for some of the rows. Weights, or 1 for
+        each row where a batch has none, count across batches.
+    vertices : array-like of shape (n_components, latent_dim)
+        S, from :func:`skvaecert.simplex.simplex_vertices`.
+    scale : float
+        beta, above 0.
+    safety_margin : float, default=0.0
+        tau, nats, at least 0: the margin has to be above it.
+    latent_noise : float, default=0.0
+        Root mean square error of the latent means, as in :func:`certify`.
+
+    Returns
+    -------
+    Certificate
+        The verdict on all rows together.
+
+    Raises
+    ------
+    ValueError
+        If an array or number is not valid, or there are no rows.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert import certify_batches
+    >>> from skvaecert.simplex import analytic_code, simplex_vertices
+    >>> vertices = simplex_vertices(2, 1)
+    >>> rows = np.array([[0.9, 0.1]]), np.array([[0.1, 0.9]])
+    >>> batches = ((proba, analytic_code(proba, vertices, 1.0)) for proba in rows)
+    >>> certify_batches(batches, vertices, 1.0).verdict
+    'certified'
+    """
+    sums = CertificateSums(vertices, scale)
+    for batch in batches:
+        sums.update(*batch)
+    return sums.certificate(safety_margin=safety_margin, latent_noise=latent_noise)
+
+
+class CertificateSums:
+    """What a certificate needs to know of rows that come in batches.
+
+    Parameters
+    ----------
+    vertices : array-like of shape (n_components, latent_dim)
+        S.
+    scale : float
+        beta, above 0.
+    """
+
+    def __init__(self, vertices: ArrayLike, scale: float) -> None:
+        self.vertices = np.asarray(vertices, dtype=np.float64)
+        self.scale = scale
+        self.alignment = MarginSums()
+        self._posteriors = SpreadSums()
+        self._means = _MeanSums()
+
+    def update(
+        self,
+        teacher_proba: ArrayLike,
+        latent_mean: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Add rows.
+
+        Parameters
+        ----------
+        teacher_proba : array-like of shape (n_samples, n_components)
+            T.
+        latent_mean : array-like of shape (n_samples, latent_dim)
+            mu.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, finite and not negative; 1 when None.
+
+        Returns
+        -------
+        self : CertificateSums
+            With these rows added.
+
+        Raises
+        ------
+        ValueError
+            If an array is not valid.
+        """
+        means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
+        _check_shapes(means, posteriors, self.vertices.shape)
+        _check_witness(self.vertices, self.scale)
+        weights = check_weight(sample_weight, len(means))
+        for rows in gen_rows(len(means), max(self.vertices.shape)):
+            self._add(posteriors[rows], _checked(means[rows]), weights[rows])
+        return self
+
+    def certificate(
+        self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
+    ) -> Certificate:
+        """Return the certificate of all rows so far.
+
+        Parameters
+        ----------
+        safety_margin : float, default=0.0
+            tau, nats, at least 0.
+        latent_noise : float, default=0.0
+            Root mean square error of the latent means, in latent units.
+
+        Returns
+        -------
+        Certificate
+            Verdict and numbers.
+
+        Raises
+        ------
+        ValueError
+            If a number is not valid or there are no rows.
+        """
+        _check_not_negative("safety_margin", safety_margin)
+        _check_not_negative("latent_noise", latent_noise)
+        margin = self.margin
+        information = self.alignment.teacher_information
+        arithmetic = self.summation_error
+        tolerance = arithmetic + self._noise_margin(latent_noise)
+        certified = margin > safety_margin + tolerance
+        # Equal means say nothing of rows that the teacher finds equal too.
+        tells_apart = information > arithmetic
+        constant = not certified and tells_apart and self._means.are_constant
+        return Certificate(
+            verdict=_verdict(certified=certified, constant=constant),
+            margin=margin,
+            teacher_information=information,
+            alignment_loss=self.alignment.alignment_loss,
+            relative_margin=margin / information if tells_apart else math.nan,
+            tolerance=tolerance,
+            safety_margin=float(safety_margin),
+            dispersion_bound=dispersion_bound(margin - tolerance, self._force),
+            dispersion=self._means.spread.dispersion,
+            witness="raw",
+            n_samples=self.alignment.n_samples,
+            n_components=self.vertices.shape[0],
+            latent_dim=self.vertices.shape[1],
+        )
+
+    def _add(self, proba: ArrayLike, mean: Floats, weight: Floats) -> None:
+        logits = self.scale * (mean @ self.vertices.T)
+        # Checks the posteriors first.
+        self.alignment.update_logits(proba, logits, weight)
+        self._posteriors.update(check_teacher_proba(proba), weight)
+        self._means.add(mean, weight)
+
+    @property
+    def margin(self) -> float:
+        """G of the rows so far, nats; an error if there are none."""
+        total = self.alignment.total_weight
+        if not 0 < total < math.inf:
+            raise ValueError(
+                f"sample_weight must have a finite sum above 0, got {total}."
+            )
+        return self.alignment.margin
+
+    @property
+    def summation_error(self) -> float:
+        """Bound on the error of the computed margin, given teacher and latent means."""
+        logit_size = self.scale * self._means.mean_norm
+        return summation_error(self.alignment, self.vertices.shape, logit_size)
+
+    def _noise_margin(self, latent_noise: float) -> float:
+        noise = max(self._means.rounding_noise, latent_noise)
+        return noise_margin(noise, self._force, len(self.vertices), self.scale)
+
+    @property
+    def _force(self) -> float:
+        """f_rms of theory section 4."""
+        n_components = len(self.vertices)
+        factor = np.sqrt(n_components / (n_components - 1))
+        return float(self.scale * factor * self._posteriors.dispersion)
+
+
+class _MeanSums:
+    """Size, spread and precision of latent means."""
+
+    def __init__(self) -> None:
+        self.spread = SpreadSums()
+        self._precision = _Precision()
+        self._norms = 0.0
+        self._squares: Floats | float = 0.0
+        self._at_least_one: Floats | float = 0.0
+
+    def add(self, mean: Floats, weight: Floats) -> None:
+        squares = mean**2
+        self._norms += float(weight @ np.sqrt(squares.sum(axis=1)))
+        self._squares = self._squares + weight @ squares
+        self._at_least_one = self._at_least_one + weight @ np.maximum(squares, 1)
+        self.spread.update(mean, weight)
+        self._precision.add(mean, self.spread.first)
+
+    @property
+    def mean_norm(self) -> float:
+        return self._norms / self.spread.total_weight
+
+    @property
+    def rounding_noise(self) -> float:
+        """Root mean square error that rounding may have left.
+
+        32 machine epsilons of float32 at magnitude max(1, |mu_ij|) in each coordinate:
+        means that are small because large terms cancelled carry the error of those
+        terms. Float32 is assumed of float64 values too, for they may come from a
+        float32 network through later arithmetic. A coordinate whose values all fit in
+        16 bits, whatever their dtype, counts as computed in 16 bits, with 8 epsilons;
+        one that is the same in all rows shows no error.
+        """
+        squares = self._precision.unit**2 * self._at_least_one
+        return float(np.sqrt(squares.sum() / self.spread.total_weight))
+
+    @property
+    def are_constant(self) -> bool:
+        """Whether each coordinate spreads by no more than its own rounding."""
+        epsilon = np.finfo(np.float32 if self._precision.single else np.float64).eps
+        magnitude = np.sqrt(self._squares / self.spread.total_weight)
+        limit = _CONSTANT_UNITS * epsilon * magnitude
+        return bool((np.sqrt(self.spread.variance) <= limit).all())
+
+
+class _Precision:
+    """How many bits the values of each column were computed with, at most."""
+
+    def __init__(self) -> None:
+        # Whether all values so far are equal, or fit in a type, column by column.
+        self._fits: dict[str, NDArray[np.bool_]] = {}
+
+    def add(self, values: Floats, first: Floats) -> None:
+        if not self._fits:
+            kinds = "equal", "bfloat16", "float16", "float32"
+            self._fits = {kind: np.ones(len(first), dtype=bool) for kind in kinds}
+        self._note("equal", values, lambda part, of: part == first[of])
+        self._note("bfloat16", values, lambda part, of: _fits_bfloat16(part))
+        self._note("float16", values, lambda part, of: _fits(part, np.float16))
+        self._note("float32", values, lambda part, of: _fits(part, np.float32))
+
+    @property
+    def unit(self) -> Floats:
+        """The error of each column, as a share of its magnitude."""
+        shares = [
+            0.0,
+            _NOISE_UNITS_16_BITS * 2.0**-7,
+            _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps),
+        ]
+        kinds = [self._fits[kind] for kind in ("equal", "bfloat16", "float16")]
+        otherwise = _NOISE_UNITS * float(np.finfo(np.float32).eps)
+        return np.select(kinds, shares, otherwise)
+
+    @property
+    def single(self) -> bool:
+        return bool(self._fits["float32"].all())
+
+    def _note(
+        self,
+        kind: str,
+        values: Floats,
+        test: Callable[[Floats, NDArray[np.intp]], NDArray[np.bool_]],
+    ) -> None:
+        fits = self._fits[kind]
+        # The first rows settle it in nearly all cases.
+        for part in (values[:_HEAD], values):
+            columns = np.flatnonzero(fits)
+            if len(columns):
+                fits[columns] = test(part[:, columns], columns).all(axis=0)
 
 
 def summation_error(
-    proba: Floats, log_q: Floats, mean: Floats, scale: float, weight: Floats
+    alignment: MarginSums, shape: tuple[int, ...], logit_size: float
 ) -> float:
     r"""Bound the error of the computed margin, given teacher and latent means.
 
@@ -330,56 +572,23 @@ def summation_error(
 
     Parameters
     ----------
-    proba : ndarray of shape (n_samples, n_components)
-        T.
-    log_q : ndarray of shape (n_samples, n_components)
-        Log-probabilities of the witness.
-    mean : ndarray of shape (n_samples, latent_dim)
-        The latent means.
-    scale : float
-        beta.
-    weight : ndarray of shape (n_samples,)
-        p.
+    alignment : MarginSums
+        n, C and H.
+    shape : (n_components, latent_dim)
+        K and d.
+    logit_size : float
+        beta sum_i p_i ||mu_i||.
 
     Returns
     -------
     float
         Nats.
     """
-    n_samples, n_components = proba.shape
-    cross_entropy = -weight @ (proba * log_q).sum(axis=1)
-    mean_proba = weight @ proba
-    entropy = -mean_proba @ np.log(mean_proba)
-    terms = (n_samples + n_components + 8) * (cross_entropy + entropy + 1)
-    logits = (mean.shape[1] + 2) * scale * (weight @ np.linalg.norm(mean, axis=1))
+    n_components, latent_dim = shape
+    entropies = alignment.cross_entropy + alignment.mean_entropy + 1
+    terms = (alignment.n_samples + n_components + 8) * entropies
+    logits = (latent_dim + 2) * logit_size
     return float(2 * np.finfo(np.float64).eps * (terms + logits))
-
-
-def rounding_noise(mean: Floats, weight: Floats) -> float:
-    """Return the root mean square error that rounding may have left in latent means.
-
-    32 machine epsilons of float32 at magnitude max(1, |mu_ij|) in each coordinate:
-    means that are small because large terms cancelled carry the error of those terms.
-    Float32 is assumed of float64 values too, for they may come from a float32 network
-    through later arithmetic. A coordinate whose values all fit in 16 bits, whatever
-    their dtype, counts as computed in 16 bits, with 8 epsilons; one that is the same
-    in all rows shows no error.
-
-    Parameters
-    ----------
-    mean : ndarray of shape (n_samples, latent_dim)
-        The latent means.
-    weight : ndarray of shape (n_samples,)
-        p.
-
-    Returns
-    -------
-    float
-        Latent units.
-    """
-    units = np.array([_rounding_unit(column) for column in mean.T])
-    errors = units * np.maximum(np.abs(mean), 1.0)
-    return float(np.sqrt(weight @ (errors**2).sum(axis=1)))
 
 
 def noise_margin(noise: float, force: float, n_components: int, scale: float) -> float:
@@ -413,39 +622,16 @@ def noise_margin(noise: float, force: float, n_components: int, scale: float) ->
     return force * noise + curvature * noise**2 / 4
 
 
-def _rounding_unit(values: Floats) -> float:
-    """Return the error of one coordinate, as a share of its magnitude."""
-    head = values[:_HEAD]  # which settles it in nearly all cases
-    if (head == head[0]).all() and (values == values[0]).all():
-        return 0.0
-    if _fits_bfloat16(head) and _fits_bfloat16(values):
-        return _NOISE_UNITS_16_BITS * 2.0**-7
-    if _fits(head, np.float16) and _fits(values, np.float16):
-        return _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps)
-    return _NOISE_UNITS * float(np.finfo(np.float32).eps)
-
-
-def _fits(values: Floats, dtype: type[np.floating]) -> bool:
+def _fits(values: Floats, dtype: type[np.floating]) -> NDArray[np.bool_]:
     with np.errstate(over="ignore"):
-        return bool((values == values.astype(dtype)).all())
+        return np.asarray(values == values.astype(dtype))
 
 
-def _fits_bfloat16(values: Floats) -> bool:
-    """Tell whether the lower half of the bits in float32 is empty."""
-    if not _fits(values, np.float32):
-        return False
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    return not (bits & 0xFFFF).any()
-
-
-def _is_constant(mean: Floats, weight: Floats) -> bool:
-    """Tell whether each coordinate spreads by no more than its own rounding."""
-    epsilon = np.finfo(np.float32 if _fits(mean, np.float32) else np.float64).eps
-    # Taken from the first row, so that equal rows give exactly 0.
-    shifted = mean - mean[0]
-    spread = np.sqrt(weight @ (shifted - weight @ shifted) ** 2)
-    magnitude = np.sqrt(weight @ mean**2)
-    return bool((spread <= _CONSTANT_UNITS * epsilon * magnitude).all())
+def _fits_bfloat16(values: Floats) -> NDArray[np.bool_]:
+    """Tell where the lower half of the bits in float32 is empty."""
+    with np.errstate(over="ignore"):
+        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return np.asarray(_fits(values, np.float32) & ((bits & 0xFFFF) == 0))
 
 
 def _verdict(*, certified: bool, constant: bool) -> str:
@@ -454,13 +640,31 @@ def _verdict(*, certified: bool, constant: bool) -> str:
     return "constant" if constant else "inconclusive"
 
 
-def _check_latent_mean(latent_mean: ArrayLike) -> Floats:
-    mean = np.asarray(latent_mean, dtype=np.float64)
-    if mean.ndim != 2 or mean.size == 0:
+def _check_shapes(
+    means: NDArray[Any], posteriors: NDArray[Any], shape: tuple[int, ...]
+) -> None:
+    if means.ndim != 2 or means.size == 0:
         raise ValueError(
             "latent_mean must be an array of shape (n_samples, latent_dim), got shape "
-            f"{mean.shape}."
+            f"{means.shape}."
         )
+    if posteriors.ndim != 2 or len(posteriors) != len(means):
+        check_teacher_proba(posteriors, len(means))  # which raises
+    if posteriors.shape[1] < 2:
+        raise ValueError(
+            "teacher_proba must have at least 2 columns, got 1: one component tells "
+            "no rows apart."
+        )
+    wanted = posteriors.shape[1], means.shape[1]
+    if shape != wanted:
+        raise ValueError(
+            f"vertices must have shape (n_components, latent_dim) = {wanted}, got "
+            f"{shape}."
+        )
+
+
+def _checked(mean: NDArray[Any]) -> Floats:
+    mean = np.asarray(mean, dtype=np.float64)
     # Larger ones overflow when they are squared.
     largest = np.abs(mean).max()
     if not largest < 1e150:
@@ -471,23 +675,13 @@ def _check_latent_mean(latent_mean: ArrayLike) -> Floats:
     return mean
 
 
-def _check_witness(vertices: ArrayLike, scale: float, shape: tuple[int, int]) -> None:
+def _check_witness(vertices: Floats, scale: float) -> None:
     """Check what the tolerance is derived from: a regular simplex, a positive scale."""
     if not 0 < scale < 1e150:
         raise ValueError(f"scale must be a number above 0, below 1e150, got {scale}.")
-    if shape[0] < 2:
-        raise ValueError(
-            "teacher_proba must have at least 2 columns, got 1: one component tells "
-            "no rows apart."
-        )
-    simplex = np.asarray(vertices, dtype=np.float64)
-    if simplex.shape != shape:
-        raise ValueError(
-            f"vertices must have shape (n_components, latent_dim) = {shape}, got "
-            f"{simplex.shape}."
-        )
-    regular = (np.eye(shape[0]) * shape[0] - 1) / (shape[0] - 1)
-    if not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
+    n = len(vertices)
+    regular = (np.eye(n) * n - 1) / max(1, n - 1)
+    if vertices.ndim != 2 or not np.allclose(vertices @ vertices.T, regular, atol=1e-6):
         raise ValueError(
             "vertices must form a regular simplex of radius 1: take them from "
             "simplex_vertices."

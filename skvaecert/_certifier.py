@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -21,7 +22,9 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     Tags,
     _safe_indexing,
+    check_consistent_length,
     check_random_state,
+    gen_batches,
     get_tags,
     indexable,
 )
@@ -38,22 +41,26 @@ from skvaecert._base import (
     seed_unset,
     with_callbacks,
 )
-from skvaecert._certificate import Certificate, certify
+from skvaecert._certificate import Certificate, CertificateSums
 from skvaecert._teacher import GMMTeacher, teacher_posterior
 from skvaecert._vae import CertifiedVAE, resolve_witness_scale
 from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
-from skvaecert.metrics import collapse_margin
 from skvaecert.simplex import (
     Floats,
     check_teacher_proba,
+    check_weight,
     simplex_vertices,
-    witness_log_proba,
 )
 
 __all__ = ["CollapseCertifier"]
 
+# Rows, their posteriors or None, their weights or None.
+_Piece = tuple[ArrayLike, ArrayLike | None, ArrayLike | None]
+
 # Rows that are encoded a second time, to see how far their means are to be trusted.
 _REPEATED_ROWS = 255
+# Rows that are encoded, and asked about, at a time.
+_MOST_ROWS = 2**16
 # Means that differ by more between two batches come from no deterministic encoder.
 _UNSTABLE = 1e-3
 
@@ -229,7 +236,10 @@ class CollapseCertifier(
             proba = self._fit_teacher(X, teacher_proba, keep=go_on)
             means = self._encode(X)
             self._fit_witness(means, proba, keep=go_on)
-            self.certificate_ = self._certificate(X, means, proba, None)
+            sums = CertificateSums(self.vertices_, self.witness_scale_)
+            repeated = _Repeated()
+            repeated.compare(means, X, self._encode)
+            self.certificate_ = self._certificate(sums.update(proba, means), repeated)
         if breakdown is not None:
             raise breakdown
         tasks.end()
@@ -294,10 +304,12 @@ class CollapseCertifier(
         float
             Nats, finite, at most the teacher information on `X`; greater is better.
         """
-        means = self._means(X)
-        log_q = witness_log_proba(means, self.vertices_, self.witness_scale_)
-        proba = self._posterior(X, teacher_proba, len(means))
-        return collapse_margin(proba, log_q, sample_weight)
+        check_is_fitted(self)
+        sums = CertificateSums(self.vertices_, self.witness_scale_)
+        for rows, proba, weight in _pieces(X, teacher_proba, sample_weight):
+            means = self._means(rows)
+            sums.update(self._posterior(rows, proba, len(means)), means, weight)
+        return sums.margin
 
     def certify(
         self,
@@ -334,9 +346,38 @@ class CollapseCertifier(
             If the means of the same rows differ between two batches by more than
             rounding would explain.
         """
-        means = self._means(X)
-        proba = self._posterior(X, teacher_proba, len(means))
-        return self._certificate(X, means, proba, sample_weight)
+        check_is_fitted(self)
+        return self._certify(_pieces(X, teacher_proba, sample_weight))
+
+    def certify_batches(self, batches: Iterable[ArrayLike]) -> Certificate:
+        """Certify the encoder on rows that come in batches, and are read once.
+
+        The same as :meth:`certify` on all rows together, to within the tolerance, in
+        memory that does not grow with their number. An array on disk can as well be
+        handed to :meth:`certify`, which reads it some rows at a time.
+
+        Parameters
+        ----------
+        batches : iterable of array-like of shape (n_samples, n_features)
+            Rows, best some thousands at a time: of each batch, some are encoded twice.
+
+        Returns
+        -------
+        Certificate
+            Verdict and numbers for all rows together.
+
+        Raises
+        ------
+        ValueError
+            If a batch is not valid or there is none.
+
+        Warns
+        -----
+        UnstableEncoderWarning
+            As :meth:`certify`.
+        """
+        check_is_fitted(self)
+        return self._certify((rows, None, None) for rows in batches)
 
     def __sklearn_tags__(self) -> Tags:
         """Take over the estimator's tags on dtypes and input."""
@@ -470,45 +511,86 @@ class CollapseCertifier(
             )
         return means
 
-    def _certificate(
-        self,
-        X: ArrayLike,
-        means: NDArray[np.floating],
-        proba: Floats,
-        sample_weight: ArrayLike | None,
-    ) -> Certificate:
-        return certify(
-            proba,
-            means,
-            self.vertices_,
-            self.witness_scale_,
-            sample_weight=sample_weight,
-            safety_margin=self.safety_margin,
-            latent_noise=self._repeat(X, means),
+    def _certify(self, pieces: Iterable[_Piece]) -> Certificate:
+        sums = CertificateSums(self.vertices_, self.witness_scale_)
+        repeated = _Repeated()
+        for rows, proba, weight in pieces:
+            means = self._means(rows)
+            sums.update(self._posterior(rows, proba, len(means)), means, weight)
+            repeated.compare(means, rows, self._encode)
+        return self._certificate(sums, repeated)
+
+    def _certificate(self, sums: CertificateSums, repeated: "_Repeated") -> Certificate:
+        repeated.warn_if_unstable()
+        return sums.certificate(
+            safety_margin=self.safety_margin, latent_noise=repeated.moved
         )
 
-    def _repeat(self, X: ArrayLike, means: NDArray[np.floating]) -> float:
-        """Encode some rows again, in other company; return the most a mean moved."""
+
+class _Repeated:
+    """What latent means differ by when some rows are encoded again, in other company.
+
+    Attributes
+    ----------
+    moved : float
+        The most a mean moved.
+    """
+
+    def __init__(self) -> None:
+        self.moved = 0.0
+        self._largest = 1.0
+
+    def compare(
+        self,
+        means: NDArray[np.floating],
+        X: ArrayLike,
+        encode: Callable[[ArrayLike], NDArray[np.floating]],
+    ) -> None:
         if len(means) == 1:
-            return 0.0
+            return
         # An odd lot in random order, without the first row: no block, no symmetry and
         # not all places are kept.
         order = 1 + np.random.default_rng(0).permutation(len(means) - 1)
         index = order[: max(1, min(2 * len(means) // 3, _REPEATED_ROWS))]
-        again = self._encode(_rows(X, index))
+        again = encode(_rows(X, index))
         moved = float(np.linalg.norm(again - means[index], axis=1).max())
-        if moved > _UNSTABLE * max(1.0, float(np.abs(means).max())):
+        self.moved = max(self.moved, moved)
+        self._largest = max(self._largest, float(np.abs(means).max()))
+
+    def warn_if_unstable(self) -> None:
+        if self.moved > _UNSTABLE * self._largest:
             warnings.warn(
                 UnstableEncoderWarning(
-                    f"The encoder moved the mean of a row by {moved:.2g} when the row "
-                    "came in another batch. Put modules into evaluation mode (dropout, "
-                    "batch normalisation) and return means, not drawn codes. The "
-                    "difference is counted as noise, so nothing will be certified by "
-                    "it."
+                    f"The encoder moved the mean of a row by {self.moved:.2g} when the "
+                    "row came in another batch. Put modules into evaluation mode "
+                    "(dropout, batch normalisation) and return means, not drawn codes. "
+                    "The difference is counted as noise, so nothing will be certified "
+                    "by it."
                 ),
-                stacklevel=4,
+                stacklevel=5,
             )
-        return moved
+
+
+def _pieces(
+    X: ArrayLike, teacher_proba: ArrayLike | None, sample_weight: ArrayLike | None
+) -> Iterator[_Piece]:
+    """Cut rows, and what belongs to them, where there are too many for one piece."""
+    n_samples = _n_samples(X)
+    if n_samples <= _MOST_ROWS:
+        yield X, teacher_proba, sample_weight
+        return
+    weight = check_weight(sample_weight, n_samples)
+    if teacher_proba is not None:
+        check_consistent_length(X, teacher_proba)
+    for piece in gen_batches(n_samples, _MOST_ROWS):
+        proba = None if teacher_proba is None else _rows(teacher_proba, piece)
+        yield _rows(X, piece), proba, weight[piece]
+
+
+def _n_samples(X: Any) -> int:
+    """Count rows, or what is too little to be cut: the estimator has the last word."""
+    shape = getattr(X, "shape", None)
+    return len(X) if (shape if shape is not None else hasattr(X, "__len__")) else 0
 
 
 def _fit_encoder(
@@ -528,6 +610,6 @@ def _fit_encoder(
         estimator.fit(X, y)
 
 
-def _rows(X: ArrayLike, index: NDArray[np.intp]) -> Any:
+def _rows(X: ArrayLike, index: NDArray[np.intp] | slice) -> Any:
     (indexable_X,) = indexable(X)
     return _safe_indexing(indexable_X, index)

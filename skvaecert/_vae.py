@@ -886,8 +886,7 @@ class CertifiedVAE(
         return [_history_row(row, self._units) for row in complete]
 
     def _means(self, rows: Any) -> NDArray[np.float32]:
-        means = [encode(self.net_, chunk) for chunk in self._standard(rows)]
-        return np.concatenate(means)
+        return encode(self.net_, self._standard(rows))
 
     def _standard(self, rows: Any) -> Iterator[torch.Tensor]:
         """Yield standardised rows; look closer only where something is wrong."""

@@ -2,19 +2,28 @@
 
 Functions on NumPy arrays for whoever has posteriors and no estimator. All are
 computed in float64 and given in nats; sums run over components, means over samples.
+They read their arrays once, some rows at a time, so that memory-mapped ones will do.
 """
 
+from collections.abc import Callable, Iterator
+from copy import copy
+from typing import Any, Self
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from skvaecert.simplex import (
     Floats,
+    check_row_sums,
     check_sample_weight,
     check_teacher_proba,
+    check_weight,
     witness_log_proba,
 )
 
 __all__ = [
+    "MarginSums",
+    "SpreadSums",
     "alignment_loss",
     "collapse_margin",
     "dispersion_bound",
@@ -27,6 +36,251 @@ __all__ = [
 
 # log-softmax in float32 with logits up to 1e4 is off by less than this.
 _NORMALISATION_TOLERANCE = 1e-3
+# Numbers that are worked on at a time, so that they stay in a processor's cache.
+_CHUNK_NUMBERS = 2**15
+
+
+class MarginSums:
+    """Margin, teacher information and alignment loss of rows that come in batches.
+
+    With C = -sum_i p_i sum_k T_ik log q_ik, H = -sum_i p_i sum_k T_ik log T_ik and the
+    entropy of the mean teacher, H_mean = -sum_k mean T_k log mean T_k::
+
+        G = H_mean - C,    I_T = H_mean - H,    A = C - H
+
+    All are made of sums over rows: one pass over them is enough, whatever their number.
+
+    Attributes
+    ----------
+    n_samples : int
+        Rows seen.
+    total_weight : float
+        The sum of their weights.
+
+    References
+    ----------
+    Theory section 2; arXiv:2605.05813.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.metrics import MarginSums
+    >>> sums = MarginSums()
+    >>> for row in np.array([[0.9, 0.1], [0.1, 0.9]]):
+    ...     sums = sums.update([row], np.log([row]))
+    >>> round(sums.margin, 4), round(sums.teacher_information, 4)
+    (0.3681, 0.3681)
+    """
+
+    def __init__(self) -> None:
+        self.n_samples = 0
+        self.total_weight = 0.0
+        self._proba: Floats | float = 0.0
+        self._cross_entropy = 0.0
+        self._entropy = 0.0
+
+    def update(
+        self,
+        teacher_proba: ArrayLike,
+        witness_log_proba: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Add rows.
+
+        Parameters
+        ----------
+        teacher_proba : array-like of shape (n_samples, n_components)
+            T, every entry above 0, rows summing to 1.
+        witness_log_proba : array-like of shape (n_samples, n_components)
+            log q, natural logarithms of the witness's probabilities.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, finite and not negative; 1 when None.
+
+        Returns
+        -------
+        self : MarginSums
+            With these rows added; as before if an argument is not valid.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not valid or differ in shape.
+        """
+        return self._grow(teacher_proba, witness_log_proba, sample_weight, _log_sums)
+
+    def update_logits(
+        self,
+        teacher_proba: ArrayLike,
+        witness_logits: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Add rows whose witness is known up to a constant a row.
+
+        Parameters
+        ----------
+        teacher_proba : array-like of shape (n_samples, n_components)
+            T, every entry above 0, rows summing to 1.
+        witness_logits : array-like of shape (n_samples, n_components)
+            Finite numbers of which the witness is the softmax.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, finite and not negative; 1 when None.
+
+        Returns
+        -------
+        self : MarginSums
+            With these rows added; as before if an argument is not valid.
+
+        Raises
+        ------
+        ValueError
+            If the arrays are not valid or differ in shape.
+        """
+        return self._grow(teacher_proba, witness_logits, sample_weight, _log_sum_exp)
+
+    @property
+    def mean_proba(self) -> Floats:
+        """The mean teacher of the rows seen, ndarray of shape (n_components,)."""
+        return np.asarray(self._proba / self.total_weight)
+
+    @property
+    def margin(self) -> float:
+        """G, nats; minus infinity where the witness excludes a component."""
+        return self.mean_entropy - self._cross_entropy / self.total_weight
+
+    @property
+    def teacher_information(self) -> float:
+        """I_T, nats."""
+        # It is 0 or more; rounding alone can bring it below.
+        return max(0.0, self.mean_entropy - self._entropy / self.total_weight)
+
+    @property
+    def alignment_loss(self) -> float:
+        """A, nats."""
+        excess = self._cross_entropy - self._entropy
+        return max(0.0, excess / self.total_weight)
+
+    @property
+    def cross_entropy(self) -> float:
+        """C, nats."""
+        return self._cross_entropy / self.total_weight
+
+    @property
+    def mean_entropy(self) -> float:
+        """H_mean, nats."""
+        mean = self.mean_proba
+        return -float(mean @ np.log(mean))
+
+    def _checked_posteriors(self, teacher_proba: ArrayLike) -> NDArray[Any]:
+        proba = _as_posteriors(teacher_proba)
+        if self.n_samples and proba.shape[1:] != np.shape(self._proba):
+            raise ValueError(
+                f"teacher_proba must have {np.size(self._proba)} columns, as the rows "
+                f"before, got {proba.shape[1]}."
+            )
+        return proba
+
+    def _grow(
+        self,
+        teacher_proba: ArrayLike,
+        witness: ArrayLike,
+        sample_weight: ArrayLike | None,
+        normaliser: Callable[[Floats], Floats],
+    ) -> Self:
+        posteriors = self._checked_posteriors(teacher_proba)
+        witnesses = _as_log_proba(witness, posteriors.shape)
+        weights = check_weight(sample_weight, len(posteriors))
+        grown = copy(self)
+        for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
+            sums = check_row_sums(proba)
+            grown._add_teacher(proba, weight, sums)
+            excess = normaliser(log_q) - _row_products(proba, log_q) / sums
+            grown._cross_entropy += float(weight @ excess)
+            grown._add_entropy(proba, weight, sums)
+        vars(self).update(vars(grown))
+        return self
+
+    def _add_teacher(self, proba: Floats, weight: Floats, sums: Floats) -> None:
+        self._proba = self._proba + (weight / sums) @ proba
+        self.total_weight += float(weight.sum())
+        self.n_samples += len(proba)
+
+    def _add_entropy(self, proba: Floats, weight: Floats, sums: Floats) -> None:
+        products = _row_products(proba, np.log(proba)) / sums
+        self._entropy += float(weight @ (np.log(sums) - products))
+
+
+class SpreadSums:
+    """Mean and variance of each column of rows that come in batches.
+
+    Two sets of rows with weights v and w, means a and b, and sums of squares about them
+    make one with mean a + (b - a) w / (v + w) and (b - a)^2 v w / (v + w) more in the
+    sum of squares. All is taken from the first row: equal rows spread by exactly 0.
+
+    Attributes
+    ----------
+    first : ndarray of shape (n_columns,)
+        The first row.
+    total_weight : float
+        The sum of the weights.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import SpreadSums
+    >>> spread = SpreadSums().update([[1.0, 5.0]]).update([[3.0, 5.0]])
+    >>> spread.variance
+    array([1., 0.])
+    """
+
+    def __init__(self) -> None:
+        self.first: Floats = np.zeros(0)
+        self.total_weight = 0.0
+        self._mean: Floats | float = 0.0
+        self._squares: Floats | float = 0.0
+
+    def update(self, rows: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
+        """Add rows.
+
+        Parameters
+        ----------
+        rows : array-like of shape (n_samples, n_columns)
+            Finite numbers.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, finite and not negative; 1 when None.
+
+        Returns
+        -------
+        self : SpreadSums
+            With these rows added.
+        """
+        values = np.asanyarray(rows)
+        weights = check_weight(sample_weight, len(values))
+        for chunk, weight in _in_chunks(values, weights):
+            self._add(chunk, weight)
+        return self
+
+    @property
+    def variance(self) -> Floats:
+        """Mean square distance from the mean, ndarray of shape (n_columns,)."""
+        return np.asarray(self._squares / self.total_weight)
+
+    @property
+    def dispersion(self) -> float:
+        """Root mean square distance of the rows from their mean."""
+        return float(np.sqrt(self.variance.sum()))
+
+    def _add(self, rows: Floats, weight: Floats) -> None:
+        if not len(self.first):
+            self.first = rows[0].copy()
+        added = float(weight.sum())
+        if added == 0:
+            return
+        shifted = rows - self.first
+        mean = weight @ shifted / added
+        step, total = mean - self._mean, self.total_weight + added
+        self._squares = self._squares + weight @ (shifted - mean) ** 2
+        self._squares += step**2 * self.total_weight * added / total
+        self._mean = self._mean + step * added / total
+        self.total_weight = total
 
 
 def teacher_information(
@@ -47,7 +301,7 @@ def teacher_information(
     Returns
     -------
     float
-        Nats, in [0, log K]; 0 for one sample or for equal rows.
+        Nats, in [0, log K]; 0, to within rounding, for one sample or equal rows.
 
     Raises
     ------
@@ -64,10 +318,14 @@ def teacher_information(
     >>> round(teacher_information([[0.9, 0.1], [0.1, 0.9]]), 4)
     0.3681
     """
-    proba = check_teacher_proba(teacher_proba)
-    weight = check_sample_weight(sample_weight, len(proba))
-    # I_T is 0 or more; rounding alone can bring it below.
-    return max(0.0, float(weight @ _divergence_from_mean(proba, np.log(proba), weight)))
+    posteriors = _as_posteriors(teacher_proba)
+    weights = check_sample_weight(sample_weight, len(posteriors))
+    total = MarginSums()
+    for proba, weight in _in_chunks(posteriors, weights):
+        sums = check_row_sums(proba)
+        total._add_teacher(proba, weight, sums)
+        total._add_entropy(proba, weight, sums)
+    return total.teacher_information
 
 
 def alignment_loss(
@@ -110,10 +368,9 @@ def alignment_loss(
     >>> round(alignment_loss(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]])), 4)
     0.3681
     """
-    proba = check_teacher_proba(teacher_proba)
-    weight = check_sample_weight(sample_weight, len(proba))
-    log_q = _check_log_proba(witness_log_proba, proba.shape)
-    return max(0.0, float(weight @ (proba * (np.log(proba) - log_q)).sum(axis=1)))
+    weight = check_sample_weight(sample_weight, len(np.asanyarray(teacher_proba)))
+    sums = MarginSums().update(teacher_proba, witness_log_proba, weight)
+    return sums.alignment_loss
 
 
 def collapse_margin(
@@ -159,9 +416,17 @@ def collapse_margin(
     >>> collapse_margin(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]]))
     0.0
     """
-    proba = check_teacher_proba(teacher_proba)
-    weight = check_sample_weight(sample_weight, len(proba))
-    return float(weight @ margin_contributions(proba, witness_log_proba, weight))
+    posteriors = _as_posteriors(teacher_proba)
+    log_probas = _as_log_proba(witness_log_proba, posteriors.shape)
+    weights = check_sample_weight(sample_weight, len(posteriors))
+    total = MarginSums()
+    # Without the entropy, which takes most of the time.
+    for proba, log_q, weight in _in_chunks(posteriors, log_probas, weights):
+        sums = check_row_sums(proba)
+        total._add_teacher(proba, weight, sums)
+        excess = _log_sums(log_q) - _row_products(proba, log_q) / sums
+        total._cross_entropy += float(weight @ excess)
+    return total.margin
 
 
 def margin_contributions(
@@ -204,8 +469,10 @@ def margin_contributions(
     """
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
-    log_q = _check_log_proba(witness_log_proba, proba.shape)
-    return _divergence_from_mean(proba, log_q, weight)
+    log_q = np.asarray(_as_log_proba(witness_log_proba, proba.shape), dtype=np.float64)
+    log_q = log_q - _log_sums(log_q)[:, None]
+    log_ratio = log_q - np.log(weight @ proba)
+    return np.asarray((proba * log_ratio).sum(axis=1))
 
 
 def escape_force(
@@ -316,11 +583,9 @@ def latent_dispersion(
     >>> latent_dispersion([[1.0, 0.0], [-1.0, 0.0]])
     1.0
     """
-    mean = np.asarray(latent_mean, dtype=np.float64)
+    mean = np.asanyarray(latent_mean)
     weight = check_sample_weight(sample_weight, len(mean))
-    # Taken from the first row, so that equal rows give exactly 0.
-    shifted = mean - mean[0]
-    return float(np.sqrt(weight @ ((shifted - weight @ shifted) ** 2).sum(axis=1)))
+    return SpreadSums().update(mean, weight).dispersion
 
 
 def dispersion_bound(margin: float, force_rms: float) -> float:
@@ -354,30 +619,76 @@ def dispersion_bound(margin: float, force_rms: float) -> float:
     return margin / force_rms if margin > 0 and force_rms > 0 else 0.0
 
 
-def _divergence_from_mean(
-    proba: Floats, log_numerator: Floats, weight: Floats
-) -> Floats:
-    """Return sum_k T_ik (log numerator_ik - log mean T_k) for every row."""
-    log_ratio = log_numerator - np.log(weight @ proba)
-    return np.asarray((proba * log_ratio).sum(axis=1))
+def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
+    """Yield slices of rows that fit into a processor's cache together.
+
+    Parameters
+    ----------
+    n_samples, n_columns : int
+        Shape of the array.
+
+    Yields
+    ------
+    slice
+        One after the other.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import gen_rows
+    >>> list(gen_rows(5, 2**14))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    size = max(1, _CHUNK_NUMBERS // n_columns)
+    for start in range(0, n_samples, size):
+        yield slice(start, min(start + size, n_samples))
 
 
-def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
-    """Check and normalise log-probabilities: an excess e would fake a margin of e."""
-    log_q = np.asarray(log_proba, dtype=np.float64)
+def _in_chunks(
+    values: NDArray[Any], *arrays: NDArray[Any]
+) -> Iterator[tuple[Floats, ...]]:
+    """Yield rows of arrays in float64."""
+    for rows in gen_rows(*values.shape):
+        yield tuple(np.asarray(a[rows], dtype=np.float64) for a in (values, *arrays))
+
+
+def _as_posteriors(teacher_proba: ArrayLike) -> NDArray[Any]:
+    """Return an array whose rows are still to be checked, without a copy of it."""
+    proba = np.asanyarray(teacher_proba)
+    if proba.ndim != 2 or proba.size == 0:
+        check_teacher_proba(proba)  # which raises
+    return proba
+
+
+def _as_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
+    log_q = np.asanyarray(log_proba)
     if log_q.shape != shape:
         raise ValueError(
             f"witness_log_proba must have the shape {shape} of teacher_proba, got "
             f"{log_q.shape}."
         )
+    return log_q
+
+
+def _row_products(a: Floats, b: Floats) -> Floats:
+    return np.asarray(np.einsum("ik,ik->i", a, b))
+
+
+def _log_sums(log_q: Floats) -> Floats:
+    """Return log sum_k q_ik of rows: an excess e would fake a margin of e."""
     # The largest is about 0 if they are valid: what underflows does not count.
     with np.errstate(over="ignore", divide="ignore"):
-        total = np.log(np.exp(log_q).sum(axis=1, keepdims=True))
-    worst = total.flat[np.abs(total).argmax()]
+        total = np.log(np.exp(log_q) @ np.ones(log_q.shape[1]))
+    worst = total[np.abs(total).argmax()]
     if not abs(worst) <= _NORMALISATION_TOLERANCE:
         raise ValueError(
             "witness_log_proba must hold natural logarithms of probabilities that sum "
             f"to 1 in each row, got a row that sums to {np.exp(worst):.6g}. Pass "
             "log_softmax of the logits."
         )
-    return np.asarray(log_q - total)
+    return np.asarray(total)
+
+
+def _log_sum_exp(logits: Floats) -> Floats:
+    largest = logits.max(axis=1)
+    sums = np.exp(logits - largest[:, None]) @ np.ones(logits.shape[1])
+    return np.asarray(largest + np.log(sums))

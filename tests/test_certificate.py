@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
-from skvaecert import Certificate, certify
-from skvaecert._certificate import noise_margin, rounding_noise, summation_error
+from skvaecert import Certificate, certify, certify_batches
+from skvaecert._certificate import CertificateSums, _MeanSums, noise_margin
 from skvaecert.metrics import collapse_margin, escape_force, escape_force_rms
 from skvaecert.simplex import (
     analytic_code,
@@ -62,7 +62,8 @@ def test_summation_error_covers_the_true_error(n, K, size, sharpness):
     log_q = witness_log_proba(mean, vertices, scale)
     exact = exact_margin(proba, mean, vertices, scale, weight)
     error = abs(float(exact - collapse_margin(proba, log_q, weight)))
-    bound = summation_error(proba, log_q, mean, scale, weight / weight.sum())
+    sums = CertificateSums(vertices, scale).update(proba, mean, weight)
+    bound = sums.summation_error
     assert error <= bound
     # The twin: the bound is of the order of rounding, not a blanket refusal.
     assert bound < 1e-10 * (1 + scale * np.abs(mean).max())
@@ -248,10 +249,9 @@ def test_codes_of_few_digits_can_still_be_certified():
 
 
 def test_values_beyond_float32():
-    mean, weight = np.array([[1e100], [1.0000001e100]]), np.full(2, 0.5)
-    assert rounding_noise(mean, weight) == pytest.approx(
-        32 * 2.0**-23 * 1e100, rel=1e-6
-    )
+    sums = _MeanSums()
+    sums.add(np.array([[1e100], [1.0000001e100]]), np.full(2, 0.5))
+    assert sums.rounding_noise == pytest.approx(32 * 2.0**-23 * 1e100, rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -441,3 +441,51 @@ def test_rotated_vertices_serve_as_well():
 def test_margin_of_a_witness_in_log_space_stays_finite():
     log_q = log_softmax(np.array([[800.0, 0.0]]), axis=1)
     assert np.isfinite(collapse_margin([[0.5, 0.5]], log_q))
+
+
+def test_batches_are_certified_as_one():
+    proba = teacher(3000, 5, 3.0, seed=0)
+    vertices, scale = simplex_vertices(5, 6), prior_matched_scale(proba)
+    mean = analytic_code(proba, vertices, scale).astype(np.float32)
+    weight = np.random.default_rng(0).uniform(size=3000)
+    whole = certify(proba, mean, vertices, scale, sample_weight=weight)
+    for size in (1, 7, 1000):
+        cuts = range(size, 3000, size)
+        pieces = (np.split(array, cuts) for array in (proba, mean, weight))
+        parts = certify_batches(zip(*pieces, strict=True), vertices, scale)
+        assert parts.verdict == whole.verdict == "certified"
+        assert parts.n_samples == whole.n_samples
+        assert parts.margin == pytest.approx(whole.margin, abs=whole.tolerance)
+        assert parts.tolerance == pytest.approx(whole.tolerance, rel=1e-6)
+        assert parts.dispersion == pytest.approx(whole.dispersion, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("size", [1, 64, 65, 1000])
+def test_no_constant_code_in_batches_is_certified(size, dtype):
+    proba = teacher(1000, 4, 3.0, seed=0, ordered=True)
+    vertices, scale = simplex_vertices(4, 4), prior_matched_scale(proba)
+    best = analytic_code([proba.mean(axis=0)], vertices, scale).astype(dtype)
+    noise = np.finfo(dtype).eps * np.random.default_rng(0).choice([-1, 1], (1000, 4))
+    mean = (best * (1 + noise)).astype(dtype)
+    batches = ((proba[i : i + size], mean[i : i + size]) for i in range(0, 1000, size))
+    certificate = certify_batches(batches, vertices, scale)
+    # Rounding to 16 bits looks like variation, too little of it to prove anything.
+    expected = "inconclusive" if dtype == np.float16 else "constant"
+    assert certificate.verdict == expected
+
+
+def test_no_batches_at_all():
+    with pytest.raises(ValueError, match="sum above 0, got 0"):
+        certify_batches([], simplex_vertices(2, 1), 1.0)
+
+
+def test_precision_is_seen_over_all_batches():
+    """One batch that fits in 16 bits, or is constant, says nothing of the others."""
+    values = np.r_[np.zeros(100), np.full(100, 0.5), np.pi * np.ones(100)][:, None]
+    sums, whole = _MeanSums(), _MeanSums()
+    for part in np.split(values, 3):
+        sums.add(part, np.ones(100))
+    whole.add(values, np.ones(300))
+    assert sums.rounding_noise == pytest.approx(whole.rounding_noise)
+    assert not sums.are_constant

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,8 @@ from scipy.optimize import approx_fprime
 from scipy.special import log_softmax, rel_entr, softmax
 
 from skvaecert.metrics import (
+    MarginSums,
+    SpreadSums,
     alignment_loss,
     collapse_margin,
     dispersion_bound,
@@ -194,3 +198,64 @@ def test_an_excluded_component_costs_everything():
     log_q = np.array([[0.0, -np.inf], [np.log(0.5)] * 2])
     assert alignment_loss([[0.5, 0.5], [0.9, 0.1]], log_q) == np.inf
     assert collapse_margin([[0.5, 0.5], [0.9, 0.1]], log_q) == -np.inf
+
+
+def test_rows_in_batches_add_up(proba, mean, weight):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    sums, of_logits = MarginSums(), MarginSums()
+    for rows in (slice(0, 1), slice(1, 17), slice(17, N)):
+        sums.update(proba[rows], log_q[rows], weight[rows])
+        of_logits.update_logits(proba[rows], log_q[rows] + 3.0, weight[rows])
+    assert (sums.n_samples, sums.total_weight) == (N, weight.sum())
+    for total in (sums, of_logits):
+        expected = collapse_margin(proba, log_q, weight)
+        assert total.margin == pytest.approx(expected, rel=1e-12)
+        expected = teacher_information(proba, weight)
+        assert total.teacher_information == pytest.approx(expected, rel=1e-12)
+        expected = alignment_loss(proba, log_q, weight)
+        assert total.alignment_loss == pytest.approx(expected, rel=1e-12)
+    # The twin: the mean teacher is that of all rows, not of each batch.
+    parts = [collapse_margin(proba[i : i + 1], log_q[i : i + 1]) for i in range(N)]
+    assert sums.margin > np.average(parts, weights=weight) + 0.1
+
+
+def test_a_batch_that_is_not_valid_adds_nothing(proba, mean):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    sums = MarginSums().update(proba, log_q)
+    before = vars(sums).copy()
+    bad = np.repeat(proba, 2000, axis=0)
+    bad[-1] = 0.5
+    with pytest.raises(ValueError, match="sum to 1"):
+        sums.update(bad, np.repeat(log_q, 2000, axis=0))
+    with pytest.raises(ValueError, match="5 columns, as the rows before, got 4"):
+        sums.update(np.full((2, 4), 0.25), np.log(np.full((2, 4), 0.25)))
+    assert vars(sums) == before
+
+
+def test_spread_of_batches_is_that_of_all_rows(mean, weight):
+    far = mean + 1e8
+    spread = SpreadSums()
+    for rows in (slice(0, 1), slice(1, 30), slice(30, N)):
+        spread.update(far[rows], weight[rows])
+    centred = far - np.average(far, axis=0, weights=weight)
+    expected = np.average(centred**2, axis=0, weights=weight)
+    np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
+    # What the shortcut, mean square less squared mean, would have left of it.
+    shortcut = np.average(far**2, axis=0) - np.average(far, axis=0) ** 2
+    assert np.abs(shortcut / expected - 1).max() > 0.1
+
+
+def test_memory_is_that_of_a_chunk(tmp_path):
+    shape = 40_000, 50
+    proba = np.lib.format.open_memmap(tmp_path / "t.npy", "w+", np.float32, shape)
+    proba[:] = 0.02
+    log_q = np.lib.format.open_memmap(tmp_path / "q.npy", "w+", np.float32, shape)
+    log_q[:] = np.log(0.02)
+    tracemalloc.start()
+    try:
+        assert collapse_margin(proba, log_q) == pytest.approx(0, abs=1e-7)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # Weights aside, a few arrays of 2^15 numbers; the arrays have 60 times as many.
+    assert peak < 4e6
