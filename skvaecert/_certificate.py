@@ -436,7 +436,7 @@ class CertificateSums:
         self._means.add(mean, weight)
 
     @property
-    def margin(self) -> float:
+    def margin(self) -> float:  # numpydoc ignore=RT01
         """G of the rows so far, nats; an error if there are none."""
         total = self.alignment.total_weight
         if not 0 < total < math.inf:
@@ -446,7 +446,7 @@ class CertificateSums:
         return self.alignment.margin
 
     @property
-    def summation_error(self) -> float:
+    def summation_error(self) -> float:  # numpydoc ignore=RT01
         """Bound on the error of the computed margin, given teacher and latent means."""
         logit_size = self.scale * self._means.mean_norm
         return summation_error(self.alignment, self.vertices.shape, logit_size)

@@ -138,34 +138,34 @@ class MarginSums:
         return self._grow(teacher_proba, witness_logits, sample_weight, _log_sum_exp)
 
     @property
-    def mean_proba(self) -> Floats:
+    def mean_proba(self) -> Floats:  # numpydoc ignore=RT01
         """The mean teacher of the rows seen, ndarray of shape (n_components,)."""
         return np.asarray(self._proba / self.total_weight)
 
     @property
-    def margin(self) -> float:
+    def margin(self) -> float:  # numpydoc ignore=RT01
         """G, nats; minus infinity where the witness excludes a component."""
         return self.mean_entropy - self._cross_entropy / self.total_weight
 
     @property
-    def teacher_information(self) -> float:
+    def teacher_information(self) -> float:  # numpydoc ignore=RT01
         """I_T, nats."""
         # It is 0 or more; rounding alone can bring it below.
         return max(0.0, self.mean_entropy - self._entropy / self.total_weight)
 
     @property
-    def alignment_loss(self) -> float:
+    def alignment_loss(self) -> float:  # numpydoc ignore=RT01
         """A, nats."""
         excess = self._cross_entropy - self._entropy
         return max(0.0, excess / self.total_weight)
 
     @property
-    def cross_entropy(self) -> float:
+    def cross_entropy(self) -> float:  # numpydoc ignore=RT01
         """C, nats."""
         return self._cross_entropy / self.total_weight
 
     @property
-    def mean_entropy(self) -> float:
+    def mean_entropy(self) -> float:  # numpydoc ignore=RT01
         """H_mean, nats."""
         mean = self.mean_proba
         return -float(mean @ np.log(mean))
@@ -259,12 +259,12 @@ class SpreadSums:
         return self
 
     @property
-    def variance(self) -> Floats:
+    def variance(self) -> Floats:  # numpydoc ignore=RT01
         """Mean square distance from the mean, ndarray of shape (n_columns,)."""
         return np.asarray(self._squares / self.total_weight)
 
     @property
-    def dispersion(self) -> float:
+    def dispersion(self) -> float:  # numpydoc ignore=RT01
         """Root mean square distance of the rows from their mean."""
         return float(np.sqrt(self.variance.sum()))
 
