@@ -268,6 +268,11 @@ def test_no_component_is_seen_better_than_it_can_be(seed, sharp):
     np.testing.assert_allclose(component_visibility(proba, np.log(proba)), available)
 
 
+def test_equal_rows_have_no_information_in_any_component():
+    """Rounding alone would say -7e-17."""
+    assert (component_information(np.full((6, 3), 1 / 3)) == 0).all()
+
+
 def test_merged_components_are_invisible_to_the_witness():
     """Four groups, of which the code tells two apart and merges two."""
     groups = np.repeat(np.arange(4), 10)
