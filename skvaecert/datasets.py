@@ -1,7 +1,7 @@
-"""Real data that need no download."""
+"""Real data that need no download, and encoders whose truth is known."""
 
 from numbers import Integral
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.datasets import load_sample_images
 from sklearn.utils import Bunch, check_random_state
 
-__all__ = ["DatasetRows", "load_patches"]
+__all__ = ["DatasetRows", "ToyEncoder", "load_patches", "toy_encoders"]
 
 # Images are cut into strips; of every four neighbours the last is for testing.
 _N_STRIPS = 8
@@ -94,8 +94,7 @@ def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
 
 
 def _check_counts(n_samples: int, size: int, most: int) -> None:
-    if not isinstance(n_samples, Integral) or n_samples < 1:
-        raise ValueError(f"n_samples must be an int of at least 1, got {n_samples!r}.")
+    _check_at_least("n_samples", n_samples, 1)
     if not isinstance(size, Integral) or not 1 <= size <= most:
         raise ValueError(f"size must be an int from 1 to {most}, got {size!r}.")
 
@@ -168,3 +167,100 @@ class DatasetRows:
 def _row(item: Any) -> NDArray[np.number]:
     row = item[0] if isinstance(item, tuple | list) else item
     return np.asarray(row).reshape(-1)
+
+
+class ToyEncoder(NamedTuple):
+    """Posteriors q(z|x_i) = N(mu_i, diag s_i^2) of which the truth is known.
+
+    Attributes
+    ----------
+    name : str
+        What it does.
+    factors : ndarray of shape (n_samples, latent_dim)
+        The rows x that it encodes, which are also what there is to know.
+    latent_mean : ndarray of shape (n_samples, latent_dim)
+        mu.
+    latent_std : ndarray of shape (n_samples, latent_dim)
+        s.
+    mean_varies : bool
+        Whether mu depends on x: what a certificate of the mean is about.
+    informative : bool
+        Whether q(z|x) depends on x, through its mean or otherwise.
+    truth : str
+        The same as a sentence.
+    """
+
+    name: str
+    factors: NDArray[np.float64]
+    latent_mean: NDArray[np.float64]
+    latent_std: NDArray[np.float64]
+    mean_varies: bool
+    informative: bool
+    truth: str
+
+
+def toy_encoders(
+    n_samples: int = 1000,
+    latent_dim: int = 4,
+    random_state: int | np.random.RandomState | None = 0,
+) -> list[ToyEncoder]:
+    """Make six encoders of known truth, for diagnostics of collapse to tell apart.
+
+    Three have collapsed, to the prior, to a shifted prior and to a narrow constant;
+    two tell their rows apart by the mean, one with small means and smaller noise; the
+    last has a constant mean and tells rows apart by the size of its noise alone. All
+    see the same rows: factors with mean 0 and variance 1 in each dimension.
+
+    Parameters
+    ----------
+    n_samples : int, default=1000
+        Number of rows, at least 2.
+    latent_dim : int, default=4
+        Number of factors and of latent dimensions, at least 1.
+    random_state : int, RandomState instance or None, default=0
+        Seeds the factors.
+
+    Returns
+    -------
+    list of ToyEncoder
+        In the order above.
+
+    Raises
+    ------
+    ValueError
+        If a number is not as told.
+
+    Examples
+    --------
+    The KL of the second is 2 nats a dimension, and it knows nothing:
+
+    >>> from skvaecert.datasets import toy_encoders
+    >>> from skvaecert.diagnostics import kl_per_dimension
+    >>> encoder = toy_encoders()[1]
+    >>> encoder.name, encoder.informative
+    ('shifted prior', False)
+    >>> kl_per_dimension(encoder.latent_mean, encoder.latent_std)
+    array([2., 2., 2., 2.])
+    """
+    _check_at_least("n_samples", n_samples, 2)
+    _check_at_least("latent_dim", latent_dim, 1)
+    x = check_random_state(random_state).standard_normal((n_samples, latent_dim))
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    zero, one, narrow = np.zeros_like(x), np.ones_like(x), np.exp(-2.0)
+    small, wide = np.sqrt(0.005) * x, np.sqrt(0.9) * x
+    by_sign = np.where(x < 0, narrow, 1.0)
+    no, yes = "The same for all rows: collapsed.", "The mean depends on the row."
+    odd = "Only the noise depends on the row: the mean is constant, the code is not."
+    return [
+        ToyEncoder("prior", x, zero, one, False, False, no),
+        ToyEncoder("shifted prior", x, zero + 2, one, False, False, no),
+        ToyEncoder("narrow constant", x, zero, narrow * one, False, False, no),
+        ToyEncoder("small but precise", x, small, 0.001 * one, True, True, yes),
+        ToyEncoder("healthy", x, wide, np.sqrt(0.1) * one, True, True, yes),
+        ToyEncoder("noise only", x, zero, by_sign, False, True, odd),
+    ]
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}.")

@@ -1,4 +1,4 @@
-"""Information, alignment loss, margin, escape force (theory sections 2, 4 and 5).
+"""Information, alignment loss, margin, escape force (theory sections 2, 4, 5 and 12).
 
 Functions on NumPy arrays for whoever has posteriors and no estimator. All are
 computed in float64 and given in nats; sums run over components, means over samples.
@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
 
 from skvaecert.simplex import (
     Floats,
@@ -26,12 +27,16 @@ __all__ = [
     "SpreadSums",
     "alignment_loss",
     "collapse_margin",
+    "component_contributions",
+    "component_information",
+    "component_visibility",
     "dispersion_bound",
     "escape_force",
     "escape_force_rms",
     "latent_dispersion",
     "margin_contributions",
     "teacher_information",
+    "view_gap",
 ]
 
 # log-softmax in float32 with logits up to 1e4 is off by less than this.
@@ -469,8 +474,7 @@ def margin_contributions(
     """
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
-    log_q = np.asarray(_as_log_proba(witness_log_proba, proba.shape), dtype=np.float64)
-    log_q = log_q - _log_sums(log_q)[:, None]
+    log_q = _check_log_proba(witness_log_proba, proba.shape)
     log_ratio = log_q - np.log(weight @ proba)
     return np.asarray((proba * log_ratio).sum(axis=1))
 
@@ -619,6 +623,217 @@ def dispersion_bound(margin: float, force_rms: float) -> float:
     return margin / force_rms if margin > 0 and force_rms > 0 else 0.0
 
 
+def component_contributions(
+    teacher_proba: ArrayLike,
+    witness_log_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> Floats:
+    """Contribution of each component to the margin.
+
+    G_k = sum_i p_i T_ik log(q_ik / mean T_k).
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    witness_log_proba : array-like of shape (n_samples, n_components)
+        log q, natural logarithms of the witness's probabilities.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    ndarray of shape (n_components,)
+        Nats; their sum is the margin. One alone proves nothing: a constant witness
+        that favours component k has G_k > 0, at the cost of the others.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid or differ in shape.
+
+    See Also
+    --------
+    component_visibility : The part that a constant witness does not have.
+
+    References
+    ----------
+    Theory section 2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.metrics import component_contributions
+    >>> teacher_proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> constant = np.log([[0.6, 0.4], [0.6, 0.4]])
+    >>> component_contributions(teacher_proba, constant).round(3)
+    array([ 0.091, -0.112])
+    """
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    log_q = _check_log_proba(witness_log_proba, proba.shape)
+    return np.asarray(weight @ (proba * (log_q - np.log(weight @ proba))))
+
+
+def component_information(
+    teacher_proba: ArrayLike, sample_weight: ArrayLike | None = None
+) -> Floats:
+    """Information in each component: I_k = sum_i p_i T_ik log(T_ik / mean T_k).
+
+    Equal to mean T_k KL(p(i|k) || p_i), where p(i|k) = p_i T_ik / mean T_k says how
+    component k is spread over the rows; so it is never below 0.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    ndarray of shape (n_components,)
+        Nats, at least 0; their sum is the teacher information I_T.
+
+    Raises
+    ------
+    ValueError
+        If the posteriors or the weights are not valid.
+
+    References
+    ----------
+    Theory section 2.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import component_information
+    >>> component_information([[0.9, 0.1], [0.1, 0.9]]).round(3)
+    array([0.184, 0.184])
+    """
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    shares = weight @ (proba * (np.log(proba) - np.log(weight @ proba)))
+    return np.asarray(np.maximum(0.0, shares))
+
+
+def component_visibility(
+    teacher_proba: ArrayLike,
+    witness_log_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> Floats:
+    """How well the witness tells each component's rows from the others.
+
+    V_k = sum_i p_i T_ik log(q_ik / mean q_k), with the witness's own mean. Both
+    p(i|k) = p_i T_ik / mean T_k and r(i|k) = p_i q_ik / mean q_k are distributions
+    over rows, and V_k = I_k - mean T_k KL(p(i|k) || r(i|k)). So V_k is at most I_k, and
+    component k is invisible where V_k is not above 0: the witness places its rows no
+    better than a constant does.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    witness_log_proba : array-like of shape (n_samples, n_components)
+        log q, natural logarithms of the witness's probabilities.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    ndarray of shape (n_components,)
+        Nats, at most I_k of :func:`component_information`; 0, to within rounding, in
+        all components of a constant witness. Their sum is G + KL(mean T || mean q):
+        the margin, and what the witness lost by its averages alone.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid or differ in shape.
+
+    References
+    ----------
+    Theory section 2 (ours).
+
+    Examples
+    --------
+    A witness that confuses the last two components, and nothing else:
+
+    >>> import numpy as np
+    >>> from skvaecert.metrics import component_information, component_visibility
+    >>> teacher_proba = 0.94 * np.eye(3) + 0.02
+    >>> witness = teacher_proba @ [[1, 0, 0], [0, 0.5, 0.5], [0, 0.5, 0.5]]
+    >>> component_visibility(teacher_proba, np.log(witness)).round(2)
+    array([0.3 , 0.11, 0.11])
+    >>> component_information(teacher_proba).round(2)
+    array([0.3, 0.3, 0.3])
+    """
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    log_q = _check_log_proba(witness_log_proba, proba.shape)
+    log_mean = np.asarray(logsumexp(log_q, axis=0, b=weight[:, np.newaxis]))
+    # A component that is excluded everywhere is constant too, at minus infinity.
+    differs = log_q != log_mean
+    log_ratio = np.subtract(log_q, log_mean, where=differs, out=np.zeros_like(log_q))
+    return np.asarray(weight @ (proba * log_ratio))
+
+
+def view_gap(
+    *,
+    own_view_proba: ArrayLike,
+    target_view_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """View gap: sum_i p_i KL(T(v_i) || T(x_i)), what it costs to read another view.
+
+    The encoder sees x_i, its targets are the teacher's posteriors of another view
+    v_i: an augmentation, another modality. The analytic code of its own view has
+    margin I_T - gap against these targets, with I_T that of the targets: so much is
+    reachable. It is not the most: an encoder trained on the targets may learn what
+    the other view makes of a sample, and reach more, also where the gap exceeds I_T.
+
+    Parameters
+    ----------
+    own_view_proba : array-like of shape (n_samples, n_components)
+        T(x_i): posteriors of what the encoder sees, every entry above 0.
+    target_view_proba : array-like of shape (n_samples, n_components)
+        T(v_i): posteriors of what it is aligned with, every entry above 0, row by row
+        of the same samples.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        Nats, at least 0; 0, to within rounding, if the views have the same
+        posteriors. Not symmetric in the views.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid or differ in shape.
+
+    References
+    ----------
+    Theory section 12.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import teacher_information, view_gap
+    >>> original, blurred = [[0.9, 0.1], [0.1, 0.9]], [[0.7, 0.3], [0.3, 0.7]]
+    >>> gap = view_gap(own_view_proba=original, target_view_proba=blurred)
+    >>> round(gap, 4), round(teacher_information(blurred), 4)
+    (0.1537, 0.0823)
+    """
+    own = check_teacher_proba(own_view_proba, name="own_view_proba")
+    target = check_teacher_proba(target_view_proba, len(own), name="target_view_proba")
+    if own.shape != target.shape:
+        raise ValueError(
+            "own_view_proba and target_view_proba must have the same components, got "
+            f"{own.shape[1]} and {target.shape[1]}."
+        )
+    return alignment_loss(target, np.log(own), sample_weight)
+
+
 def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
     """Yield slices of rows that fit into a processor's cache together.
 
@@ -667,6 +882,11 @@ def _as_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
             f"{log_q.shape}."
         )
     return log_q
+
+
+def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
+    log_q = np.asarray(_as_log_proba(log_proba, shape), dtype=np.float64)
+    return np.asarray(log_q - _log_sums(log_q)[:, None])
 
 
 def _row_products(a: Floats, b: Floats) -> Floats:

@@ -37,7 +37,10 @@ _STEP = 2**0.25
 
 
 def check_teacher_proba(
-    teacher_proba: ArrayLike, n_samples: int | None = None
+    teacher_proba: ArrayLike,
+    n_samples: int | None = None,
+    *,
+    name: str = "teacher_proba",
 ) -> Floats:
     """Check teacher posteriors and normalise their rows in float64.
 
@@ -50,6 +53,8 @@ def check_teacher_proba(
         Rows of the open probability simplex: every entry above 0, row sums 1.
     n_samples : int, default=None
         The number of rows asked for; any number when None.
+    name : str, default="teacher_proba"
+        What errors call the array.
 
     Returns
     -------
@@ -71,11 +76,13 @@ def check_teacher_proba(
            [0.9, 0.1]])
     """
     proba = np.asarray(teacher_proba, dtype=np.float64)
-    sums = check_row_sums(proba, n_samples)
+    sums = check_row_sums(proba, n_samples, name=name)
     return np.asarray(proba / sums[:, None])
 
 
-def check_row_sums(proba: Floats, n_samples: int | None = None) -> Floats:
+def check_row_sums(
+    proba: Floats, n_samples: int | None = None, *, name: str = "teacher_proba"
+) -> Floats:
     """Check teacher posteriors and return what their rows sum to.
 
     Parameters
@@ -84,6 +91,8 @@ def check_row_sums(proba: Floats, n_samples: int | None = None) -> Floats:
         As in :func:`check_teacher_proba`, in float64.
     n_samples : int, default=None
         The number of rows asked for; any number when None.
+    name : str, default="teacher_proba"
+        What errors call the array.
 
     Returns
     -------
@@ -104,23 +113,23 @@ def check_row_sums(proba: Floats, n_samples: int | None = None) -> Floats:
     """
     if proba.ndim != 2 or proba.size == 0:
         raise ValueError(
-            "teacher_proba must be an array of shape (n_samples, n_components), not "
-            f"empty, got shape {proba.shape}."
+            f"{name} must be an array of shape (n_samples, n_components), not empty, "
+            f"got shape {proba.shape}."
         )
-    _check_length("teacher_proba", len(proba), n_samples)
+    _check_length(name, len(proba), n_samples)
     # A matrix product reads the rows faster than a sum along them.
     smallest, sums = proba.min(), proba @ np.ones(proba.shape[1])
     if not (smallest > _SMALLEST_PROBA and np.isfinite(sums).all()):
         raise ValueError(
-            "teacher_proba must have every entry finite and above 0 (full support; "
-            f"1e-300), got a smallest entry of {smallest}. Mix in a floor, for "
-            "example 0.99 * teacher_proba + 0.01 / teacher_proba.shape[1]."
+            f"{name} must have every entry finite and above 0 (full support; 1e-300), "
+            f"got a smallest entry of {smallest}. Mix in a floor, for example "
+            f"0.99 * {name} + 0.01 / {name}.shape[1]."
         )
     worst = sums[np.abs(sums - 1).argmax()]
     if abs(worst - 1) > _SUM_TOLERANCE:
         raise ValueError(
-            "teacher_proba must have rows that sum to 1 (within "
-            f"{_SUM_TOLERANCE:g}), got a row that sums to {worst:.6g}."
+            f"{name} must have rows that sum to 1 (within {_SUM_TOLERANCE:g}), got a "
+            f"row that sums to {worst:.6g}."
         )
     return np.asarray(sums)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_images
 
-from skvaecert.datasets import load_patches
+from skvaecert.datasets import load_patches, toy_encoders
 
 
 def test_patches_are_cut_from_the_images():
@@ -59,3 +59,40 @@ def test_a_seed_draws_the_same_patches():
 def test_bad_parameters(params, message):
     with pytest.raises(ValueError, match=message):
         load_patches(**params)
+
+
+@pytest.mark.parametrize(("n_samples", "latent_dim"), [(1000, 4), (2, 1), (7, 3)])
+def test_toy_encoders_are_what_they_say(n_samples, latent_dim):
+    encoders = toy_encoders(n_samples, latent_dim)
+    assert len({encoder.name for encoder in encoders}) == 6
+    for encoder in encoders:
+        factors, mean, std = encoder.factors, encoder.latent_mean, encoder.latent_std
+        assert factors.shape == mean.shape == std.shape == (n_samples, latent_dim)
+        assert np.ptp(mean, axis=0).any() == encoder.mean_varies
+        varies = encoder.mean_varies or np.ptp(std, axis=0).any()
+        assert varies == encoder.informative
+        np.testing.assert_allclose(factors.var(axis=0), 1)
+
+
+def test_toy_encoders_have_the_variances_of_the_panel():
+    variances = {e.name: e.latent_mean.var(axis=0) for e in toy_encoders()}
+    np.testing.assert_allclose(variances["small but precise"], 0.005)
+    np.testing.assert_allclose(variances["healthy"], 0.9)
+
+
+def test_a_seed_makes_the_same_toy_encoders():
+    first, second, other = (toy_encoders(5, 2, s)[0].factors for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_samples": 1}, "n_samples must be an int of at least 2, got 1"),
+        ({"latent_dim": 0}, "latent_dim must be an int of at least 1, got 0"),
+    ],
+)
+def test_toy_encoders_refuse(params, message):
+    with pytest.raises(ValueError, match=message):
+        toy_encoders(**params)

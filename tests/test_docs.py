@@ -10,6 +10,7 @@ from skvaecert import (
     baselines,
     callbacks,
     datasets,
+    diagnostics,
     exceptions,
     metrics,
     model_selection,
@@ -66,7 +67,9 @@ def anchor(heading):
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize(("page", "most"), [("theory", 20), ("baselines", 8)])
+@pytest.mark.parametrize(
+    ("page", "most"), [("theory", 20), ("baselines", 8), ("diagnostics", 4)]
+)
 def test_tests_named_in_the_documents_exist(page, most):
     named = set(re.findall(r"`(test_\w+)`", (ROOT / f"docs/{page}.md").read_text()))
     sources = "".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
@@ -82,6 +85,7 @@ def test_tests_named_in_the_documents_exist(page, most):
         baselines,
         callbacks,
         datasets,
+        diagnostics,
         exceptions,
         metrics,
         model_selection,

@@ -13,12 +13,16 @@ from skvaecert.metrics import (
     SpreadSums,
     alignment_loss,
     collapse_margin,
+    component_contributions,
+    component_information,
+    component_visibility,
     dispersion_bound,
     escape_force,
     escape_force_rms,
     latent_dispersion,
     margin_contributions,
     teacher_information,
+    view_gap,
 )
 from skvaecert.simplex import analytic_code, simplex_vertices, witness_log_proba
 
@@ -259,3 +263,162 @@ def test_memory_is_that_of_a_chunk(tmp_path):
         tracemalloc.stop()
     # Weights aside, a few arrays of 2^15 numbers; the arrays have 60 times as many.
     assert peak < 4e6
+
+
+def test_components_against_arithmetic_of_scipy(proba, mean, weight):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    p = weight / weight.sum()
+    average = np.average(proba, axis=0, weights=weight)
+    over_rows = p[:, None] * proba / average  # p(i|k)
+    students = p[:, None] * np.exp(log_q) / (p @ np.exp(log_q))
+    information = average * rel_entr(over_rows, p[:, None]).sum(axis=0)
+    lost = average * rel_entr(over_rows, students).sum(axis=0)
+    np.testing.assert_allclose(component_information(proba, weight), information)
+    np.testing.assert_allclose(
+        component_visibility(proba, log_q, weight), information - lost, rtol=1e-10
+    )
+
+
+def test_components_sum_to_margin_and_information(proba, mean, weight):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    margin = collapse_margin(proba, log_q, weight)
+    information = teacher_information(proba, weight)
+    averages = (np.average(p, axis=0, weights=weight) for p in (proba, np.exp(log_q)))
+    by_averages = rel_entr(*averages).sum()
+    contributions = component_contributions(proba, log_q, weight)
+    visible = component_visibility(proba, log_q, weight)
+    assert contributions.sum() == pytest.approx(margin, rel=1e-12)
+    assert component_information(proba, weight).sum() == pytest.approx(information)
+    assert visible.sum() == pytest.approx(margin + by_averages, rel=1e-12)
+    assert by_averages > 0.01
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        component_contributions,
+        component_visibility,
+        lambda t, q, w=None: component_information(t, w),
+    ],
+)
+def test_weights_of_components_count_as_repetitions(metric, proba, mean, weight):
+    log_q = witness_log_proba(mean, VERTICES, SCALE)
+    repeated = metric(proba.repeat(weight, axis=0), log_q.repeat(weight, axis=0))
+    np.testing.assert_allclose(metric(proba, log_q, weight), repeated, rtol=1e-11)
+
+
+@given(constants, st.integers(0, 2**32 - 1))
+def test_a_constant_student_sees_no_component(logits, seed):
+    proba = softmax(np.random.default_rng(seed).normal(size=(N, K)), axis=1)
+    log_q = np.tile(log_softmax(logits), (N, 1))
+    np.testing.assert_allclose(component_visibility(proba, log_q), 0, atol=1e-13)
+
+
+def test_a_constant_student_can_contribute_to_one_component(proba):
+    """Why a contribution above 0 is not yet visibility."""
+    log_q = np.tile(np.log([0.6, 0.1, 0.1, 0.1, 0.1]), (N, 1))
+    contributions = component_contributions(proba, log_q)
+    assert contributions[0] > 0.1
+    assert contributions.sum() < 0
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 20))
+def test_no_component_is_seen_better_than_it_can_be(seed, sharp):
+    rng = np.random.default_rng(seed)
+    proba = 0.99 * softmax(sharp * rng.normal(size=(N, K)), axis=1) + 0.01 / K
+    log_q = log_softmax(sharp * rng.normal(size=(N, K)) + np.log(proba), axis=1)
+    available = component_information(proba)
+    assert (available >= 0).all()
+    assert (component_visibility(proba, log_q) <= available + 1e-12).all()
+    np.testing.assert_allclose(component_visibility(proba, np.log(proba)), available)
+
+
+def test_equal_rows_have_no_information_in_any_component():
+    """Rounding alone would say -7e-17."""
+    assert (component_information(np.full((6, 3), 1 / 3)) == 0).all()
+
+
+def test_merged_components_are_invisible_to_the_witness():
+    """Four groups, of which the code tells two apart and merges two."""
+    groups = np.repeat(np.arange(4), 10)
+    proba = 0.96 * np.eye(4)[groups] + 0.01
+    heard = proba.copy()
+    heard[:, 2:] = heard[:, 2:].mean(axis=1, keepdims=True)
+    share = component_visibility(proba, np.log(heard)) / component_information(proba)
+    np.testing.assert_allclose(share[:2], 1)
+    assert (share[2:] < 0.55).all()
+
+
+def test_a_component_the_witness_says_the_same_of_is_invisible(proba):
+    heard = 0.8 * proba / proba[:, 1:].sum(axis=1, keepdims=True)
+    heard[:, 0] = 0.2
+    visible = component_visibility(proba, np.log(heard))
+    assert visible[0] == pytest.approx(0, abs=1e-15)
+    assert (visible[1:] > 0.1 * component_information(proba)[1:]).all()
+
+
+def test_a_component_excluded_everywhere_is_invisible():
+    log_q = np.array([[0.0, -np.inf], [0.0, -np.inf]])
+    visible = component_visibility([[0.5, 0.5], [0.9, 0.1]], log_q)
+    np.testing.assert_array_equal(visible, [0, 0])
+
+
+def test_view_gap_by_hand():
+    """Two rows of two components: KL(t || o) = t ln(t / o) + (1 - t) ln(...)."""
+    own, target = [[0.5, 0.5], [0.8, 0.2]], [[0.9, 0.1], [0.8, 0.2]]
+    expected = (0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)) / 2
+    gap = view_gap(own_view_proba=own, target_view_proba=target)
+    assert gap == pytest.approx(expected, rel=1e-14)
+    weighted = view_gap(
+        own_view_proba=own, target_view_proba=target, sample_weight=[3, 1]
+    )
+    assert weighted == pytest.approx(1.5 * expected)
+
+
+def test_view_gap_is_not_symmetric_and_vanishes_for_equal_views(proba):
+    other = softmax(np.random.default_rng(7).normal(size=(N, K)), axis=1)
+    there = view_gap(own_view_proba=proba, target_view_proba=other)
+    back = view_gap(own_view_proba=other, target_view_proba=proba)
+    assert there == pytest.approx(rel_entr(other, proba).sum(axis=1).mean())
+    assert abs(there - back) > 0.1
+    same = view_gap(own_view_proba=proba, target_view_proba=proba)
+    assert same == pytest.approx(0, abs=1e-15)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0.1, 10))
+def test_the_code_of_the_own_view_reaches_information_less_gap(seed, mixed, scale):
+    rng = np.random.default_rng(seed)
+    own, noise = softmax(3 * rng.normal(size=(2, N, K)), axis=2)
+    target = (1 - mixed) * own + mixed * noise
+    weight = rng.integers(1, 4, size=N)
+    code = analytic_code(own, VERTICES, scale)
+    log_q = witness_log_proba(code, VERTICES, scale)
+    gap = view_gap(own_view_proba=own, target_view_proba=target, sample_weight=weight)
+    margin = collapse_margin(target, log_q, weight)
+    expected = teacher_information(target, weight) - gap
+    assert margin == pytest.approx(expected, rel=1e-9, abs=1e-11)
+
+
+def test_an_unrelated_view_is_of_no_use(proba):
+    shuffled = np.random.default_rng(0).permutation(proba)
+    gap = view_gap(own_view_proba=proba, target_view_proba=shuffled)
+    assert gap > teacher_information(shuffled)
+
+
+@pytest.mark.parametrize(
+    ("own", "target", "message"),
+    [
+        ([[0.5, 0.5]], [[0.5, 0.5], [0.9, 0.1]], "target_view_proba must have one row"),
+        ([[0.5, 0.5]], [[0.2, 0.2, 0.6]], "must have the same components, got 2 and 3"),
+        ([[1.0, 0.0]], [[0.5, 0.5]], r"own_view_proba must have .* 0.99 \* own_view"),
+        ([[0.5, 0.5]], [[0.5, 0.4]], "target_view_proba must have rows that sum to 1"),
+    ],
+)
+def test_views_are_checked(own, target, message):
+    with pytest.raises(ValueError, match=message):
+        view_gap(own_view_proba=own, target_view_proba=target)
+
+
+def test_views_are_named():
+    with pytest.raises(TypeError, match="positional"):
+        view_gap([[0.5, 0.5]], [[0.5, 0.5]])
