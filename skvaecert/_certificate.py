@@ -10,15 +10,26 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
 
-from skvaecert.metrics import MarginSums, SpreadSums, dispersion_bound, gen_rows
-from skvaecert.simplex import (
-    Floats,
-    check_teacher_proba,
-    check_weight,
+from skvaecert.metrics import (
+    MarginSums,
+    SpreadSums,
+    cross_entropies,
+    dispersion_bound,
+    gen_rows,
 )
+from skvaecert.simplex import Floats, check_teacher_proba, check_weight
+from skvaecert.witnesses import LinearWitness, simplex_witness
 
-__all__ = ["Certificate", "CertificateSums", "certify", "certify_batches"]
+__all__ = [
+    "Certificate",
+    "CertificateSums",
+    "RoundTripSums",
+    "SampledSums",
+    "certify",
+    "certify_batches",
+]
 
 # Units of machine epsilon, at magnitude max(1, |mu|), that an encoder may be off in
 # each coordinate. Networks of a few hundred units were seen off by 4 in float32; in
@@ -31,7 +42,10 @@ _CONSTANT_UNITS = 4
 
 _COLOURS = {"certified": "seagreen", "inconclusive": "goldenrod", "constant": "crimson"}
 _IN_NATS = [
+    "information_bound",
     "margin",
+    "margin_high",
+    "margin_low",
     "teacher_information",
     "alignment_loss",
     "tolerance",
@@ -66,17 +80,31 @@ class Certificate:
     safety_margin : float
         What the user asked for on top, nats.
     dispersion_bound : float
-        The means' root mean square distance from their average is at least this.
+        The means' root mean square distance from their average is at least this; 0 for
+        kinds that do not say.
     dispersion : float
         That distance as measured, in latent units; the prior's is sqrt(latent_dim).
     witness : str
-        The witness that read the code: "raw" is the fixed simplex.
+        The witness that read the code. "raw" is the fixed simplex of the papers;
+        "procrustes" and "linear" were fitted on other rows, which proves as much but is
+        not their certificate; "teacher" reads reconstructions.
     n_samples : int
         The number of rows.
     n_components : int
         K.
     latent_dim : int
         d.
+    kind : {"mean", "sampled", "round_trip"}
+        What is certified: that the mean is not constant; that codes drawn from q(z|x)
+        carry information on x; that encoder and decoder together pass it on.
+    confidence : float or None
+        Of the interval from `margin_low` to `margin_high`, over the draws of codes;
+        None where nothing is drawn.
+    margin_low, margin_high : float
+        The Monte-Carlo interval of a sampled margin, nats; else the margin itself.
+    information_bound : float or None
+        No code of this encoder carries more on these rows: the smaller of the mean
+        KL(q(z|x) || N(0, I)) and log n, nats; None unless `kind` is "sampled".
 
     See Also
     --------
@@ -110,6 +138,11 @@ class Certificate:
     n_samples: int
     n_components: int
     latent_dim: int
+    kind: str = "mean"
+    confidence: float | None = None
+    margin_low: float = math.nan
+    margin_high: float = math.nan
+    information_bound: float | None = None
 
     def __str__(self) -> str:
         sentence = {
@@ -120,29 +153,58 @@ class Certificate:
         return f"{self.verdict.capitalize()}: on these {self.n_samples} rows {sentence}"
 
     def _certified_sentence(self) -> str:
+        share = f"{self.relative_margin:.0%}".replace("%", " %")
+        margin = (
+            f"margin {_short(self.margin)} of at most "
+            f"{_short(self.teacher_information)} nats ({share})."
+        )
+        if self.kind == "round_trip":
+            return f"encoder and decoder together pass input on; {margin}"
+        if self.kind == "sampled":
+            return (
+                f"a drawn code carries at least {_short(self.margin_low)} nats on its "
+                f"input and at most {_short(self.information_bound)} (lower bound: "
+                f"{self._interval()})."
+            )
         return (
-            f"the encoder mean is not constant; margin {_short(self.margin)} of at "
-            f"most {_short(self.teacher_information)} nats "
-            f"({self.relative_margin:.0%}). ".replace("%", " %")
+            f"the encoder mean is not constant; {margin} "
             + "The means' distance from their average is "
             f"{_short(self.dispersion)} (root mean square), certified to be at least "
             f"{_short(self.dispersion_bound)}."
         )
 
     def _constant_sentence(self) -> str:
+        what = {
+            "mean": "the latent means are equal to within rounding: the encoder mean "
+            "has collapsed.",
+            "sampled": "the posterior q(z|x) is the same to within rounding: it has "
+            "collapsed.",
+            "round_trip": "the reconstructions are equal to within rounding.",
+        }[self.kind]
         return (
-            "the latent means are equal to within rounding: the encoder mean has "
-            f"collapsed. Their distance from their average is {self.dispersion:.1e} "
+            f"{what} The means' distance from their average is {self.dispersion:.1e} "
             f"(root mean square); the margin is {_short(self.margin)} nats."
         )
 
     def _inconclusive_sentence(self) -> str:
         needed = self.safety_margin + self.tolerance
+        what = {
+            "mean": "so the encoder mean is not certified",
+            "sampled": f"by five standard errors ({self._interval()}), so no "
+            "information in drawn codes is certified",
+            "round_trip": "so it is not certified that input comes through",
+        }[self.kind]
         return (
             f"the margin is {_short(self.margin)} nats, not above the "
-            f"{_short(needed)} needed, so the encoder mean is not certified. "
-            f"{self._likely_reason()}"
+            f"{_short(needed)} needed, {what}. {self._likely_reason()}"
         )
+
+    def _interval(self) -> str:
+        if self.confidence is None:
+            return ""
+        low, high = _short(self.margin_low), _short(self.margin_high)
+        share = f"{100 * self.confidence:g} %"
+        return f"{share} interval over draws: {low} to {high}"
 
     def _likely_reason(self) -> str:
         distance = _short(self.dispersion)
@@ -157,12 +219,17 @@ class Certificate:
                 f"The latent means hardly vary: {distance} (root mean square "
                 f"distance) where the prior has {math.sqrt(self.latent_dim):.2g}."
             )
+        reader = {
+            "mean": "but not in the way the teacher's components ask",
+            "sampled": "but drawn codes do not show it",
+            "round_trip": "but the decoder does not show it to the teacher",
+        }[self.kind]
         return (
             f"That does not prove collapse: the latent means vary by {distance} (root "
-            "mean square distance), but not in the way the teacher's components ask."
+            f"mean square distance), {reader}."
         )
 
-    def to_dict(self) -> dict[str, str | float | int]:
+    def to_dict(self) -> dict[str, str | float | int | None]:
         """Return the fields by name.
 
         Returns
@@ -268,8 +335,11 @@ def certify(
     >>> certify(teacher_proba, np.zeros((2, 1)), simplex_vertices(2, 1), 1.0).verdict
     'constant'
     """
-    sums = CertificateSums(vertices, scale)
-    sums.update(teacher_proba, latent_mean, sample_weight)
+    simplex = np.asarray(vertices, dtype=np.float64)
+    means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
+    _check_shapes(means, posteriors, simplex.shape)
+    sums = CertificateSums(simplex_witness(simplex, scale))
+    sums.update(posteriors, means, sample_weight)
     return sums.certificate(safety_margin=safety_margin, latent_noise=latent_noise)
 
 
@@ -321,28 +391,25 @@ def certify_batches(
     >>> certify_batches(batches, vertices, 1.0).verdict
     'certified'
     """
-    sums = CertificateSums(vertices, scale)
+    sums = CertificateSums(simplex_witness(vertices, scale))
     for batch in batches:
         sums.update(*batch)
     return sums.certificate(safety_margin=safety_margin, latent_noise=latent_noise)
 
 
 class CertificateSums:
-    """What a certificate needs to know of rows that come in batches.
+    """What a certificate of the mean needs to know of rows that come in batches.
 
     Parameters
     ----------
-    vertices : array-like of shape (n_components, latent_dim)
-        S.
-    scale : float
-        beta, above 0.
+    witness : LinearWitness
+        What reads the means.
     """
 
-    def __init__(self, vertices: ArrayLike, scale: float) -> None:
-        self.vertices = np.asarray(vertices, dtype=np.float64)
-        self.scale = scale
+    def __init__(self, witness: LinearWitness) -> None:
+        self.witness = witness
         self.alignment = MarginSums()
-        self._posteriors = SpreadSums()
+        self._forces = SpreadSums()
         self._means = _MeanSums()
 
     def update(
@@ -373,12 +440,22 @@ class CertificateSums:
             If an array is not valid.
         """
         means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
-        _check_shapes(means, posteriors, self.vertices.shape)
-        _check_witness(self.vertices, self.scale)
+        shape = self.witness.weights.shape
+        _check_shapes(means, posteriors, shape)
         weights = check_weight(sample_weight, len(means))
-        for rows in gen_rows(len(means), max(self.vertices.shape)):
+        for rows in gen_rows(len(means), max(shape)):
             self._add(posteriors[rows], _checked(means[rows]), weights[rows])
         return self
+
+    @property
+    def margin(self) -> float:  # numpydoc ignore=RT01
+        """G of the rows so far, nats; an error if there are none."""
+        return _checked_margin(self.alignment)
+
+    @property
+    def summation_error(self) -> float:  # numpydoc ignore=RT01
+        """Bound on the error of the computed margin, given teacher and latent means."""
+        return summation_error(self.alignment, self.witness, self._means.mean_norm)
 
     def certificate(
         self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
@@ -402,65 +479,355 @@ class CertificateSums:
         ValueError
             If a number is not valid or there are no rows.
         """
-        _check_not_negative("safety_margin", safety_margin)
         _check_not_negative("latent_noise", latent_noise)
         margin = self.margin
-        information = self.alignment.teacher_information
+        noise = max(self._means.rounding_noise, latent_noise)
         arithmetic = self.summation_error
-        tolerance = arithmetic + self._noise_margin(latent_noise)
-        certified = margin > safety_margin + tolerance
-        # Equal means say nothing of rows that the teacher finds equal too.
-        tells_apart = information > arithmetic
-        constant = not certified and tells_apart and self._means.are_constant
-        return Certificate(
-            verdict=_verdict(certified=certified, constant=constant),
-            margin=margin,
-            teacher_information=information,
-            alignment_loss=self.alignment.alignment_loss,
-            relative_margin=margin / information if tells_apart else math.nan,
+        tolerance = arithmetic + noise_margin(noise, self._force, self.witness.gain)
+        least = _dispersion_bound(margin - tolerance, self._force, self.witness)
+        return _conclude(
+            self.alignment,
+            error=arithmetic,
             tolerance=tolerance,
-            safety_margin=float(safety_margin),
-            dispersion_bound=dispersion_bound(margin - tolerance, self._force),
+            safety_margin=safety_margin,
+            are_constant=self._means.are_constant,
             dispersion=self._means.spread.dispersion,
-            witness="raw",
+            dispersion_bound=least,
+            witness=self.witness.name,
             n_samples=self.alignment.n_samples,
-            n_components=self.vertices.shape[0],
-            latent_dim=self.vertices.shape[1],
+            latent_dim=self.witness.weights.shape[1],
         )
 
     def _add(self, proba: ArrayLike, mean: Floats, weight: Floats) -> None:
-        logits = self.scale * (mean @ self.vertices.T)
         # Checks the posteriors first.
-        self.alignment.update_logits(proba, logits, weight)
-        self._posteriors.update(check_teacher_proba(proba), weight)
+        self.alignment.update_logits(proba, self.witness.logits(mean), weight)
+        # Forces differ by A^T (T_i - T_j), wherever the code is (theory section 4).
+        self._forces.update(check_teacher_proba(proba) @ self.witness.weights, weight)
         self._means.add(mean, weight)
-
-    @property
-    def margin(self) -> float:  # numpydoc ignore=RT01
-        """G of the rows so far, nats; an error if there are none."""
-        total = self.alignment.total_weight
-        if not 0 < total < math.inf:
-            raise ValueError(
-                f"sample_weight must have a finite sum above 0, got {total}."
-            )
-        return self.alignment.margin
-
-    @property
-    def summation_error(self) -> float:  # numpydoc ignore=RT01
-        """Bound on the error of the computed margin, given teacher and latent means."""
-        logit_size = self.scale * self._means.mean_norm
-        return summation_error(self.alignment, self.vertices.shape, logit_size)
-
-    def _noise_margin(self, latent_noise: float) -> float:
-        noise = max(self._means.rounding_noise, latent_noise)
-        return noise_margin(noise, self._force, len(self.vertices), self.scale)
 
     @property
     def _force(self) -> float:
         """f_rms of theory section 4."""
-        n_components = len(self.vertices)
-        factor = np.sqrt(n_components / (n_components - 1))
-        return float(self.scale * factor * self._posteriors.dispersion)
+        return self._forces.dispersion
+
+
+class SampledSums:
+    """What a certificate of drawn codes needs to know of rows that come in batches.
+
+    Parameters
+    ----------
+    witness : LinearWitness
+        What reads the codes: tempered on other rows.
+    n_draws : int
+        Codes drawn of each row, at least 2.
+    generator : numpy.random.Generator
+        Draws them.
+
+    References
+    ----------
+    Theory section 6 (ours).
+    """
+
+    def __init__(
+        self, witness: LinearWitness, n_draws: int, generator: np.random.Generator
+    ) -> None:
+        self.witness = witness
+        self.n_draws = n_draws
+        self.generator = generator
+        self.alignment = MarginSums()
+        self._means, self._deviations = _MeanSums(), _MeanSums()
+        self._variance = self._kl = self._noise = 0.0
+        self._narrowest = math.inf
+
+    def update(
+        self,
+        teacher_proba: ArrayLike,
+        latent_mean: ArrayLike,
+        latent_std: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Add rows.
+
+        Parameters
+        ----------
+        teacher_proba : array-like of shape (n_samples, n_components)
+            T.
+        latent_mean, latent_std : array-like of shape (n_samples, latent_dim)
+            mu and sigma, which is above 0.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, finite and not negative; 1 when None.
+
+        Returns
+        -------
+        self : SampledSums
+            With these rows added.
+
+        Raises
+        ------
+        ValueError
+            If an array is not valid.
+        """
+        means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
+        shape = self.witness.weights.shape
+        _check_shapes(means, posteriors, shape)
+        deviations = np.asanyarray(latent_std)
+        if deviations.shape != means.shape or not (deviations > 0).all():
+            raise ValueError(
+                "latent_std must have the shape of latent_mean and entries above 0, "
+                f"got shape {deviations.shape} with a smallest entry of "
+                f"{deviations.min()}."
+            )
+        weights = check_weight(sample_weight, len(means))
+        for rows in gen_rows(len(means), max(shape)):
+            mean, deviation = _checked(means[rows]), _checked(deviations[rows])
+            self._add(posteriors[rows], mean, deviation, weights[rows])
+        return self
+
+    def certificate(
+        self,
+        *,
+        safety_margin: float = 0.0,
+        confidence: float = 0.95,
+        latent_noise: float = 0.0,
+    ) -> Certificate:
+        """Return the certificate of all rows so far.
+
+        Parameters
+        ----------
+        safety_margin : float, default=0.0
+            tau, nats, at least 0.
+        confidence : float, default=0.95
+            Of the interval of the margin, over the draws of the codes.
+        latent_noise : float, default=0.0
+            How far a mean is known to move without reason, latent units.
+
+        Returns
+        -------
+        Certificate
+            Verdict and numbers. The verdict asks for a margin of five standard errors,
+            whatever the confidence of the interval.
+
+        Raises
+        ------
+        ValueError
+            If a number is not valid or there are no rows.
+        """
+        _check_confidence(confidence)
+        _check_not_negative("latent_noise", latent_noise)
+        margin, total = _checked_margin(self.alignment), self.alignment.total_weight
+        standard_error = math.sqrt(self._variance) / total
+        half = float(norm.ppf((1 + confidence) / 2)) * standard_error
+        n_samples = self.alignment.n_samples // self.n_draws
+        noise = self._noise / total + (latent_noise / self._narrowest) ** 2 / 2
+        arithmetic = summation_error(self.alignment, self.witness, self._norm)
+        return _conclude(
+            self.alignment,
+            error=arithmetic,
+            tolerance=arithmetic + noise,
+            safety_margin=safety_margin,
+            standard_error=standard_error,
+            are_constant=self._means.are_constant and self._deviations.are_constant,
+            dispersion=self._means.spread.dispersion,
+            dispersion_bound=0.0,
+            witness=self.witness.name,
+            n_samples=n_samples,
+            latent_dim=self.witness.weights.shape[1],
+            kind="sampled",
+            confidence=confidence,
+            margin_low=margin - half,
+            margin_high=margin + half,
+            information_bound=min(self._kl / total, math.log(n_samples)),
+        )
+
+    def _add(
+        self, proba: ArrayLike, mean: Floats, deviation: Floats, weight: Floats
+    ) -> None:
+        losses = np.empty((self.n_draws, len(mean)))
+        share = weight / self.n_draws
+        for draw in range(self.n_draws):
+            codes = mean + deviation * self.generator.standard_normal(mean.shape)
+            logits = self.witness.logits(codes)
+            self.alignment.update_logits(proba, logits, share)
+            losses[draw] = cross_entropies(proba, logits)
+        spread = losses.var(axis=0, ddof=1) / self.n_draws
+        self._variance += float(weight**2 @ spread)
+        squares = mean**2 + deviation**2
+        kl = (squares - 2 * np.log(deviation) - 1).sum(axis=1) / 2
+        self._kl += float(weight @ kl)
+        # The KL of what rounding of mean and deviation may have moved apart.
+        error = _ROUNDING * np.maximum(np.abs(mean), 1) / deviation
+        self._noise += float(weight @ (error**2 / 2 + _ROUNDING**2).sum(axis=1))
+        self._narrowest = min(self._narrowest, float(deviation.min()))
+        self._means.add(mean, weight)
+        self._deviations.add(deviation, weight)
+
+    @property
+    def _norm(self) -> float:
+        return self._means.mean_norm + self._deviations.mean_norm
+
+
+class RoundTripSums:
+    """What a round-trip certificate needs to know of rows that come in batches.
+
+    Parameters
+    ----------
+    n_components : int
+        K.
+    latent_dim : int
+        d.
+
+    References
+    ----------
+    Theory section 7 (ours).
+    """
+
+    def __init__(self, n_components: int, latent_dim: int) -> None:
+        self.n_components = n_components
+        self.latent_dim = latent_dim
+        self.alignment = MarginSums()
+        self._means = SpreadSums()
+        self._outputs = _MeanSums()
+
+    def update(
+        self,
+        teacher_proba: ArrayLike,
+        round_trip_proba: ArrayLike,
+        latent_mean: ArrayLike,
+        output: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Add rows.
+
+        Parameters
+        ----------
+        teacher_proba : array-like of shape (n_samples, n_components)
+            T of the rows.
+        round_trip_proba : array-like of shape (n_samples, n_components)
+            T of what the decoder makes of their means.
+        latent_mean : array-like of shape (n_samples, latent_dim)
+            mu.
+        output : array-like of shape (n_samples, n_features)
+            What the decoder makes of them.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, finite and not negative; 1 when None.
+
+        Returns
+        -------
+        self : RoundTripSums
+            With these rows added.
+
+        Raises
+        ------
+        ValueError
+            If an array is not valid.
+        """
+        log_q = np.log(check_teacher_proba(round_trip_proba))
+        weight = check_weight(sample_weight, len(log_q))
+        self.alignment.update(teacher_proba, log_q, weight)
+        self._means.update(latent_mean, weight)
+        self._outputs.add(_checked(np.asanyarray(output)), weight)
+        return self
+
+    def certificate(
+        self, *, safety_margin: float = 0.0, shift: float = 0.0
+    ) -> Certificate:
+        """Return the certificate of all rows so far.
+
+        Parameters
+        ----------
+        safety_margin : float, default=0.0
+            tau, nats, at least 0.
+        shift : float, default=0.0
+            How far rounding in encoder and decoder moves the cross entropy of a row,
+            nats.
+
+        Returns
+        -------
+        Certificate
+            Verdict and numbers.
+
+        Raises
+        ------
+        ValueError
+            If a number is not valid or there are no rows.
+        """
+        _checked_margin(self.alignment)
+        constant = LinearWitness(
+            np.zeros((self.n_components, self.latent_dim)), np.zeros(1), "teacher"
+        )
+        arithmetic = summation_error(self.alignment, constant, 0.0)
+        return _conclude(
+            self.alignment,
+            error=arithmetic,
+            tolerance=arithmetic + shift,
+            safety_margin=safety_margin,
+            are_constant=self._outputs.are_constant,
+            dispersion=self._means.dispersion,
+            dispersion_bound=0.0,
+            witness="teacher",
+            n_samples=self.alignment.n_samples,
+            latent_dim=self.latent_dim,
+            kind="round_trip",
+        )
+
+
+# A rounding error at magnitude 1, as assumed of encoders.
+_ROUNDING = _NOISE_UNITS * float(np.finfo(np.float32).eps)
+# Standard errors of drawn codes that a verdict asks for: a chance of 3e-7.
+_STANDARD_ERRORS = 5.0
+
+
+def _conclude(
+    alignment: MarginSums,
+    *,
+    error: float,
+    tolerance: float,
+    safety_margin: float,
+    are_constant: bool,
+    standard_error: float = 0.0,
+    **fields: Any,
+) -> Certificate:
+    """Hold the margin against what is needed, and fill in a certificate."""
+    _check_not_negative("safety_margin", safety_margin)
+    margin, information = _checked_margin(alignment), alignment.teacher_information
+    least = margin - _STANDARD_ERRORS * standard_error
+    certified = least > safety_margin + tolerance
+    # What is equal says nothing of rows that the teacher finds equal too.
+    tells_apart = information > error
+    constant = not certified and tells_apart and are_constant
+    return Certificate(
+        verdict=_verdict(certified=certified, constant=constant),
+        margin=margin,
+        teacher_information=information,
+        alignment_loss=alignment.alignment_loss,
+        relative_margin=margin / information if tells_apart else math.nan,
+        tolerance=tolerance,
+        safety_margin=float(safety_margin),
+        n_components=len(alignment.mean_proba),
+        **{"margin_low": margin, "margin_high": margin} | fields,
+    )
+
+
+def _checked_margin(alignment: MarginSums) -> float:
+    if not 0 < alignment.total_weight < math.inf:
+        raise ValueError(
+            "sample_weight must have a finite sum above 0, got "
+            f"{alignment.total_weight}."
+        )
+    return alignment.margin
+
+
+def _dispersion_bound(margin: float, force: float, witness: LinearWitness) -> float:
+    """Solve the bound of :func:`noise_margin` for the noise that it takes.
+
+    The simplex reaches the mean teacher with some code, which gives the better bound of
+    theory section 5.
+    """
+    if witness.name == "raw":
+        return dispersion_bound(margin, force)
+    if margin <= 0:
+        return 0.0
+    return 2 * margin / (force + math.sqrt(force**2 + witness.gain**2 * margin))
 
 
 class _MeanSums:
@@ -555,18 +922,19 @@ class _Precision:
 
 
 def summation_error(
-    alignment: MarginSums, shape: tuple[int, ...], logit_size: float
+    alignment: MarginSums, witness: LinearWitness, mean_norm: float
 ) -> float:
-    r"""Bound the error of the computed margin, given teacher and latent means.
+    r"""Bound the error of the computed margin, given teacher and codes.
 
     With u = 2^-53, products and sums of n and K terms in any order are off by a
     factor within 1 +- (n + K + 4) u, the normalisations of T and p included, and the
-    mean teacher by the same. A logit beta s_k . mu_i is off by at most
-    (d + 2) u beta ||mu_i||, which moves log q by at most twice that; log-sum-exp
-    over K terms adds (K + 3 + 2 log K) u, and each logarithm its own u |log|. Summed
-    with weights, where C = -sum p T log q and H = -sum mean T log mean T::
+    mean teacher by the same. A logit a_k . z_i + b_k is off by at most
+    (d + 2) u (||a_k|| ||z_i|| + |b_k|), which moves log q by at most twice that;
+    log-sum-exp over K terms adds (K + 3 + 2 log K) u, and each logarithm its own
+    u |log|. Summed with weights, where C = -sum p T log q, H = -sum mean T log mean T,
+    and a, b are the largest ||a_k||, |b_k|::
 
-        error <= 2 u [(n + K + 8) (C + H + 1) + (d + 2) beta sum_i p_i ||mu_i||]
+        error <= 2 u [(n + K + 8) (C + H + 1) + (d + 2) (a sum_i p_i ||z_i|| + b)]
 
     Twice that is returned, which leaves room for the terms of second order.
 
@@ -574,52 +942,51 @@ def summation_error(
     ----------
     alignment : MarginSums
         n, C and H.
-    shape : (n_components, latent_dim)
-        K and d.
-    logit_size : float
-        beta sum_i p_i ||mu_i||.
+    witness : LinearWitness
+        a, b, K and d.
+    mean_norm : float
+        sum_i p_i ||z_i||.
 
     Returns
     -------
     float
         Nats.
     """
-    n_components, latent_dim = shape
+    n_components, latent_dim = witness.weights.shape
     entropies = alignment.cross_entropy + alignment.mean_entropy + 1
     terms = (alignment.n_samples + n_components + 8) * entropies
-    logits = (latent_dim + 2) * logit_size
+    largest = float(np.linalg.norm(witness.weights, axis=1).max()) * mean_norm
+    logits = (latent_dim + 2) * (largest + float(np.abs(witness.bias).max()))
     return float(2 * np.finfo(np.float64).eps * (terms + logits))
 
 
-def noise_margin(noise: float, force: float, n_components: int, scale: float) -> float:
+def noise_margin(noise: float, force: float, gain: float) -> float:
     r"""Bound the margin that noise around a constant code can fake.
 
     Let the codes be c + delta_i with sum_i p_i ||delta_i||^2 <= u^2. The witness's
     log-likelihood is concave in the code, so with m = ||mean T - q(c)||, the forces
-    at c, and Pinsker's inequality in the form KL(mean T || q) >= m^2::
+    f_i at c, and Pinsker's inequality in the form KL(mean T || q) >= m^2::
 
         G <= -KL(mean T || q(c)) + sum_i p_i <f_i(c), delta_i>
-          <= -m^2 + u sqrt(f_rms^2 + b^2 m^2)      with b^2 = beta^2 K / (K - 1)
-          <= f_rms u + (b u / 2)^2.
+          <= -m^2 + u sqrt(f_rms^2 + a^2 m^2)      with a the gain of the witness
+          <= f_rms u + (a u / 2)^2.
 
     Parameters
     ----------
     noise : float
         u, root mean square error of the codes, latent units.
     force : float
-        f_rms, from :func:`skvaecert.metrics.escape_force_rms`.
-    n_components : int
-        K.
-    scale : float
-        beta.
+        f_rms = sqrt(sum_i p_i ||A^T (T_i - mean T)||^2), that of
+        :func:`skvaecert.metrics.escape_force_rms` for the simplex.
+    gain : float
+        a, beta sqrt(K / (K - 1)) for the simplex.
 
     Returns
     -------
     float
         Nats.
     """
-    curvature = scale**2 * n_components / (n_components - 1)
-    return force * noise + curvature * noise**2 / 4
+    return force * noise + (gain * noise) ** 2 / 4
 
 
 def _fits(values: Floats, dtype: type[np.floating]) -> NDArray[np.bool_]:
@@ -675,29 +1042,23 @@ def _checked(mean: NDArray[Any]) -> Floats:
     return mean
 
 
-def _check_witness(vertices: Floats, scale: float) -> None:
-    """Check what the tolerance is derived from: a regular simplex, a positive scale."""
-    if not 0 < scale < 1e150:
-        raise ValueError(f"scale must be a number above 0, below 1e150, got {scale}.")
-    n = len(vertices)
-    regular = (np.eye(n) * n - 1) / max(1, n - 1)
-    if vertices.ndim != 2 or not np.allclose(vertices @ vertices.T, regular, atol=1e-6):
-        raise ValueError(
-            "vertices must form a regular simplex of radius 1: take them from "
-            "simplex_vertices."
-        )
-
-
 def _check_not_negative(name: str, value: float) -> None:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")
 
 
-def _short(value: str | float | int) -> str:
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"confidence must be a number between 0 and 1, got {confidence}."
+        )
+
+
+def _short(value: str | float | int | None) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if 0.995 <= abs(value) < 100 else f"{value:.2g}"
 
 
-def _finite(value: str | float | int) -> str | float | int | None:
+def _finite(value: str | float | int | None) -> str | float | int | None:
     return value if not isinstance(value, float) or math.isfinite(value) else None

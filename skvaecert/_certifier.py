@@ -1,13 +1,13 @@
 """CollapseCertifier: fit, score and certify any encoder that has `transform`."""
 
 import copy
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from numbers import Real
+from collections.abc import Iterable, Iterator
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -21,12 +21,10 @@ from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import (
     Tags,
-    _safe_indexing,
     check_consistent_length,
     check_random_state,
     gen_batches,
     get_tags,
-    indexable,
 )
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
@@ -42,27 +40,39 @@ from skvaecert._base import (
     with_callbacks,
 )
 from skvaecert._certificate import Certificate, CertificateSums
+from skvaecert._kinds import (
+    Kind,
+    MeanKind,
+    Models,
+    RoundTripKind,
+    SampledKind,
+    calibrate,
+    fingerprint_rows,
+    take_rows,
+)
 from skvaecert._teacher import GMMTeacher, teacher_posterior
 from skvaecert._vae import CertifiedVAE, resolve_witness_scale
-from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
+from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.simplex import (
     Floats,
     check_teacher_proba,
     check_weight,
     simplex_vertices,
 )
+from skvaecert.witnesses import fit_linear, fit_procrustes, simplex_witness
 
 __all__ = ["CollapseCertifier"]
 
 # Rows, their posteriors or None, their weights or None.
 _Piece = tuple[ArrayLike, ArrayLike | None, ArrayLike | None]
 
-# Rows that are encoded a second time, to see how far their means are to be trusted.
-_REPEATED_ROWS = 255
+# Of rows of fit, most that strength and softness are chosen on.
+_CALIBRATION_ROWS = 2000
+# Rows that may be equal to some of those by chance, beside one in a hundred.
+_FEW_ROWS = 2
+_FITS = {"procrustes": fit_procrustes, "linear": fit_linear}
 # Rows that are encoded, and asked about, at a time.
 _MOST_ROWS = 2**16
-# Means that differ by more between two batches come from no deterministic encoder.
-_UNSTABLE = 1e-3
 
 
 def _has_inverse(certifier: "CollapseCertifier") -> bool:
@@ -101,8 +111,14 @@ class CollapseCertifier(
     teacher : estimator or None, default=None
         Used when the estimator brings no `teacher_` of its own; None for
         ``GMMTeacher()``.
-    witness : {"raw"}, default="raw"
-        What reads the code: the fixed simplex.
+    witness : {"raw", "procrustes", "linear"}, default="raw"
+        What reads the code. "raw" is the fixed simplex, for encoders that were trained
+        with it. The others are for encoders trained without: they are fitted after
+        training, on half of the rows of :meth:`fit`, and certify other rows:
+        "procrustes" turns, shifts and scales the code, "linear" is any softmax of a
+        linear map. They prove as much, that the mean is not constant, but they are not
+        the papers' certificate, and they see variation that is tiny beside the
+        posterior's noise: ``certify(X, kind="sampled")`` does not.
     safety_margin : float, default=0.0
         tau, nats, at least 0: :meth:`certify` asks for a margin above it.
     warm_start : bool, default=False
@@ -119,11 +135,15 @@ class CollapseCertifier(
     teacher_ : estimator or None
         The teacher; None after a fit with `teacher_proba`.
     vertices_ : ndarray of shape (n_components, latent_dim)
-        S.
+        S, for the witness "raw".
     witness_scale_ : float
-        beta.
+        beta, for the witness "raw".
+    witness_ : LinearWitness
+        What reads the code.
+    mean_proba_ : ndarray of shape (n_components,)
+        The mean teacher on the rows of :meth:`fit`.
     certificate_ : Certificate
-        On the training rows.
+        On the training rows, for a fitted witness on those that it was not fitted on.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (n_features_in_,)
@@ -162,7 +182,7 @@ class CollapseCertifier(
             HasMethods(["get_params", "fit", "transform"]),
             None,
         ],
-        "witness": [StrOptions({"raw"})],
+        "witness": [StrOptions({"raw", "procrustes", "linear"})],
         "safety_margin": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -235,11 +255,12 @@ class CollapseCertifier(
             validate_data(self, X, reset=not go_on, skip_check_array=True)
             proba = self._fit_teacher(X, teacher_proba, keep=go_on)
             means = self._encode(X)
-            self._fit_witness(means, proba, keep=go_on)
-            sums = CertificateSums(self.vertices_, self.witness_scale_)
-            repeated = _Repeated()
-            repeated.compare(means, X, self._encode)
-            self.certificate_ = self._certificate(sums.update(proba, means), repeated)
+            self.mean_proba_ = proba.mean(axis=0)
+            others = self._fit_witness(X, means, proba, keep=go_on)
+            read = MeanKind(self._models, self.witness_)
+            read.repeated.compare(means, X, self._encode)
+            read.sums.update(proba[others], means[others])
+            self.certificate_ = read.conclude(self.safety_margin)
         if breakdown is not None:
             raise breakdown
         tasks.end()
@@ -305,51 +326,114 @@ class CollapseCertifier(
             Nats, finite, at most the teacher information on `X`; greater is better.
         """
         check_is_fitted(self)
-        sums = CertificateSums(self.vertices_, self.witness_scale_)
+        sums = CertificateSums(self.witness_)
         for rows, proba, weight in _pieces(X, teacher_proba, sample_weight):
             means = self._means(rows)
             sums.update(self._posterior(rows, proba, len(means)), means, weight)
         return sums.margin
+
+    def score_samples(
+        self, X: ArrayLike, *, teacher_proba: ArrayLike | None = None
+    ) -> Floats:
+        """Return what each row adds to the margin: g_i = sum_k T_ik log(q_ik/mean T_k).
+
+        Here mean T is that of the rows of :meth:`fit`, so that the number of a row does
+        not depend on the others.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+            Nats. Rows far below 0 are those that the code places wrongly. Their mean is
+            the score on the rows of :meth:`fit`, and on others KL(mean T of these ||
+            mean T of fit) above it: use
+            :func:`skvaecert.metrics.margin_contributions` for parts that add up there.
+        """
+        means = self._means(X)
+        proba = self._posterior(X, teacher_proba, len(means))
+        log_q = log_softmax(self.witness_.logits(means), axis=1)
+        return np.asarray((proba * (log_q - np.log(self.mean_proba_))).sum(axis=1))
 
     def certify(
         self,
         X: ArrayLike,
         y: Any = None,
         *,
+        kind: str = "mean",
         teacher_proba: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
+        n_draws: int = 8,
+        confidence: float = 0.95,
     ) -> Certificate:
         """Certify the encoder on `X`.
 
-        Some rows are encoded twice, in another batch and order; what their means
-        differ by is added to the tolerance.
+        - ``kind="mean"``: the latent mean is not constant. Some rows are encoded twice,
+          in another batch and order; what their means differ by is added to the
+          tolerance.
+        - ``kind="sampled"``: codes drawn from q(z|x) carry information. The margin is a
+          lower bound on I(x; z), beside the upper bound `information_bound`. The
+          witness is tempered, q ~ mean T exp(s (A z + b)), with s and mean T from rows
+          of :meth:`fit`.
+        - ``kind="round_trip"``: reconstructions of the means still show the teacher's
+          components, so that encoder and decoder both pass input on. Temperature and
+          floor of the teacher are those that do best on rows of :meth:`fit`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Rows. For fitted witnesses and for the last two kinds, other rows than those
+            that were used to fit.
         y : Ignored
             Present by convention.
+        kind : {"mean", "sampled", "round_trip"}, default="mean"
+            What to certify.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Posteriors to use in place of the teacher's; not for "round_trip".
         sample_weight : array-like of shape (n_samples,), default=None
             Weights; uniform when None.
+        n_draws : int, default=8
+            Codes drawn of each row for "sampled", at least 2.
+        confidence : float, default=0.95
+            Of the Monte-Carlo interval of "sampled".
 
         Returns
         -------
         Certificate
             Verdict and numbers for these rows.
 
+        Raises
+        ------
+        ValueError
+            If data or parameters are not valid, the estimator lacks what the kind
+            needs, or the witness was fitted on rows of `X`.
+
         Warns
         -----
         UnstableEncoderWarning
             If the means of the same rows differ between two batches by more than
             rounding would explain.
-        """
-        check_is_fitted(self)
-        return self._certify(_pieces(X, teacher_proba, sample_weight))
 
-    def certify_batches(self, batches: Iterable[ArrayLike]) -> Certificate:
+        References
+        ----------
+        Theory sections 2, 6, 7 and 8.
+        """
+        pieces = _pieces(X, teacher_proba, sample_weight)
+        return self._certify(pieces, kind, n_draws, confidence)
+
+    def certify_batches(
+        self,
+        batches: Iterable[ArrayLike],
+        *,
+        kind: str = "mean",
+        n_draws: int = 8,
+        confidence: float = 0.95,
+    ) -> Certificate:
         """Certify the encoder on rows that come in batches, and are read once.
 
         The same as :meth:`certify` on all rows together, to within the tolerance, in
@@ -360,6 +444,12 @@ class CollapseCertifier(
         ----------
         batches : iterable of array-like of shape (n_samples, n_features)
             Rows, best some thousands at a time: of each batch, some are encoded twice.
+        kind : {"mean", "sampled", "round_trip"}, default="mean"
+            As in :meth:`certify`.
+        n_draws : int, default=8
+            As in :meth:`certify`.
+        confidence : float, default=0.95
+            As in :meth:`certify`.
 
         Returns
         -------
@@ -376,8 +466,8 @@ class CollapseCertifier(
         UnstableEncoderWarning
             As :meth:`certify`.
         """
-        check_is_fitted(self)
-        return self._certify((rows, None, None) for rows in batches)
+        pieces = ((rows, None, None) for rows in batches)
+        return self._certify(pieces, kind, n_draws, confidence)
 
     def __sklearn_tags__(self) -> Tags:
         """Take over the estimator's tags on dtypes and input."""
@@ -391,7 +481,7 @@ class CollapseCertifier(
 
     @property
     def _n_features_out(self) -> int:
-        return self.vertices_.shape[1]
+        return self.witness_.weights.shape[1]
 
     def _seeded(self, template: Any) -> Any:
         """Return an unfitted copy of an estimator, seeded where it is not."""
@@ -472,6 +562,30 @@ class CollapseCertifier(
             )
 
     def _fit_witness(
+        self, X: ArrayLike, means: NDArray[np.floating], proba: Floats, *, keep: bool
+    ) -> NDArray[np.intp]:
+        """Give the code a witness; return the rows that can be certified with it."""
+        order = np.random.default_rng(0).permutation(len(means))
+        if self.witness == "raw":
+            fitted, others = order[:_CALIBRATION_ROWS], np.arange(len(means))
+            self._take_raw_witness(means, proba, keep=keep)
+        else:
+            fitted, others = np.array_split(order, 2)
+            others = others if len(others) else fitted
+            self.witness_ = _FITS[self.witness](means[fitted], proba[fitted])
+        few = fitted[:_CALIBRATION_ROWS]
+        self._calibration = calibrate(
+            self._models,
+            self.witness_,
+            take_rows(X, few),
+            proba[few],
+            fingerprint_rows(take_rows(X, fitted)),
+            refit=_FITS.get(self.witness),
+            has_teacher=self.teacher_ is not None,
+        )
+        return np.sort(others)
+
+    def _take_raw_witness(
         self, means: NDArray[np.floating], proba: Floats, *, keep: bool
     ) -> None:
         """Take the encoder's witness; give one to an encoder that has none."""
@@ -481,6 +595,7 @@ class CollapseCertifier(
         elif not keep:
             self.vertices_ = simplex_vertices(proba.shape[1], means.shape[1])
             self.witness_scale_ = resolve_witness_scale("prior", proba)
+        self.witness_ = simplex_witness(self.vertices_, self.witness_scale_)
 
     def _posterior(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int | None
@@ -511,64 +626,66 @@ class CollapseCertifier(
             )
         return means
 
-    def _certify(self, pieces: Iterable[_Piece]) -> Certificate:
-        sums = CertificateSums(self.vertices_, self.witness_scale_)
-        repeated = _Repeated()
-        for rows, proba, weight in pieces:
-            means = self._means(rows)
-            sums.update(self._posterior(rows, proba, len(means)), means, weight)
-            repeated.compare(means, rows, self._encode)
-        return self._certificate(sums, repeated)
+    def _certify(
+        self, pieces: Iterable[_Piece], kind: str, n_draws: int, confidence: float
+    ) -> Certificate:
+        check_is_fitted(self)
+        collected = self._kind(kind, n_draws, confidence)
+        must_be_others = kind != "mean" or self.witness != "raw"
+        n_samples = n_known = 0
+        for X, proba, weight in pieces:
+            collected.add(X, proba, weight)
+            if must_be_others:
+                prints = fingerprint_rows(X)
+                n_samples += len(prints)
+                n_known += int(np.isin(prints, self._calibration.rows).sum())
+        if n_known > max(_FEW_ROWS, n_samples // 100):
+            raise ValueError(
+                f"X must be rows that the witness was not fitted on, got {n_known} of "
+                f"{n_samples} rows that were in fit: on those it would find variation "
+                "that means nothing. Certify rows that were held out."
+            )
+        return collected.conclude(self.safety_margin)
 
-    def _certificate(self, sums: CertificateSums, repeated: "_Repeated") -> Certificate:
-        repeated.warn_if_unstable()
-        return sums.certificate(
-            safety_margin=self.safety_margin, latent_noise=repeated.moved
+    def _kind(self, kind: str, n_draws: int, confidence: float) -> Kind:
+        if kind == "mean":
+            return MeanKind(self._models, self.witness_)
+        if kind == "round_trip":
+            softness = _result(self._calibration.softness)
+            shape = self.witness_.weights.shape
+            return RoundTripKind(self._models, softness, shape)
+        if kind == "sampled":
+            _check_draws(n_draws, confidence)
+            witness = _result(self._calibration.witness)
+            generator = np.random.default_rng(self._seed())
+            return SampledKind(self._models, witness, n_draws, confidence, generator)
+        raise ValueError(
+            f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}."
         )
 
+    def _seed(self) -> int:
+        """Return a seed for drawn codes: the same at each call, if one was given."""
+        given = 0 if self.random_state is None else self.random_state
+        return int(check_random_state(given).randint(2**31 - 1))
 
-class _Repeated:
-    """What latent means differ by when some rows are encoded again, in other company.
+    @property
+    def _models(self) -> Models:
+        return Models(self.estimator_, self._means, self._posterior)
 
-    Attributes
-    ----------
-    moved : float
-        The most a mean moved.
-    """
 
-    def __init__(self) -> None:
-        self.moved = 0.0
-        self._largest = 1.0
+def _result(value: Any) -> Any:
+    if isinstance(value, Exception):
+        raise value
+    return value
 
-    def compare(
-        self,
-        means: NDArray[np.floating],
-        X: ArrayLike,
-        encode: Callable[[ArrayLike], NDArray[np.floating]],
-    ) -> None:
-        if len(means) == 1:
-            return
-        # An odd lot in random order, without the first row: no block, no symmetry and
-        # not all places are kept.
-        order = 1 + np.random.default_rng(0).permutation(len(means) - 1)
-        index = order[: max(1, min(2 * len(means) // 3, _REPEATED_ROWS))]
-        again = encode(_rows(X, index))
-        moved = float(np.linalg.norm(again - means[index], axis=1).max())
-        self.moved = max(self.moved, moved)
-        self._largest = max(self._largest, float(np.abs(means).max()))
 
-    def warn_if_unstable(self) -> None:
-        if self.moved > _UNSTABLE * self._largest:
-            warnings.warn(
-                UnstableEncoderWarning(
-                    f"The encoder moved the mean of a row by {self.moved:.2g} when the "
-                    "row came in another batch. Put modules into evaluation mode "
-                    "(dropout, batch normalisation) and return means, not drawn codes. "
-                    "The difference is counted as noise, so nothing will be certified "
-                    "by it."
-                ),
-                stacklevel=5,
-            )
+def _check_draws(n_draws: int, confidence: float) -> None:
+    if not isinstance(n_draws, Integral) or n_draws < 2:
+        raise ValueError(f"n_draws must be an int of at least 2, got {n_draws!r}.")
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"confidence must be a number between 0 and 1, got {confidence!r}."
+        )
 
 
 def _pieces(
@@ -583,8 +700,8 @@ def _pieces(
     if teacher_proba is not None:
         check_consistent_length(X, teacher_proba)
     for piece in gen_batches(n_samples, _MOST_ROWS):
-        proba = None if teacher_proba is None else _rows(teacher_proba, piece)
-        yield _rows(X, piece), proba, weight[piece]
+        proba = None if teacher_proba is None else take_rows(teacher_proba, piece)
+        yield take_rows(X, piece), proba, weight[piece]
 
 
 def _n_samples(X: Any) -> int:
@@ -608,8 +725,3 @@ def _fit_encoder(
         estimator.fit(X, y, teacher_proba=teacher_proba)
     else:
         estimator.fit(X, y)
-
-
-def _rows(X: ArrayLike, index: NDArray[np.intp] | slice) -> Any:
-    (indexable_X,) = indexable(X)
-    return _safe_indexing(indexable_X, index)

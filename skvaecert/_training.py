@@ -48,6 +48,7 @@ __all__ = [
     "encode",
     "evidence_bound",
     "make_net",
+    "posterior",
     "prefit",
     "resolve_device",
     "resume_net",
@@ -1214,6 +1215,29 @@ def encode(net: VAENet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float32]:
         mu, as the network computes it, in float32.
     """
     return _in_chunks(net, lambda x: net.module_.encode(x)[0], rows)
+
+
+def posterior(net: VAENet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float32]:
+    """Return means and standard deviations of q(z|x), as :func:`encode` returns means.
+
+    Parameters
+    ----------
+    net : VAENet
+        An initialised net.
+    rows : Tensor of shape (n_samples, n_features), or an iterable of such
+        Rows, on any device.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, 2 * latent_dim)
+        mu, then sigma.
+    """
+
+    def both(x: Tensor) -> Tensor:
+        mean, log_variance = net.module_.encode(x)
+        return torch.cat([mean, torch.exp(log_variance / 2)], dim=1)
+
+    return _in_chunks(net, both, rows)
 
 
 def decode(net: VAENet, codes: Tensor) -> NDArray[np.float32]:

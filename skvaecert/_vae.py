@@ -54,6 +54,7 @@ from skvaecert._training import (
     encode,
     evidence_bound,
     make_net,
+    posterior,
     prefit,
     resolve_device,
     resume_net,
@@ -509,6 +510,26 @@ class CertifiedVAE(
         rows = open_rows(self, X, reset=False)
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         return self._means(rows).astype(dtype, copy=False)
+
+    def encode(self, X: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return mean and standard deviation of the posterior q(z|x).
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+
+        Returns
+        -------
+        latent_mean, latent_std : ndarray of shape (n_samples, latent_dim)
+            mu(x), as :meth:`transform` returns it, and sigma(x), above 0.
+        """
+        check_is_fitted(self)
+        rows = open_rows(self, X, reset=False)
+        dtype = np.float32 if rows.dtype == np.float32 else np.float64
+        both = posterior(self.net_, self._standard(rows))
+        mean, deviation = np.split(both.astype(dtype, copy=False), 2, axis=1)
+        return mean, deviation
 
     def inverse_transform(self, Z: ArrayLike) -> NDArray[np.floating]:
         """Return the decoder mean E[x|z] of codes.

@@ -30,6 +30,7 @@ __all__ = [
     "component_contributions",
     "component_information",
     "component_visibility",
+    "cross_entropies",
     "dispersion_bound",
     "escape_force",
     "escape_force_rms",
@@ -477,6 +478,37 @@ def margin_contributions(
     log_q = _check_log_proba(witness_log_proba, proba.shape)
     log_ratio = log_q - np.log(weight @ proba)
     return np.asarray((proba * log_ratio).sum(axis=1))
+
+
+def cross_entropies(teacher_proba: ArrayLike, witness_logits: ArrayLike) -> Floats:
+    """Cross entropy of each row: -sum_k T_ik log q_ik, with q the softmax of logits.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    witness_logits : array-like of shape (n_samples, n_components)
+        Finite numbers, log q up to a constant a row.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Nats.
+
+    Raises
+    ------
+    ValueError
+        If the posteriors are not valid or the shapes differ.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import cross_entropies
+    >>> cross_entropies([[0.9, 0.1]], [[0.0, 0.0]]).round(4)
+    array([0.6931])
+    """
+    proba = check_teacher_proba(teacher_proba)
+    logits = np.asarray(_as_log_proba(witness_logits, proba.shape), dtype=np.float64)
+    return np.asarray(_log_sum_exp(logits) - _row_products(proba, logits))
 
 
 def escape_force(

@@ -17,6 +17,7 @@ FLOORS = [
     {"exceptions"},
     {"simplex"},
     {"metrics"},
+    {"witnesses"},
     {"_certificate", "_mixture", "datasets", "diagnostics"},
     {"networks", "_optimizer"},
     {"objectives"},
@@ -28,11 +29,12 @@ FLOORS = [
     {"_teacher_search"},
     {"_teacher"},
     {"_vae"},
+    {"_kinds"},
     {"_certifier"},
     {"model_selection"},
     {"callbacks", "plotting"},
 ]
-MATHS = {"simplex", "metrics", "diagnostics", "_certificate", "_mixture"}
+MATHS = {"simplex", "metrics", "witnesses", "diagnostics", "_certificate", "_mixture"}
 ONLY_IN = {
     "skorch": {"_training", "callbacks"},
     "torch": {
@@ -56,6 +58,7 @@ ONLY_IN = {
         "_teacher",
         "_vae",
         "_certifier",
+        "_kinds",
         "callbacks",
         "model_selection",
         "plotting",

@@ -21,6 +21,7 @@ from skvaecert.simplex import (
     simplex_vertices,
     witness_log_proba,
 )
+from skvaecert.witnesses import simplex_witness
 
 
 def teacher(n_samples, n_components, sharpness, seed, *, ordered=False):
@@ -62,7 +63,8 @@ def test_summation_error_covers_the_true_error(n, K, size, sharpness):
     log_q = witness_log_proba(mean, vertices, scale)
     exact = exact_margin(proba, mean, vertices, scale, weight)
     error = abs(float(exact - collapse_margin(proba, log_q, weight)))
-    sums = CertificateSums(vertices, scale).update(proba, mean, weight)
+    witness = simplex_witness(vertices, scale)
+    sums = CertificateSums(witness).update(proba, mean, weight)
     bound = sums.summation_error
     assert error <= bound
     # The twin: the bound is of the order of rounding, not a blanket refusal.
@@ -145,7 +147,7 @@ def test_noise_margin_bounds_what_noise_can_fake(K, seed, sharpness, noise):
         delta *= noise / np.sqrt((delta**2).sum(axis=1).mean())
         log_q = witness_log_proba(constant + delta, vertices, scale)
         force = escape_force_rms(proba, scale)
-        bound = noise_margin(noise, force, K, scale)
+        bound = noise_margin(noise, force, scale * np.sqrt(K / (K - 1)))
         assert collapse_margin(proba, log_q) <= bound + 1e-13
 
 
@@ -156,7 +158,8 @@ def test_noise_margin_is_nearly_reached():
     delta = escape_force(proba, constant, vertices, scale)
     force = escape_force_rms(proba, scale)
     log_q = witness_log_proba(constant + 1e-3 / force * delta, vertices, scale)
-    assert collapse_margin(proba, log_q) > 0.99 * noise_margin(1e-3, force, 5, scale)
+    bound = noise_margin(1e-3, force, scale * np.sqrt(5 / 4))
+    assert collapse_margin(proba, log_q) > 0.99 * bound
 
 
 def constant_network(code, dtype):

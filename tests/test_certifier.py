@@ -564,7 +564,7 @@ def test_narrow_codes_are_refused(blobs, teacher):
 @pytest.mark.parametrize(
     "params",
     [
-        {"witness": "linear"},
+        {"witness": "quadratic"},
         {"safety_margin": -1.0},
         {"estimator": 3},
         {"teacher": "gmm"},

@@ -1,0 +1,342 @@
+"""What reads a code: softmax of a linear map, fixed or fitted (theory sections 6, 8).
+
+A witness that was not fitted on the rows it reads is constant wherever the code is, so
+that a margin above 0 proves that the code is not. The fixed simplex needs no fit; one
+fitted after training serves encoders that were trained without any.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.linalg import orthogonal_procrustes
+from scipy.optimize import brentq, minimize
+from scipy.special import log_softmax, softmax
+
+from skvaecert.metrics import SpreadSums
+from skvaecert.simplex import (
+    Floats,
+    analytic_code,
+    check_sample_weight,
+    check_teacher_proba,
+    prior_matched_scale,
+    simplex_vertices,
+)
+
+__all__ = [
+    "LinearWitness",
+    "fit_linear",
+    "fit_procrustes",
+    "fit_strength",
+    "simplex_witness",
+]
+
+# Strengths up to here are tried: beyond, the witness is a step function.
+_MOST_STRENGTH = 2.0**20
+_MOST_ITERATIONS = 1000
+
+
+@dataclass(frozen=True)
+class LinearWitness:
+    """Witness q(z) = softmax(A z + b).
+
+    Attributes
+    ----------
+    weights : ndarray of shape (n_components, latent_dim)
+        A.
+    bias : ndarray of shape (n_components,)
+        b.
+    name : str
+        What it is called in a certificate: "raw", "procrustes" or "linear".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.witnesses import LinearWitness
+    >>> witness = LinearWitness(np.array([[1.0], [-1.0]]), np.zeros(2), "raw")
+    >>> witness.logits([[0.5]])
+    array([[ 0.5, -0.5]])
+    """
+
+    weights: Floats
+    bias: Floats
+    name: str
+
+    def logits(self, codes: ArrayLike) -> Floats:
+        """Return A z + b.
+
+        Parameters
+        ----------
+        codes : array-like of shape (n_samples, latent_dim)
+            Latent means, or codes drawn from the posterior.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+            Log-probabilities up to a constant a row, in float64.
+        """
+        return np.asarray(
+            np.asarray(codes, dtype=np.float64) @ self.weights.T + self.bias
+        )
+
+    @cached_property
+    def gain(self) -> float:  # numpydoc ignore=RT01
+        """Largest change of the centred logits for a step of 1 in the code."""
+        return float(np.linalg.norm(self.weights - self.weights.mean(axis=0), 2))
+
+    def tempered(self, mean_proba: Floats, strength: float) -> "LinearWitness":
+        """Return the witness q ~ mean T exp(s (A z + b)).
+
+        Parameters
+        ----------
+        mean_proba : ndarray of shape (n_components,)
+            A mean teacher; that of other rows than those to be read.
+        strength : float
+            s, at least 0; at 0 the witness is the mean teacher, whatever the code.
+
+        Returns
+        -------
+        LinearWitness
+            Of the same name.
+        """
+        bias = np.log(mean_proba) + strength * self.bias
+        return LinearWitness(strength * self.weights, bias, self.name)
+
+
+def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
+    """Return the fixed witness of the papers: softmax(beta S z).
+
+    Parameters
+    ----------
+    vertices : array-like of shape (n_components, latent_dim)
+        S, from :func:`skvaecert.simplex.simplex_vertices`.
+    scale : float
+        beta, above 0.
+
+    Returns
+    -------
+    LinearWitness
+        Its name is "raw".
+
+    Raises
+    ------
+    ValueError
+        If the scale is not positive or the vertices are no regular simplex.
+
+    References
+    ----------
+    Theory section 1; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import simplex_vertices
+    >>> from skvaecert.witnesses import simplex_witness
+    >>> round(simplex_witness(simplex_vertices(2, 1), 2.0).gain, 6)
+    2.828427
+    """
+    simplex = np.asarray(vertices, dtype=np.float64)
+    if not 0 < scale < 1e150:
+        raise ValueError(f"scale must be a number above 0, below 1e150, got {scale}.")
+    n = len(simplex)
+    regular = (np.eye(n) * n - 1) / max(1, n - 1)
+    if simplex.ndim != 2 or not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
+        raise ValueError(
+            "vertices must form a regular simplex of radius 1: take them from "
+            "simplex_vertices."
+        )
+    return LinearWitness(scale * simplex, np.zeros(n), "raw")
+
+
+def fit_procrustes(
+    latent_mean: ArrayLike,
+    teacher_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> LinearWitness:
+    """Turn, shift and scale latent means towards the analytic code, in closed form.
+
+    With centred means M and analytic codes Z, R = argmin ||M R - Z|| over orthogonal
+    matrices comes from the singular values of M^T Z, and their sum over ||M||^2 is the
+    one scale. The witness is softmax(beta S z) at the code so moved.
+
+    Parameters
+    ----------
+    latent_mean : array-like of shape (n_samples, latent_dim)
+        Encoder means of calibration rows.
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T of the same rows, every entry above 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    LinearWitness
+        Its name is "procrustes". Certify other rows with it.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid.
+
+    References
+    ----------
+    Theory section 8 (ours).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.metrics import collapse_margin
+    >>> from skvaecert.witnesses import fit_procrustes
+    >>> teacher_proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> witness = fit_procrustes([[3.0], [7.0]], teacher_proba)
+    >>> np.exp(witness.logits([[3.0], [7.0]])).round(3)
+    array([[3.   , 0.333],
+           [0.333, 3.   ]])
+    """
+    mean, proba, weight = _checked(latent_mean, teacher_proba, sample_weight)
+    n_components = proba.shape[1]
+    # Codes of too few dimensions for the simplex are filled up with zeros.
+    dim = max(mean.shape[1], n_components - 1)
+    vertices = simplex_vertices(n_components, dim)
+    scale = prior_matched_scale(proba, weight) or 1.0
+    target = analytic_code(proba, vertices, scale)
+    mean = np.pad(mean, [(0, 0), (0, dim - mean.shape[1])])
+    centre, goal = weight @ mean, weight @ target
+    root = np.sqrt(weight)[:, np.newaxis]
+    moved, wanted = root * (mean - centre), root * (target - goal)
+    rotation, total = orthogonal_procrustes(moved, wanted)
+    size = (moved**2).sum()
+    turn = rotation * (total / size if size > 0 else 0.0)
+    weights = scale * vertices @ turn.T
+    bias = scale * vertices @ goal - weights @ centre
+    n_dims = np.shape(latent_mean)[1]
+    return LinearWitness(weights[:, :n_dims], bias, "procrustes")
+
+
+def fit_linear(
+    latent_mean: ArrayLike,
+    teacher_proba: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+) -> LinearWitness:
+    """Fit softmax(A z + b) to the teacher: multinomial regression with soft targets.
+
+    Minimises sum_i p_i KL(T_i || softmax(A z_i + b)) + ||A||^2 / (2 n), with z the
+    means at unit variance, a convex problem.
+
+    Parameters
+    ----------
+    latent_mean : array-like of shape (n_samples, latent_dim)
+        Encoder means of calibration rows.
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T of the same rows, every entry above 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    LinearWitness
+        Its name is "linear". Certify other rows with it.
+
+    Raises
+    ------
+    ValueError
+        If the arrays are not valid.
+
+    References
+    ----------
+    Theory section 8 (ours).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.witnesses import fit_linear
+    >>> teacher_proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> witness = fit_linear([[3.0], [7.0]], teacher_proba)
+    >>> bool(np.diff(witness.logits([[7.0]])) > 0)
+    True
+    """
+    mean, proba, weight = _checked(latent_mean, teacher_proba, sample_weight)
+    centre, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
+    width = np.where(spread > 0, spread, 1.0)
+    codes = (mean - centre) / width
+    n_components, dim = proba.shape[1], mean.shape[1]
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        weights = parameters[n_components:].reshape(n_components, dim)
+        log_q = log_softmax(codes @ weights.T + parameters[:n_components], axis=1)
+        error = weight[:, np.newaxis] * (np.exp(log_q) - proba)
+        gradient = np.r_[
+            error.sum(axis=0), (error.T @ codes + weights / len(mean)).ravel()
+        ]
+        penalty = (weights**2).sum() / (2 * len(mean))
+        return penalty - float(weight @ (proba * log_q).sum(axis=1)), gradient
+
+    start = np.r_[np.log(weight @ proba), np.zeros(n_components * dim)]
+    options = {"maxiter": _MOST_ITERATIONS}
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    weights = found[n_components:].reshape(n_components, dim) / width
+    return LinearWitness(weights, found[:n_components] - weights @ centre, "linear")
+
+
+def fit_strength(
+    logits: ArrayLike, teacher_proba: ArrayLike, sample_weight: ArrayLike | None = None
+) -> float:
+    """Fit how far a witness is to be trusted: the s >= 0 of q ~ mean T exp(s logits).
+
+    Maximises the margin on calibration rows, which is concave in s. Noise in codes asks
+    for less than 1; at 0 the margin is 0, so it never has to be negative.
+
+    Parameters
+    ----------
+    logits : array-like of shape (n_samples, n_components)
+        Of the witness.
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T of the same rows, every entry above 0.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    float
+        s, at least 0.
+
+    References
+    ----------
+    Theory section 6 (ours).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.witnesses import fit_strength
+    >>> teacher_proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    >>> round(fit_strength(3 * np.log(teacher_proba), teacher_proba), 6)
+    0.333333
+    >>> fit_strength(-np.log(teacher_proba), teacher_proba)
+    0.0
+    """
+    scores, proba, weight = _checked(logits, teacher_proba, sample_weight)
+    log_mean = np.log(weight @ proba)
+
+    def slope(strength: float) -> float:
+        witness = softmax(log_mean + strength * scores, axis=1)
+        return float(weight @ ((witness - proba) * scores).sum(axis=1))
+
+    high = 1.0
+    while slope(high) < 0 and high < _MOST_STRENGTH:
+        high *= 2
+    if slope(0.0) >= 0 or slope(high) < 0:
+        return 0.0 if slope(0.0) >= 0 else high
+    return float(brentq(slope, 0.0, high, xtol=1e-12))
+
+
+def _checked(
+    values: ArrayLike, teacher_proba: ArrayLike, sample_weight: ArrayLike | None
+) -> tuple[Floats, Floats, Floats]:
+    rows = np.asarray(values, dtype=np.float64)
+    if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
+        raise ValueError(
+            "codes and logits must be 2-d arrays of finite numbers, one row a sample, "
+            f"got shape {rows.shape}."
+        )
+    proba = check_teacher_proba(teacher_proba, len(rows))
+    return rows, proba, check_sample_weight(sample_weight, len(rows))
