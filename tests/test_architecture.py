@@ -17,7 +17,7 @@ FLOORS = [
     {"exceptions"},
     {"simplex"},
     {"metrics"},
-    {"_certificate", "_mixture", "datasets", "diagnostics"},
+    {"_certificate", "_mixture", "bounds", "datasets", "diagnostics"},
     {"networks", "_optimizer"},
     {"objectives"},
     {"_gradient", "_batches"},
@@ -32,7 +32,7 @@ FLOORS = [
     {"model_selection"},
     {"callbacks", "plotting"},
 ]
-MATHS = {"simplex", "metrics", "diagnostics", "_certificate", "_mixture"}
+MATHS = {"simplex", "metrics", "bounds", "diagnostics", "_certificate", "_mixture"}
 ONLY_IN = {
     "skorch": {"_training", "callbacks"},
     "torch": {
