@@ -18,7 +18,7 @@ FLOORS = [
     {"simplex"},
     {"metrics"},
     {"witnesses"},
-    {"_certificate", "_mixture", "datasets", "diagnostics"},
+    {"_certificate", "_mixture", "bounds", "datasets", "diagnostics"},
     {"networks", "_optimizer"},
     {"objectives"},
     {"_gradient", "_batches"},
@@ -34,7 +34,15 @@ FLOORS = [
     {"model_selection"},
     {"callbacks", "plotting"},
 ]
-MATHS = {"simplex", "metrics", "witnesses", "diagnostics", "_certificate", "_mixture"}
+MATHS = {
+    "simplex",
+    "metrics",
+    "witnesses",
+    "bounds",
+    "diagnostics",
+    "_certificate",
+    "_mixture",
+}
 ONLY_IN = {
     "skorch": {"_training", "callbacks"},
     "torch": {

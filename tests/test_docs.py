@@ -8,6 +8,7 @@ import pytest
 import skvaecert
 from skvaecert import (
     baselines,
+    bounds,
     callbacks,
     datasets,
     diagnostics,
@@ -42,6 +43,14 @@ def test_readme_runs():
     assert scope["certifier"].certify(scope["X_test"]).verdict == "inconclusive"
     exec("certifier.set_params" + after, scope)
     assert scope["certifier"].certify(scope["X_test"]).verdict == "certified"
+
+
+def test_guide_on_rows_not_seen_runs(capsys):
+    section = (ROOT / "docs/guide.md").read_text().split("## Rows not seen")[1]
+    (snippet,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)
+    exec(snippet, {})
+    told = re.findall(r"# ([\d.]+)$", snippet, re.M)
+    assert capsys.readouterr().out.split() == told
 
 
 def test_readme_shows_a_picture_and_links_that_are_there():
@@ -83,6 +92,7 @@ def test_tests_named_in_the_documents_exist(page, most):
     [
         skvaecert,
         baselines,
+        bounds,
         callbacks,
         datasets,
         diagnostics,
