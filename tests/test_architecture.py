@@ -17,7 +17,7 @@ FLOORS = [
     {"exceptions"},
     {"simplex"},
     {"metrics"},
-    {"_certificate", "_mixture", "datasets"},
+    {"_certificate", "_mixture", "datasets", "forecast"},
     {"networks", "_optimizer"},
     {"objectives"},
     {"_gradient", "_batches"},
@@ -32,7 +32,7 @@ FLOORS = [
     {"model_selection"},
     {"callbacks", "plotting"},
 ]
-MATHS = {"simplex", "metrics", "_certificate", "_mixture"}
+MATHS = {"simplex", "metrics", "_certificate", "_mixture", "forecast"}
 ONLY_IN = {
     "skorch": {"_training", "callbacks"},
     "torch": {
