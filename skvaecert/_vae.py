@@ -1,5 +1,6 @@
 """CertifiedVAE: a variational autoencoder whose code is aligned with a teacher."""
 
+import copy
 import random
 import warnings
 from collections import deque
@@ -67,6 +68,12 @@ from skvaecert.exceptions import (
     NonFiniteLossError,
     UnreachedMarginWarning,
 )
+from skvaecert.forecast import (
+    Forecast,
+    ForecastCurve,
+    forecast_margin,
+    ratio_for_margin,
+)
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import ModuleOrFactory, check_image_shape, make_vae
 from skvaecert.objectives import Guard, Objective
@@ -116,6 +123,8 @@ _HISTORY = {
 _VALIDATION = ("validation_loss", "validation_margin", "validation_information")
 # Of rows that differ by rounding only, nats.
 _NO_INFORMATION = 1e-9
+# From no margin to the analytic code, for scales near 1.
+_RATIOS = np.geomspace(1e-2, 1e4, 37)
 # How far below its target a guarded margin may end without a warning.
 _GUARD_SLACK = 0.05
 
@@ -626,6 +635,74 @@ class CertifiedVAE(
         means = np.asarray(self.transform(X))
         return witness_log_proba(means, self.vertices_, self.witness_scale_)
 
+    def forecast(
+        self,
+        X: ArrayLike,
+        *,
+        ratio: ArrayLike | None = None,
+        teacher_proba: ArrayLike | None = None,
+    ) -> ForecastCurve:
+        """Forecast margin and energy from the teacher alone; nothing is trained.
+
+        An unfitted estimator stays as it is: the teacher is fitted as :meth:`fit` would
+        do it, on the rows that it would train on, used and dropped. With an int
+        `random_state` it is the teacher that :meth:`fit` will have, and with `memory`
+        it is fitted once for both. A fitted estimator takes `teacher_` and
+        `witness_scale_`; weights are those that are set now.
+
+        Reconstruction is left aside: this is no bound on the margin of a training.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        ratio : float or array-like of shape (n_ratios,), default=None
+            alignment_weight / kl_weight, at least 0; 37 from 0.01 to 10,000 when None.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+
+        Returns
+        -------
+        ForecastCurve
+            Margin and energy at each ratio and at the weights of this estimator.
+
+        Raises
+        ------
+        ValueError
+            If data or parameters are not valid, or `objective` is given, since the
+            forecast is of the KL term.
+
+        See Also
+        --------
+        skvaecert.forecast.forecast_margin : What is computed.
+        skvaecert.plotting.ForecastDisplay : Draws it.
+
+        References
+        ----------
+        Theory section 9.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from skvaecert import CertifiedVAE, GMMTeacher
+        >>> vae = CertifiedVAE(GMMTeacher(n_components=3), random_state=0)
+        >>> curve = vae.forecast(load_iris().data)
+        >>> curve.operating_ratio
+        10.0
+        >>> curve.operating_margin / curve.teacher_information > 0.9
+        True
+        """
+        self._validate_params()
+        if self.objective is not None:
+            raise ValueError(
+                "objective must be None for a forecast, which is of the KL term, got "
+                f"{self.objective!r}."
+            )
+        fitted = hasattr(self, "net_")
+        given = self._known_targets if fitted else self._coming_targets
+        proba, scale = given(X, teacher_proba)
+        return self._curve(proba, scale, _RATIOS if ratio is None else ratio)
+
     def __sklearn_tags__(self) -> Tags:
         """Tell scikit-learn that the dtype is kept."""
         tags = super().__sklearn_tags__()
@@ -647,10 +724,7 @@ class CertifiedVAE(
     ) -> _Data:
         with restored_on_error(self, unless=self._keeps_progress()):
             rows = open_rows(self, X, reset=not warm, ensure_min_samples=2)
-            # Seeds of their own, so that the teacher is the same whatever is drawn.
-            random_state = check_random_state(self.random_state)
-            seeds = random_state.randint(_SEEDS, size=3)
-            teacher_seed, seed, split_seed = map(int, seeds)
+            teacher_seed, seed, split_seed = self._seeds()
             before = Snapshot(self.net_) if warm else None
             if warm:
                 self._check_unchanged()
@@ -672,6 +746,76 @@ class CertifiedVAE(
                 self._train(data, tasks, before)
         tasks.end_fit()
         return data
+
+    def _seeds(self) -> tuple[int, ...]:
+        # Seeds of their own, so that the teacher is the same whatever is drawn.
+        random_state = check_random_state(self.random_state)
+        return tuple(map(int, random_state.randint(_SEEDS, size=3)))
+
+    def _known_targets(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None
+    ) -> tuple[Floats, float]:
+        """Return posteriors and witness scale of a fitted estimator."""
+        rows = open_rows(self, X, reset=False)
+        if teacher_proba is None and self.teacher_ is not None:
+            return teacher_posterior(self.teacher_, X), self.witness_scale_
+        if teacher_proba is None:
+            raise ValueError(
+                "teacher_proba must be given: this estimator was fitted with "
+                "teacher_proba and so has no teacher."
+            )
+        proba = check_teacher_proba(teacher_proba, len(rows))
+        if proba.shape[1] != len(self.vertices_):
+            raise ValueError(
+                f"teacher_proba must have the {len(self.vertices_)} components of the "
+                f"fit, got {proba.shape[1]}."
+            )
+        return proba, self.witness_scale_
+
+    def _coming_targets(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None
+    ) -> tuple[Floats, float]:
+        """Return posteriors and witness scale as a fit will have them."""
+        # What is fitted is set on a copy; the user's generator is not drawn from.
+        vae = copy.copy(self)
+        vae.random_state = copy.deepcopy(self.random_state)
+        rows = open_rows(vae, X, reset=True, ensure_min_samples=2)
+        teacher_seed, _, vae._split_seed = vae._seeds()
+        vae._check_early()
+        training, _ = vae._split(len(rows))
+        vae._begin(X, rows, teacher_proba, training, teacher_seed)
+        proba = _part(vae._targets(X, teacher_proba, len(rows)), training)
+        simplex_vertices(proba.shape[1], self.latent_dim)  # does it fit?
+        return proba, resolve_witness_scale(self.witness_scale, proba)
+
+    def _curve(self, proba: Floats, scale: float, ratio: ArrayLike) -> ForecastCurve:
+        ratios = np.atleast_1d(np.asarray(ratio, dtype=np.float64))
+        margins, energies = forecast_margin(proba, scale, ratios)
+        operating = self._operating_ratio(proba, scale)
+        point = Forecast(np.nan, np.nan)
+        if not np.isnan(operating):
+            point = forecast_margin(proba, scale, operating)
+        return ForecastCurve(
+            ratio=ratios,
+            margin=np.asarray(margins),
+            energy=np.asarray(energies),
+            teacher_information=teacher_information(proba),
+            operating_ratio=operating,
+            operating_margin=float(point.margin),
+            operating_energy=float(point.energy),
+            target_margin=self.target_margin if self._guarded else None,
+        )
+
+    def _operating_ratio(self, proba: Floats, scale: float) -> float:
+        if self._guarded:
+            return ratio_for_margin(proba, scale, self.target_margin)
+        if self.kl_weight > 0:
+            return float(self.alignment_weight) / self.kl_weight
+        return np.inf if float(self.alignment_weight) > 0 else np.nan
+
+    @property
+    def _guarded(self) -> bool:
+        return self.alignment_weight == "auto"
 
     def _begin(
         self,
@@ -801,7 +945,7 @@ class CertifiedVAE(
     def _alignment(
         self, data: _Data, device: torch.device, earlier: Guard | None = None
     ) -> float | Guard:
-        if self.alignment_weight != "auto":
+        if not self._guarded:
             return float(self.alignment_weight)
         information = teacher_information(data.steering[1])
         if information >= _NO_INFORMATION:
@@ -925,7 +1069,7 @@ class CertifiedVAE(
             warnings.warn(self._interruption(n_epochs), stacklevel=stacklevel)
 
     def _warn_of_margin(self, data: _Data) -> None:
-        if self.alignment_weight != "auto" or self.net_.interrupted_:
+        if not self._guarded or self.net_.interrupted_:
             return
         if teacher_information(data.steering[1]) < _NO_INFORMATION:
             return  # nothing to reach on rows that are all alike

@@ -7,10 +7,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from skvaecert.forecast import ForecastCurve
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["MarginHistoryDisplay", "TeacherSearchDisplay"]
+__all__ = ["ForecastDisplay", "MarginHistoryDisplay", "TeacherSearchDisplay"]
 
 
 class MarginHistoryDisplay:
@@ -291,3 +293,185 @@ class TeacherSearchDisplay:
         )
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+class ForecastDisplay:
+    """Forecast margin and energy against alignment_weight / kl_weight.
+
+    The margin, on the left, rises from that of a constant code to the teacher
+    information; the energy, on the right and in another colour, is what the latent
+    means pay for it. A dot on each marks the weights of the estimator, or those that
+    ``alignment_weight="auto"`` needs for its target.
+
+    Parameters
+    ----------
+    forecast : ForecastCurve
+        From :meth:`skvaecert.CertifiedVAE.forecast`, with at least one finite ratio
+        above 0; other ratios have no place on the logarithmic axis and are left out.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the margin.
+    energy_ax_ : matplotlib Axes
+        Axes with the energy, over the same ratios.
+    figure_ : matplotlib Figure
+        Figure containing both.
+    margin_line_, energy_line_ : matplotlib Line2D
+        The curves.
+    point_ : matplotlib Line2D or None
+        The dot on the margin; None where the weights have no place on the axis.
+
+    See Also
+    --------
+    CertifiedVAE : Its `forecast` holds the numbers.
+
+    Examples
+    --------
+    >>> from skvaecert.forecast import ForecastCurve
+    >>> from skvaecert.plotting import ForecastDisplay
+    >>> forecast = ForecastCurve(
+    ...     ratio=[0.1, 1, 10], margin=[0.1, 0.6, 0.9], energy=[0.1, 0.8, 2.0],
+    ...     teacher_information=1.0, operating_ratio=1, operating_margin=0.6,
+    ...     operating_energy=0.8, target_margin=None)
+    >>> ForecastDisplay(forecast).plot().ax_.get_ylabel()
+    'forecast margin (nats)'
+    """
+
+    def __init__(self, forecast: ForecastCurve) -> None:
+        self.forecast = forecast
+
+    @classmethod
+    def from_forecast(cls, forecast: ForecastCurve, **kwargs: Any) -> Self:
+        """Draw a forecast.
+
+        Parameters
+        ----------
+        forecast : ForecastCurve
+            From :meth:`skvaecert.CertifiedVAE.forecast`.
+        **kwargs : dict
+            Handed to :meth:`plot`.
+
+        Returns
+        -------
+        ForecastDisplay
+            Drawn.
+        """
+        return cls(forecast).plot(**kwargs)
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        *,
+        ratio: ArrayLike | None = None,
+        teacher_proba: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Forecast and draw; an unfitted estimator stays unfitted.
+
+        Parameters
+        ----------
+        estimator : CertifiedVAE
+            Fitted or not.
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        ratio : array-like of shape (n_ratios,), default=None
+            As in :meth:`skvaecert.CertifiedVAE.forecast`.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+        **kwargs : dict
+            Handed to :meth:`plot`.
+
+        Returns
+        -------
+        ForecastDisplay
+            Drawn.
+        """
+        forecast = estimator.forecast(X, ratio=ratio, teacher_proba=teacher_proba)
+        return cls.from_forecast(forecast, **kwargs)
+
+    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; new axes when None.
+        **line_kwargs : dict
+            Handed to matplotlib's `plot` for the margin.
+
+        Returns
+        -------
+        ForecastDisplay
+            This display.
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        self.ax_, self.energy_ax_, self.figure_ = ax, ax.twinx(), ax.figure
+        ax.axhline(0, color="0.2", linewidth=1)
+        information = self.forecast.teacher_information
+        ax.axhline(
+            information, color="0.4", linestyle="--", label="teacher information"
+        )
+        self._draw_curves(**line_kwargs)
+        self._draw_point()
+        ax.set(
+            xscale="log",
+            xlabel="alignment_weight / kl_weight",
+            ylabel="forecast margin (nats)",
+        )
+        self.energy_ax_.set_ylabel("energy (nats)", color="C1")
+        self.energy_ax_.tick_params(axis="y", colors="C1")
+        # Both zeros at the same height.
+        (low, high), most = ax.get_ylim(), self.energy_ax_.get_ylim()[1]
+        self.energy_ax_.set_ylim(most * low / high, most)
+        handles = [*ax.get_legend_handles_labels()[0], self.energy_line_]
+        ax.legend(
+            handles=handles,
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+            frameon=False,
+        )
+        return self
+
+    def _draw_curves(self, **line_kwargs: Any) -> None:
+        ratio, margin, energy = map(
+            np.asarray,
+            (self.forecast.ratio, self.forecast.margin, self.forecast.energy),
+        )
+        shown = (ratio > 0) & np.isfinite(ratio)
+        (self.margin_line_,) = self.ax_.plot(
+            ratio[shown],
+            margin[shown],
+            **{"label": "margin", "color": "C0"} | line_kwargs,
+        )
+        (self.energy_line_,) = self.energy_ax_.plot(
+            ratio[shown], energy[shown], color="C1", label="energy"
+        )
+
+    def _draw_point(self) -> None:
+        """Mark the weights, if they have a place on a logarithmic axis."""
+        self.point_ = None
+        forecast = self.forecast
+        if not 0 < forecast.operating_ratio < np.inf:
+            return
+        label = f"these weights: ratio {forecast.operating_ratio:.3g}"
+        if forecast.target_margin is not None:
+            label = f"for a margin of {forecast.target_margin:.0%}: ratio "
+            label += f"{forecast.operating_ratio:.3g}"
+        self.ax_.axvline(forecast.operating_ratio, color="0.6", linestyle=":")
+        dot: dict[str, Any] = {"marker": "o", "linestyle": "none"}
+        (self.point_,) = self.ax_.plot(
+            forecast.operating_ratio,
+            forecast.operating_margin,
+            **dot,
+            color="C0",
+            label=label,
+        )
+        self.energy_ax_.plot(
+            forecast.operating_ratio, forecast.operating_energy, **dot, color="C1"
+        )

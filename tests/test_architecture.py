@@ -18,7 +18,7 @@ FLOORS = [
     {"simplex"},
     {"metrics"},
     {"witnesses"},
-    {"_certificate", "_mixture", "bounds", "datasets", "diagnostics"},
+    {"_certificate", "_mixture", "bounds", "datasets", "diagnostics", "forecast"},
     {"networks", "_optimizer"},
     {"objectives"},
     {"_gradient", "_batches"},
@@ -42,6 +42,7 @@ MATHS = {
     "diagnostics",
     "_certificate",
     "_mixture",
+    "forecast",
 }
 ONLY_IN = {
     "skorch": {"_training", "callbacks"},

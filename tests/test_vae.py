@@ -27,12 +27,14 @@ from torch.utils.data import TensorDataset
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert import _vae as vae_module
 from skvaecert._batches import Streamed
+from skvaecert.baselines import FreeBits
 from skvaecert.datasets import DatasetRows, load_patches
 from skvaecert.exceptions import (
     InterruptedFitWarning,
     NonFiniteLossError,
     UnreachedMarginWarning,
 )
+from skvaecert.forecast import forecast_margin, ratio_for_margin
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import mlp
 from skvaecert.simplex import (
@@ -1385,3 +1387,144 @@ def test_bad_parameters_of_a_warm_fit(blobs, small_vae):
     small_vae.set_params(warm_start=True, max_epochs=1).fit(blobs)
     with pytest.raises(ValueError, match=r"torch_compile must be .* got 'nothing'"):
         small_vae.set_params(torch_compile="nothing").fit(blobs)
+
+
+CURVE = (
+    "ratio",
+    "margin",
+    "energy",
+    "teacher_information",
+    "operating_ratio",
+    "operating_margin",
+    "operating_energy",
+)
+
+
+def same_curves(one, other):
+    return all(
+        np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True)
+        for name in CURVE
+    )
+
+
+def test_forecast_before_training_is_that_of_the_fit(blobs, small_vae):
+    before = copy.deepcopy(vars(small_vae))
+    curve = small_vae.forecast(blobs)
+    assert vars(small_vae).keys() == before.keys()
+    with pytest.raises(ValueError, match="not fitted"):
+        small_vae.transform(blobs)
+    small_vae.set_params(max_epochs=1).fit(blobs)
+    assert same_curves(curve, small_vae.forecast(blobs))
+    proba = small_vae.teacher_.predict_proba(blobs)
+    forecast = forecast_margin(proba, small_vae.witness_scale_, curve.ratio)
+    np.testing.assert_array_equal(curve.margin, forecast.margin)
+    np.testing.assert_array_equal(curve.energy, forecast.energy)
+    assert curve.teacher_information == teacher_information(proba)
+    assert curve.target_margin is None
+
+
+def test_forecast_trains_nothing(blobs, small_vae, monkeypatch):
+    def trained(*args, **kwargs):
+        raise AssertionError("a net was made")
+
+    monkeypatch.setattr(vae_module, "make_net", trained)
+    assert small_vae.forecast(blobs).operating_margin > 0
+    with pytest.raises(AssertionError, match="a net was made"):
+        small_vae.fit(blobs)
+
+
+def test_forecast_is_of_the_rows_to_train_on(blobs, small_vae):
+    small_vae.set_params(validation_fraction=0.3, max_epochs=1)
+    before = small_vae.forecast(blobs)
+    small_vae.fit(blobs)
+    training, _ = small_vae._split(len(blobs))
+    assert same_curves(before, small_vae.forecast(blobs[training]))
+    assert not same_curves(before, small_vae.forecast(blobs))
+
+
+def test_forecast_draws_from_no_generator_of_the_user(blobs, small_vae):
+    generator = np.random.RandomState(0)
+    small_vae.set_params(random_state=generator)
+    curves = [small_vae.forecast(blobs) for _ in range(2)]
+    assert same_curves(*curves)
+    assert generator.randint(2**31) == np.random.RandomState(0).randint(2**31)
+
+
+@pytest.mark.filterwarnings("ignore:Persisting input arguments")
+def test_forecast_and_fit_share_a_cached_teacher(blobs, small_vae, tmp_path):
+    small_vae.set_params(memory=str(tmp_path), max_epochs=1).forecast(blobs)
+    cached = list(tmp_path.rglob("output.pkl"))
+    small_vae.fit(blobs)
+    assert list(tmp_path.rglob("output.pkl")) == cached
+    assert len(cached) == 1
+
+
+@pytest.mark.parametrize(
+    ("alignment_weight", "kl_weight", "ratio"),
+    [(10, 4, 2.5), (0, 4, 0), (10, 0, np.inf), (0, 0, np.nan)],
+)
+def test_operating_point(blobs, small_vae, alignment_weight, kl_weight, ratio):
+    small_vae.set_params(alignment_weight=alignment_weight, kl_weight=kl_weight)
+    curve = small_vae.forecast(blobs, ratio=[0.0, 2.5, np.inf])
+    assert curve.operating_ratio == pytest.approx(ratio, nan_ok=True)
+    place = curve.ratio == ratio
+    margin, energy = curve.margin[place], curve.energy[place]
+    if np.isnan(ratio):
+        margin = energy = [np.nan]
+    assert [curve.operating_margin] == pytest.approx(margin, nan_ok=True)
+    assert [curve.operating_energy] == pytest.approx(energy, nan_ok=True)
+
+
+def test_operating_point_of_the_guard_is_its_target(blobs, small_vae):
+    small_vae.set_params(alignment_weight="auto", target_margin=0.7)
+    curve = small_vae.forecast(blobs, ratio=3.0)
+    assert curve.ratio.shape == curve.margin.shape == (1,)
+    assert curve.target_margin == 0.7
+    relative = curve.operating_margin / curve.teacher_information
+    assert relative == pytest.approx(0.7, abs=1e-9)
+    small_vae.set_params(alignment_weight=1, max_epochs=1).fit(blobs)
+    proba = small_vae.teacher_.predict_proba(blobs)
+    wanted = ratio_for_margin(proba, small_vae.witness_scale_, 0.7)
+    assert curve.operating_ratio == pytest.approx(wanted)
+
+
+def test_forecast_takes_weights_that_are_set_after_the_fit(blobs, small_vae):
+    small_vae.set_params(max_epochs=1).fit(blobs)
+    small_vae.set_params(alignment_weight=3, kl_weight=4)
+    assert small_vae.forecast(blobs).operating_ratio == 0.75
+
+
+def test_forecast_with_posteriors(blobs, small_vae):
+    proba = GMMTeacher(4, random_state=1).fit(blobs).predict_proba(blobs)
+    curve = small_vae.forecast(blobs, teacher_proba=proba)
+    assert curve.teacher_information == teacher_information(proba)
+    small_vae.set_params(max_epochs=1).fit(blobs, teacher_proba=proba)
+    assert same_curves(curve, small_vae.forecast(blobs, teacher_proba=proba))
+    with pytest.raises(ValueError, match="teacher_proba must be given"):
+        small_vae.forecast(blobs)
+    with pytest.raises(ValueError, match="the 4 components of the fit, got 2"):
+        small_vae.forecast(blobs, teacher_proba=np.full((120, 2), 0.5))
+    with pytest.raises(ValueError, match="one row for each of the 119 samples"):
+        small_vae.forecast(blobs[1:], teacher_proba=proba)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"latent_dim": 2}, "latent_dim must be at least"),
+        ({"kl_weight": -1}, "'kl_weight' parameter"),
+        ({"prefit_alpha": 1.0, "prefit_energy": 1.0}, "prefit_energy must be None"),
+        ({"objective": FreeBits()}, r"objective must be None.*got FreeBits\(\)"),
+    ],
+)
+def test_forecast_refuses_what_fit_would_or_it_cannot_tell(
+    blobs, small_vae, params, message
+):
+    with pytest.raises(ValueError, match=message):
+        small_vae.set_params(**params).forecast(blobs)
+
+
+def test_forecast_refuses_bad_data(bad_data, small_vae):
+    X, message = bad_data
+    with pytest.raises((ValueError, TypeError), match=message):
+        small_vae.forecast(X)
