@@ -499,3 +499,13 @@ def test_what_a_path_refuses(arguments, message):
     proba = [[0.9, 0.1], [0.1, 0.9]]
     with pytest.raises(ValueError, match=message):
         margin_energy_path(**{"teacher_proba": proba, "scale": 1.0} | arguments)
+
+
+def test_the_path_is_not_the_cheapest_way(proba):
+    path = margin_energy_path(proba, SCALE, n_points=3)
+    code = analytic_code(proba, VERTICES, SCALE) / 2
+    moved = code + 0.3 * escape_force(proba, code, VERTICES, SCALE)
+    moved *= np.linalg.norm(code) / np.linalg.norm(moved)
+    assert (moved**2).sum() / N / 2 == pytest.approx(path.energy[1])
+    log_q = witness_log_proba(moved, VERTICES, SCALE)
+    assert collapse_margin(proba, log_q) > path.margin[1] + 0.001
