@@ -290,6 +290,34 @@ def test_units_that_vary_between_chunks_only_are_alive():
     assert units.shares() == {"layer": 0.5}
 
 
+def seen(*outputs):
+    units = escape_module._Units()
+    units.begin(None, (torch.zeros(2, 1),))
+    for output in outputs:
+        units.see("layer", None, None, torch.tensor(output))
+    return units.shares()
+
+
+def test_a_channel_with_a_pixel_that_varies_is_alive():
+    dead, alive = [1.0, 1.0], [1.0, 1.0]
+    assert seen([[dead, alive], [dead, [1.0, 2.0]]]) == {"layer": 0.5}
+
+
+def test_of_several_uses_the_worst_counts_whichever_comes_last():
+    dead, alive = [[1.0], [1.0]], [[1.0], [2.0]]
+    assert seen(dead, alive) == seen(alive, dead) == {"layer": 1.0}
+    assert seen(alive, alive) == {"layer": 0.0}
+
+
+def test_units_that_vary_by_next_to_nothing_are_dead(blobs, small_vae):
+    vae = fitted(small_vae, None, blobs)
+    with torch.no_grad():
+        vae.net_.module_.encoder[0].bias.fill_(-60.0)  # SiLU gives about -1e-25
+    report = vae.escape_report(blobs)
+    assert report.dead_layers == ["encoder.1"]
+    assert report.verdict == "stuck"
+
+
 def test_a_module_that_is_used_twice_counts_where_it_is_worst(blobs, small_vae):
     class Twice(nn.Module):
         def __init__(self, n_features, latent_dim):
@@ -338,11 +366,17 @@ def test_channels_are_the_units_of_convolutions(small_vae):
     assert report.dead_units == {"encoder.2": 4 / 16}
 
 
-def test_the_posterior_of_an_objective_is_passed(blobs, small_vae):
-    vae = small_vae.set_params(objective=BatchNormVAE(), alignment_weight=0).fit(blobs)
-    report = vae.escape_report(blobs)
-    assert report.gradient_norm > 0
-    assert set(report.dead_units) == {"encoder.1"}
+def test_the_posterior_of_an_objective_counts(blobs, small_vae):
+    vae = small_vae.set_params(objective=BatchNormVAE(), max_epochs=2).fit(blobs)
+    module = vae.net_.module_
+    both = vae.escape_report(blobs).gradient_norm
+    module.encoder.requires_grad_(False)
+    own = vae.escape_report(blobs).gradient_norm
+    module.encoder.requires_grad_(True)
+    module.posterior.requires_grad_(False)
+    encoder = vae.escape_report(blobs).gradient_norm
+    assert min(own, encoder) > 0
+    assert both**2 == pytest.approx(own**2 + encoder**2, rel=1e-4)
 
 
 class Noted(nn.Module):
