@@ -46,8 +46,10 @@ from skvaecert._batches import (
     TrainingSet,
     resolve_batch_size,
 )
+from skvaecert._escape import EscapeReport, as_it_was, report_escape
 from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
 from skvaecert._training import (
+    CHUNK,
     Snapshot,
     check_backend,
     check_callbacks,
@@ -703,6 +705,53 @@ class CertifiedVAE(
         proba, scale = given(X, teacher_proba)
         return self._curve(proba, scale, _RATIOS if ratio is None else ratio)
 
+    def escape_report(
+        self, X: ArrayLike, *, teacher_proba: ArrayLike | None = None
+    ) -> EscapeReport:
+        """Tell whether the alignment loss can move the means apart, and if not, why.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+
+        Returns
+        -------
+        EscapeReport
+            Verdict, forces, norm of the gradient and dead units; prints as a sentence.
+
+        Raises
+        ------
+        ValueError
+            If rows or posteriors are not valid.
+
+        Notes
+        -----
+        It takes four passes through the encoder, some rows at a time, and leaves the
+        net as it was.
+
+        References
+        ----------
+        Theory section 4; arXiv:2605.18224.
+        """
+        check_is_fitted(self)
+        rows = open_rows(self, X, reset=False)
+        proba = self._posterior(X, teacher_proba, len(rows))
+        device = torch.device(self.net_.device)
+        # An encoder of one's own may draw, also in evaluation mode.
+        with seeded(0, device), as_it_was(self.net_.module_):
+            means = self._means(rows).astype(np.float64)
+            return report_escape(
+                self.net_.module_,
+                self._chunks(rows, device),
+                means,
+                proba,
+                self.vertices_,
+                self.witness_scale_,
+            )
+
     def __sklearn_tags__(self) -> Tags:
         """Tell scikit-learn that the dtype is kept."""
         tags = super().__sklearn_tags__()
@@ -1061,6 +1110,31 @@ class CertifiedVAE(
             except ValueError:
                 deque(read_rows(self, chunk), maxlen=0)  # its errors say more
                 raise
+
+    def _chunks(self, rows: Any, device: torch.device) -> Iterator[torch.Tensor]:
+        for chunk in self._standard(rows):
+            for part in chunk.split(CHUNK):
+                yield part.to(device)
+
+    def _posterior(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
+    ) -> Floats:
+        """Return the posteriors of rows to look at, for the witness as it is."""
+        if teacher_proba is not None:
+            proba = check_teacher_proba(teacher_proba, n_samples)
+        elif self.teacher_ is not None:
+            proba = teacher_posterior(self.teacher_, X)
+        else:
+            raise ValueError(
+                "teacher_proba must be given for these rows: this estimator was fitted "
+                "with teacher_proba and has no teacher to ask."
+            )
+        if proba.shape[1] != len(self.vertices_):
+            raise ValueError(
+                f"teacher_proba must have the {len(self.vertices_)} components of the "
+                f"fit, got {proba.shape[1]}."
+            )
+        return proba
 
     def _warn_of_interruption(self, n_epochs: int) -> None:
         if self.net_.interrupted_:

@@ -1,4 +1,4 @@
-"""Information, alignment loss, margin, escape force (theory sections 2, 4, 5 and 12).
+"""Information, alignment loss, margin, escape force (theory sections 2 to 5, and 12).
 
 Functions on NumPy arrays for whoever has posteriors and no estimator. All are
 computed in float64 and given in nats; sums run over components, means over samples.
@@ -7,7 +7,7 @@ They read their arrays once, some rows at a time, so that memory-mapped ones wil
 
 from collections.abc import Callable, Iterator
 from copy import copy
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,10 +19,12 @@ from skvaecert.simplex import (
     check_sample_weight,
     check_teacher_proba,
     check_weight,
+    log_odds,
     witness_log_proba,
 )
 
 __all__ = [
+    "MarginEnergyPath",
     "MarginSums",
     "SpreadSums",
     "alignment_loss",
@@ -36,6 +38,7 @@ __all__ = [
     "escape_force_rms",
     "latent_dispersion",
     "margin_contributions",
+    "margin_energy_path",
     "teacher_information",
     "view_gap",
 ]
@@ -890,6 +893,94 @@ def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n_samples))
 
 
+class MarginEnergyPath(NamedTuple):
+    """What :func:`margin_energy_path` returns.
+
+    Attributes
+    ----------
+    strength : ndarray of shape (n_points,)
+        lambda, from 0 to 1 in equal steps.
+    margin : ndarray of shape (n_points,)
+        G of the codes, nats.
+    energy : ndarray of shape (n_points,)
+        What they cost, sum_i p_i ||z_i||^2 / 2, nats a sample.
+    """
+
+    strength: Floats
+    margin: Floats
+    energy: Floats
+
+
+def margin_energy_path(
+    teacher_proba: ArrayLike,
+    scale: float,
+    *,
+    n_points: int = 51,
+    anchored: bool = False,
+    sample_weight: ArrayLike | None = None,
+) -> MarginEnergyPath:
+    """Margin and energy of the codes z_i = lambda z*_i, for lambda from 0 to 1.
+
+    z* is the analytic code. The witness of lambda z* is T^lambda / Z, and the energy is
+    lambda^2 times that of z*. The margin is concave in lambda and increasing, from
+    -KL(mean T || uniform) to I_T. Anchored, the path is z_i = a + lambda (z*_i - a),
+    with a the analytic code of the mean teacher: it starts at the best constant
+    student, where the margin is 0 and the energy that of a.
+
+    Parameters
+    ----------
+    teacher_proba : array-like of shape (n_samples, n_components)
+        T, every entry above 0, rows summing to 1.
+    scale : float
+        beta, above 0. The margin does not depend on it.
+    n_points : int, default=51
+        Points on the path, at least 2.
+    anchored : bool, default=False
+        Whether it starts at the best constant student rather than at the origin.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None.
+
+    Returns
+    -------
+    MarginEnergyPath
+        `strength`, `margin` and `energy`, each of shape (n_points,).
+
+    Raises
+    ------
+    ValueError
+        If an argument is not valid.
+
+    See Also
+    --------
+    skvaecert.simplex.analytic_code : The end of the path.
+
+    References
+    ----------
+    Theory section 3; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import margin_energy_path
+    >>> path = margin_energy_path([[0.9, 0.1], [0.1, 0.9]], 1.0, n_points=3)
+    >>> path.margin.round(3), path.energy.round(3)
+    (array([0.   , 0.296, 0.368]), array([0.   , 0.151, 0.603]))
+    """
+    if n_points < 2:
+        raise ValueError(f"n_points must be at least 2, got {n_points}.")
+    if not (np.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a finite number above 0, got {scale}.")
+    proba = check_teacher_proba(teacher_proba)
+    weight = check_sample_weight(sample_weight, len(proba))
+    odds, strength = log_odds(proba), np.linspace(0, 1, n_points)
+    start = log_odds([weight @ proba])[0] if anchored else np.zeros(odds.shape[1])
+    codes = (start + step * (odds - start) for step in strength)
+    points = [(_margin_of(proba, c, weight), weight @ (c**2).sum(1)) for c in codes]
+    margin, squares = np.transpose(points)
+    n_components = odds.shape[1]
+    energy = (n_components - 1) / (2 * n_components * scale**2) * squares
+    return MarginEnergyPath(strength, margin, energy)
+
+
 def _in_chunks(
     values: NDArray[Any], *arrays: NDArray[Any]
 ) -> Iterator[tuple[Floats, ...]]:
@@ -919,6 +1010,10 @@ def _as_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
 def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
     log_q = np.asarray(_as_log_proba(log_proba, shape), dtype=np.float64)
     return np.asarray(log_q - _log_sums(log_q)[:, None])
+
+
+def _margin_of(proba: Floats, logits: Floats, weight: Floats) -> float:
+    return MarginSums().update_logits(proba, logits, weight).margin
 
 
 def _row_products(a: Floats, b: Floats) -> Floats:

@@ -7,12 +7,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from skvaecert._teacher import teacher_posterior
 from skvaecert.forecast import ForecastCurve
+from skvaecert.metrics import (
+    collapse_margin,
+    margin_energy_path,
+    teacher_information,
+)
+from skvaecert.simplex import Floats, check_teacher_proba, witness_log_proba
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ForecastDisplay", "MarginHistoryDisplay", "TeacherSearchDisplay"]
+__all__ = [
+    "ForecastDisplay",
+    "MarginEnergyDisplay",
+    "MarginHistoryDisplay",
+    "TeacherSearchDisplay",
+]
 
 
 class MarginHistoryDisplay:
@@ -156,6 +168,184 @@ class MarginHistoryDisplay:
         ax.set(xlabel="epoch", ylabel="margin (nats)")
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+
+class MarginEnergyDisplay:
+    """Margin against energy: the scaled analytic code, and where a model stands.
+
+    The curve is that of the codes lambda z*, which use the dimensions that the witness
+    sees and no others. The dot is the model; the ring at the same height counts only
+    what it spends on those dimensions, and what lies between the two goes into the
+    free ones. Left of the curve a ring is cheaper than the scaled analytic code, which
+    is possible: that is not the cheapest code for its margin.
+
+    Parameters
+    ----------
+    path_energy : array-like of shape (n_points,)
+        Energy along the path, nats a sample.
+    path_margin : array-like of shape (n_points,)
+        Margin along the path, nats.
+    energy : float
+        Of the model's means, sum_i p_i ||mu_i||^2 / 2, nats a sample.
+    protected_energy : float
+        The part of it in the dimensions that the witness sees.
+    margin : float
+        Of the model, nats.
+    teacher_information : float
+        I_T on the same rows, nats.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the curve.
+    figure_ : matplotlib Figure
+        Figure containing the curve.
+    line_ : matplotlib Line2D
+        The curve.
+    point_ : matplotlib Line2D
+        The model, with all of its energy.
+    ring_ : matplotlib Line2D
+        The model, with the part that the witness sees.
+
+    See Also
+    --------
+    skvaecert.metrics.margin_energy_path : Gives the numbers of the curve.
+
+    References
+    ----------
+    Theory section 3; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from skvaecert.plotting import MarginEnergyDisplay
+    >>> display = MarginEnergyDisplay(
+    ...     path_energy=[0, 0.15, 0.6], path_margin=[0, 0.3, 0.37], energy=0.4,
+    ...     protected_energy=0.3, margin=0.3, teacher_information=0.37)
+    >>> display.plot().ax_.get_ylabel()
+    'margin (nats)'
+    """
+
+    def __init__(
+        self,
+        *,
+        path_energy: ArrayLike,
+        path_margin: ArrayLike,
+        energy: float,
+        protected_energy: float,
+        margin: float,
+        teacher_information: float,
+    ) -> None:
+        self.path_energy = np.asarray(path_energy)
+        self.path_margin = np.asarray(path_margin)
+        self.energy = energy
+        self.protected_energy = protected_energy
+        self.margin = margin
+        self.teacher_information = teacher_information
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        *,
+        teacher_proba: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Draw where a fitted estimator stands on some rows.
+
+        Parameters
+        ----------
+        estimator : CertifiedVAE or CollapseCertifier
+            Fitted.
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+        **kwargs : dict
+            Handed to :meth:`plot`.
+
+        Returns
+        -------
+        MarginEnergyDisplay
+            Drawn.
+
+        Raises
+        ------
+        ValueError
+            If the estimator is not fitted or has no witness, or if rows or posteriors
+            are not valid.
+        """
+        check_is_fitted(estimator)
+        if not hasattr(estimator, "witness_scale_"):
+            raise ValueError(
+                "estimator must be a CertifiedVAE or a CollapseCertifier, which have a "
+                f"witness, got {type(estimator).__name__}."
+            )
+        mean = np.asarray(estimator.transform(X), dtype=np.float64)
+        proba = _posterior(estimator, X, teacher_proba, len(mean))
+        scale = estimator.witness_scale_
+        log_q = witness_log_proba(mean, estimator.vertices_, scale)
+        path = margin_energy_path(proba, scale)
+        display = cls(
+            path_energy=path.energy,
+            path_margin=path.margin,
+            energy=_energy(mean),
+            # S^T S is K / (K - 1) times the projection (theory section 1).
+            protected_energy=(1 - 1 / proba.shape[1])
+            * _energy(mean @ estimator.vertices_.T),
+            margin=collapse_margin(proba, log_q),
+            teacher_information=teacher_information(proba),
+        )
+        return display.plot(**kwargs)
+
+    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+        """Draw the curve and the model.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; new axes when None.
+        **line_kwargs : dict
+            Handed to matplotlib's `plot` for the curve.
+
+        Returns
+        -------
+        MarginEnergyDisplay
+            This display.
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        most: dict[str, Any] = {
+            "linestyle": "--",
+            "label": "teacher information: the most there is",
+        }
+        ax.axhline(self.teacher_information, color="0.4", **most)
+        ax.axhline(0, color="0.2", linewidth=1, label="the best constant code")
+        (self.line_,) = ax.plot(
+            self.path_energy,
+            self.path_margin,
+            **{"label": "analytic code, scaled from 0 to 1"} | line_kwargs,
+        )
+        self._plot_model(ax)
+        ax.legend(frameon=False, fontsize="small")
+        ax.set(xlabel="energy (nats a sample)", ylabel="margin (nats)")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+    def _plot_model(self, ax: "Axes") -> None:
+        both = [self.protected_energy, self.energy]
+        ax.plot(both, [self.margin] * 2, color="C3", linewidth=1)
+        look: dict[str, Any] = {"color": "C3", "marker": "o", "linestyle": "none"}
+        (self.ring_,) = ax.plot(
+            both[:1],
+            [self.margin],
+            **look | {"fillstyle": "none", "markersize": 9},
+            label="this model, in the dimensions of the witness",
+        )
+        (self.point_,) = ax.plot(
+            both[1:], [self.margin], **look, label="this model, in all dimensions"
+        )
 
 
 class TeacherSearchDisplay:
@@ -475,3 +665,20 @@ class ForecastDisplay:
         self.energy_ax_.plot(
             forecast.operating_ratio, forecast.operating_energy, **dot, color="C1"
         )
+
+
+def _energy(codes: Floats) -> float:
+    return float((codes**2).sum(axis=1).mean() / 2)
+
+
+def _posterior(
+    estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
+) -> Floats:
+    if teacher_proba is not None:
+        return check_teacher_proba(teacher_proba, n_samples)
+    if estimator.teacher_ is None:
+        raise ValueError(
+            "teacher_proba must be given for the rows to draw: this estimator was "
+            "fitted with teacher_proba and has no teacher to ask."
+        )
+    return teacher_posterior(estimator.teacher_, X)

@@ -21,10 +21,16 @@ from skvaecert.metrics import (
     escape_force_rms,
     latent_dispersion,
     margin_contributions,
+    margin_energy_path,
     teacher_information,
     view_gap,
 )
-from skvaecert.simplex import analytic_code, simplex_vertices, witness_log_proba
+from skvaecert.simplex import (
+    analytic_code,
+    analytic_energy,
+    simplex_vertices,
+    witness_log_proba,
+)
 
 N, K, D, SCALE = 40, 5, 6, 1.3
 VERTICES = simplex_vertices(K, D)
@@ -422,3 +428,84 @@ def test_views_are_checked(own, target, message):
 def test_views_are_named():
     with pytest.raises(TypeError, match="positional"):
         view_gap([[0.5, 0.5]], [[0.5, 0.5]])
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_the_path_is_that_of_its_codes(proba, weight, anchored):
+    path = margin_energy_path(
+        proba, SCALE, n_points=7, anchored=anchored, sample_weight=weight
+    )
+    share = weight / weight.sum()
+    start = np.zeros(D)
+    if anchored:
+        start = analytic_code([share @ proba], VERTICES, SCALE)[0]
+    end = analytic_code(proba, VERTICES, SCALE)
+    np.testing.assert_allclose(path.strength, np.arange(7) / 6)
+    for strength, margin, energy in zip(*path, strict=True):
+        code = (1 - strength) * start + strength * end
+        log_q = log_softmax(SCALE * code @ VERTICES.T, axis=1)
+        expected = collapse_margin(proba, log_q, weight)
+        assert margin == pytest.approx(expected, rel=1e-9, abs=1e-13)
+        assert energy == pytest.approx(share @ (code**2).sum(axis=1) / 2, rel=1e-12)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.1, 4), st.booleans())
+def test_the_path_is_concave_and_rises_to_the_information(seed, spread, anchored):
+    rng = np.random.default_rng(seed)
+    proba = softmax(spread * rng.normal(size=(N, K)), axis=1)
+    path = margin_energy_path(proba, SCALE, anchored=anchored)
+    assert path.margin[-1] == pytest.approx(teacher_information(proba), rel=1e-11)
+    assert path.energy[-1] == pytest.approx(analytic_energy(proba, SCALE), rel=1e-11)
+    rises = np.diff(path.margin)
+    assert rises.min() > 0
+    assert np.diff(rises).max() < 1e-13
+
+
+def test_where_the_path_starts(proba):
+    mean = proba.mean(axis=0)
+    origin = margin_energy_path(proba, SCALE)
+    from_uniform = rel_entr(mean, np.full(K, 1 / K)).sum()
+    assert from_uniform > 0.001
+    assert origin.margin[0] == pytest.approx(-from_uniform, rel=1e-11)
+    assert origin.energy[0] == 0
+    np.testing.assert_allclose(
+        origin.energy, origin.strength**2 * origin.energy[-1], rtol=1e-12
+    )
+    anchored = margin_energy_path(proba, SCALE, anchored=True)
+    assert anchored.margin[0] == pytest.approx(0, abs=1e-15)
+    best = np.linalg.norm(analytic_code([mean], VERTICES, SCALE)) ** 2 / 2
+    assert anchored.energy[0] == pytest.approx(best, rel=1e-12)
+    # The slope there is that of the margin along the force, above 0.
+    assert anchored.margin[1] > 0 > origin.margin[0]
+
+
+def test_a_scale_changes_what_the_path_costs_and_nothing_else(proba):
+    one, two = (margin_energy_path(proba, scale) for scale in (1.0, 2.0))
+    np.testing.assert_array_equal(one.margin, two.margin)
+    np.testing.assert_allclose(one.energy, 4 * two.energy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_points": 1}, "n_points must be at least 2, got 1"),
+        ({"scale": 0.0}, "scale must be a finite number above 0, got 0.0"),
+        ({"scale": np.nan}, "scale must be a finite number above 0, got nan"),
+        ({"teacher_proba": [[1.0, 0.0]]}, "teacher_proba must have"),
+        ({"sample_weight": [1.0]}, "sample_weight must"),
+    ],
+)
+def test_what_a_path_refuses(arguments, message):
+    proba = [[0.9, 0.1], [0.1, 0.9]]
+    with pytest.raises(ValueError, match=message):
+        margin_energy_path(**{"teacher_proba": proba, "scale": 1.0} | arguments)
+
+
+def test_the_path_is_not_the_cheapest_way(proba):
+    path = margin_energy_path(proba, SCALE, n_points=3)
+    code = analytic_code(proba, VERTICES, SCALE) / 2
+    moved = code + 0.3 * escape_force(proba, code, VERTICES, SCALE)
+    moved *= np.linalg.norm(code) / np.linalg.norm(moved)
+    assert (moved**2).sum() / N / 2 == pytest.approx(path.energy[1])
+    log_q = witness_log_proba(moved, VERTICES, SCALE)
+    assert collapse_margin(proba, log_q) > path.margin[1] + 0.001

@@ -5,8 +5,10 @@ from sklearn.decomposition import PCA
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert.forecast import ForecastCurve
+from skvaecert.metrics import margin_energy_path
 from skvaecert.plotting import (
     ForecastDisplay,
+    MarginEnergyDisplay,
     MarginHistoryDisplay,
     TeacherSearchDisplay,
 )
@@ -176,3 +178,70 @@ def test_a_forecast_without_a_place_for_the_weights(blobs, small_vae, weights):
     np.testing.assert_array_equal(display.margin_line_.get_xdata(), [0.1, 10])
     assert isinstance(display.forecast, ForecastCurve)
     assert len(display.forecast.ratio) == 4
+
+
+def test_energy_shows_the_path_the_information_and_the_model(blobs, small_vae):
+    vae = small_vae.fit(blobs)
+    certifier = CollapseCertifier(vae).fit(blobs)
+    certificate = certifier.certify(blobs)
+    mean = vae.transform(blobs)
+    path = margin_energy_path(vae.teacher_.transform(blobs), vae.witness_scale_)
+    for estimator in (vae, certifier):
+        display = MarginEnergyDisplay.from_estimator(estimator, blobs)
+        np.testing.assert_array_equal(display.line_.get_xdata(), path.energy)
+        np.testing.assert_array_equal(display.line_.get_ydata(), path.margin)
+        (energy,), (margin,) = display.point_.get_data()
+        assert energy == pytest.approx((mean**2).sum() / len(mean) / 2)
+        assert margin == pytest.approx(certificate.margin)
+        levels = [np.unique(line.get_ydata()) for line in display.ax_.lines]
+        assert any(np.array_equal(level, [0]) for level in levels)
+        information = certificate.teacher_information
+        assert any(level == pytest.approx([information]) for level in levels)
+        assert display.figure_ is display.ax_.figure
+        assert display.ax_.get_xlabel() == "energy (nats a sample)"
+        assert len(display.ax_.get_legend().get_texts()) == 5
+
+
+def test_the_ring_counts_the_dimensions_of_the_witness(blobs, small_vae):
+    vae = small_vae.set_params(latent_dim=9).fit(blobs)
+    display = MarginEnergyDisplay.from_estimator(vae, blobs)
+    (ring,), (margin,) = display.ring_.get_data()
+    # Four components: the first three dimensions.
+    seen = (vae.transform(blobs)[:, :3] ** 2).sum() / len(blobs) / 2
+    assert ring == pytest.approx(seen)
+    assert 0 < ring < display.energy
+    assert margin == display.margin
+
+
+def test_energy_of_a_collapsed_model_is_at_the_beginning(blobs, small_vae):
+    vae = small_vae.set_params(alignment_weight=0, kl_weight=1e4).fit(blobs)
+    display = MarginEnergyDisplay.from_estimator(vae, blobs)
+    assert display.energy < 0.05 * display.path_energy[-1]
+    assert display.margin <= 0
+
+
+def test_energy_is_drawn_into_given_axes(blobs, small_vae):
+    _, ax = plt.subplots()
+    vae = small_vae.set_params(max_epochs=1).fit(blobs)
+    display = MarginEnergyDisplay.from_estimator(vae, blobs, ax=ax, color="red")
+    assert display.ax_ is ax
+    assert display.line_.get_color() == "red"
+
+
+def test_energy_with_posteriors_that_are_given(blobs, small_vae):
+    proba = GMMTeacher(4, random_state=0).fit(blobs).transform(blobs)
+    vae = small_vae.set_params(max_epochs=1).fit(blobs, teacher_proba=proba)
+    display = MarginEnergyDisplay.from_estimator(vae, blobs, teacher_proba=proba)
+    expected = margin_energy_path(proba, vae.witness_scale_).margin
+    np.testing.assert_array_equal(display.path_margin, expected)
+    with pytest.raises(ValueError, match="teacher_proba must be given"):
+        MarginEnergyDisplay.from_estimator(vae, blobs)
+    with pytest.raises(ValueError, match="teacher_proba must have one row"):
+        MarginEnergyDisplay.from_estimator(vae, blobs, teacher_proba=proba[1:])
+
+
+def test_no_energy_to_draw(blobs):
+    with pytest.raises(ValueError, match="not fitted"):
+        MarginEnergyDisplay.from_estimator(CertifiedVAE(), blobs)
+    with pytest.raises(ValueError, match=r"must be a CertifiedVAE.*got PCA"):
+        MarginEnergyDisplay.from_estimator(PCA(2).fit(blobs), blobs)

@@ -1,0 +1,392 @@
+"""Why a collapsed encoder does not escape: force, gradient and dead units."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skvaecert._certificate import certify
+from skvaecert.metrics import escape_force, escape_force_rms
+from skvaecert.networks import VAE
+from skvaecert.simplex import Floats
+
+__all__ = ["EscapeReport", "as_it_was", "report_escape"]
+
+# Units of machine epsilon below which what should cancel, or stay as it is, is taken
+# to do so. As many as the certificate allows an encoder.
+_NOISE_UNITS = 32
+# Of the teacher information: what the first-order step is to take off the loss.
+_FIRST_SHARE = 0.1
+# Leaf modules without weights that bend nothing.
+_LINEAR = (
+    nn.Identity,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.Dropout,
+    nn.Dropout1d,
+    nn.Dropout2d,
+    nn.AlphaDropout,
+)
+
+
+@dataclass(frozen=True)
+class EscapeReport:
+    """Whether the alignment loss can move an encoder's means apart, and if not, why.
+
+    In latent space it always can: the escape force on a constant code is above 0 for
+    every teacher that tells rows apart. What training can follow is the gradient by
+    the encoder's parameters. `str` gives a sentence or two.
+
+    Attributes
+    ----------
+    verdict : {"not collapsed", "can escape", "stuck", "uninformative"}
+        "not collapsed": the margin is certified. Else "can escape": there is a
+        gradient that moves the means apart. "stuck": there is none beyond rounding,
+        though there is a force. "uninformative": there is no force, because the
+        teacher does not tell these rows apart.
+    margin : float
+        G = I_T - A, nats.
+    teacher_information : float
+        I_T on these rows, nats.
+    alignment_loss : float
+        A on these rows, nats.
+    latent_force : float
+        sqrt(sum_i p_i ||f_i(mu_i)||^2) at the codes as they are, nats per latent unit.
+    collapsed_force : float
+        f_rms: the same at the best constant code.
+    gradient_norm : float
+        Norm of the gradient of A by the parameters of the encoder that are trained,
+        nats per unit.
+    escape_gradient_norm : float
+        Norm of the part of that gradient that is due to f_i less its mean over the
+        rows. The rest is for the mean force, which is the same for all rows. If the
+        means move alike whatever parameter changes, this one is 0, but
+        `gradient_norm` is not: a dead encoder can still move to a better constant.
+    dead_units : mapping of str to float
+        By name of the layer, as in ``net_.module_.named_modules()`` and in the order
+        in which they are passed: the share of units whose output does not vary over
+        the rows beyond rounding. Layers are the modules of the encoder that are not
+        linear; functions called in a `forward` cannot be seen. Units are features,
+        or channels of images; of a module that is used several times the largest
+        share counts.
+    first_order_step : float
+        0.1 I_T / gradient_norm^2: the step size at which gradient descent would, to
+        first order, lower A by a tenth of the teacher information; infinite without a
+        gradient. It compares encoders; Adam's `learning_rate` is another matter.
+    n_samples : int
+        The number of rows.
+
+    See Also
+    --------
+    CertifiedVAE.escape_report : Makes it.
+
+    References
+    ----------
+    Theory section 4; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvaecert import CertifiedVAE, GMMTeacher
+    >>> X = load_iris().data
+    >>> vae = CertifiedVAE(
+    ...     GMMTeacher(n_components=3), latent_dim=2, alignment_weight=0,
+    ...     kl_weight=1000, device="cpu", random_state=0).fit(X)
+    >>> vae.escape_report(X).verdict
+    'can escape'
+    """
+
+    verdict: str
+    margin: float
+    teacher_information: float
+    alignment_loss: float
+    latent_force: float
+    collapsed_force: float
+    gradient_norm: float
+    escape_gradient_norm: float
+    dead_units: Mapping[str, float]
+    first_order_step: float
+    n_samples: int
+
+    @property
+    def can_escape(self) -> bool:  # numpydoc ignore=RT01
+        """False if no training with this teacher would move the means apart."""
+        return self.verdict in ("not collapsed", "can escape")
+
+    @property
+    def dead_layers(self) -> list[str]:  # numpydoc ignore=RT01
+        """Names of the layers whose units are all dead, in the order of the passage."""
+        return [name for name, share in self.dead_units.items() if share == 1]
+
+    def __str__(self) -> str:
+        sentence = {
+            "not collapsed": self._certified_sentence,
+            "can escape": self._escape_sentence,
+            "stuck": self._stuck_sentence,
+            "uninformative": self._uninformative_sentence,
+        }[self.verdict]()
+        return f"{self.verdict.capitalize()}: {sentence}"
+
+    def _certified_sentence(self) -> str:
+        return (
+            f"margin {self.margin:.3g} of at most {self.teacher_information:.3g} nats "
+            f"on these {self.n_samples} rows."
+        )
+
+    def _escape_sentence(self) -> str:
+        return (
+            f"the margin is {self.margin:.3g} nats, but the alignment loss has a "
+            f"gradient that moves the means apart (norm {self.escape_gradient_norm:.3g}"
+            f", force {self.latent_force:.3g} nats per latent unit). Train on with "
+            "warm_start=True and alignment_weight above 0; a large kl_weight may need "
+            "a larger one."
+        )
+
+    def _stuck_sentence(self) -> str:
+        return (
+            f"each row is pushed its own way (force {self.latent_force:.3g} nats per "
+            "latent unit), but no gradient of the encoder moves the means apart. "
+            f"{self._reason()}"
+        )
+
+    def _reason(self) -> str:
+        if not self.dead_layers:
+            return (
+                "No layer that could be looked at is dead: look for frozen parameters, "
+                "saturated functions in a forward, or an output that ignores its input."
+            )
+        first, *later = self.dead_layers
+        after = f" ({', '.join(later)} after it too)" if later else ""
+        return (
+            f"Hidden features are dead in {first}{after}: reinitialise the weights "
+            f"that lead into {first}, or use an activation with a gradient everywhere, "
+            "such as SiLU."
+        )
+
+    def _uninformative_sentence(self) -> str:
+        return (
+            f"the teacher tells these {self.n_samples} rows apart by only "
+            f"{self.teacher_information:.3g} nats, so nothing pushes their means "
+            "apart. Use another teacher, or more rows."
+        )
+
+
+def report_escape(
+    vae: VAE,
+    chunks: Iterable[Tensor],
+    latent_mean: Floats,
+    teacher_proba: Floats,
+    vertices: Floats,
+    scale: float,
+) -> EscapeReport:
+    """Measure force, gradient and dead units of an encoder.
+
+    Parameters
+    ----------
+    vae : VAE
+        As :func:`as_it_was` has it.
+    chunks : iterable of Tensor of shape (n_chunk, n_features)
+        Standardised rows, on the device, some at a time; read once.
+    latent_mean : ndarray of shape (n_samples, latent_dim)
+        Their means, by which the forces are computed.
+    teacher_proba : ndarray of shape (n_samples, n_components)
+        T.
+    vertices : ndarray of shape (n_components, latent_dim)
+        S.
+    scale : float
+        beta.
+
+    Returns
+    -------
+    EscapeReport
+        Verdict and numbers.
+    """
+    certificate = certify(teacher_proba, latent_mean, vertices, scale)
+    force = escape_force(teacher_proba, latent_mean, vertices, scale)
+    with _watched(vae) as units:
+        gradient = _Gradient.of(vae, chunks, force)
+    information = certificate.teacher_information
+    if certificate.verdict == "certified":
+        verdict = "not collapsed"
+    elif information <= certificate.tolerance:
+        verdict = "uninformative"
+    else:
+        verdict = "can escape" if gradient.moves_apart else "stuck"
+    return EscapeReport(
+        verdict,
+        certificate.margin,
+        information,
+        certificate.alignment_loss,
+        float(np.sqrt((force**2).sum(axis=1).mean())),
+        escape_force_rms(teacher_proba, scale),
+        gradient.norm,
+        gradient.escape_norm,
+        units.shares(),
+        _first_order_step(information, gradient.norm),
+        len(force),
+    )
+
+
+@contextmanager
+def as_it_was(module: nn.Module) -> Iterator[None]:
+    """Allow gradients in evaluation mode, and give every module its mode back.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The network.
+
+    Yields
+    ------
+    None
+        Nothing.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        # Also where the caller has switched gradients off.
+        with torch.inference_mode(False), torch.enable_grad():
+            module.eval()
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _first_order_step(information: float, norm: float) -> float:
+    return _FIRST_SHARE * information / norm**2 if norm > 0 else np.inf
+
+
+class _Gradient(NamedTuple):
+    """Norms of the gradient of A, of its part that moves means apart, and a limit."""
+
+    norm: float
+    escape_norm: float
+    rounding: float
+
+    @classmethod
+    def of(cls, vae: VAE, chunks: Iterable[Tensor], force: Floats) -> Self:
+        # All that stands between rows and means: an objective may have a posterior of
+        # its own. What is frozen cannot follow the force.
+        parts = [*vae.encoder.parameters(), *vae.posterior.parameters()]
+        parameters = [part for part in parts if part.requires_grad]
+        # The gradient of A, but for its sign; the part that pushes rows apart; and,
+        # as nothing cancels in it, the size by which rounding is to be judged.
+        kinds = np.stack([force, force - force.mean(axis=0), np.abs(force)])
+        total = np.zeros((len(kinds), sum(part.numel() for part in parameters)))
+        start = 0
+        for x in chunks:
+            share = kinds[:, start : start + len(x)] / len(force)
+            total += _pulled_back(vae, x, share, parameters)
+            start += len(x)
+        norm, escape_norm, size = map(float, np.linalg.norm(total, axis=1))
+        return cls(norm, escape_norm, _NOISE_UNITS * _epsilon(parameters) * size)
+
+    @property
+    def moves_apart(self) -> bool:
+        return self.escape_norm > self.rounding
+
+
+def _epsilon(parameters: list[nn.Parameter]) -> float:
+    return max((torch.finfo(part.dtype).eps for part in parameters), default=0.0)
+
+
+def _pulled_back(
+    vae: VAE, x: Tensor, force: Floats, parameters: list[nn.Parameter]
+) -> Floats:
+    """Return what forces on the means are as forces on the parameters."""
+    mean = vae.encode(x)[0]
+    if not (parameters and mean.requires_grad):
+        return np.zeros((len(force), 1))
+    # Not backward(): that would write into `grad`, which belongs to the optimizer.
+    pulled = [
+        torch.autograd.grad(
+            mean,
+            parameters,
+            torch.as_tensor(one, dtype=mean.dtype, device=mean.device),
+            retain_graph=True,
+            allow_unused=True,
+        )
+        for one in force
+    ]
+    return np.stack([_flat(gradients, parameters) for gradients in pulled])
+
+
+def _flat(
+    gradients: tuple[Tensor | None, ...], parameters: list[nn.Parameter]
+) -> Floats:
+    pairs = zip(gradients, parameters, strict=True)
+    filled = [torch.zeros_like(p) if g is None else g for g, p in pairs]
+    flat = torch.cat([gradient.detach().flatten() for gradient in filled])
+    return flat.cpu().numpy().astype(np.float64)
+
+
+class _Units:
+    """Range of every unit's output over the rows, by layer."""
+
+    def __init__(self) -> None:
+        self._ranges: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._calls: dict[str, int] = {}
+        self._n_rows = 0
+
+    def begin(self, encoder: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._calls, self._n_rows = {}, len(inputs[0])
+
+    def see(self, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
+        call = self._calls[name] = self._calls.get(name, -1) + 1
+        # What has no entry for each row cannot be compared over the rows.
+        if not _has_rows(output, self._n_rows):
+            return
+        seen = output.detach()
+        low, high = seen.amin(dim=0), seen.amax(dim=0)
+        if (name, call) in self._ranges:
+            lowest, highest = self._ranges[name, call]
+            low, high = torch.minimum(low, lowest), torch.maximum(high, highest)
+        self._ranges[name, call] = low, high
+
+    def shares(self) -> dict[str, float]:
+        shares: dict[str, float] = {}
+        for (name, _), (low, high) in self._ranges.items():
+            shares[name] = max(_dead_share(low, high), shares.get(name, 0.0))
+        return shares
+
+
+def _has_rows(output: Any, n_rows: int) -> bool:
+    if not isinstance(output, Tensor) or not output.is_floating_point():
+        return False
+    return output.ndim > 1 and len(output) == n_rows
+
+
+def _dead_share(low: Tensor, high: Tensor) -> float:
+    # At magnitude 1 at least, as the certificate has it: next to inputs and weights of
+    # that size, what varies by less is lost.
+    largest = max(1.0, float(torch.maximum(high.abs(), low.abs()).max()))
+    varies = high - low > _NOISE_UNITS * torch.finfo(low.dtype).eps * largest
+    # A channel is alive if any of its pixels is.
+    alive = varies.flatten(1).any(dim=1) if varies.ndim > 1 else varies
+    return 1 - float(alive.double().mean())
+
+
+@contextmanager
+def _watched(vae: VAE) -> Iterator[_Units]:
+    """Look at what the encoder's layers return; no hook is left behind."""
+    units = _Units()
+    with ExitStack() as hooks:
+        hooks.callback(vae.encoder.register_forward_pre_hook(units.begin).remove)
+        for name, layer in vae.named_modules():
+            if name.startswith("encoder.") and _bends(layer):
+                see: Callable[..., None] = partial(units.see, name)
+                hooks.callback(layer.register_forward_hook(see).remove)
+        yield units
+
+
+def _bends(layer: nn.Module) -> bool:
+    """Tell activations from containers, from linear maps and from norms."""
+    if next(layer.children(), None) is not None or isinstance(layer, _LINEAR):
+        return False
+    has_weights = any(True for _ in layer.parameters())
+    return isinstance(layer, nn.PReLU) or not has_weights
