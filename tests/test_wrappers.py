@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
@@ -244,6 +245,7 @@ def test_modules_get_tensors_in_their_own_precision(dtype, returned):
 def test_modules_without_parameters_get_float32():
     def forward(x):
         assert x.dtype == torch.float32
+        assert not torch.is_grad_enabled()
         return x[:, :2] * 1
 
     module = nn.Identity()
@@ -431,6 +433,7 @@ def test_clones_and_copies_give_the_same(model, vae, rows):
 def test_it_is_fitted_from_the_beginning(model, rows):
     frame = pd.DataFrame(rows, columns=[f"pixel{i}" for i in range(64)])
     check_is_fitted(model)
+    assert get_tags(model).transformer_tags.preserves_dtype == []
     frozen = FrozenEstimator(model).fit(rows, None)
     np.testing.assert_array_equal(frozen.transform(frame), model.transform(rows))
     np.testing.assert_array_equal(frozen.encode(rows)[1], model.encode(rows)[1])
