@@ -20,6 +20,7 @@ from skvaecert import (
     objectives,
     plotting,
     simplex,
+    wrappers,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +106,7 @@ def test_tests_named_in_the_documents_exist(page, most):
         objectives,
         plotting,
         simplex,
+        wrappers,
     ],
 )
 def test_public_names_stand_in_the_api(module):
