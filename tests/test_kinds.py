@@ -1,0 +1,393 @@
+"""What is certified beyond the mean, on cases whose truth is known."""
+
+import copy
+
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.special import softmax
+from scipy.stats import norm
+from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
+from sklearn.mixture import GaussianMixture
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert._certificate import SampledSums
+from skvaecert._kinds import fingerprint_rows
+from skvaecert.witnesses import fit_linear, fit_strength
+from skvaecert.wrappers import TrainedEncoder
+
+FITTED = ["procrustes", "linear"]
+
+
+class Gaussian:
+    """q(z|x) = N(gain x, noise^2), which decodes itself."""
+
+    def __init__(self, gain=1.0, noise=1.0):
+        self.gain = gain
+        self.noise = noise
+
+    def transform(self, X):
+        return self.gain * np.asarray(X)
+
+    def encode(self, X):
+        mean = self.transform(X)
+        return mean, np.full_like(mean, self.noise)
+
+    def inverse_transform(self, Z):
+        return Z / self.gain if self.gain else np.zeros_like(Z)
+
+
+@pytest.fixture(scope="module")
+def clusters():
+    """Rows to fit on and others, of five groups in four dimensions."""
+    rng = np.random.default_rng(0)
+    centres = 3 * rng.normal(size=(5, 4))
+    X = centres[rng.integers(5, size=1200)] + rng.normal(size=(1200, 4))
+    return X[:700], X[700:]
+
+
+@pytest.fixture(scope="module")
+def teacher(clusters):
+    return FrozenEstimator(GMMTeacher(n_components=5, random_state=0).fit(clusters[0]))
+
+
+@pytest.fixture(scope="module")
+def vae(digits):
+    vae = CertifiedVAE(latent_dim=10, max_epochs=30, device="cpu", random_state=0)
+    return CollapseCertifier(vae).fit(digits[0])
+
+
+def certifier(estimator, teacher, rows, witness="linear", **params):
+    made = CollapseCertifier(estimator, teacher=teacher, witness=witness, **params)
+    return made.fit(rows)
+
+
+def tempered(codes, proba):
+    half = len(codes) // 2
+    witness = fit_linear(codes[:half], proba[:half])
+    strength = fit_strength(witness.logits(codes[half:]), proba[half:])
+    return witness.tempered(proba[half:].mean(axis=0), strength)
+
+
+def test_the_bracket_holds_the_information_of_a_linear_gaussian_model():
+    """Whose information is log det(I + W W^T / sigma^2) / 2."""
+    gain, noise, dim = 1.5, 0.5, 2
+    information = dim * np.log1p((gain / noise) ** 2) / 2
+    inside, low = 0, []
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(1200, dim))
+        proba = softmax(4 * X @ rng.normal(size=(dim, 6)), axis=1) * 0.99 + 0.01 / 6
+        mean, deviation = gain * X, np.full((1200, dim), noise)
+        codes = mean + deviation * rng.normal(size=mean.shape)
+        sums = SampledSums(tempered(codes[:600], proba[:600]), 4, rng)
+        sums.update(proba[600:], mean[600:], deviation[600:])
+        certificate = sums.certificate()
+        low.append(certificate.margin_low)
+        inside += low[-1] <= information <= certificate.information_bound
+        assert certificate.verdict == "certified"
+    assert inside >= 95
+    # The twin: the lower end is a good part of what there is.
+    assert np.mean(low) > 0.25 * information
+
+
+def exact_information(mean, deviation):
+    """I(x; z) of rows with equal weights, by quadrature in one dimension."""
+
+    def density(z):
+        return norm.pdf(z, mean, deviation).mean()
+
+    def gain(m, s):
+        def integrand(z):
+            return norm.pdf(z, m, s) * (norm.logpdf(z, m, s) - np.log(density(z)))
+
+        return quad(integrand, m - 9 * s, m + 9 * s, limit=200)[0]
+
+    return np.mean([gain(m, s) for m, s in zip(mean, deviation, strict=True)])
+
+
+def test_the_bracket_holds_the_exact_information_of_these_rows():
+    mean, deviation = np.array([-2.0, -1.8, 0.1, 1.9, 2.2, 2.4]), np.full(6, 0.7)
+    information = exact_information(mean, deviation)
+    proba = np.repeat(0.94 * np.eye(3) + 0.02, [2, 1, 3], axis=0)
+    rng = np.random.default_rng(0)
+    codes = np.tile(mean, 200) + 0.7 * rng.normal(size=1200)
+    witness = fit_linear(codes[:, None], np.tile(proba, (200, 1)))
+    inside = 0
+    for seed in range(100):
+        sums = SampledSums(witness, 50, np.random.default_rng(seed))
+        sums.update(proba, mean[:, None], deviation[:, None])
+        certificate = sums.certificate()
+        low, high = certificate.margin_low, certificate.information_bound
+        inside += low <= information <= high
+        assert high <= np.log(6)
+    assert inside >= 95
+    assert certificate.margin > 0.5 * information
+
+
+def test_the_interval_holds_the_mean_over_many_draws():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2))
+    proba = softmax(3 * X @ rng.normal(size=(2, 4)), axis=1) * 0.99 + 0.0025
+    deviation = np.ones((300, 2))
+    witness = tempered(X + rng.normal(size=X.shape), proba)
+
+    def certificate(seed, n_draws):
+        sums = SampledSums(witness, n_draws, np.random.default_rng(seed))
+        return sums.update(proba, X, deviation).certificate(confidence=0.9)
+
+    truth = certificate(0, 3000).margin
+    tries = [certificate(seed, 4) for seed in range(1, 301)]
+    inside = sum(t.margin_low <= truth <= t.margin_high for t in tries)
+    # Between the 0.1 % and the 99.9 % point of what 90 % gives in 300 tries.
+    assert 253 <= inside <= 286
+
+
+@pytest.mark.parametrize("witness", ["raw", *FITTED])
+def test_a_collapsed_posterior_is_seen_to_be(clusters, teacher, witness):
+    collapsed = certifier(Gaussian(0.0), teacher, clusters[0], witness)
+    certificate = collapsed.certify(clusters[1], kind="sampled")
+    assert certificate.verdict == "constant"
+    assert certificate.information_bound == pytest.approx(0, abs=1e-12)
+    assert "posterior q(z|x) is the same" in str(certificate)
+    assert collapsed.certify(clusters[1]).verdict == "constant"
+
+
+@pytest.mark.parametrize("noise", [1e-6, 1.0])
+def test_rounding_of_a_collapsed_posterior_is_no_information(clusters, teacher, noise):
+    """A jitter that is seen next to tiny noise, and comes from rounding alone."""
+
+    class Rounded(Gaussian):
+        def encode(self, X):
+            mean = np.float32(1.0) + np.float32(1e-7) * np.sign(X[:, :1])
+            return np.tile(mean, 4), np.full((len(X), 4), np.float32(noise))
+
+    rounded = certifier(Rounded(0.0), teacher, clusters[0])
+    assert rounded.certify(clusters[1], kind="sampled").verdict != "certified"
+
+
+def test_a_little_variation_of_the_mean_drowns_in_the_noise(clusters, teacher):
+    drowned = certifier(Gaussian(0.002 / 3), teacher, clusters[0])
+    assert drowned.certify(clusters[1]).verdict == "certified"
+    sampled = drowned.certify(clusters[1], kind="sampled")
+    assert sampled.verdict == "inconclusive"
+    assert sampled.margin == pytest.approx(0, abs=0.05)
+    assert "no information in drawn codes is certified" in str(sampled)
+    # The twin: the same spread, under less noise.
+    clear = certifier(Gaussian(0.002 / 3, 0.0005), teacher, clusters[0])
+    certificate = clear.certify(clusters[1], kind="sampled")
+    assert certificate.verdict == "certified"
+    assert 0.5 < certificate.margin_low < certificate.information_bound
+    assert certificate.kind == "sampled"
+    assert f"{certificate.margin_low:.2f}" in str(certificate)
+
+
+def test_information_in_the_deviation_alone_counts(clusters, teacher):
+    class Wide(Gaussian):
+        def encode(self, X):
+            return np.zeros_like(X), np.exp(np.clip(X, -2, 2))
+
+    wide = certifier(Wide(0.0), teacher, clusters[0])
+    assert wide.certify(clusters[1]).verdict == "constant"
+    certificate = wide.certify(clusters[1], kind="sampled")
+    # A linear witness cannot read it; the bracket does not deny it.
+    assert certificate.verdict == "inconclusive"
+    assert certificate.information_bound > 0.5
+
+
+def test_kinds_of_a_vae(vae, digits):
+    for kind in ("mean", "sampled", "round_trip"):
+        certificate = vae.certify(digits[1], kind=kind)
+        assert certificate.kind == kind
+        assert certificate.verdict == "certified"
+        assert certificate.n_samples == len(digits[1])
+        again = vae.certify(digits[1], kind=kind)
+        assert again == certificate
+    assert "together pass input on" in str(certificate)
+    mean, deviation = vae.estimator_.encode(digits[1])
+    np.testing.assert_array_equal(mean, vae.transform(digits[1]))
+    assert (deviation > 0).all()
+
+
+def test_a_decoder_that_ignores_the_code(vae, digits):
+    deaf = copy.deepcopy(vae)
+    deaf.estimator_.net_.module_.decoder[0].weight.data.zero_()
+    assert deaf.certify(digits[1]).verdict == "certified"
+    certificate = deaf.certify(digits[1], kind="round_trip")
+    assert certificate.verdict == "constant"
+    assert "reconstructions are equal" in str(certificate)
+
+
+def test_a_collapsed_vae_fails_the_round_trip(digits):
+    collapsed = CertifiedVAE(
+        alignment_weight=0, kl_weight=50, max_epochs=5, device="cpu", random_state=0
+    )
+    fitted = CollapseCertifier(collapsed).fit(digits[0])
+    assert fitted.certify(digits[1], kind="round_trip").verdict != "certified"
+    assert fitted.certify(digits[1], kind="sampled").verdict != "certified"
+
+
+def test_round_trip_of_a_pair_of_callables(clusters, teacher):
+    pair = TrainedEncoder(lambda X: X * 0.1, lambda Z: Z * 10)
+    certificate = certifier(pair, teacher, clusters[0]).certify(
+        clusters[1], kind="round_trip"
+    )
+    assert certificate.verdict == "certified"
+    assert certificate.relative_margin > 0.9
+    deaf = TrainedEncoder(lambda X: X * 0.1, lambda Z: np.zeros_like(Z))
+    deaf = certifier(deaf, teacher, clusters[0])
+    assert deaf.certify(clusters[1]).verdict == "certified"
+    assert deaf.certify(clusters[1], kind="round_trip").verdict == "constant"
+
+
+def test_a_soft_teacher_reads_blurred_reconstructions(clusters):
+    """Its own posteriors are too sure that they are wrong (theory section 7)."""
+    sure = GMMTeacher(5, temperature=1.0, floor=1e-6, random_state=0)
+    teacher = FrozenEstimator(sure.fit(clusters[0]))
+    blurred = TrainedEncoder(lambda X: X, lambda Z: Z * 0.55)
+    fitted = certifier(blurred, teacher, clusters[0])
+    assert fitted._calibration.softness.temperature > 1
+    certificate = fitted.certify(clusters[1], kind="round_trip")
+    assert certificate.verdict == "certified"
+    rows = teacher.predict_proba(clusters[1])
+    read = teacher.predict_proba(0.55 * clusters[1])
+    plain = (rows * np.log(read / rows.mean(axis=0))).sum(axis=1).mean()
+    assert certificate.margin > plain
+
+
+def test_controls_of_fitted_witnesses(digits):
+    teacher = GMMTeacher(n_components=8, random_state=0)
+    for witness in FITTED:
+        pca = certifier(PCA(8), teacher, digits[0], witness)
+        certificate = pca.certify(digits[1])
+        assert certificate.verdict == "certified"
+        assert certificate.witness == witness
+        assert certificate.dispersion_bound <= certificate.dispersion
+        assert certificate.dispersion_bound > 0.05 * certificate.dispersion
+    pipeline = make_pipeline(StandardScaler(), PCA(4))
+    assert certifier(pipeline, teacher, digits[0]).certify(digits[1]).margin > 0.5
+    few = certifier(PCA(2), teacher, digits[0])
+    assert few.certify(digits[1]).verdict == "certified"
+
+
+@pytest.mark.parametrize("witness", FITTED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_constant_encoder_is_certified_by_a_fitted_witness(
+    clusters, teacher, witness, dtype
+):
+    rng = np.random.default_rng(0)
+
+    def nearly(X):
+        value = dtype(0.7)
+        return value + np.finfo(dtype).eps * rng.choice([-1, 0, 1], size=(len(X), 4))
+
+    for encode in (nearly, lambda X: np.full((len(X), 4), 0.7, dtype=dtype)):
+        encoder = TrainedEncoder(lambda X, e=encode: e(X).astype(dtype))
+        fitted = certifier(encoder, teacher, clusters[0], witness)
+        assert fitted.certificate_.verdict != "certified"
+        assert fitted.certify(clusters[1]).verdict != "certified"
+
+
+def test_rows_of_the_fit_are_refused(clusters, teacher, vae, digits):
+    fitted = certifier(Gaussian(), teacher, clusters[0])
+    for kind in ("mean", "sampled", "round_trip"):
+        with pytest.raises(ValueError, match=r"not fitted on, got \d+ of 700 rows"):
+            fitted.certify(clusters[0], kind=kind)
+        mixed = np.r_[clusters[0][:50], clusters[1]]
+        with pytest.raises(ValueError, match="not fitted on"):
+            fitted.certify_batches(np.array_split(mixed, 3), kind=kind)
+    with pytest.raises(ValueError, match="not fitted on"):
+        vae.certify(digits[0], kind="sampled")
+    # The fixed witness was fitted on nothing.
+    assert vae.certify(digits[0]).verdict == "certified"
+    # The certificate of the fit leaves the rows out that the witness was fitted on.
+    assert fitted.certificate_.n_samples == 350
+
+
+def test_fingerprints_tell_rows_apart(digits):
+    rows = np.r_[digits[0], digits[1]]
+    prints = fingerprint_rows(rows)
+    assert len(np.unique(prints)) == len(np.unique(rows, axis=0))
+    np.testing.assert_array_equal(prints, fingerprint_rows(rows.astype(object)))
+    assert fingerprint_rows(np.array([[0.0]])) == fingerprint_rows(np.array([[-0.0]]))
+    assert len(fingerprint_rows([["a"]])) == 0
+
+
+def test_batches_and_kinds(clusters, teacher):
+    fitted = certifier(Gaussian(), teacher, clusters[0], random_state=0)
+    for kind in ("mean", "sampled", "round_trip"):
+        whole = fitted.certify(clusters[1], kind=kind)
+        parts = fitted.certify_batches(np.array_split(clusters[1], 7), kind=kind)
+        assert parts.verdict == whole.verdict == "certified"
+        spread = whole.margin_high - whole.margin_low
+        assert parts.margin == pytest.approx(whole.margin, abs=1e-9 + spread)
+        assert parts.n_samples == whole.n_samples
+
+
+def test_weights_count_as_repetitions_for_round_trips(clusters, teacher):
+    fitted = certifier(Gaussian(), teacher, clusters[0])
+    weight = np.random.default_rng(0).integers(0, 3, size=len(clusters[1]))
+    rows = clusters[1].repeat(weight, axis=0)
+    a = fitted.certify(clusters[1], kind="round_trip", sample_weight=weight)
+    b = fitted.certify(rows, kind="round_trip")
+    assert a.margin == pytest.approx(b.margin, rel=1e-10)
+
+
+def test_scores_of_samples(vae, digits):
+    for rows in digits:
+        assert vae.score_samples(rows).shape == (len(rows),)
+    scores = vae.score_samples(digits[0])
+    assert scores.mean() == pytest.approx(vae.score(digits[0]), rel=1e-9)
+    alone = vae.score_samples(digits[1][:3])
+    np.testing.assert_allclose(alone, vae.score_samples(digits[1])[:3])
+    # A row that the code places wrongly is found.
+    proba = vae.teacher_.transform(digits[0]).copy()
+    proba[7] = np.roll(proba[7], 1)
+    assert vae.score_samples(digits[0], teacher_proba=proba).argmin() == 7
+
+
+def test_what_is_missing_is_told_when_it_is_asked_for(clusters, teacher):
+    fitted = certifier(PCA(3), teacher, clusters[0])
+    with pytest.raises(ValueError, match=r"estimator must have a method encode.*PCA"):
+        fitted.certify(clusters[1], kind="sampled")
+    model = GaussianMixture(5, random_state=0).fit(clusters[0])
+    proba = 0.99 * model.predict_proba(clusters[0]) + 0.002
+    given = CollapseCertifier(PCA(4), witness="linear")
+    given.fit(clusters[0], teacher_proba=proba)
+    with pytest.raises(ValueError, match="fitted with teacher_proba"):
+        given.certify(clusters[1], kind="round_trip")
+    no_decoder = certifier(TrainedEncoder(lambda X: X), teacher, clusters[0])
+    with pytest.raises(ValueError, match="inverse_transform, its decoder"):
+        no_decoder.certify(clusters[1], kind="round_trip")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "means"}, "kind must be 'mean', 'sampled' or 'round_trip'"),
+        ({"kind": "sampled", "n_draws": 1}, "n_draws must be an int of at least 2"),
+        ({"kind": "sampled", "confidence": 95}, "confidence must be a number between"),
+        ({"kind": "round_trip", "teacher_proba": 1}, "teacher_proba must be left out"),
+    ],
+)
+def test_bad_arguments(clusters, teacher, arguments, message):
+    fitted = certifier(Gaussian(), teacher, clusters[0])
+    with pytest.raises(ValueError, match=message):
+        fitted.certify(clusters[1], **arguments)
+
+
+def test_fitted_witnesses_in_a_search(digits):
+    pipeline = make_pipeline(
+        MinMaxScaler(),
+        CollapseCertifier(PCA(), teacher=GMMTeacher(4, random_state=0)),
+    )
+    grid = {
+        "collapsecertifier__witness": FITTED,
+        "collapsecertifier__estimator__n_components": [1, 6],
+    }
+    search = GridSearchCV(pipeline, grid, cv=2, error_score="raise").fit(digits[0])
+    assert search.best_params_["collapsecertifier__estimator__n_components"] == 6
