@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -357,7 +356,7 @@ class CollapseCertifier(
         """
         means = self._means(X)
         proba = self._posterior(X, teacher_proba, len(means))
-        log_q = log_softmax(self.witness_.logits(means), axis=1)
+        log_q = self.witness_.log_proba(means)
         return np.asarray((proba * (log_q - np.log(self.mean_proba_))).sum(axis=1))
 
     def certify(

@@ -80,6 +80,21 @@ class LinearWitness:
             np.asarray(codes, dtype=np.float64) @ self.weights.T + self.bias
         )
 
+    def log_proba(self, codes: ArrayLike) -> Floats:
+        """Return log softmax(A z + b).
+
+        Parameters
+        ----------
+        codes : array-like of shape (n_samples, latent_dim)
+            Latent means, or codes drawn from the posterior.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+            Natural logarithms, in float64.
+        """
+        return np.asarray(log_softmax(self.logits(codes), axis=1))
+
     @cached_property
     def gain(self) -> float:  # numpydoc ignore=RT01
         """Largest change of the centred logits for a step of 1 in the code."""

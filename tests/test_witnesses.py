@@ -30,7 +30,7 @@ def proba():
 
 
 def margin(witness, codes, proba):
-    return collapse_margin(proba, log_softmax(witness.logits(codes), axis=1))
+    return collapse_margin(proba, witness.log_proba(codes))
 
 
 def turned(proba, dim=D, seed=0):
