@@ -124,6 +124,24 @@ class Models:
             )
         return np.asarray(self.estimator.inverse_transform(means))
 
+    def read(self, output: NDArray[np.floating]) -> Floats:
+        """Show reconstructions to the teacher.
+
+        Parameters
+        ----------
+        output : ndarray of shape (n_samples, n_features)
+            From :meth:`decode`.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_components)
+            T of them.
+        """
+        with warnings.catch_warnings():
+            # They are arrays, also where rows came in a table with names.
+            warnings.filterwarnings("ignore", "X does not have valid feature names")
+            return self.posterior(output, None, len(output))
+
 
 @dataclass(frozen=True)
 class Softness:
@@ -229,7 +247,7 @@ def calibrate(
                 "reconstructions: this certifier was fitted with teacher_proba."
             )
         output = models.decode(models.encode(X))
-        return _best_softness(proba, models.posterior(output, None, len(proba)))
+        return _best_softness(proba, models.read(output))
 
     return Calibration(rows, _result_or_error(tempered), _result_or_error(softened))
 
@@ -481,7 +499,7 @@ class RoundTripKind:
         return self.sums.certificate(safety_margin=safety_margin, shift=shift)
 
     def _read(self, output: NDArray[np.floating]) -> Floats:
-        return self.softness(self.models.posterior(output, None, len(output)))
+        return self.softness(self.models.read(output))
 
     def _try_rounding(self, X: ArrayLike, target: Floats, witness: Floats) -> None:
         """Reconstruct some rows in other company, round, and see what it changes."""

@@ -3,6 +3,7 @@
 import copy
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.integrate import quad
 from scipy.special import softmax
@@ -328,6 +329,19 @@ def test_batches_and_kinds(clusters, teacher):
         spread = whole.margin_high - whole.margin_low
         assert parts.margin == pytest.approx(whole.margin, abs=1e-9 + spread)
         assert parts.n_samples == whole.n_samples
+
+
+def test_tables_with_names(digits):
+    """Reconstructions have none, and no warning is due."""
+    train, test = (pd.DataFrame(X).add_prefix("pixel") for X in digits)
+    vae = CertifiedVAE(max_epochs=5, device="cpu", random_state=0)
+    fitted = CollapseCertifier(vae.set_output(transform="pandas")).fit(train)
+    arrays = CollapseCertifier(vae).fit(digits[0])
+    for kind in ("mean", "sampled", "round_trip"):
+        certificate = fitted.certify(test, kind=kind)
+        assert certificate.margin == arrays.certify(digits[1], kind=kind).margin
+    with pytest.raises(ValueError, match="not fitted on"):
+        fitted.certify(train, kind="sampled")
 
 
 def test_weights_count_as_repetitions_for_round_trips(clusters, teacher):
