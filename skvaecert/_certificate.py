@@ -150,7 +150,11 @@ class Certificate:
             "constant": self._constant_sentence,
             "inconclusive": self._inconclusive_sentence,
         }[self.verdict]()
-        return f"{self.verdict.capitalize()}: on these {self.n_samples} rows {sentence}"
+        rows = f"on these {self.n_samples} rows"
+        if self.kind != "round_trip" and self.witness != "raw":
+            # Not the papers' certificate, whose witness is fitted on nothing.
+            rows += f", by a {self.witness} witness fitted on others,"
+        return f"{self.verdict.capitalize()}: {rows} {sentence}"
 
     def _certified_sentence(self) -> str:
         share = f"{self.relative_margin:.0%}".replace("%", " %")

@@ -269,6 +269,7 @@ def test_controls_of_fitted_witnesses(digits):
         certificate = pca.certify(digits[1])
         assert certificate.verdict == "certified"
         assert certificate.witness == witness
+        assert f"by a {witness} witness fitted on others" in str(certificate)
         assert certificate.dispersion_bound <= certificate.dispersion
         assert certificate.dispersion_bound > 0.05 * certificate.dispersion
     pipeline = make_pipeline(StandardScaler(), PCA(4))
