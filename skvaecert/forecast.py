@@ -157,8 +157,8 @@ def forecast_margin(
     >>> forecast = forecast_margin(teacher_proba, 1.0, 10.0)
     >>> round(forecast.margin, 3), round(forecast.energy, 3)
     (0.359, 0.395)
-    >>> forecast_margin(teacher_proba, 1.0, [0, 1, 100]).margin.round(3)
-    array([0.   , 0.247, 0.368])
+    >>> forecast_margin(teacher_proba, 1.0, [0.1, 1, 100]).margin.round(3)
+    array([0.056, 0.247, 0.368])
     """
     problem = _problem(teacher_proba, scale, sample_weight)
     ratios = _check_ratio(ratio)

@@ -46,7 +46,7 @@ __all__ = [
 # log-softmax in float32 with logits up to 1e4 is off by less than this.
 _NORMALISATION_TOLERANCE = 1e-3
 # Numbers that are worked on at a time, so that they stay in a processor's cache.
-_CHUNK_NUMBERS = 2**15
+_CHUNK_NUMBERS = 2**16
 
 
 class MarginSums:
@@ -885,7 +885,7 @@ def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
     Examples
     --------
     >>> from skvaecert.metrics import gen_rows
-    >>> list(gen_rows(5, 2**14))
+    >>> list(gen_rows(5, 2**15))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     size = max(1, _CHUNK_NUMBERS // n_columns)
