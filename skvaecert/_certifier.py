@@ -631,7 +631,7 @@ class CollapseCertifier(
     ) -> Certificate:
         check_is_fitted(self)
         collected = self._kind(kind, n_draws, confidence)
-        must_be_others = kind != "mean" or self.witness != "raw"
+        must_be_others = kind != "mean" or self.witness_.name != "raw"
         n_samples = n_known = 0
         for X, proba, weight in pieces:
             collected.add(X, proba, weight)

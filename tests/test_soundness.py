@@ -295,3 +295,11 @@ def _margin(proba, witness, codes, mpmath):
             row[k] * (logits[k] - norm - mpmath.log(mean[k])) for k in range(K)
         )
     return float(total / n)
+
+
+def test_rows_of_the_fit_are_refused_by_the_witness_that_was_fitted(rows):
+    certifier = fitted(PCA(2), rows[0], witness="linear").set_params(witness="raw")
+    with pytest.raises(ValueError, match="not fitted on"):
+        certifier.certify(rows[0])
+    certifier = fitted(PCA(2), rows[0]).set_params(witness="linear")
+    assert certifier.certify(rows[0]).witness == "raw"
