@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.stats import norm, t
 
 from skvaecert.metrics import (
     MarginSums,
@@ -29,6 +29,7 @@ __all__ = [
     "SampledSums",
     "certify",
     "certify_batches",
+    "rounded",
 ]
 
 # Units of machine epsilon, at magnitude max(1, |mu|), that an encoder may be off in
@@ -539,9 +540,18 @@ class SampledSums:
         self.n_draws = n_draws
         self.generator = generator
         self.alignment = MarginSums()
+        self._forces = SpreadSums()
         self._means, self._deviations = _MeanSums(), _MeanSums()
-        self._variance = self._kl = self._noise = 0.0
+        self._variance = self._squared_variance = self._kl = 0.0
         self._narrowest = math.inf
+        # Squared errors of mean, log deviation and deviation, in rounding units.
+        self._errors = np.zeros((3, witness.weights.shape[1]))
+        # The same for all rows, so that equal posteriors give equal codes. With the
+        # moments of N(0, 1), for few draws would often miss weak information.
+        noise = generator.standard_normal((n_draws, witness.weights.shape[1]))
+        noise -= noise.mean(axis=0)
+        self._shared_noise = noise / noise.std(axis=0)
+        self._shared_loss = 0.0
 
     def update(
         self,
@@ -603,13 +613,16 @@ class SampledSums:
         confidence : float, default=0.95
             Of the interval of the margin, over the draws of the codes.
         latent_noise : float, default=0.0
-            How far a mean is known to move without reason, latent units.
+            How far a mean, in latent units, or the logarithm of a deviation is known
+            to move without reason.
 
         Returns
         -------
         Certificate
             Verdict and numbers. The verdict asks for a margin of five standard errors,
-            whatever the confidence of the interval.
+            whatever the confidence of the interval, more where few draws tell how
+            large these are; and for a margin above rounding when all rows share their
+            draws, where a constant posterior has none, by luck either.
 
         Raises
         ------
@@ -620,16 +633,17 @@ class SampledSums:
         _check_not_negative("latent_noise", latent_noise)
         margin, total = _checked_margin(self.alignment), self.alignment.total_weight
         standard_error = math.sqrt(self._variance) / total
-        half = float(norm.ppf((1 + confidence) / 2)) * standard_error
+        half = float(t.ppf((1 + confidence) / 2, self._freedom)) * standard_error
         n_samples = self.alignment.n_samples // self.n_draws
-        noise = self._noise / total + (latent_noise / self._narrowest) ** 2 / 2
         arithmetic = summation_error(self.alignment, self.witness, self._norm)
+        shared = self.alignment.mean_entropy - self._shared_loss / total
         return _conclude(
             self.alignment,
             error=arithmetic,
-            tolerance=arithmetic + noise,
+            tolerance=arithmetic + self._noise(latent_noise),
             safety_margin=safety_margin,
-            standard_error=standard_error,
+            doubt=float(t.isf(_CHANCE, self._freedom)) * standard_error,
+            is_luck=not shared > arithmetic + self._shared_tolerance(latent_noise),
             are_constant=self._means.are_constant and self._deviations.are_constant,
             dispersion=self._means.spread.dispersion,
             dispersion_bound=0.0,
@@ -654,16 +668,61 @@ class SampledSums:
             self.alignment.update_logits(proba, logits, share)
             losses[draw] = cross_entropies(proba, logits)
         spread = losses.var(axis=0, ddof=1) / self.n_draws
-        self._variance += float(weight**2 @ spread)
+        variance = weight**2 * spread
+        self._variance += float(variance.sum())
+        self._squared_variance += float(variance @ variance)
+        for noise in self._shared_noise:
+            logits = self.witness.logits(mean + deviation * noise)
+            self._shared_loss += float(share @ cross_entropies(proba, logits))
+        self._forces.update(check_teacher_proba(proba) @ self.witness.weights, weight)
         squares = mean**2 + deviation**2
         kl = (squares - 2 * np.log(deviation) - 1).sum(axis=1) / 2
         self._kl += float(weight @ kl)
-        # The KL of what rounding of mean and deviation may have moved apart.
-        error = _ROUNDING * np.maximum(np.abs(mean), 1) / deviation
-        self._noise += float(weight @ (error**2 / 2 + _ROUNDING**2).sum(axis=1))
+        self._errors += self._squared_errors(mean, deviation, weight)
         self._narrowest = min(self._narrowest, float(deviation.min()))
         self._means.add(mean, weight)
         self._deviations.add(deviation, weight)
+
+    @staticmethod
+    def _squared_errors(mean: Floats, deviation: Floats, weight: Floats) -> Floats:
+        """Return those of mean / deviation, log deviation and deviation."""
+        # Networks give the logarithm of a deviation, and round that.
+        logs = np.maximum(np.log(deviation) ** 2, 1)
+        with np.errstate(over="ignore"):
+            means = (np.maximum(np.abs(mean), 1) / deviation) ** 2
+        return np.stack([weight @ means, weight @ logs, weight @ (logs * deviation**2)])
+
+    def _noise(self, latent_noise: float) -> float:
+        """Bound the KL of what rounding, or other company, may have moved apart."""
+        units = np.array([self._means.unit, self._deviations.unit]) ** 2
+        errors = self._errors[:2] / self.alignment.total_weight
+        # What shows no error has none, were it infinite in units.
+        errors = np.where(units > 0, units * errors, 0.0)
+        rounding = float(errors[0].sum() / 2 + errors[1].sum())
+        with np.errstate(over="ignore"):
+            moved = np.square(latent_noise / np.float64(self._narrowest)) / 2
+        growth = math.exp(min(2 * latent_noise, 100.0))
+        return rounding + float(moved) + min(latent_noise, 1e50) ** 2 * growth
+
+    def _shared_tolerance(self, latent_noise: float) -> float:
+        """Bound the margin that noise can fake where rows share their draws."""
+        squares = (self._shared_noise**2).mean(axis=0) / self.alignment.total_weight
+        widths = self._errors[2] * squares
+        noise = math.sqrt(float(self._deviations.unit**2 @ widths))
+        moved = latent_noise * (1 + math.sqrt(float(widths.sum())))
+        noise += max(self._means.rounding_noise, moved)
+        return noise_margin(noise, self._forces.dispersion, self.witness.gain)
+
+    @property
+    def _freedom(self) -> float:
+        """Degrees of freedom of the standard error, by Satterthwaite.
+
+        Fewer where few rows weigh much, or vary most.
+        """
+        if self._squared_variance == 0:
+            return 1.0
+        rows = self._variance**2 / self._squared_variance
+        return (self.n_draws - 1) * max(1.0, rows)
 
     @property
     def _norm(self) -> float:
@@ -777,8 +836,10 @@ class RoundTripSums:
 
 # A rounding error at magnitude 1, as assumed of encoders.
 _ROUNDING = _NOISE_UNITS * float(np.finfo(np.float32).eps)
-# Standard errors of drawn codes that a verdict asks for: a chance of 3e-7.
-_STANDARD_ERRORS = 5.0
+# Of a verdict on drawn codes: that of five standard errors, 3e-7.
+_CHANCE = float(norm.sf(5.0))
+# Sums of smaller weights are rounded to few digits, powers of larger ones overflow.
+_WEIGHTS = 1e-50, 1e50
 
 
 def _conclude(
@@ -788,14 +849,14 @@ def _conclude(
     tolerance: float,
     safety_margin: float,
     are_constant: bool,
-    standard_error: float = 0.0,
+    doubt: float = 0.0,
+    is_luck: bool = False,
     **fields: Any,
 ) -> Certificate:
     """Hold the margin against what is needed, and fill in a certificate."""
     _check_not_negative("safety_margin", safety_margin)
     margin, information = _checked_margin(alignment), alignment.teacher_information
-    least = margin - _STANDARD_ERRORS * standard_error
-    certified = least > safety_margin + tolerance
+    certified = margin - doubt > safety_margin + tolerance and not is_luck
     # What is equal says nothing of rows that the teacher finds equal too.
     tells_apart = information > error
     constant = not certified and tells_apart and are_constant
@@ -818,6 +879,11 @@ def _checked_margin(alignment: MarginSums) -> float:
             "sample_weight must have a finite sum above 0, got "
             f"{alignment.total_weight}."
         )
+    if not _WEIGHTS[0] <= alignment.total_weight <= _WEIGHTS[1]:
+        raise ValueError(
+            "sample_weight must have a sum from 1e-50 to 1e50, got "
+            f"{alignment.total_weight}. Divide the weights by their mean."
+        )
     return alignment.margin
 
 
@@ -831,7 +897,7 @@ def _dispersion_bound(margin: float, force: float, witness: LinearWitness) -> fl
         return dispersion_bound(margin, force)
     if margin <= 0:
         return 0.0
-    return 2 * margin / (force + math.sqrt(force**2 + witness.gain**2 * margin))
+    return 2 * margin / (force + math.hypot(force, witness.gain * math.sqrt(margin)))
 
 
 class _MeanSums:
@@ -855,6 +921,11 @@ class _MeanSums:
     @property
     def mean_norm(self) -> float:
         return self._norms / self.spread.total_weight
+
+    @property
+    def unit(self) -> Floats:
+        """The error of each column, as a share of its magnitude."""
+        return self._precision.unit
 
     @property
     def rounding_noise(self) -> float:
@@ -904,8 +975,7 @@ class _Precision:
             _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps),
         ]
         kinds = [self._fits[kind] for kind in ("equal", "bfloat16", "float16")]
-        otherwise = _NOISE_UNITS * float(np.finfo(np.float32).eps)
-        return np.select(kinds, shares, otherwise)
+        return np.select(kinds, shares, _ROUNDING)
 
     @property
     def single(self) -> bool:
@@ -990,7 +1060,35 @@ def noise_margin(noise: float, force: float, gain: float) -> float:
     float
         Nats.
     """
-    return force * noise + (gain * noise) ** 2 / 4
+    # A product overflows to infinity, a power to an error.
+    return force * noise + (gain * noise) * (gain * noise) / 4
+
+
+def rounded(
+    values: NDArray[np.floating], magnitude: ArrayLike, generator: np.random.Generator
+) -> Floats:
+    """Move values by as much as rounding may have, to either side.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_samples, n_columns)
+        What a network returned.
+    magnitude : array-like that broadcasts against it
+        Of the terms that float32 rounds; 16 bits round the values themselves.
+    generator : numpy.random.Generator
+        Draws the signs.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_columns)
+        In float64.
+    """
+    exact = np.asarray(values, dtype=np.float64)
+    precision = _Precision()
+    precision.add(exact, exact[0])
+    signs = generator.choice([-1.0, 1.0], size=exact.shape)
+    error = np.maximum(_ROUNDING * np.asarray(magnitude), precision.unit * abs(exact))
+    return np.asarray(exact + error * signs)
 
 
 def _fits(values: Floats, dtype: type[np.floating]) -> NDArray[np.bool_]:

@@ -630,7 +630,7 @@ class CollapseCertifier(
     ) -> Certificate:
         check_is_fitted(self)
         collected = self._kind(kind, n_draws, confidence)
-        must_be_others = kind != "mean" or self.witness != "raw"
+        must_be_others = kind != "mean" or self.witness_.name != "raw"
         n_samples = n_known = 0
         for X, proba, weight in pieces:
             collected.add(X, proba, weight)
@@ -674,7 +674,8 @@ class CollapseCertifier(
 
 def _result(value: Any) -> Any:
     if isinstance(value, Exception):
-        raise value
+        # A new one, or its traceback would grow with each call.
+        raise value.with_traceback(None)
     return value
 
 
@@ -706,7 +707,9 @@ def _pieces(
 def _n_samples(X: Any) -> int:
     """Count rows, or what is too little to be cut: the estimator has the last word."""
     shape = getattr(X, "shape", None)
-    return len(X) if (shape if shape is not None else hasattr(X, "__len__")) else 0
+    if shape is not None:
+        return int(shape[0]) if shape else 0
+    return len(X) if hasattr(X, "__len__") else 0
 
 
 def _fit_encoder(

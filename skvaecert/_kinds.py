@@ -17,6 +17,7 @@ from skvaecert._certificate import (
     CertificateSums,
     RoundTripSums,
     SampledSums,
+    rounded,
 )
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.metrics import collapse_margin
@@ -44,8 +45,6 @@ _UNSTABLE = 1e-3
 # What a teacher is softened by, to read blurred reconstructions (theory section 7).
 _TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _FLOORS = (0.0, 1e-3, 1e-2, 1e-1)
-# A rounding error of a decoder, as a share of the largest value of a row.
-_ROUNDING = 32 * float(np.finfo(np.float32).eps)
 # Rounding was tried with one draw of it; another may do a little more.
 _CAUTION = 4.0
 
@@ -270,7 +269,8 @@ def _result_or_error(function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        return error
+        # Its frames would keep the rows of the fit in memory.
+        return error.with_traceback(None)
 
 
 class Kind(Protocol):
@@ -407,7 +407,9 @@ class SampledKind:
         mean, deviation = self.models.distribution(X)
         posterior = self.models.posterior(X, proba, len(mean))
         self.sums.update(posterior, mean, deviation, weight)
-        self.repeated.compare(mean, X, lambda rows: self.models.distribution(rows)[0])
+        both = _side_by_side(mean, deviation)
+        again = self.models.distribution
+        self.repeated.compare(both, X, lambda rows: _side_by_side(*again(rows)))
 
     def conclude(self, safety_margin: float) -> Certificate:
         """Make the certificate.
@@ -504,10 +506,15 @@ class RoundTripKind:
     def _try_rounding(self, X: ArrayLike, target: Floats, witness: Floats) -> None:
         """Reconstruct some rows in other company, round, and see what it changes."""
         index = _other_company(len(target))
-        output = self.models.decode(self.models.encode(take_rows(X, index)))
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], size=output.shape)
-        largest = np.abs(output).max(axis=1, keepdims=True)
-        again = self._read(output + _ROUNDING * largest * signs)
+        rows, generator = take_rows(X, index), np.random.default_rng(0)
+        means = self.models.encode(rows)
+        # In the precision of the means, which others than float64 would hide.
+        output = self.models.decode(
+            rounded(means, np.maximum(np.abs(means), 1), generator)
+        )
+        # Outputs near 0 carry the error of the terms that cancelled.
+        largest = np.maximum(np.abs(output).max(axis=1), _largest(rows, len(output)))
+        again = self._read(rounded(output, largest[:, np.newaxis], generator))
         change = np.abs(np.log(again) - np.log(witness[index]))
         shift = float((target[index] * change).sum(axis=1).max())
         self._shift = max(self._shift, shift)
@@ -543,8 +550,6 @@ class Repeated:
         encode : callable
             From rows to means.
         """
-        if len(means) == 1:
-            return
         index = _other_company(len(means))
         again = encode(take_rows(X, index))
         moved = float(np.linalg.norm(again - means[index], axis=1).max())
@@ -572,6 +577,25 @@ def _other_company(n_samples: int) -> NDArray[np.intp]:
         return np.zeros(1, dtype=np.intp)
     order = 1 + np.random.default_rng(0).permutation(n_samples - 1)
     return order[: max(1, min(2 * n_samples // 3, _REPEATED_ROWS))]
+
+
+def _side_by_side(mean: Floats, deviation: Floats) -> Floats:
+    """Return means and logarithms of deviations in one array."""
+    if not (np.isfinite(mean).all() and (deviation > 0).all()):
+        raise ValueError(
+            "estimator must have an encode that returns finite means, and standard "
+            "deviations above 0, of the same rows at each call."
+        )
+    return np.hstack([mean, np.log(np.asarray(deviation, dtype=np.float64))])
+
+
+def _largest(X: Any, n_samples: int) -> Floats:
+    """Return the largest magnitude in each row; 0 for what holds no numbers."""
+    try:
+        rows = np.abs(np.asarray(X, dtype=np.float64)).reshape(n_samples, -1)
+    except (TypeError, ValueError):
+        return np.zeros(n_samples)
+    return np.asarray(rows.max(axis=1))
 
 
 def take_rows(X: ArrayLike, index: NDArray[np.intp] | slice) -> Any:

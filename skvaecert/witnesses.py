@@ -35,6 +35,8 @@ __all__ = [
 # Strengths up to here are tried: beyond, the witness is a step function.
 _MOST_STRENGTH = 2.0**20
 _MOST_ITERATIONS = 1000
+# Codes that spread by less are equal: a steeper witness would overflow.
+_LEAST_SPREAD = 1e-100
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def fit_procrustes(
     moved, wanted = root * (mean - centre), root * (target - goal)
     rotation, total = orthogonal_procrustes(moved, wanted)
     size = (moved**2).sum()
-    turn = rotation * (total / size if size > 0 else 0.0)
+    turn = rotation * (total / size if size > _LEAST_SPREAD**2 else 0.0)
     weights = scale * vertices @ turn.T
     bias = scale * vertices @ goal - weights @ centre
     n_dims = np.shape(latent_mean)[1]
@@ -272,7 +274,7 @@ def fit_linear(
     """
     mean, proba, weight = _checked(latent_mean, teacher_proba, sample_weight)
     centre, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
-    width = np.where(spread > 0, spread, 1.0)
+    width = np.where(spread > _LEAST_SPREAD, spread, 1.0)
     codes = (mean - centre) / width
     n_components, dim = proba.shape[1], mean.shape[1]
 

@@ -1,0 +1,305 @@
+"""Attempts to have what carries nothing certified, each with a twin that carries."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_matrix
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA, TruncatedSVD
+
+from skvaecert import CollapseCertifier, certify
+from skvaecert._certificate import CertificateSums, SampledSums
+from skvaecert.simplex import analytic_code, simplex_vertices
+from skvaecert.witnesses import LinearWitness, fit_linear, fit_procrustes
+
+
+class Model:
+    """An encoder, and a decoder, made of functions."""
+
+    def __init__(self, mean, deviation=np.ones_like, decoder=np.copy):
+        self.mean = mean
+        self.deviation = deviation
+        self.decoder = decoder
+
+    def transform(self, X):
+        return self.mean(np.asarray(X))
+
+    def encode(self, X):
+        return self.mean(np.asarray(X)), self.deviation(np.asarray(X))
+
+    def inverse_transform(self, Z):
+        return self.decoder(np.asarray(Z))
+
+
+class Side(BaseEstimator):
+    """A teacher that looks at which side of a value the first column is."""
+
+    def __init__(self, value=0.0, sharpness=1.0):
+        self.value = value
+        self.sharpness = sharpness
+
+    def fit(self, X, y=None):
+        return self
+
+    def predict_proba(self, X):
+        logit = self.sharpness * (np.asarray(X, dtype=np.float64)[:, 0] - self.value)
+        right = 0.998 / (1 + np.exp(-np.clip(logit, -30, 30))) + 0.001
+        return np.c_[1 - right, right]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(0)
+    X = rng.choice([-1.0, 1.0], size=(600, 1)) + 0.1 * rng.normal(size=(600, 2))
+    return X[:300], X[300:]
+
+
+def fitted(model, rows, teacher=None, **params):
+    params = {"random_state": 0} | params
+    return CollapseCertifier(model, teacher=teacher or Side(), **params).fit(rows)
+
+
+def posteriors(n, K, seed):
+    rng = np.random.default_rng(seed)
+    return 0.98 * rng.dirichlet(np.ones(K), size=n) + 0.02 / K
+
+
+def test_weights_too_small_to_be_summed_are_refused():
+    proba, vertices = posteriors(20, 3, 0), simplex_vertices(3, 2)
+    best = np.tile(analytic_code([proba.mean(axis=0)], vertices, 1.0), (20, 1))
+    for weight in (5e-323, 1e-310, 1e-60, 1e60):
+        with pytest.raises(ValueError, match="sum from 1e-50 to 1e50"):
+            certify(proba, best, vertices, 1.0, sample_weight=np.full(20, weight))
+    code = analytic_code(proba, vertices, 1.0)
+    weight = np.r_[np.full(10, 1e-310), np.ones(10)]
+    assert certify(proba, code, vertices, 1.0, sample_weight=weight).margin > 0.1
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 100.0])
+@pytest.mark.parametrize(("n", "n_draws"), [(2, 2), (2, 8), (5, 2), (40, 2)])
+def test_a_constant_posterior_is_not_certified_by_luck(n, n_draws, sharpness):
+    for seed in range(150):
+        proba = posteriors(n, 2, seed)
+        weights = np.array([[sharpness], [-sharpness]])
+        witness = LinearWitness(weights, np.log(proba.mean(axis=0)), "raw")
+        sums = SampledSums(witness, n_draws, np.random.default_rng(seed))
+        sums.update(proba, np.zeros((n, 1)), np.ones((n, 1)))
+        assert sums.certificate().verdict != "certified"
+
+
+def test_luck_with_nearly_one_hot_teachers():
+    proba = np.array([[1 - 1e-9, 1e-9], [1e-9, 1 - 1e-9]])
+    witness = LinearWitness(np.array([[100.0], [-100.0]]), np.zeros(2), "raw")
+
+    def verdict(size, seed):
+        sums = SampledSums(witness, 2, np.random.default_rng(seed))
+        code = np.array([[size], [-size]]) / 7
+        return sums.update(proba, code, np.ones((2, 1))).certificate().verdict
+
+    assert "certified" not in {verdict(0.0, seed) for seed in range(300)}
+    assert "certified" in {verdict(90.0, seed) for seed in range(10)}
+
+
+def test_the_interval_is_wider_where_few_draws_tell_its_width():
+    proba = posteriors(3, 2, 0)
+    witness = LinearWitness(np.array([[1.0], [-1.0]]), np.zeros(2), "raw")
+
+    def interval(seed, n_draws):
+        sums = SampledSums(witness, n_draws, np.random.default_rng(seed))
+        sums.update(proba, np.array([[0.5], [0.0], [1.0]]), np.ones((3, 1)))
+        return sums.certificate(confidence=0.9)
+
+    truth = interval(0, 5000).margin
+    tries = [interval(seed, 2) for seed in range(1, 401)]
+    inside = sum(t.margin_low <= truth <= t.margin_high for t in tries)
+    # The normal distribution gives 270 to 310.
+    assert inside >= 342, inside
+
+
+@pytest.mark.parametrize(("n", "deviation"), [(300, 0.01), (16384, 0.1)])
+def test_16_bit_rounding_of_a_constant_posterior_is_no_information(n, deviation):
+    """One unit in the last place of bfloat16, by which the teacher's rows differ."""
+    right = np.arange(n) % 2 == 1
+    proba = np.where(right[:, np.newaxis] == [False, True], 0.95, 0.05)
+    slope = 0.8 * 2.0**-7 / deviation**2 / 2
+    weights = np.array([[-slope], [slope]])
+
+    def verdict(step):
+        middle = 1 + step / 2
+        witness = LinearWitness(weights, -middle * weights[:, 0], "raw")
+        sums = SampledSums(witness, 8, np.random.default_rng(0))
+        mean = np.where(right, 1 + step, 1.0)[:, np.newaxis]
+        sums.update(proba, mean, np.full((n, 1), deviation))
+        return sums.certificate().verdict
+
+    assert verdict(2.0**-7) != "certified"
+    # The twin: as small a step, in values that need more than 16 bits.
+    assert verdict(2.0**-7 * 1.0001) == "certified"
+
+
+def test_16_bit_rounding_of_a_constant_deviation_is_no_information():
+    n = 200_000
+    right = np.arange(n) % 2 == 1
+    proba = np.where(right[:, np.newaxis] == [False, True], 0.95, 0.05)
+    # At a code of 4 deviations, wider or not is all but a matter of the side.
+    witness = LinearWitness(np.array([[-0.01], [0.01]]), np.zeros(2), "raw")
+    sums = SampledSums(witness, 2, np.random.default_rng(0))
+    deviation = np.where(right, 1 + 2.0**-7, 1.0)[:, np.newaxis]
+    certificate = sums.update(proba, np.zeros((n, 1)), deviation).certificate()
+    # KL of two Gaussians whose deviations differ by the rounding assumed.
+    assert certificate.tolerance > (8 * 2.0**-7) ** 2 / 2
+
+
+def test_deviations_that_depend_on_their_batch_are_noise(rows):
+    def places(X):
+        return 0.5 + np.tile(np.arange(len(X))[:, np.newaxis] / len(X), 2)
+
+    fit, others = rows
+    steady = fitted(Model(np.zeros_like, np.ones_like), fit)
+    assert steady.certify(others, kind="sampled").tolerance < 1e-9
+    moving = fitted(Model(np.zeros_like, places), fit)
+    with pytest.warns(UserWarning, match="another batch"):
+        assert moving.certify(others, kind="sampled").tolerance > 0.1
+
+
+def test_a_distribution_that_fails_at_the_second_look_is_an_error(rows):
+    calls = []
+
+    def failing(X):
+        calls.append(len(X))
+        return np.full_like(X, np.nan if len(calls) > 2 else 1.0)
+
+    fit, others = rows
+    certifier = fitted(Model(np.copy, failing), fit)
+    del calls[:]
+    calls.append(0)
+    with pytest.raises(ValueError, match="standard deviations above 0"):
+        certifier.certify(others, kind="sampled")
+
+
+def test_drawn_codes_of_single_rows_are_not_certified(rows):
+    rng = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match="another batch"):
+        drawn = fitted(Model(lambda X: rng.normal(size=X.shape)), rows[0])
+    for start in range(0, 80, 4):
+        batches = [rows[1][i : i + 1] for i in range(start, start + 4)]
+        with pytest.warns(UserWarning, match="another batch"):
+            assert drawn.certify_batches(batches).verdict != "certified"
+    steady = fitted(Model(np.negative), rows[0])
+    singles = [rows[1][i : i + 1] for i in range(40)]
+    assert steady.certify_batches(singles).verdict == "certified"
+
+
+def test_a_decoder_that_amplifies_rounding_of_the_encoder(rows):
+    def verdict(size):
+        model = Model(lambda X: 1 + size * X, decoder=lambda Z: (Z - 1) / size)
+        certifier = fitted(model, rows[0], Side(0.0, 3.0))
+        return certifier.certify(rows[1], kind="round_trip").verdict
+
+    assert verdict(1e-8) != "certified"
+    assert verdict(1e-2) == "certified"
+
+
+@pytest.mark.parametrize("sharpness", [1e5, 1e6, 1e7, 1e8])
+def test_outputs_near_0_carry_the_rounding_of_what_cancelled(rows, sharpness):
+    """A decoder that returns (1 - 1) to within an epsilon of float32."""
+    model = Model(np.copy, decoder=lambda Z: 6e-8 * np.sign(Z))
+    certifier = fitted(model, rows[0], Side(0.0, sharpness))
+    assert certifier.certify(rows[1], kind="round_trip").verdict != "certified"
+    healthy = fitted(Model(np.copy), rows[0], Side(0.0, 10.0))
+    assert healthy.certify(rows[1], kind="round_trip").verdict == "certified"
+
+
+@pytest.mark.parametrize("sharpness", [100.0, 1000.0])
+def test_outputs_of_16_bits_are_read_as_such(rows, sharpness):
+    def verdict(step):
+        model = Model(np.copy, decoder=lambda Z: 1 + step * (Z > 0))
+        teacher = Side(1 + step / 2, sharpness)
+        X = rows[0] + 1, rows[1] + 1
+        certifier = fitted(model, X[0], teacher)
+        return certifier.certify(X[1], kind="round_trip").verdict
+
+    assert verdict(2.0**-7) != "certified"
+
+
+def test_sparse_rows_are_counted(rows):
+    class Dense(Side):
+        def predict_proba(self, X):
+            return super().predict_proba(X.toarray())
+
+    X = np.c_[rows[0], rows[0] ** 2]
+    certifier = fitted(TruncatedSVD(2), csr_matrix(X), Dense())
+    assert certifier.score(csr_matrix(X)) == pytest.approx(
+        certifier.certificate_.margin
+    )
+    assert certifier.certify(csr_matrix(X)).n_samples == len(X)
+
+
+def test_errors_kept_for_later_keep_no_rows(rows):
+    class Rows(np.ndarray):
+        pass
+
+    X = rows[0].copy().view(Rows)
+    alive = weakref.ref(X)
+    certifier = fitted(PCA(2), X)
+    del X
+    gc.collect()
+    assert alive() is None
+    lengths = set()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="encode") as caught:
+            certifier.certify(rows[1], kind="sampled")
+        lengths.add(len(caught.traceback))
+    assert len(lengths) == 1
+
+
+def test_steep_witnesses_overflow_to_a_refusal():
+    proba = np.array([[0.9, 0.1], [0.1, 0.9]] * 2)
+    for size in (1e-90, 1e-110, 1e-158, 1e-300):
+        mean = np.array([[0.0], [size]] * 2)
+        for fit in (fit_linear, fit_procrustes):
+            sums = CertificateSums(fit(mean, proba)).update(proba, mean)
+            assert sums.certificate().verdict != "certified"
+
+
+def test_summation_error_covers_logits_with_a_large_common_part():
+    mpmath = pytest.importorskip("mpmath")
+    mpmath.mp.dps = 40
+    rng = np.random.default_rng(0)
+    worst = 0.0
+    for K, offset in [(2, 1e6), (20, 1e9), (100, 1e9), (100, 1e12)]:
+        proba = posteriors(5, K, int(rng.integers(1000)))
+        bias = offset + rng.normal(size=K)
+        witness = LinearWitness(rng.normal(size=(K, 1)), bias, "linear")
+        codes = rng.normal(size=(5, 1))
+        sums = CertificateSums(witness).update(proba, codes)
+        worst = max(worst, abs(sums.margin - _margin(proba, witness, codes, mpmath)))
+        assert worst <= sums.summation_error
+    assert worst > 0
+
+
+def _margin(proba, witness, codes, mpmath):
+    exact = [[mpmath.mpf(float(v)) for v in row] for row in proba]
+    exact = [[v / sum(row) for v in row] for row in exact]
+    n, K = proba.shape
+    mean = [sum(row[k] for row in exact) / n for k in range(K)]
+    total = mpmath.mpf(0)
+    for row, (code,) in zip(exact, codes, strict=True):
+        pairs = zip(witness.weights[:, 0], witness.bias, strict=True)
+        logits = [mpmath.mpf(float(a)) * float(code) + float(b) for a, b in pairs]
+        top = max(logits)
+        norm = top + mpmath.log(sum(mpmath.exp(v - top) for v in logits))
+        total += sum(
+            row[k] * (logits[k] - norm - mpmath.log(mean[k])) for k in range(K)
+        )
+    return float(total / n)
+
+
+def test_rows_of_the_fit_are_refused_by_the_witness_that_was_fitted(rows):
+    certifier = fitted(PCA(2), rows[0], witness="linear").set_params(witness="raw")
+    with pytest.raises(ValueError, match="not fitted on"):
+        certifier.certify(rows[0])
+    certifier = fitted(PCA(2), rows[0]).set_params(witness="linear")
+    assert certifier.certify(rows[0]).witness == "raw"
