@@ -349,7 +349,9 @@ def test_warm_starts_and_generators_are_fitted_in_turn(vae, blobs):
     fit_together(joined, blobs)
     for a, b in zip(joined, alone, strict=True):
         b.fit(blobs)
-        np.testing.assert_allclose(a.transform(blobs), b.transform(blobs), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            a.transform(blobs), b.transform(blobs), rtol=1e-4, atol=1e-5
+        )
     assert len(joined[0].history_) == 8
 
 
