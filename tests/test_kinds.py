@@ -18,7 +18,7 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert._certificate import SampledSums
 from skvaecert._kinds import fingerprint_rows
-from skvaecert.witnesses import fit_linear, fit_strength
+from skvaecert.witnesses import LinearWitness, fit_linear, fit_strength
 from skvaecert.wrappers import TrainedEncoder
 
 FITTED = ["procrustes", "linear"]
@@ -146,6 +146,23 @@ def test_the_interval_holds_the_mean_over_many_draws():
     inside = sum(t.margin_low <= truth <= t.margin_high for t in tries)
     # Between the 0.1 % and the 99.9 % point of what 90 % gives in 300 tries.
     assert 253 <= inside <= 286
+
+
+def test_few_draws_cannot_say_how_sure_they_are():
+    """Two draws of two rows: five of their standard errors mean little."""
+    # Numbers of more than 16 bits: others would count as computed in as few.
+    mean, deviation = np.array([[-1.0137], [1.0071]]), np.full((2, 1), 0.05)
+    proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    witness = LinearWitness(np.array([[-1.0], [1.0]]), np.zeros(2), "linear")
+
+    def certificate(n_draws):
+        sums = SampledSums(witness, n_draws, np.random.default_rng(0))
+        return sums.update(proba, mean, deviation).certificate()
+
+    few, many = certificate(2), certificate(200)
+    assert few.margin == pytest.approx(many.margin, rel=0.1)
+    assert few.margin_high - few.margin_low < few.margin
+    assert (few.verdict, many.verdict) == ("inconclusive", "certified")
 
 
 @pytest.mark.parametrize("witness", ["raw", *FITTED])
