@@ -662,9 +662,11 @@ class SampledSums:
     ) -> None:
         losses = np.empty((self.n_draws, len(mean)))
         share = weight / self.n_draws
-        for draw in range(self.n_draws):
-            codes = mean + deviation * self.generator.standard_normal(mean.shape)
-            logits = self.witness.logits(codes)
+        # Row by row, so that the draws do not depend on how rows come in batches.
+        shape = len(mean), self.n_draws, mean.shape[1]
+        noises = self.generator.standard_normal(shape).swapaxes(0, 1)
+        for draw, noise in enumerate(noises):
+            logits = self.witness.logits(mean + deviation * noise)
             self.alignment.update_logits(proba, logits, share)
             losses[draw] = cross_entropies(proba, logits)
         spread = losses.var(axis=0, ddof=1) / self.n_draws
