@@ -160,8 +160,6 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floa
     >>> check_sample_weight([3, 1], 2)
     array([0.75, 0.25])
     """
-    if sample_weight is None:
-        return np.broadcast_to(np.float64(1.0 / n_samples), n_samples)
     weight = check_weight(sample_weight, n_samples)
     total = weight.sum()
     if not 0 < total < np.inf:
@@ -198,8 +196,7 @@ def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
     array([3., 0.])
     """
     if sample_weight is None:
-        # One number, however many rows.
-        return np.broadcast_to(np.float64(1.0), n_samples)
+        return np.ones(n_samples)
     weight = np.asarray(sample_weight, dtype=np.float64)
     if weight.ndim != 1:
         raise ValueError(
