@@ -21,6 +21,8 @@ __all__ = [
 # Pairs of rows whose densities are in memory at once: a few arrays of 2 MiB, which
 # also is about what a processor's cache holds.
 _MOST_PAIRS = 2**18
+# What a mean of many numbers may be off by, and more.
+_ROUNDING = 1e-9
 
 
 def kl_per_dimension(
@@ -180,8 +182,10 @@ def polarised_regime(
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
     noise = weight @ std**2
     steady = _variance(std**2, weight) < tolerance
-    near_prior = (np.abs(noise - 1) <= tolerance) & (weight @ mean**2 <= tolerance)
-    kinds = [steady & (noise <= tolerance), steady & near_prior]
+    # So that a noise of just the tolerance counts, however its mean was rounded.
+    most = tolerance * (1 + _ROUNDING)
+    near_prior = (np.abs(noise - 1) <= most) & (weight @ mean**2 <= most)
+    kinds = [steady & (noise <= most), steady & near_prior]
     return np.select(kinds, ["active", "passive"], "mixed")
 
 
