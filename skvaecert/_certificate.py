@@ -18,6 +18,7 @@ from skvaecert.metrics import (
     cross_entropies,
     dispersion_bound,
     gen_rows,
+    unit_weight,
 )
 from skvaecert.simplex import Floats, check_teacher_proba, check_weight
 from skvaecert.witnesses import LinearWitness, simplex_witness
@@ -447,9 +448,10 @@ class CertificateSums:
         means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
         shape = self.witness.weights.shape
         _check_shapes(means, posteriors, shape)
-        weights = check_weight(sample_weight, len(means))
+        weights = unit_weight(len(means), sample_weight, check_weight)
         for rows in gen_rows(len(means), max(shape)):
-            self._add(posteriors[rows], _checked(means[rows]), weights[rows])
+            weight = np.ascontiguousarray(weights[rows])
+            self._add(posteriors[rows], _checked(means[rows]), weight)
         return self
 
     @property
@@ -591,10 +593,11 @@ class SampledSums:
                 f"got shape {deviations.shape} with a smallest entry of "
                 f"{deviations.min()}."
             )
-        weights = check_weight(sample_weight, len(means))
+        weights = unit_weight(len(means), sample_weight, check_weight)
         for rows in gen_rows(len(means), max(shape)):
             mean, deviation = _checked(means[rows]), _checked(deviations[rows])
-            self._add(posteriors[rows], mean, deviation, weights[rows])
+            weight = np.ascontiguousarray(weights[rows])
+            self._add(posteriors[rows], mean, deviation, weight)
         return self
 
     def certificate(

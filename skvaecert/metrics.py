@@ -197,7 +197,7 @@ class MarginSums:
     ) -> Self:
         posteriors = self._checked_posteriors(teacher_proba)
         witnesses = _as_log_proba(witness, posteriors.shape)
-        weights = check_weight(sample_weight, len(posteriors))
+        weights = unit_weight(len(posteriors), sample_weight, check_weight)
         grown = copy(self)
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
             sums = check_row_sums(proba)
@@ -262,7 +262,7 @@ class SpreadSums:
             With these rows added.
         """
         values = np.asanyarray(rows)
-        weights = check_weight(sample_weight, len(values))
+        weights = unit_weight(len(values), sample_weight, check_weight)
         for chunk, weight in _in_chunks(values, weights):
             self._add(chunk, weight)
         return self
@@ -328,7 +328,7 @@ def teacher_information(
     0.3681
     """
     posteriors = _as_posteriors(teacher_proba)
-    weights = check_sample_weight(sample_weight, len(posteriors))
+    weights = unit_weight(len(posteriors), sample_weight, check_sample_weight)
     total = MarginSums()
     for proba, weight in _in_chunks(posteriors, weights):
         sums = check_row_sums(proba)
@@ -377,7 +377,8 @@ def alignment_loss(
     >>> round(alignment_loss(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]])), 4)
     0.3681
     """
-    weight = check_sample_weight(sample_weight, len(np.asanyarray(teacher_proba)))
+    n_samples = len(np.asanyarray(teacher_proba))
+    weight = unit_weight(n_samples, sample_weight, check_sample_weight)
     sums = MarginSums().update(teacher_proba, witness_log_proba, weight)
     return sums.alignment_loss
 
@@ -427,7 +428,7 @@ def collapse_margin(
     """
     posteriors = _as_posteriors(teacher_proba)
     log_probas = _as_log_proba(witness_log_proba, posteriors.shape)
-    weights = check_sample_weight(sample_weight, len(posteriors))
+    weights = unit_weight(len(posteriors), sample_weight, check_sample_weight)
     total = MarginSums()
     # Without the entropy, which takes most of the time.
     for proba, log_q, weight in _in_chunks(posteriors, log_probas, weights):
@@ -623,7 +624,7 @@ def latent_dispersion(
     1.0
     """
     mean = np.asanyarray(latent_mean)
-    weight = check_sample_weight(sample_weight, len(mean))
+    weight = unit_weight(len(mean), sample_weight, check_sample_weight)
     return SpreadSums().update(mean, weight).dispersion
 
 
@@ -981,12 +982,46 @@ def margin_energy_path(
     return MarginEnergyPath(strength, margin, energy)
 
 
+def unit_weight(
+    n_samples: int,
+    sample_weight: ArrayLike | None,
+    check: Callable[[ArrayLike, int], Floats],
+) -> Floats:
+    """Check weights, or return one number that poses as 1 for each row.
+
+    Parameters
+    ----------
+    n_samples : int
+        The number of rows.
+    sample_weight : array-like of shape (n_samples,) or None
+        Weights.
+    check : callable
+        Given weights and the number of rows.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+        Read-only where None was given, and without memory of its own.
+
+    Examples
+    --------
+    >>> from skvaecert.metrics import unit_weight
+    >>> from skvaecert.simplex import check_weight
+    >>> unit_weight(10**12, None, check_weight).strides
+    (0,)
+    """
+    if sample_weight is None:
+        return np.broadcast_to(np.float64(1.0), n_samples)
+    return check(sample_weight, n_samples)
+
+
 def _in_chunks(
     values: NDArray[Any], *arrays: NDArray[Any]
 ) -> Iterator[tuple[Floats, ...]]:
     """Yield rows of arrays in float64."""
     for rows in gen_rows(*values.shape):
-        yield tuple(np.asarray(a[rows], dtype=np.float64) for a in (values, *arrays))
+        chunks = (a[rows] for a in (values, *arrays))
+        yield tuple(np.ascontiguousarray(c, dtype=np.float64) for c in chunks)
 
 
 def _as_posteriors(teacher_proba: ArrayLike) -> NDArray[Any]:

@@ -267,7 +267,7 @@ def test_memory_is_that_of_a_chunk(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # Weights aside, a few arrays of 2^16 numbers; the arrays have 30 times as many.
+    # A few arrays of 2^16 numbers; the arrays have 30 times as many.
     assert peak < 4e6
 
 
