@@ -30,6 +30,7 @@ __all__ = [
     "SampledSums",
     "certify",
     "certify_batches",
+    "check_confidence",
     "rounded",
 ]
 
@@ -632,7 +633,7 @@ class SampledSums:
         ValueError
             If a number is not valid or there are no rows.
         """
-        _check_confidence(confidence)
+        check_confidence(confidence)
         _check_not_negative("latent_noise", latent_noise)
         margin, total = _checked_margin(self.alignment), self.alignment.total_weight
         standard_error = math.sqrt(self._variance) / total
@@ -845,6 +846,25 @@ _ROUNDING = _NOISE_UNITS * float(np.finfo(np.float32).eps)
 _CHANCE = float(norm.sf(5.0))
 # Sums of smaller weights are rounded to few digits, powers of larger ones overflow.
 _WEIGHTS = 1e-50, 1e50
+
+
+def check_confidence(confidence: float) -> None:
+    """Check the confidence of an interval.
+
+    Parameters
+    ----------
+    confidence : float
+        Between 0 and 1.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(
+            f"confidence must be a number between 0 and 1, got {confidence!r}."
+        )
 
 
 def _conclude(
@@ -1152,13 +1172,6 @@ def _checked(mean: NDArray[Any]) -> Floats:
 def _check_not_negative(name: str, value: float) -> None:
     if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise ValueError(
-            f"confidence must be a number between 0 and 1, got {confidence}."
-        )
 
 
 def _short(value: str | float | int | None) -> str:

@@ -38,7 +38,7 @@ from skvaecert._base import (
     seed_unset,
     with_callbacks,
 )
-from skvaecert._certificate import Certificate, CertificateSums
+from skvaecert._certificate import Certificate, CertificateSums, check_confidence
 from skvaecert._kinds import (
     Kind,
     MeanKind,
@@ -682,10 +682,7 @@ def _result(value: Any) -> Any:
 def _check_draws(n_draws: int, confidence: float) -> None:
     if not isinstance(n_draws, Integral) or n_draws < 2:
         raise ValueError(f"n_draws must be an int of at least 2, got {n_draws!r}.")
-    if not 0 < confidence < 1:
-        raise ValueError(
-            f"confidence must be a number between 0 and 1, got {confidence!r}."
-        )
+    check_confidence(confidence)
 
 
 def _pieces(
