@@ -1,8 +1,61 @@
 import numpy as np
 import pytest
+from sklearn import datasets as sklearn_datasets
 from sklearn.datasets import load_sample_images
 
-from skvaecert.datasets import load_patches, toy_encoders
+from skvaecert.datasets import (
+    load_cifar10,
+    load_cifar100,
+    load_digits,
+    load_mnist,
+    load_patches,
+    load_tiny_imagenet,
+    toy_encoders,
+)
+
+
+def test_digits_are_cut_once_and_evenly():
+    train, test = (load_digits(subset=subset) for subset in ("train", "test"))
+    whole = sklearn_datasets.load_digits()
+    assert (len(train.data), len(test.data)) == (1347, 450)
+    assert (train.data.dtype, train.target.dtype) == (np.float32, np.int64)
+    assert train.image_shape == (1, 8, 8)
+    both = np.column_stack(
+        [
+            np.vstack([train.data, test.data]) * 16,
+            np.concatenate([train.target, test.target]),
+        ]
+    )
+    np.testing.assert_array_equal(
+        np.unique(both, axis=0),
+        np.unique(np.column_stack([whole.data, whole.target]), axis=0),
+    )
+    shares = np.bincount(test.target) / np.bincount(whole.target)
+    np.testing.assert_allclose(shares, 0.25, atol=0.005)
+
+
+def test_a_seed_cuts_the_digits_the_same_way():
+    first, second, other = (load_digits(random_state=s).data for s in (0, 0, 1))
+    np.testing.assert_array_equal(first, second)
+    assert (first != other).any()
+
+
+def test_digits_need_a_seed():
+    with pytest.raises(ValueError, match="random_state must be an int of at least 0"):
+        load_digits(random_state=None)
+
+
+@pytest.mark.parametrize(
+    "load", [load_digits, load_mnist, load_cifar10, load_cifar100, load_tiny_imagenet]
+)
+def test_loaders_know_two_subsets(load):
+    with pytest.raises(ValueError, match="subset must be 'train' or 'test', got 'val'"):
+        load(subset="val")
+
+
+def test_cifar100_knows_two_kinds_of_labels(tmp_path):
+    with pytest.raises(ValueError, match="labels must be 'fine' or 'coarse', got 'rou"):
+        load_cifar100(tmp_path, labels="rough")
 
 
 def test_patches_are_cut_from_the_images():
