@@ -539,6 +539,9 @@ def load_pickle(data: bytes) -> Any:
             _STEPS[opcode.name](pickle, argument)
     except (IndexError, KeyError) as error:
         raise ValueError("the pickle takes what it never put.") from error
+    # Of strings that are not plain data, where warnings are errors.
+    except Warning as error:
+        raise ValueError(f"the pickle is broken ({error}).") from error
     if stream.read(1) or pickle.below or len(pickle.stack) != 1:
         raise ValueError("the pickle does not end where it should.")
     return pickle.stack[0]

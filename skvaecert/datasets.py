@@ -47,6 +47,9 @@ _CACHE = ".skvaecert"
 # Both spellings are in use, and browsers unpack some of them.
 _SPELLINGS = ("{}-{}-idx{}-ubyte", "{}-{}.idx{}-ubyte")
 
+_DIGITS = [str(digit) for digit in range(10)]
+
+_CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _CIFAR10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck".split()
 _COARSE_NAMES = """
     aquatic_mammals fish flowers food_containers fruit_and_vegetables
@@ -220,7 +223,7 @@ def load_mnist(
         Which part.
     download : bool, default=False
         Whether to download by :func:`sklearn.datasets.fetch_openml`, into `data_dir`,
-        what is not there. That reads text, which takes minutes and some GiB once.
+        what is not there. Needs pandas, and once some minutes and GiB of memory.
 
     Returns
     -------
@@ -287,7 +290,7 @@ def load_cifar10(
         Which part.
     download : bool, default=False
         Whether to download by :func:`sklearn.datasets.fetch_openml`, into `data_dir`,
-        what is not there. That reads text, which takes minutes and some GiB once.
+        what is not there. Needs pandas, and once some minutes and GiB of memory.
 
     Returns
     -------
@@ -442,10 +445,6 @@ def load_tiny_imagenet(
     data = jpeg_rows(list(classes), 64, cache)
     target = np.fromiter(classes.values(), np.int64, len(classes))
     return _bunch(data, target, _words(listed, wnids), (3, 64, 64))
-
-
-_DIGITS = [str(digit) for digit in range(10)]
-_CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 
 class _Cifar(NamedTuple):

@@ -177,6 +177,13 @@ def test_mnist_is_read_in_all_spellings(tmp_path, place, sep, end):
     assert len(files_in(tmp_path)) == (2 if end else 0)
 
 
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    write_mnist(tmp_path / "data")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    np.testing.assert_array_equal(load_mnist("~/data").data, IMAGES)
+
+
 def test_folder_comes_from_the_environment(tmp_path, monkeypatch):
     write_mnist(tmp_path)
     monkeypatch.setenv("SKVAECERT_DATA", str(tmp_path))
@@ -488,6 +495,7 @@ def test_the_hostile_pickle_would_have_run(tmp_path):
         b"\x80\x04\x8d" + struct.pack("<Q", 2**62) + b".",
         b"\x80\x05\x96" + struct.pack("<Q", 2**62) + b".",
         b"\x80\x02Pid\n.",
+        b"S'\\z'\n.",
         # Objects made and set by other ways than REDUCE.
         b"\x80\x02cnumpy\nndarray\n)\x81.",
         b"\x80\x02(cnumpy\nndarray\no.",
