@@ -55,8 +55,9 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except damages as error:
+        why = str(error).rstrip(".")
         raise ValueError(
-            f"{path} is damaged or not what its name says: {error} Get a new copy."
+            f"{path} is damaged or not what its name says: {why}. Get a new copy."
         ) from error
 
 
