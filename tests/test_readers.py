@@ -399,6 +399,7 @@ def test_archives_are_read_in_memory_and_within_limits(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
 
+NO_DTYPE = python2_array(PIXELS).replace(b"cnumpy\ndtype", b"cnumpy\nndarray")
 LISTS = {"fine_labels": [1] * 10, "coarse_labels": [1] * 10}
 
 
@@ -427,6 +428,7 @@ LISTS = {"fine_labels": [1] * 10, "coarse_labels": [1] * 10}
             python2_batch(PIXELS, LISTS, python2_array(PIXELS, shape=(20, 1536))),
             "no array of images",
         ),
+        (python2_batch(PIXELS, LISTS, NO_DTYPE), "data is no array of uint8"),
         (python2_batch(PIXELS, LISTS, b"K\x01"), "data is no array"),
         (python2_batch(PIXELS, LISTS)[:-1] + b"K\x01.", "does not end where it should"),
         (python2_batch(PIXELS, LISTS) + b"x", "does not end where it should"),
@@ -619,7 +621,7 @@ def test_a_cut_jpeg_is_never_read_wrongly(tmp_path):
             refused += f"{path} is damaged" in str(error)
         else:
             np.testing.assert_array_equal(data, right)
-    assert refused >= len(whole) - 2  # Pillow needs no end-of-image marker
+    assert refused > 0.9 * len(whole)  # Pillow needs no end-of-image marker
 
 
 @pytest.mark.parametrize("name", ["wnids.txt", "val/val_annotations.txt"])
@@ -777,11 +779,20 @@ def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch, damage):
     assert not (tmp_path / "ran").exists()
 
 
-def test_labels_out_of_range_in_the_cache_are_made_anew(tmp_path):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.full((10, 3073), 10, np.uint8),  # labels out of range
+        np.zeros((10, 3072), np.uint8),
+        np.zeros((0, 3073), np.uint8),
+        np.zeros(3073, np.uint8),
+    ],
+)
+def test_a_wrong_cache_of_cifar_is_made_anew(tmp_path, wrong):
     write_cifar10(tmp_path, True)
     load_cifar10(tmp_path)
     (kept,) = (tmp_path / ".skvaecert").iterdir()
-    kept.write_bytes(npy(np.full((10, 3073), 10, np.uint8)))
+    kept.write_bytes(npy(wrong))
     np.testing.assert_array_equal(load_cifar10(tmp_path).target, CLASSES)
 
 
