@@ -1,0 +1,121 @@
+"""
+The papers' experiments, one command a table
+============================================
+
+Each experiment is a claim of arXiv:2605.05813 or arXiv:2605.18224. Finished parts are
+kept: the same command goes on where it was interrupted. It writes the records as CSV,
+table and claims as JSON and Markdown, and a picture.
+
+    python examples/papers prevention --data digits --preset five-minutes
+    python examples/papers all --preset hour --n-jobs 2
+
+Data sets that are no part of the dependencies (mnist, cifar10, cifar100, tiny-imagenet)
+are read from --data-dir or the environment variable SKVAECERT_DATA.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+
+import torch
+from cells import VERSIONS, Store, run
+from escape import ESCAPE
+from mitigations import MITIGATIONS
+from outlook import OUTLOOK
+from prevention import PREVENTION
+from settings import PRESETS, READERS, SHIPPED, make_setting
+from stress import STRESS
+from tables import write
+from targets import TARGETS
+from variants import VARIANTS
+
+EXPERIMENTS = {
+    experiment.name: experiment
+    for experiment in (
+        PREVENTION,
+        TARGETS,
+        VARIANTS,
+        STRESS,
+        ESCAPE,
+        MITIGATIONS,
+        OUTLOOK,
+    )
+}
+
+
+def parsed():
+    parser = argparse.ArgumentParser(
+        prog="python examples/papers",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
+    parser.add_argument(
+        "--data", nargs="+", default=SHIPPED, choices=[*SHIPPED, *READERS]
+    )
+    parser.add_argument("--preset", default="five-minutes", choices=PRESETS)
+    parser.add_argument("--out", type=Path, default=Path("papers-results"))
+    parser.add_argument("--data-dir", help="where files of the papers' data sets are")
+    parser.add_argument("--n-jobs", type=int, default=1, help="processes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--check", action="store_true", help="fail if what must show does not"
+    )
+    return parser.parse_args()
+
+
+def perform(experiment, arguments):
+    """Run one experiment, print and write what it shows; return what went wrong."""
+    start = time.perf_counter()
+    folder = arguments.out / arguments.preset
+    results, failures = run(
+        experiment,
+        [make_setting(arguments.preset, data) for data in arguments.data],
+        Store(folder / experiment.name),
+        arguments.n_jobs,
+        memory=str(arguments.out / "teachers"),
+        data_dir=arguments.data_dir,
+        device=arguments.device,
+    )
+    print(*failures, sep="\n", file=sys.stderr)
+    if failures:
+        return [f"{experiment.name}: {len(failures)} cells failed, see above"]
+    claims, text = write(folder, experiment, results)
+    note(folder / f"{experiment.name}.run.json", time.perf_counter() - start)
+    print(text, flush=True)
+    return [c.sentence for c in claims if c.must and not c.holds]
+
+
+def note(path, seconds):
+    """Write down what may differ from run to run."""
+    told = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "seconds": round(seconds),
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "versions": VERSIONS,
+    }
+    path.write_text(json.dumps(told, indent=1) + "\n")
+
+
+def main():
+    arguments = parsed()
+    chosen = [*EXPERIMENTS] if arguments.experiment == "all" else [arguments.experiment]
+    try:
+        wrong = [p for name in chosen for p in perform(EXPERIMENTS[name], arguments)]
+    except KeyboardInterrupt:
+        sys.exit(
+            f"\nInterrupted. Finished cells are in {arguments.out}; go on with the "
+            "same command."
+        )
+    if wrong:
+        print("Must show, but does not:", *wrong, sep="\n- ")
+    sys.exit(bool(wrong and arguments.check))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""One setting at work: rows, VAEs, and what is measured of a trained one."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from settings import ALIGNMENT_WEIGHT, Setting, load_rows
+
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert.diagnostics import active_units, kl_per_dimension
+
+# "sum": the ELBO as it is defined, with its reconstruction summed over features.
+# "mean": that term averaged over them instead, as many programs have it, which is to
+# multiply both other weights by n_features. With a learned variance no dimension of a
+# linear VAE survives that: its variance would have to be above that of all the data.
+SCALES = ("sum", "mean")
+
+
+class Rows(NamedTuple):
+    """Training and test rows."""
+
+    train: np.ndarray
+    test: np.ndarray
+    image_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A setting, and where things lie on this machine."""
+
+    setting: Setting
+    memory: str | None = None
+    data_dir: str | None = None
+    device: str = "cpu"
+
+    def rows(self, seed):
+        """Draw rows."""
+        sizes = {"train": self.setting.n_train, "test": self.setting.n_test}
+        (train, image_shape), (test, _) = (
+            load_rows(self.setting.data, subset, n, seed, self.data_dir)
+            for subset, n in sizes.items()
+        )
+        return Rows(train, test, image_shape)
+
+    def teacher(self, seed):
+        """Return an unfitted search for a teacher."""
+        return GMMTeacher(**self.setting.teacher, random_state=seed)
+
+    def vae(self, rows, scale, seed, aligned=True, kl_weight=1.0, **options):
+        """Return an unfitted VAE; weights are relative to a KL weight of 1."""
+        unit = self.unit(rows, scale)
+        given = dict(self.setting.network)
+        if given.get("encoder") == "conv":
+            given["image_shape"] = rows.image_shape
+        return CertifiedVAE(
+            self.teacher(seed),
+            kl_weight=unit * kl_weight,
+            alignment_weight=self.alignment_weight(rows, scale) if aligned else 0.0,
+            memory=self.memory,
+            device=self.device,
+            random_state=seed,
+            **given | options,
+        )
+
+    def unit(self, rows, scale):
+        """Return what weights are multiplied by."""
+        return 1.0 if scale == "sum" else float(rows.train.shape[1])
+
+    def alignment_weight(self, rows, scale):
+        """Return the weight of the alignment loss where it is on."""
+        return ALIGNMENT_WEIGHT * self.unit(rows, scale)
+
+
+def certified(vae, rows, **options):
+    """Fit a certifier around an unfitted VAE."""
+    return CollapseCertifier(vae).fit(rows.train, **options)
+
+
+def measure(certifier, test, kinds=(), **options):
+    """Return numbers of a fitted certifier on test rows, certificates by their kind."""
+    vae, certificate = certifier.estimator_, certifier.certify(test, **options)
+    mean, deviation = (part.astype(np.float64) for part in vae.encode(test))
+    record = {
+        "verdict": certificate.verdict,
+        "margin": certificate.margin,
+        "information": certificate.teacher_information,
+        "n_components": certificate.n_components,
+        "train_margin": certifier.certificate_.margin,
+        "spread": certificate.dispersion,
+        "active": active_units(mean),
+        "kl": float(kl_per_dimension(mean, deviation).sum()),
+        "unexplained": unexplained(test, vae.inverse_transform(mean)),
+        "elbo": vae.score(test),
+    }
+    for kind in kinds:
+        record |= numbers(kind, certifier.certify(test, kind=kind, **options))
+    return record
+
+
+def numbers(name, certificate):
+    """Return verdict and margin of a certificate under names of their own."""
+    record = {
+        f"{name}_verdict": certificate.verdict,
+        f"{name}_margin": certificate.margin,
+    }
+    if certificate.information_bound is not None:
+        record[f"{name}_bound"] = certificate.information_bound
+    return record
+
+
+def unexplained(rows, reconstruction):
+    """Return the share of the rows' variance that reconstructions miss."""
+    rows = np.asarray(rows, dtype=np.float64)
+    return float(((rows - reconstruction) ** 2).mean() / rows.var(axis=0).mean())
+
+
+def margin_curve(certifier):
+    """Return the history's margins as shares of the teacher information."""
+    history = certifier.estimator_.history_
+    return [row["margin"] / row["teacher_information"] for row in history]

@@ -1,0 +1,28 @@
+"""Fixed targets from three teachers (arXiv:2605.05813, Tiny-ImageNet protocol)."""
+
+from lab import SCALES
+from prevention import PREVENTION, phases
+
+N_TEACHERS = 3
+
+
+def cells(setting):
+    """One cell a teacher and scale; rows and networks have seed 0."""
+    return [{"scale": s, "teacher": i} for i in range(N_TEACHERS) for s in SCALES]
+
+
+def compute(lab, scale, teacher):
+    """Search a teacher, keep its posteriors, and train on those."""
+    rows = lab.rows(0)
+    found = lab.teacher(teacher).fit(rows.train)
+    targets = found.predict_proba(rows.train), found.predict_proba(rows.test)
+    vaes = [lab.vae(rows, scale, 0, aligned=on) for on in (True, False)]
+    return phases(lab, rows, vaes, {"scale": scale, "teacher": teacher}, targets)
+
+
+TARGETS = PREVENTION._replace(
+    name="targets",
+    title="Fixed targets from three teachers that were searched one by one",
+    cells=cells,
+    compute=compute,
+)
