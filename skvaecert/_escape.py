@@ -1,5 +1,6 @@
 """Why a collapsed encoder does not escape: force, gradient and dead units."""
 
+import html
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -131,6 +132,20 @@ class EscapeReport:
             "uninformative": self._uninformative_sentence,
         }[self.verdict]()
         return f"{self.verdict.capitalize()}: {sentence}"
+
+    def _repr_html_(self) -> str:
+        numbers = {
+            name.replace("_", " "): f"{value:.3g}"
+            for name, value in vars(self).items()
+            if isinstance(value, float)
+        }
+        shares = {f"dead in {n}": f"{s:.0%}" for n, s in self.dead_units.items()}
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+            f"<td>{html.escape(value)}</td></tr>"
+            for name, value in (numbers | shares).items()
+        )
+        return f"<div><p>{html.escape(str(self))}</p><table>{rows}</table></div>"
 
     def _certified_sentence(self) -> str:
         return (

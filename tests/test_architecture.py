@@ -32,7 +32,9 @@ FLOORS = [
     {"_kinds"},
     {"_certifier"},
     {"model_selection"},
+    {"_row_displays"},
     {"callbacks", "plotting"},
+    {"report"},
 ]
 MATHS = {
     "simplex",
@@ -73,9 +75,11 @@ ONLY_IN = {
         "callbacks",
         "model_selection",
         "plotting",
+        "_row_displays",
+        "report",
         "wrappers",
     },
-    "matplotlib": {"plotting"},
+    "matplotlib": {"plotting", "_row_displays", "report"},
     "tqdm": {"_training", "_teacher_search"},
 }
 

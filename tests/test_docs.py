@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 
 import skvaecert
@@ -19,6 +20,7 @@ from skvaecert import (
     networks,
     objectives,
     plotting,
+    report,
     simplex,
     wrappers,
 )
@@ -53,6 +55,16 @@ def test_guide_on_rows_not_seen_runs(capsys):
     exec(snippet, {})
     told = re.findall(r"# ([\d.]+)$", snippet, re.M)
     assert capsys.readouterr().out.split() == told
+
+
+def test_guide_on_looking_at_a_model_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mpl.use("Agg")
+    section = (ROOT / "docs/guide.md").read_text().split("## Looking at a model")[1]
+    (snippet,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)
+    exec(snippet, {})
+    mpl.pyplot.close("all")
+    assert "Certified" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_readme_shows_a_picture_and_links_that_are_there():
@@ -105,6 +117,7 @@ def test_tests_named_in_the_documents_exist(page, most):
         networks,
         objectives,
         plotting,
+        report,
         simplex,
         wrappers,
     ],

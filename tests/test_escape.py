@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import pickle
 
 import numpy as np
@@ -486,3 +487,12 @@ def test_a_vae_of_a_certifier_reports(blobs, small_vae):
     certifier = CollapseCertifier(small_vae).fit(blobs)
     assert isinstance(certifier.estimator_, CertifiedVAE)
     assert certifier.estimator_.escape_report(blobs).verdict == "not collapsed"
+
+
+def test_a_report_in_a_notebook_is_text(collapsed, blobs):
+    report = collapsed.escape_report(blobs)
+    shown = dataclasses.replace(report, dead_units={"<script>": 0.5})._repr_html_()
+    assert "<script>" not in shown
+    assert "dead in &lt;script&gt;</th><td>50%" in shown
+    assert f"<td>{report.gradient_norm:.3g}</td>" in shown
+    assert html.escape(str(report)) in shown

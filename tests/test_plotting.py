@@ -8,6 +8,7 @@ from skvaecert.forecast import ForecastCurve
 from skvaecert.metrics import margin_energy_path
 from skvaecert.plotting import (
     ForecastDisplay,
+    InformationBracketDisplay,
     MarginEnergyDisplay,
     MarginHistoryDisplay,
     TeacherSearchDisplay,
@@ -245,3 +246,83 @@ def test_no_energy_to_draw(blobs):
         MarginEnergyDisplay.from_estimator(CertifiedVAE(), blobs)
     with pytest.raises(ValueError, match=r"must be a CertifiedVAE.*got PCA"):
         MarginEnergyDisplay.from_estimator(PCA(2).fit(blobs), blobs)
+
+
+@pytest.fixture
+def bracketed(blobs, small_vae):
+    """Certificates of an aligned and of a collapsed VAE, and a certifier with rows."""
+    certifier = CollapseCertifier(small_vae).fit(blobs[::2])
+    collapsed = CollapseCertifier(
+        CertifiedVAE(**small_vae.get_params(deep=False)).set_params(
+            alignment_weight=0, kl_weight=100, max_epochs=2
+        )
+    ).fit(blobs[::2])
+    both = {"aligned": certifier, "collapsed": collapsed}
+    rows = blobs[1::2]
+    sampled = {name: one.certify(rows, kind="sampled") for name, one in both.items()}
+    means = {name: one.certify(rows) for name, one in both.items()}
+    return sampled, means, certifier, rows
+
+
+def ends(bar):
+    return bar.get_x(), bar.get_x() + bar.get_width()
+
+
+def test_the_bracket_is_that_of_the_certificates(bracketed):
+    sampled, means, _, _ = bracketed
+    display = InformationBracketDisplay.from_certificates(sampled, means)
+    whiskers = display.whiskers_.lines[2][0].get_segments()
+    assert len(display.bars_) == len(whiskers) == 2
+    for i, (name, one) in enumerate(sampled.items()):
+        bound = one.information_bound
+        assert ends(display.bars_[i]) == pytest.approx((one.margin, bound))
+        left, right = whiskers[i][:, 0]
+        assert (left, right) == pytest.approx((one.margin_low, one.margin_high))
+        assert display.margins_.get_xdata()[i] == means[name].margin
+        assert display.information_.get_xdata()[i] == one.teacher_information
+        height = display.margins_.get_ydata()[i]
+        assert display.bars_[i].get_y() < height < display.bars_[i].get_y() + 0.5
+    # They differ, or the test would say little.
+    assert sampled["aligned"].margin > sampled["collapsed"].information_bound
+
+
+def test_models_stand_in_their_order_from_the_top(bracketed):
+    sampled, _, _, _ = bracketed
+    display = InformationBracketDisplay.from_certificates(sampled)
+    names = {t.get_text(): t.get_position()[1] for t in display.ax_.get_yticklabels()}
+    low, high = display.ax_.get_ylim()
+    assert low < names["collapsed"] < names["aligned"] < high
+    assert np.isnan(display.margins_.get_xdata()).all()
+
+
+def test_the_bracket_of_an_estimator_is_that_of_its_certificate(bracketed):
+    sampled, means, certifier, rows = bracketed
+    _, ax = plt.subplots()
+    display = InformationBracketDisplay.from_estimator(
+        certifier, rows, ax=ax, color="k"
+    )
+    assert display.ax_ is ax
+    assert display.names == ["CertifiedVAE"]
+    wanted = sampled["aligned"].margin, sampled["aligned"].information_bound
+    assert ends(display.bars_[0]) == pytest.approx(wanted)
+    assert display.margin == [means["aligned"].margin]
+    assert display.bars_[0].get_facecolor() == (0, 0, 0, 1)
+
+
+def test_certificates_of_other_kinds_have_no_bracket(bracketed):
+    sampled, means, _, _ = bracketed
+    with pytest.raises(ValueError, match=r'kind="sampled", got kind="mean"'):
+        InformationBracketDisplay.from_certificates(means)
+    with pytest.raises(ValueError, match=r'kind="mean", got kind="sampled"'):
+        InformationBracketDisplay.from_certificates(sampled, sampled)
+    with pytest.raises(ValueError, match="at least one certificate"):
+        InformationBracketDisplay.from_certificates({})
+    with pytest.raises(ValueError, match="must be a CollapseCertifier"):
+        InformationBracketDisplay.from_estimator(PCA(2).fit(np.eye(3)), np.eye(3))
+
+
+def test_a_name_is_no_formula(bracketed):
+    sampled, _, _, _ = bracketed
+    display = InformationBracketDisplay.from_certificates({"$x$": sampled["aligned"]})
+    display.figure_.canvas.draw()
+    assert display.ax_.get_yticklabels()[0].get_text() == r"\$x\$"
