@@ -20,7 +20,12 @@ from skvaecert.witnesses import LinearWitness, simplex_witness
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["ContributionDisplay", "LatentMapDisplay", "ReconstructionDisplay"]
+__all__ = [
+    "ContributionDisplay",
+    "LatentMapDisplay",
+    "ReconstructionDisplay",
+    "image_shape_of",
+]
 
 # Those of Okabe and Ito, without yellow, which is hard to see on white.
 _COLOURS = (
@@ -164,7 +169,7 @@ class ContributionDisplay:
             How many rows add how much; all rows, the least first; or a bar for each
             component of the teacher, beside its information.
         **kwargs : dict
-            Handed to matplotlib's `bar` or, for "sorted", `plot`.
+            Handed to matplotlib's `bar`, whose colours stay, or for "sorted" to `plot`.
 
         Returns
         -------
@@ -689,7 +694,7 @@ class ReconstructionDisplay:
         self.ax_.spines[:].set_visible(False)
 
 
-class RowsRead(NamedTuple):
+class _RowsRead(NamedTuple):
     """What is read off rows."""
 
     mean: Floats
@@ -697,7 +702,7 @@ class RowsRead(NamedTuple):
     witness: LinearWitness
 
 
-def _read(estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -> RowsRead:
+def _read(estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -> _RowsRead:
     check_is_fitted(estimator)
     if hasattr(estimator, "witness_"):
         witness = estimator.witness_
@@ -710,13 +715,13 @@ def _read(estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -> Rows
         )
     mean = np.asarray(estimator.transform(X), dtype=np.float64)
     if teacher_proba is not None:
-        return RowsRead(mean, check_teacher_proba(teacher_proba, len(mean)), witness)
+        return _RowsRead(mean, check_teacher_proba(teacher_proba, len(mean)), witness)
     if estimator.teacher_ is None:
         raise ValueError(
             "teacher_proba must be given for the rows to draw: this estimator was "
             "fitted with teacher_proba and has no teacher to ask."
         )
-    return RowsRead(mean, teacher_posterior(estimator.teacher_, X), witness)
+    return _RowsRead(mean, teacher_posterior(estimator.teacher_, X), witness)
 
 
 def image_shape_of(estimator: Any) -> tuple[int, int, int] | None:

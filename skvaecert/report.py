@@ -572,7 +572,7 @@ def _assumptions(certifier: Any, findings: _Findings) -> str:
 
 def _teacher_told(certifier: Any) -> str:
     if certifier.teacher_ is None:
-        return "The posteriors that were given as teacher_proba"
+        return "The array of posteriors that was given as teacher_proba"
     return f"The teacher, a fitted {type(certifier.teacher_).__name__},"
 
 

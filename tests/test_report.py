@@ -121,7 +121,8 @@ def test_nothing_is_loaded_and_nothing_runs(written):
     text, page = read(written)
     assert not page.all("script")
     assert not page.all("link")
-    assert not re.search(r"https?://|@import|url\(|\bon\w+=", text)
+    code = re.sub(r"base64,[^\"]+", "", text)
+    assert not re.search(r"https?://|@import|url\(|\son\w+=", code)
     sources = [image["src"] for image in page.all("img")]
     assert len(sources) == 6
     for source in sources:
@@ -179,7 +180,7 @@ def test_posteriors_in_place_of_a_teacher(teacher, rows, tmp_path):
     other = CollapseCertifier(PCA(4)).fit(rows[::2], teacher_proba=proba[::2])
     path = tmp_path / "given.html"
     _, page = read(write_report(other, rows[1::2], path, teacher_proba=proba[1::2]))
-    assert "posteriors that were given" in page.text
+    assert "array of posteriors that was given" in page.text
     assert hashlib.sha256(proba[1::2].tobytes()).hexdigest() in page.text
     assert "Not drawn" not in page.text
 
