@@ -3,11 +3,16 @@ import signal
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from skvaecert import CertifiedVAE, GMMTeacher
+
+# How fast an example runs is the machine's affair.
+settings.register_profile("skvaecert", deadline=None)
+settings.load_profile("skvaecert")
 
 
 @pytest.fixture(autouse=True, scope="session")

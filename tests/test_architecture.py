@@ -137,8 +137,52 @@ import skvaecert
 after = (sklearn.get_config(), torch.get_num_threads(), torch.random.get_rng_state(),
          list(logging.getLogger().handlers), numpy.geterr())
 assert all(map(lambda a, b: str(a) == str(b), before, after))
+"""
+    quiet_python(code)
+
+
+OPTIONAL = [
+    "dask",
+    "distributed",
+    "matplotlib",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pandas",
+    "polars",
+    "pyarrow",
+    "pythae",
+    "rich",
+    "safetensors",
+    "zarr",
+]
+
+
+def test_import_brings_in_no_optional_package():
+    # scikit-learn itself imports pandas and rich where they are installed.
+    code = f"""
+import sys
+import torch, skorch, sklearn.base, sklearn.model_selection
+before = set(sys.modules)
+import skvaecert
+brought = set(sys.modules) - before
+assert not brought & set({OPTIONAL!r}), brought
 assert "matplotlib" not in sys.modules
 """
+    quiet_python(code)
+
+
+def test_import_does_without_optional_packages():
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({OPTIONAL!r}))
+import skvaecert
+"""
+    quiet_python(code)
+
+
+def quiet_python(code):
+    """Run code in a new process in which warnings are errors, and see no output."""
     command = [sys.executable, "-W", "error", "-c", code]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")

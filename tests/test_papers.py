@@ -211,7 +211,31 @@ def test_cells_of_other_settings_and_versions_lie_elsewhere(papers, tmp_path):
     other = cells.Cell(example, setting._replace(n_train=101), {"seed": 0}).name
     newer = copy.deepcopy(name)
     newer["versions"]["torch"] = "3.0"
-    assert len({store.path(some) for some in (name, other, newer)}) == 3
+    edited = name | {"code": "0"}
+    assert len({store.path(some) for some in (name, other, newer, edited)}) == 4
+
+
+def test_the_digest_of_code_sees_every_change(papers, tmp_path):
+    def digest(**files):
+        for name, text in files.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return papers["cells"].digest_of(tmp_path)
+
+    first = digest(a="x = 1", b="")
+    assert digest(a="x = 1", b="") == first
+    assert len({first, digest(a="x = 2"), digest(a="", b="x = 1"), digest(c="")}) == 4
+
+
+def test_a_rescue_has_the_epochs_of_the_first_training(papers):
+    lab = papers["lab"].Lab(papers["settings"].make_setting("seconds", "digits"))
+    records = papers["prevention"].compute(lab, "mean", 0)["records"]
+    assert {record["phase"]: record["epochs"] for record in records} == {
+        "aligned": 2,
+        "alignment removed": 4,
+        "never aligned": 2,
+        "rescued": 2,
+        "forced constant": 2,
+    }
 
 
 @pytest.mark.parametrize(("must", "code"), [(True, 1), (False, 0)])

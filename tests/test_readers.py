@@ -561,13 +561,12 @@ PLAIN = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(PLAIN, st.integers(2, 4))
 def test_plain_data_are_what_pickle_makes_of_them(plain, protocol):
     assert load_pickle(pickle.dumps(plain, protocol)) == plain
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_no_broken_pickle_raises_anything_else(data):
     """Bytes changed at random places of the head, and opcodes in any order."""

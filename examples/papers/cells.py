@@ -30,6 +30,19 @@ VERSIONS = {"python": platform.python_version()} | {
 }
 
 
+def digest_of(*folders):
+    """Return a digest of the code in some folders."""
+    paths = sorted(path for folder in folders for path in Path(folder).glob("*.py"))
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+# Cells of other code are not taken for those of this one.
+CODE = digest_of(Path(skvaecert.__file__).parent, Path(__file__).parent)
+
+
 class Experiment(NamedTuple):
     """A claim of the papers: what to compute for it, and how to show it.
 
@@ -64,6 +77,7 @@ class Cell(NamedTuple):
             "setting": self.setting._asdict(),
             "options": self.options,
             "versions": VERSIONS,
+            "code": CODE,
         }
         return json.loads(json.dumps(name))
 
