@@ -143,8 +143,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Teacher information on the training rows, nats.
     energy_ : float
         Energy of the analytic code at witness scale 1, (K - 1) / (2 K) E_T, on the
-        training rows, nats. At scale s it is energy_ / s^2; the prior-matched scale
-        is sqrt(2 energy_ / (K - 1)).
+        training rows, nats. At scale s it is `energy_` / s^2; the prior-matched scale
+        is sqrt(2 `energy_` / (K - 1)).
     mean_proba_ : ndarray of shape (n_components,)
         Average posterior of the training rows.
     n_iter_ : int
@@ -159,7 +159,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         the chosen one.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen in :meth:`fit`, if they are all strings.
 
     See Also
