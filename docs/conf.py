@@ -67,10 +67,11 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": [], "changes": [], "contributing": []}
+# Pages without pages below them need no second menu.
+html_sidebars = {"*": [], "reference": ["sidebar-nav-bs"]}
 
 # Names of others; their pages are on other sites.
-nitpick_ignore_regex = [(r"py:.*", r"(scipy|sklearn|skorch|torch)\..*")]
+nitpick_ignore_regex = [(r"py:.*", r"(numpy|scipy|sklearn|skorch|torch)\..*")]
 # From docstrings that scikit-learn writes, of set_fit_request and n_features_in_.
 nitpick_ignore = [
     ("std:ref", "metadata_routing"),

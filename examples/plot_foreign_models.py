@@ -149,14 +149,15 @@ for name, model, has_posterior in models(X_train):
 # -----------
 # All in the units of the latent space, so that a collapsed code is a point.
 
-figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3))
-for ax, (name, means, certificate) in zip(axes, panels, strict=True):
+figure, axes = plt.subplots(2, 4, figsize=(9, 5.4), layout="constrained")
+for ax in axes.flat[len(panels) :]:
+    ax.remove()
+for ax, (name, means, certificate) in zip(axes.flat, panels, strict=False):
     plane = PCA(2).fit_transform(means) if np.ptp(means) > 0 else means[:, :2]
     ax.scatter(*plane.T, c=teacher.predict(X_other), cmap="tab10", s=6)
     width = max(3.0, 1.1 * np.abs(plane).max())
     ax.set(xlim=(-width, width), ylim=(-width, width), xticks=[], yticks=[])
     ax.set_title(f"{name}:\n{certificate.verdict}", fontsize=9)
 figure.suptitle("Latent means of held-out digits, coloured by the teacher")
-figure.tight_layout()
 figure.savefig("foreign_models.png", dpi=110)
 print("\nSaved foreign_models.png")

@@ -49,7 +49,9 @@ answers = {
 }
 for answer in answers.values():
     print(answer)
-print(f"Of {len(test.data)} rows nobody can tell more than {np.log(len(test.data)):.2f}.")
+print(
+    f"Of {len(test.data)} rows nobody can tell more than {np.log(len(test.data)):.2f}."
+)
 
 # %%
 # The same model with a deaf decoder

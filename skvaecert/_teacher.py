@@ -87,9 +87,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     pca_components : int or list of int, default=16
         Principal components kept, at most; fewer if there are fewer rows or
         features.
-    covariance_type : {"full", "tied", "diag", "spherical"}, list or "auto", \
-            default="auto"
-        As in :class:`sklearn.mixture.GaussianMixture`. "auto" for a search of all
+    covariance_type : str, list of str or "auto", default="auto"
+        "full", "tied", "diag" or "spherical", as in
+        :class:`sklearn.mixture.GaussianMixture`. "auto" for a search of all
         four; "spherical" where rows or distinct rows are too few for it, see Notes.
     temperature : float or "auto", default="auto"
         t, above 0; temperatures above 1 soften. "auto" for the smallest from 1 up
