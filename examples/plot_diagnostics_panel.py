@@ -5,14 +5,11 @@ What diagnostics of collapse see, and what they miss
 Six encoders whose truth is known, in four dimensions: three have collapsed to a
 constant, two tell their rows apart by the mean, one by its noise alone. Beside them a
 seventh, the healthy one with its code turned round. Prints what the usual diagnostics
-and the certificate say of each, and draws it. It takes some seconds.
-
-    python examples/plot_diagnostics_panel.py [diagnostics_panel.png]
+and the certificate say of each, and draws it. It takes some seconds and saves
+``diagnostics_panel.png``.
 """
 
-import sys
-
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 
 from skvaecert import certify
@@ -28,9 +25,6 @@ from skvaecert.simplex import (
     simplex_vertices,
     witness_log_proba,
 )
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 COLUMNS = ["KL", "active", "regime", "MI, 100", "MI, 1000", "margin", "verdict"]
 
@@ -101,9 +95,8 @@ def draw(encoders, rows, path):
         "Red: collapsed to a constant. Blue: the code depends on the row.", fontsize=10
     )
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     print(f"\nSaved {path}")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

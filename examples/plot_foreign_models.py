@@ -5,21 +5,13 @@ Is my model, trained elsewhere, collapsed?
 VAEs that know nothing of teachers or witnesses, certified after the fact: one written
 by hand in PyTorch, one of pythae if that is installed, as they should be and with KL
 weights that are too large. PCA is the control that must be certified, a constant the
-one that never may be. A linear witness is fitted on some digits, the certificate is
-about others. It takes about half a minute on one CPU core.
-
-Read both columns. With a large beta the means still differ, by hundredths, so they are
-not constant, and the certificate of the means says so. Beside the noise of the
-posterior that is nothing: codes that are drawn, as the decoder gets them, carry no
-margin.
-
-    python examples/plot_foreign_models.py [foreign_models.png]
+one that never may be. It takes about half a minute on one CPU core and saves
+``foreign_models.png``.
 """
 
 import importlib.util
-import sys
 
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
@@ -31,10 +23,15 @@ from torch import nn
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert.wrappers import TrainedEncoder
 
-mpl.use("Agg")
-import matplotlib.pyplot as plt
-
 LATENT_DIM = 10
+torch.set_num_threads(1)  # nets this small run no faster on several
+torch.manual_seed(0)
+
+# %%
+# Any module will do
+# ------------------
+# A VAE as one writes it, and a loop that trains it. Nothing here is made for
+# certificates, and your own takes its place.
 
 
 class HandWrittenVAE(nn.Module):
@@ -73,6 +70,13 @@ def train(module, loss, X, n_epochs=60):
     return module
 
 
+# %%
+# Wrapped in one line
+# -------------------
+# ``TrainedEncoder`` takes modules, their methods, or functions of arrays, and says what
+# a certifier needs: means, and log variances if there are any.
+
+
 def by_hand(X, beta):
     vae = HandWrittenVAE(beta)
     train(vae, vae.loss, X)
@@ -107,48 +111,53 @@ def models(X):
         yield f"pythae, beta = {beta}", of_pythae(X, beta), True
 
 
-def draw(panels, groups, path):
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 3))
-    for ax, (name, means, certificate) in zip(axes, panels, strict=True):
-        plane = PCA(2).fit_transform(means) if np.ptp(means) > 0 else means[:, :2]
-        ax.scatter(*plane.T, c=groups, cmap="tab10", s=6)
-        # All in the units of the latent space, so that a collapsed code is a point.
-        width = max(3.0, 1.1 * np.abs(plane).max())
-        ax.set(xlim=(-width, width), ylim=(-width, width), xticks=[], yticks=[])
-        ax.set_title(f"{name}:\n{certificate.verdict}", fontsize=9)
-    figure.suptitle("Latent means of held-out digits, coloured by the teacher")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    print(f"\nSaved {path}")
+# %%
+# Certified on digits that neither model nor witness has seen
+# -----------------------------------------------------------
+# These codes were not trained to face the certificate's witness, so a linear one is
+# fitted, on some digits; the certificate is about others.
+#
+# Read both columns. With a large beta the means still differ, by hundredths, so they
+# are not constant, and the certificate of the means says so. Beside the noise of the
+# posterior that is nothing: codes that are drawn, as the decoder gets them, carry no
+# margin.
 
+X = load_digits().data / 16
+X_train, X_rest = train_test_split(X, test_size=0.6, random_state=0)
+X_calibration, X_other = train_test_split(X_rest, random_state=0)
+teacher = GMMTeacher(n_components=10, random_state=0).fit(X_train)
+panels = []
+information = teacher.score(X_other)
+print(f"Margins in nats, at most {information:.2f}; spread: of the means.\n")
+print(f"{'model':<22}{'spread':>8}   {'means':<23}drawn codes")
+for name, model, has_posterior in models(X_train):
+    certifier = CollapseCertifier(
+        FrozenEstimator(model), teacher=FrozenEstimator(teacher), witness="linear"
+    ).fit(X_calibration)
+    certificate = certifier.certify(X_other)
+    results = f"{certificate.verdict:<14}{certificate.margin:6.3f}"
+    if has_posterior:
+        drawn = certifier.certify(X_other, kind="sampled")
+        results += f"   {drawn.verdict:<14}{drawn.margin:6.3f}"
+    means = certifier.transform(X_other)
+    spread = np.sqrt(means.var(axis=0).sum())
+    print(f"{name:<22}{spread:8.4f}   {results}")
+    panels.append((name, means, certificate))
 
-def main(path="foreign_models.png"):
-    torch.set_num_threads(1)  # nets this small run no faster on several
-    torch.manual_seed(0)
-    X = load_digits().data / 16
-    X_train, X_rest = train_test_split(X, test_size=0.6, random_state=0)
-    X_calibration, X_other = train_test_split(X_rest, random_state=0)
-    teacher = GMMTeacher(n_components=10, random_state=0).fit(X_train)
-    panels = []
-    information = teacher.score(X_other)
-    print(f"Margins in nats, at most {information:.2f}; spread: of the means.\n")
-    print(f"{'model':<22}{'spread':>8}   {'means':<23}drawn codes")
-    for name, model, has_posterior in models(X_train):
-        certifier = CollapseCertifier(
-            FrozenEstimator(model), teacher=FrozenEstimator(teacher), witness="linear"
-        ).fit(X_calibration)
-        certificate = certifier.certify(X_other)
-        results = f"{certificate.verdict:<14}{certificate.margin:6.3f}"
-        if has_posterior:
-            drawn = certifier.certify(X_other, kind="sampled")
-            results += f"   {drawn.verdict:<14}{drawn.margin:6.3f}"
-        means = certifier.transform(X_other)
-        spread = np.sqrt(means.var(axis=0).sum())
-        print(f"{name:<22}{spread:8.4f}   {results}")
-        panels.append((name, means, certificate))
-    draw(panels, teacher.predict(X_other), path)
+# %%
+# The picture
+# -----------
+# All in the units of the latent space, so that a collapsed code is a point.
 
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+figure, axes = plt.subplots(2, 4, figsize=(9, 5.4), layout="constrained")
+for ax in axes.flat[len(panels) :]:
+    ax.remove()
+for ax, (name, means, certificate) in zip(axes.flat, panels, strict=False):
+    plane = PCA(2).fit_transform(means) if np.ptp(means) > 0 else means[:, :2]
+    ax.scatter(*plane.T, c=teacher.predict(X_other), cmap="tab10", s=6)
+    width = max(3.0, 1.1 * np.abs(plane).max())
+    ax.set(xlim=(-width, width), ylim=(-width, width), xticks=[], yticks=[])
+    ax.set_title(f"{name}:\n{certificate.verdict}", fontsize=9)
+figure.suptitle("Latent means of held-out digits, coloured by the teacher")
+figure.savefig("foreign_models.png", dpi=110)
+print("\nSaved foreign_models.png")

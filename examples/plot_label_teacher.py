@@ -9,12 +9,9 @@ nats, of at most the entropy of the labels, less what smoothing took.
 
 It needs labels of the rows it is asked about. Where there are none, a classifier that
 was fitted before takes their place: it is a function of the row, as the mixture is. The
-two answers differ, since one teacher knows the truth and the other an opinion.
-
-    python examples/plot_label_teacher.py [label_teacher.png]
+two answers differ, since one teacher knows the truth and the other an opinion. Saves
+``label_teacher.png``.
 """
-
-import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -61,4 +58,4 @@ def main(path="label_teacher.png"):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -6,21 +6,16 @@ A variational autoencoder has *collapsed* when its encoder returns the same mean
 every input. This example trains three of them on 8 x 8 images of handwritten digits:
 one that is kept from collapsing and certified, one that collapses, and the same one
 after its rescue. It takes about half a minute on one CPU core, prints a table and
-saves one picture, ``quickstart.png`` (or the name given as argument).
+saves one picture, ``quickstart.png``.
 """
 
-import sys
-
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert.plotting import MarginHistoryDisplay
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 # Nets as small as these are faster on one thread than on several.
 torch.set_num_threads(1)
@@ -113,6 +108,5 @@ for axes, (name, images) in zip(below.subplots(4, 10), pictures.items(), strict=
         ax.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=1)
         ax.set(xticks=[], yticks=[])
 
-path = sys.argv[1] if len(sys.argv) > 1 else "quickstart.png"
-figure.savefig(path, dpi=110)
-print(f"\nSaved {path}")
+figure.savefig("quickstart.png", dpi=110)
+print("\nSaved quickstart.png")

@@ -4,14 +4,10 @@ A search for a teacher
 
 How many components, on how many principal components, with which covariances? Searches
 natural-image patches for the teacher with the most information on rows held out, draws
-information against energy, and trains a VAE with the teacher that was found.
-
-    python examples/plot_teacher_search.py [teacher_search.png]
+information against energy, and trains a VAE with the teacher that was found. Saves
+``teacher_search.png``.
 """
 
-import sys
-
-import matplotlib.pyplot as plt
 import torch
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
@@ -43,8 +39,7 @@ def main(path="teacher_search.png"):
     print(certifier.certify(test))
     display = TeacherSearchDisplay.from_estimator(found)
     display.figure_.savefig(path, dpi=120, bbox_inches="tight")
-    plt.close(display.figure_)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -289,8 +289,8 @@ def certify(
     with what the best constant student pays on the same rows. The tolerance is the
     sum of what rounding could have added to G,
 
-    - in the arithmetic of the margin itself (:func:`summation_error`), and
-    - in the latent means, as the encoder computed them (:func:`noise_margin`).
+    - in the arithmetic of the margin itself (`summation_error`), and
+    - in the latent means, as the encoder computed them (`noise_margin`).
 
     Parameters
     ----------
@@ -298,7 +298,7 @@ def certify(
         T, every entry above 0, rows summing to 1.
     latent_mean : array-like of shape (n_samples, latent_dim)
         The encoder means, taken to be computed in float32, or in 16 bits in those
-        coordinates that fit in that (see :func:`rounding_noise`).
+        coordinates that fit in that (see `rounding_noise`).
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`skvaecert.simplex.simplex_vertices`.
     scale : float

@@ -145,7 +145,7 @@ class CollapseCertifier(
         On the training rows, for a fitted witness on those that it was not fitted on.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen in :meth:`fit`, if they are all strings.
 
     See Also

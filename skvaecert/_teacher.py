@@ -87,9 +87,9 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
     pca_components : int or list of int, default=16
         Principal components kept, at most; fewer if there are fewer rows or
         features.
-    covariance_type : {"full", "tied", "diag", "spherical"}, list or "auto", \
-            default="auto"
-        As in :class:`sklearn.mixture.GaussianMixture`. "auto" for a search of all
+    covariance_type : str, list of str or "auto", default="auto"
+        "full", "tied", "diag" or "spherical", as in
+        :class:`sklearn.mixture.GaussianMixture`. "auto" for a search of all
         four; "spherical" where rows or distinct rows are too few for it, see Notes.
     temperature : float or "auto", default="auto"
         t, above 0; temperatures above 1 soften. "auto" for the smallest from 1 up
@@ -143,8 +143,8 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         Teacher information on the training rows, nats.
     energy_ : float
         Energy of the analytic code at witness scale 1, (K - 1) / (2 K) E_T, on the
-        training rows, nats. At scale s it is energy_ / s^2; the prior-matched scale
-        is sqrt(2 energy_ / (K - 1)).
+        training rows, nats. At scale s it is `energy_` / s^2; the prior-matched scale
+        is sqrt(2 `energy_` / (K - 1)).
     mean_proba_ : ndarray of shape (n_components,)
         Average posterior of the training rows.
     n_iter_ : int
@@ -159,7 +159,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         the chosen one.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen in :meth:`fit`, if they are all strings.
 
     See Also

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
-import matplotlib as mpl
+import matplotlib
+import matplotlib.pyplot
 import pytest
+import sklearn
 
 import skvaecert
 from skvaecert import (
@@ -25,7 +27,21 @@ from skvaecert import (
     wrappers,
 )
 
+matplotlib.use("Agg")
+
 ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def name_of(page):
+    return page.stem
+
+
+def check_margin(code, certificate):
+    """What a comment in the code says came out, but for rounding on other machines."""
+    told = re.search(r"margin ([\d.]+) of at most ([\d.]+) nats", code).groups()
+    found = certificate.margin, certificate.teacher_information
+    assert found == pytest.approx([float(number) for number in told], abs=0.05)
 
 
 def test_readme_runs():
@@ -35,10 +51,7 @@ def test_readme_runs():
     exec(first, scope)
     certificate = scope["certifier"].certify(scope["X_test"])
     assert certificate.verdict == "certified"
-    # As the comment has it.
-    told = re.search(r"margin ([\d.]+) of at most ([\d.]+) nats", first).groups()
-    assert certificate.margin == pytest.approx(float(told[0]), abs=0.05)
-    assert certificate.teacher_information == pytest.approx(float(told[1]), abs=0.05)
+    check_margin(first, certificate)
     assert scope["Z"].shape == (450, 16)
     exec(search, scope)
     assert len(scope["teacher"].search_results_["information"]) == 6
@@ -49,7 +62,55 @@ def test_readme_runs():
     assert scope["certifier"].certify(scope["X_test"]).verdict == "certified"
 
 
-def test_guide_on_rows_not_seen_runs(capsys):
+def blocks(page):
+    """Code, and why it is not run if it says so."""
+    fenced = r"(?:<!-- not run: (.*?) -->\n)?```python\n(.*?)```"
+    return [(code, why) for why, code in re.findall(fenced, page.read_text(), re.S)]
+
+
+def runnable(page):
+    return [code for code, why in blocks(page) if not why]
+
+
+@pytest.fixture
+def start(monkeypatch, tmp_path):
+    """What pages go on from: the names of docs/index.md, after short trainings."""
+    # What is run here is the code; what trainings lead to is claimed elsewhere.
+    defaults = skvaecert.CertifiedVAE.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "max_epochs", 3)
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    with sklearn.config_context():
+        for code in runnable(ROOT / "docs/index.md"):
+            exec(code, scope)
+        yield scope
+    matplotlib.pyplot.close("all")
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=name_of
+)
+def test_code_on_a_page_runs(page, start):
+    for code in runnable(page):
+        exec(compile(code, page.name, "exec"), start)
+
+
+def test_hardly_any_code_is_not_run():
+    reasons = [why for page in PAGES for _, why in blocks(page) if why]
+    assert len(reasons) <= 3
+    assert all(why.startswith("needs ") for why in reasons)
+
+
+def test_what_the_first_page_says_is_so(capsys):
+    existing, own = runnable(ROOT / "docs/index.md")
+    scope = {}
+    exec(existing, scope)
+    assert capsys.readouterr().out.startswith("Constant: ")
+    exec(own, scope)
+    check_margin(own, scope["certifier"].certify(scope["X_test"]))
+
+
+def test_guide_on_rows_not_seen_says_what_comes_out(capsys):
     section = (ROOT / "docs/guide.md").read_text().split("## Rows not seen")[1]
     (snippet,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)
     exec(snippet, {})
@@ -59,11 +120,10 @@ def test_guide_on_rows_not_seen_runs(capsys):
 
 def test_guide_on_looking_at_a_model_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    mpl.use("Agg")
     section = (ROOT / "docs/guide.md").read_text().split("## Looking at a model")[1]
     (snippet,) = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)
     exec(snippet, {})
-    mpl.pyplot.close("all")
+    matplotlib.pyplot.close("all")
     assert "Certified" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -74,7 +134,7 @@ def test_readme_shows_a_picture_and_links_that_are_there():
         assert (ROOT / link.partition("#")[0]).exists(), link
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_pages_link_to_what_is_there(page):
     text = page.read_text()
     for link in re.findall(r"\]\(((?!http).*?)\)", text):
