@@ -1,8 +1,12 @@
 """What the estimators warn of and raise, beyond scikit-learn's own errors."""
 
+from typing import Any
+
 __all__ = [
     "InterruptedFitWarning",
     "NonFiniteLossError",
+    "NotCertifiedError",
+    "NotCertifiedWarning",
     "UninformativeTeacherWarning",
     "UnreachedMarginWarning",
     "UnstableEncoderWarning",
@@ -57,3 +61,40 @@ class NonFiniteLossError(ArithmeticError):
     Raised by :meth:`CertifiedVAE.fit`. The weights of the last completed epoch
     are kept, unless an earlier fit was there to return to.
     """
+
+
+class NotCertifiedWarning(UserWarning):
+    """No candidate of a search is certified, so the one nearest to it was chosen.
+
+    Raised by the refit rules of :mod:`skvaecert.model_selection`.
+    """
+
+
+class NotCertifiedError(Exception):
+    """What had to be certified is not.
+
+    Raised by :class:`skvaecert.model_selection.CertificationGate`, by
+    :func:`skvaecert.model_selection.require_certified`, and by the refit rules there
+    if they are asked to. It is no ValueError, so that code which catches those, because
+    data may be wrong, does not let it pass.
+
+    Parameters
+    ----------
+    message : str
+        Why.
+    certificate : Certificate or None, default=None
+        What was found; None where many models were looked at.
+
+    Attributes
+    ----------
+    certificate : Certificate or None
+        As given.
+    """
+
+    def __init__(self, message: str, certificate: Any = None) -> None:
+        super().__init__(message)
+        self.certificate = certificate
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Keep the certificate on the way from another process."""
+        return type(self), (*self.args, self.certificate)

@@ -127,6 +127,15 @@ def test_guide_on_looking_at_a_model_runs(tmp_path, monkeypatch):
     assert "Certified" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_guide_on_choosing_the_weight_runs(capsys):
+    section = (ROOT / "docs/guide.md").read_text().split("## Choosing the weight")[1]
+    snippet = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)[0]
+    exec(snippet, {})
+    told = re.findall(r"# ({.*})$", snippet, re.M)
+    assert capsys.readouterr().out.splitlines() == told
+    matplotlib.pyplot.close("all")
+
+
 def test_readme_shows_a_picture_and_links_that_are_there():
     links = re.findall(r"\]\(((?!http).*?)\)", (ROOT / "README.md").read_text())
     assert "docs/images/quickstart.png" in links
