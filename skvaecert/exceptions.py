@@ -2,7 +2,9 @@
 
 __all__ = [
     "InterruptedFitWarning",
+    "InvalidFileError",
     "NonFiniteLossError",
+    "NotSavedWarning",
     "UninformativeTeacherWarning",
     "UnreachedMarginWarning",
     "UnstableEncoderWarning",
@@ -56,4 +58,19 @@ class NonFiniteLossError(ArithmeticError):
 
     Raised by :meth:`CertifiedVAE.fit`. The weights of the last completed epoch
     are kept, unless an earlier fit was there to return to.
+    """
+
+
+class InvalidFileError(ValueError):
+    """A file is not what `save` writes; the message names it and says why.
+
+    Raised by :func:`skvaecert.persistence.load` and `verify`. Nothing in the file was
+    run.
+    """
+
+
+class NotSavedWarning(UserWarning):
+    """Some parameters cannot be saved and are left at their defaults.
+
+    Raised by :func:`skvaecert.persistence.save` for callbacks and for `memory`.
     """

@@ -18,6 +18,7 @@ from skvaecert import (
     model_selection,
     networks,
     objectives,
+    persistence,
     plotting,
     simplex,
     wrappers,
@@ -53,6 +54,14 @@ def test_guide_on_rows_not_seen_runs(capsys):
     exec(snippet, {})
     told = re.findall(r"# ([\d.]+)$", snippet, re.M)
     assert capsys.readouterr().out.split() == told
+
+
+def test_guide_on_saving_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "docs/guide.md").read_text().split("## Saving and sharing")[1]
+    snippet = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)[0]
+    exec(snippet, {})
+    assert capsys.readouterr().out.startswith("Confirmed: these are the rows")
 
 
 def test_readme_shows_a_picture_and_links_that_are_there():
@@ -104,6 +113,7 @@ def test_tests_named_in_the_documents_exist(page, most):
         model_selection,
         networks,
         objectives,
+        persistence,
         plotting,
         simplex,
         wrappers,
