@@ -122,7 +122,7 @@ class SavedMixin:
         # From a floor above: estimators do not need it to work.
         from skvaecert.persistence import save
 
-        save(self, path)  # type: ignore[arg-type]
+        save(self, path)
 
     @classmethod
     def load(

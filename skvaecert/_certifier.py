@@ -703,11 +703,8 @@ class CollapseCertifier(
 
 def _digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:
     """Return what tells later which rows a certificate was made on."""
-    given = teacher_proba is not None
-    return {
-        "rows": digest_rows(X),
-        "teacher_proba": digest_rows(teacher_proba) if given else None,
-    }
+    given = None if teacher_proba is None else digest_rows(teacher_proba)
+    return {"rows": digest_rows(X), "teacher_proba": given}
 
 
 def _result(value: Any) -> Any:

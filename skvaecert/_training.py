@@ -164,9 +164,9 @@ class VAENet(NeuralNet):
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled, with tensors on the CPU wherever they are trained."""
         net = object.__new__(type(self))
-        vars(net).update(vars(self))
+        net.__dict__.update(self.__dict__)
         if torch.device(self.device).type != "cpu":
-            vars(net).update(_on_cpu(self._trained))
+            net.__dict__.update(_on_cpu(self._trained))
         state = super(VAENet, net).__getstate__()
         if self.initialized_:
             # The same as `module_`, which skorch sees to.
@@ -177,7 +177,7 @@ class VAENet(NeuralNet):
         """Take what was pickled, onto the CPU where the device is not there."""
         super().__setstate__(state)
         if self.initialized_:
-            vars(self).setdefault("module", self.module_)
+            self.__dict__.setdefault("module", self.module_)
 
     @property
     def _trained(self) -> dict[str, Any]:

@@ -30,7 +30,6 @@ from sklearn.mixture import GaussianMixture
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
-from skvaecert import baselines
 from skvaecert._archive import Archive, can_hold, naming, read_archive, write_archive
 from skvaecert._base import fingerprints
 from skvaecert._batches import Standardisation
@@ -41,8 +40,21 @@ from skvaecert._optimizer import FlatAdam
 from skvaecert._teacher import GMMTeacher
 from skvaecert._training import VAENet, resolve_device, seeded
 from skvaecert._vae import CertifiedVAE
+from skvaecert.baselines import (
+    AggressiveEncoder,
+    BatchNormVAE,
+    BetaVAE,
+    Capacity,
+    CyclicalAnnealing,
+    DeltaVAE,
+    FreeBits,
+    InfoVAE,
+    LinearAnnealing,
+    MuForcing,
+    SigmaVAE,
+)
 from skvaecert.exceptions import InvalidFileError, NotSavedWarning
-from skvaecert.networks import make_vae
+from skvaecert.networks import VAE, make_vae
 from skvaecert.objectives import Guard, Objective
 from skvaecert.witnesses import LinearWitness, simplex_witness
 
@@ -65,11 +77,21 @@ _ESTIMATORS: dict[str, type[BaseEstimator]] = {
     )
 }
 _OBJECTIVES: dict[str, type[Objective]] = {
-    name: kind
-    for name, kind in (("Objective", Objective), *vars(baselines).items())
-    if name in ("Objective", *baselines.__all__)
-    and isinstance(kind, type)
-    and issubclass(kind, Objective)
+    kind.__name__: kind
+    for kind in (
+        AggressiveEncoder,
+        BatchNormVAE,
+        BetaVAE,
+        Capacity,
+        CyclicalAnnealing,
+        DeltaVAE,
+        FreeBits,
+        InfoVAE,
+        LinearAnnealing,
+        MuForcing,
+        Objective,
+        SigmaVAE,
+    )
 }
 _RECORDS: dict[str, type] = {
     kind.__name__: kind
@@ -537,6 +559,8 @@ class _Packer:
 
     def estimator(self, value: Any, where: str, *, fitted: bool) -> Node:
         """Pack an estimator, or a reference to one that was packed before."""
+        # A frozen one is the same as a parameter and as what was fitted.
+        fitted |= isinstance(value, FrozenEstimator)
         key = id(value), fitted
         if key in self._numbers:
             return {"kind": "same", "number": self._numbers[key]}
@@ -822,8 +846,8 @@ class _Unpacker:
             return [self.unpack(item) for item in node]
         if not isinstance(node, dict):
             return node
-        kind = node.get("kind")
-        _require(kind in self._kinds, f"it has an entry of kind {str(kind)[:40]!r}.")
+        kind = str(node.get("kind"))
+        _require(kind in self._kinds, f"it has an entry of kind {kind[:40]!r}.")
         # Entries that the kind does not have are a TypeError, as of any function.
         return self._kinds[kind](**{k: v for k, v in node.items() if k != "kind"})
 
@@ -967,7 +991,7 @@ class _Unpacker:
         vae.history_ = vae._history()
         vae._structure = vae._fingerprints()
 
-    def _module_of(self, vae: CertifiedVAE, weights: Any, frozen: Any) -> nn.Module:
+    def _module_of(self, vae: CertifiedVAE, weights: Any, frozen: Any) -> VAE:
         """Make the module, once it is known to be as large as its weights are."""
         given = {k: (v.shape, v.dtype) for k, v in weights.items()}
         own = [name for name in _OWN_MODULES if callable(getattr(vae, name))]
@@ -1098,7 +1122,9 @@ def _has_names(estimator: Any) -> bool:
     return isinstance(names, np.ndarray) and len(names) == estimator.n_features_in_
 
 
-def _check_shapes(what: str, arrays: dict[str, Any], **shapes: tuple[int, ...]) -> None:
+def _check_shapes(
+    what: str, arrays: Mapping[str, Any], **shapes: tuple[int, ...]
+) -> None:
     for name, shape in shapes.items():
         array = arrays[name]
         right = isinstance(array, np.ndarray) and array.shape == shape
@@ -1159,7 +1185,7 @@ def _check_teacher(teacher: GMMTeacher) -> None:
     _require(all(map(_is_number, numbers)), "numbers of a teacher are not finite.")
     _require(teacher.temperature_ > 0, "the temperature of a teacher is not above 0.")
     _check_shapes("GMMTeacher", vars(teacher), mean_proba_=(teacher.n_components_,))
-    results = teacher.search_results_
+    results: Any = teacher.search_results_
     _require(results is None or _is_table(results), "the search of a teacher.")
 
 
@@ -1271,6 +1297,11 @@ _RECORD_CHECKS: dict[type, Callable[[Any], None]] = {
 
 class _Served(nn.Module):
     """What is exported: from raw rows to latent means and log-probabilities."""
+
+    location: Tensor
+    factor: Tensor
+    weights: Tensor
+    bias: Tensor
 
     def __init__(self, vae: CertifiedVAE, witness: LinearWitness) -> None:
         super().__init__()

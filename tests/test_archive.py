@@ -128,7 +128,10 @@ def test_members_of_other_names_are_refused(path, name):
 
 
 def test_members_that_come_twice_are_refused(path):
-    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning):
+    with (
+        zipfile.ZipFile(path, "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate"),
+    ):
         archive.writestr("config.json", b"{}")
     with pytest.raises(InvalidFileError, match="members must be"):
         read_archive(path)
