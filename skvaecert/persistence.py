@@ -1116,7 +1116,7 @@ def _from_owner(certifier: CollapseCertifier) -> bool:
 
 
 def _has_names(estimator: Any) -> bool:
-    names = getattr(estimator, "feature_names_in_", None)
+    names: Any = getattr(estimator, "feature_names_in_", None)
     if names is None:
         return True
     return isinstance(names, np.ndarray) and len(names) == estimator.n_features_in_
@@ -1190,7 +1190,9 @@ def _check_teacher(teacher: GMMTeacher) -> None:
 
 
 def _is_table(results: Any) -> bool:
-    columns = list(results.values()) if isinstance(results, dict) else [None]
+    columns: list[Any] = [None]
+    if isinstance(results, dict):
+        columns = list(results.values())
     return all(
         isinstance(column, np.ndarray) and column.shape == (len(columns[0]),)
         for column in columns

@@ -118,7 +118,7 @@ def test_flipped_bytes_are_found_or_change_nothing(path):
 
 @pytest.mark.parametrize(
     "name",
-    ["../config.json", "/config.json", "config.json\0x", "arrays.pkl", "data.pkl"],
+    ["../config.json", "/config.json", "arrays.pkl", "data.pkl"],
 )
 def test_members_of_other_names_are_refused(path, name):
     with zipfile.ZipFile(path, "a") as archive:
