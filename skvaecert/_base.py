@@ -1,6 +1,7 @@
 """What the estimators share: nested defaults, and fits that fail without a trace."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from sklearn.utils.validation import validate_data
 
 from skvaecert._training import CHUNK
 from skvaecert.datasets import DatasetRows
+from skvaecert.exceptions import InvalidFileError
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -49,6 +51,7 @@ __all__ = [
     "CallbackSupportMixin",
     "FitTasks",
     "NestedDefaultMixin",
+    "SavedMixin",
     "fingerprint",
     "fingerprints",
     "numpy_only",
@@ -103,6 +106,56 @@ class NestedDefaultMixin:
                     **{k: v for k, v in params.items() if k != name},
                 }
         return super().set_params(**params)  # type: ignore[misc]
+
+
+class SavedMixin:
+    """Methods `save` and `load`; :mod:`skvaecert.persistence` has their limits."""
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the fitted estimator to a file that is safe to load.
+
+        Parameters
+        ----------
+        path : str or path
+            Where; as in :func:`skvaecert.persistence.save`.
+        """
+        # From a floor above: estimators do not need it to work.
+        from skvaecert.persistence import save
+
+        save(self, path)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, modules: dict[str, Any] | None = None
+    ) -> Self:
+        """Load an estimator of this class; nothing in the file is run.
+
+        Parameters
+        ----------
+        path : str or path
+            A file of :meth:`save`.
+        modules : dict or None, default=None
+            As in :func:`skvaecert.persistence.load`.
+
+        Returns
+        -------
+        self : object
+            Fitted.
+
+        Raises
+        ------
+        InvalidFileError
+            If the file is not valid, or holds an estimator of another class.
+        """
+        from skvaecert.persistence import load
+
+        estimator = load(path, modules=modules)
+        if not isinstance(estimator, cls):
+            raise InvalidFileError(
+                f"{os.fspath(path)} must hold a {cls.__name__}, got a "
+                f"{type(estimator).__name__}. Use {type(estimator).__name__}.load."
+            )
+        return estimator
 
 
 class FitTasks:

@@ -33,6 +33,7 @@ from skvaecert._base import (
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
+    SavedMixin,
     fingerprints,
     restored_on_error,
     seed_unset,
@@ -46,6 +47,7 @@ from skvaecert._kinds import (
     RoundTripKind,
     SampledKind,
     calibrate,
+    digest_rows,
     fingerprint_rows,
     take_rows,
 )
@@ -85,6 +87,7 @@ def _template(certifier: "CollapseCertifier") -> Any:
 class CollapseCertifier(
     CallbackSupportMixin,
     NestedDefaultMixin,
+    SavedMixin,
     ClassNamePrefixFeaturesOutMixin,
     MetaEstimatorMixin,
     TransformerMixin,
@@ -256,10 +259,8 @@ class CollapseCertifier(
             means = self._encode(X)
             self.mean_proba_ = proba.mean(axis=0)
             others = self._fit_witness(X, means, proba, keep=go_on)
-            read = MeanKind(self._models, self.witness_)
-            read.repeated.compare(means, X, self._encode)
-            read.sums.update(proba[others], means[others])
-            self.certificate_ = read.conclude(self.safety_margin)
+            self.certificate_ = self._conclude(X, means, proba, others)
+            self._certified_on = _digests(X, teacher_proba)
         if breakdown is not None:
             raise breakdown
         tasks.end()
@@ -564,13 +565,10 @@ class CollapseCertifier(
         self, X: ArrayLike, means: NDArray[np.floating], proba: Floats, *, keep: bool
     ) -> NDArray[np.intp]:
         """Give the code a witness; return the rows that can be certified with it."""
-        order = np.random.default_rng(0).permutation(len(means))
+        fitted, others = self._witness_rows(len(means))
         if self.witness == "raw":
-            fitted, others = order[:_CALIBRATION_ROWS], np.arange(len(means))
             self._take_raw_witness(means, proba, keep=keep)
         else:
-            fitted, others = np.array_split(order, 2)
-            others = others if len(others) else fitted
             self.witness_ = _FITS[self.witness](means[fitted], proba[fitted])
         few = fitted[:_CALIBRATION_ROWS]
         self._calibration = calibrate(
@@ -582,7 +580,38 @@ class CollapseCertifier(
             refit=_FITS.get(self.witness),
             has_teacher=self.teacher_ is not None,
         )
-        return np.sort(others)
+        return others
+
+    def _witness_rows(
+        self, n_samples: int
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Return which rows a witness is fitted or tempered on, and which it reads."""
+        order = np.random.default_rng(0).permutation(n_samples)
+        if self.witness == "raw":
+            return order[:_CALIBRATION_ROWS], np.arange(n_samples)
+        fitted, others = np.array_split(order, 2)
+        return fitted, np.sort(others if len(others) else fitted)
+
+    def _conclude(
+        self,
+        X: ArrayLike,
+        means: NDArray[np.floating],
+        proba: Floats,
+        others: NDArray[np.intp],
+    ) -> Certificate:
+        read = MeanKind(self._models, self.witness_)
+        read.repeated.compare(means, X, self._encode)
+        read.sums.update(proba[others], means[others])
+        return read.conclude(self.safety_margin)
+
+    def _certify_again(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None
+    ) -> Certificate:
+        """Make the certificate of the training rows once more."""
+        means = self._means(X)
+        proba = self._posterior(X, teacher_proba, len(means))
+        _, others = self._witness_rows(len(means))
+        return self._conclude(X, means, proba, others)
 
     def _take_raw_witness(
         self, means: NDArray[np.floating], proba: Floats, *, keep: bool
@@ -670,6 +699,12 @@ class CollapseCertifier(
     @property
     def _models(self) -> Models:
         return Models(self.estimator_, self._means, self._posterior)
+
+
+def _digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:
+    """Return what tells later which rows a certificate was made on."""
+    given = None if teacher_proba is None else digest_rows(teacher_proba)
+    return {"rows": digest_rows(X), "teacher_proba": given}
 
 
 def _result(value: Any) -> Any:

@@ -3,14 +3,14 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from itertools import product
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
-from sklearn.utils import _safe_indexing, indexable
+from sklearn.utils import _safe_indexing, gen_batches, indexable
 
 from skvaecert._certificate import (
     Certificate,
@@ -34,6 +34,7 @@ __all__ = [
     "SampledKind",
     "Softness",
     "calibrate",
+    "digest_rows",
     "fingerprint_rows",
     "take_rows",
 ]
@@ -45,6 +46,8 @@ _UNSTABLE = 1e-3
 # What a teacher is softened by, to read blurred reconstructions (theory section 7).
 _TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 _FLOORS = (0.0, 1e-3, 1e-2, 1e-1)
+# Rows that are read at a time where nothing else is done with them.
+_READ_ROWS = 2**12
 # Rounding was tried with one draw of it; another may do a little more.
 _CAUTION = 4.0
 
@@ -636,3 +639,38 @@ def fingerprint_rows(X: ArrayLike) -> NDArray[np.uint64]:
         return np.zeros(0, dtype=np.uint64)
     digests = (blake2b(row.tobytes(), digest_size=8).digest() for row in rows + 0.0)
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+def digest_rows(X: ArrayLike) -> str | None:
+    """Return the SHA-256 of a table of numbers, in a form that does not depend on it.
+
+    Hashed are the line ``skvaecert rows 1 DTYPE N_SAMPLES N_FEATURES``, with its
+    newline, and the numbers row after row, little-endian: float32 where `X` is, float64
+    otherwise.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows; those on disk are read some at a time.
+
+    Returns
+    -------
+    str or None
+        64 hexadecimal digits; None if `X` is no table of numbers.
+    """
+    shape = getattr(X, "shape", None)
+    n_samples = shape[0] if shape else len(X)  # type: ignore[arg-type]
+    digest = sha256()
+    try:
+        for piece in gen_batches(n_samples, _READ_ROWS):
+            rows = np.asarray(take_rows(X, piece))
+            dtype = "<f4" if rows.dtype == np.float32 else "<f8"
+            if piece.start == 0:
+                n_features = rows.shape[1]
+                name = np.dtype(dtype).name
+                line = f"skvaecert rows 1 {name} {n_samples} {n_features}\n"
+                digest.update(line.encode())
+            digest.update(np.ascontiguousarray(rows, dtype=dtype).data)
+    except (TypeError, ValueError, IndexError):
+        return None
+    return digest.hexdigest()

@@ -23,7 +23,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._base import numpy_only, open_rows, read_rows, restored_on_error
+from skvaecert._base import (
+    SavedMixin,
+    numpy_only,
+    open_rows,
+    read_rows,
+    restored_on_error,
+)
 from skvaecert._mixture import Mixture
 from skvaecert._teacher_search import (
     Candidate,
@@ -56,7 +62,9 @@ _COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 _AUTO_COMPONENTS, _AUTO_ROWS = (2, 10), 5
 
 
-class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class GMMTeacher(
+    SavedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     r"""Teacher posterior from a Gaussian mixture on principal components.
 
     With the mixture's posterior P(k|x), temperature t and floor e::

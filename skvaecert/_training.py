@@ -2,6 +2,7 @@
 
 import copy
 import dis
+import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -159,6 +160,29 @@ class VAENet(NeuralNet):
         self.stop_wanted = False
         self.autocast = autocast
         super().__init__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled, with tensors on the CPU wherever they are trained."""
+        net = object.__new__(type(self))
+        net.__dict__.update(self.__dict__)
+        if torch.device(self.device).type != "cpu":
+            net.__dict__.update(_on_cpu(self._trained))
+        state = super(VAENet, net).__getstate__()
+        if self.initialized_:
+            # The same as `module_`, which skorch sees to.
+            del state["module"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, onto the CPU where the device is not there."""
+        super().__setstate__(state)
+        if self.initialized_:
+            self.__dict__.setdefault("module", self.module_)
+
+    @property
+    def _trained(self) -> dict[str, Any]:
+        parts = ("module_", "criterion_", "optimizer_")
+        return {k: v for k, v in vars(self).items() if k.startswith(parts)}
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
@@ -412,6 +436,14 @@ class VAENet(NeuralNet):
         """Remember the weights, once everything of the epoch is recorded."""
         self.history.record("seconds", time.perf_counter() - self._began)
         self._completed = Snapshot(self, with_optimizer=False)
+
+
+def _on_cpu(parts: dict[str, Any]) -> dict[str, Any]:
+    """Copy all of them at once: they share tensors."""
+    memory = io.BytesIO()
+    torch.save(parts, memory)
+    memory.seek(0)
+    return torch.load(memory, map_location="cpu", weights_only=False)
 
 
 class Snapshot:

@@ -28,6 +28,7 @@ from skvaecert._base import (
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
+    SavedMixin,
     fingerprint,
     fingerprints,
     open_rows,
@@ -51,6 +52,7 @@ from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
 from skvaecert._training import (
     CHUNK,
     Snapshot,
+    VAENet,
     check_backend,
     check_callbacks,
     decode,
@@ -77,7 +79,7 @@ from skvaecert.forecast import (
     ratio_for_margin,
 )
 from skvaecert.metrics import collapse_margin, teacher_information
-from skvaecert.networks import ModuleOrFactory, check_image_shape, make_vae
+from skvaecert.networks import VAE, ModuleOrFactory, check_image_shape, make_vae
 from skvaecert.objectives import Guard, Objective
 from skvaecert.simplex import (
     Floats,
@@ -157,6 +159,7 @@ class _Data(NamedTuple):
 class CertifiedVAE(
     CallbackSupportMixin,
     NestedDefaultMixin,
+    SavedMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,
@@ -939,9 +942,20 @@ class CertifiedVAE(
         self.vertices_ = simplex_vertices(data.proba.shape[1], self.latent_dim)
         self.witness_scale_ = resolve_witness_scale(self.witness_scale, data.proba)
         self._structure = self._fingerprints()
-        objective = Objective() if self.objective is None else clone(self.objective)
+        device = resolve_device(self.device)
+        self.net_ = self._make_net(
+            self._make_module(),
+            device,
+            kl_weight=self.kl_weight,
+            alignment_weight=self._alignment(data, device),
+            **self._settings(n_epochs, len(data.proba)),
+        )
+        self._prefit(data)
+
+    def _make_module(self) -> VAE:
+        objective = self._own_objective()
         objective.check(self.likelihood)
-        vae = make_vae(
+        return make_vae(
             self.n_features_in_,
             self.latent_dim,
             _check_hidden_sizes(self.hidden_sizes),
@@ -950,19 +964,30 @@ class CertifiedVAE(
             objective.posterior(self.latent_dim),
             self.image_shape,
         )
-        device = resolve_device(self.device)
-        self.net_ = make_net(
+
+    def _make_net(
+        self,
+        vae: VAE,
+        device: torch.device,
+        *,
+        kl_weight: float,
+        alignment_weight: float | Guard,
+        **settings: Any,
+    ) -> VAENet:
+        return make_net(
             vae,
             device=device,
             vertices=self.vertices_,
             criterion__likelihood=self.likelihood,
-            criterion__objective=objective,
+            criterion__objective=self._own_objective(),
             criterion__scale=self.witness_scale_,
-            criterion__kl_weight=self.kl_weight,
-            criterion__alignment_weight=self._alignment(data, device),
-            **self._settings(n_epochs, len(data.proba)),
+            criterion__kl_weight=kl_weight,
+            criterion__alignment_weight=alignment_weight,
+            **settings,
         )
-        self._prefit(data)
+
+    def _own_objective(self) -> Objective:
+        return Objective() if self.objective is None else clone(self.objective)
 
     def _resume(self, data: _Data, n_epochs: int) -> None:
         n_components = len(self.vertices_)

@@ -4,9 +4,11 @@ from typing import Any
 
 __all__ = [
     "InterruptedFitWarning",
+    "InvalidFileError",
     "NonFiniteLossError",
     "NotCertifiedError",
     "NotCertifiedWarning",
+    "NotSavedWarning",
     "UninformativeTeacherWarning",
     "UnreachedMarginWarning",
     "UnstableEncoderWarning",
@@ -98,3 +100,18 @@ class NotCertifiedError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep the certificate on the way from another process."""
         return type(self), (*self.args, self.certificate)
+
+
+class InvalidFileError(ValueError):
+    """A file is not what `save` writes; the message names it and says why.
+
+    Raised by :func:`skvaecert.persistence.load` and `verify`. Nothing in the file was
+    run.
+    """
+
+
+class NotSavedWarning(UserWarning):
+    """Some parameters cannot be saved and are left at their defaults.
+
+    Raised by :func:`skvaecert.persistence.save` for callbacks and for `memory`.
+    """

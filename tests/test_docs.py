@@ -21,6 +21,7 @@ from skvaecert import (
     model_selection,
     networks,
     objectives,
+    persistence,
     plotting,
     report,
     simplex,
@@ -136,6 +137,14 @@ def test_guide_on_choosing_the_weight_runs(capsys):
     matplotlib.pyplot.close("all")
 
 
+def test_guide_on_saving_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    section = (ROOT / "docs/guide.md").read_text().split("## Saving and sharing")[1]
+    snippet = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)[0]
+    exec(snippet, {})
+    assert capsys.readouterr().out.startswith("Confirmed: these are the rows")
+
+
 def test_readme_shows_a_picture_and_links_that_are_there():
     links = re.findall(r"\]\(((?!http).*?)\)", (ROOT / "README.md").read_text())
     assert "docs/images/quickstart.png" in links
@@ -185,6 +194,7 @@ def test_tests_named_in_the_documents_exist(page, most):
         model_selection,
         networks,
         objectives,
+        persistence,
         plotting,
         report,
         simplex,
