@@ -16,12 +16,12 @@ are read from --data-dir or the environment variable SKVAECERT_DATA.
 import argparse
 import datetime
 import json
+import os
 import platform
 import sys
 import time
 from pathlib import Path
 
-import torch
 from cells import VERSIONS, Store, run
 from escape import ESCAPE
 from mitigations import MITIGATIONS
@@ -96,7 +96,7 @@ def note(path, seconds):
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "seconds": round(seconds),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "versions": VERSIONS,
     }
     path.write_text(json.dumps(told, indent=1) + "\n")
