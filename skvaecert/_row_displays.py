@@ -25,6 +25,7 @@ __all__ = [
     "LatentMapDisplay",
     "ReconstructionDisplay",
     "image_shape_of",
+    "posterior_of",
 ]
 
 # Those of Okabe and Ito, without yellow, which is hard to see on white.
@@ -714,14 +715,44 @@ def _read(estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -> _Row
             f"witness, got {type(estimator).__name__}."
         )
     mean = np.asarray(estimator.transform(X), dtype=np.float64)
+    proba = posterior_of(estimator, X, teacher_proba, len(mean))
+    return _RowsRead(mean, proba, witness)
+
+
+def posterior_of(
+    estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
+) -> Floats:
+    """Return the posteriors that were given, or ask the teacher of an estimator.
+
+    Parameters
+    ----------
+    estimator : CertifiedVAE or CollapseCertifier
+        Fitted.
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+    teacher_proba : array-like of shape (n_samples, n_components) or None
+        Posteriors to use in place of the teacher's.
+    n_samples : int
+        Number of rows.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_components)
+        Posteriors.
+
+    Raises
+    ------
+    ValueError
+        If there is neither, or those given are not valid.
+    """
     if teacher_proba is not None:
-        return _RowsRead(mean, check_teacher_proba(teacher_proba, len(mean)), witness)
+        return check_teacher_proba(teacher_proba, n_samples)
     if estimator.teacher_ is None:
         raise ValueError(
             "teacher_proba must be given for the rows to draw: this estimator was "
             "fitted with teacher_proba and has no teacher to ask."
         )
-    return _RowsRead(mean, teacher_posterior(estimator.teacher_, X), witness)
+    return teacher_posterior(estimator.teacher_, X)
 
 
 def image_shape_of(estimator: Any) -> tuple[int, int, int] | None:

@@ -12,8 +12,8 @@ from skvaecert._row_displays import (
     ContributionDisplay,
     LatentMapDisplay,
     ReconstructionDisplay,
+    posterior_of,
 )
-from skvaecert._teacher import teacher_posterior
 from skvaecert.forecast import ForecastCurve
 from skvaecert.metrics import (
     collapse_margin,
@@ -21,7 +21,7 @@ from skvaecert.metrics import (
     teacher_information,
 )
 from skvaecert.model_selection import LOWEST_SCORE
-from skvaecert.simplex import Floats, check_teacher_proba, witness_log_proba
+from skvaecert.simplex import Floats, witness_log_proba
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -294,7 +294,7 @@ class MarginEnergyDisplay:
                 f"witness, got {type(estimator).__name__}."
             )
         mean = np.asarray(estimator.transform(X), dtype=np.float64)
-        proba = _posterior(estimator, X, teacher_proba, len(mean))
+        proba = posterior_of(estimator, X, teacher_proba, len(mean))
         scale = estimator.witness_scale_
         log_q = witness_log_proba(mean, estimator.vertices_, scale)
         path = margin_energy_path(proba, scale)
@@ -934,19 +934,6 @@ def _check_kind(kind: str, certificates: Mapping[str, Certificate]) -> None:
 
 def _energy(codes: Floats) -> float:
     return float((codes**2).sum(axis=1).mean() / 2)
-
-
-def _posterior(
-    estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
-) -> Floats:
-    if teacher_proba is not None:
-        return check_teacher_proba(teacher_proba, n_samples)
-    if estimator.teacher_ is None:
-        raise ValueError(
-            "teacher_proba must be given for the rows to draw: this estimator was "
-            "fitted with teacher_proba and has no teacher to ask."
-        )
-    return teacher_posterior(estimator.teacher_, X)
 
 
 _SCORES = {
