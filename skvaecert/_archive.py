@@ -36,6 +36,7 @@ MEMBERS = ("config.json", "certificate.json", "arrays.safetensors")
 # A thousand times what a model needs; ten or twenty times as much becomes memory.
 _MOST_JSON = 2**24
 _MOST_DEPTH = 40
+_MOST_LIST = 4096
 _MOST_DIMENSIONS = 8
 _TOKENS = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _DTYPES = {
@@ -202,11 +203,25 @@ def read_archive(path: str | os.PathLike[str]) -> Archive:
 def _read_members(file: BinaryIO) -> list[bytes]:
     if file.read(4) != b"PK\x03\x04":
         raise ValueError("it does not begin as a zip archive does.")
+    _check_end(file)
     n_bytes = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         _check_members(members, n_bytes)
         return [archive.read(member) for member in members]
+
+
+def _check_end(file: BinaryIO) -> None:
+    """Check that the list of members is short before Python makes objects of it."""
+    file.seek(-98, os.SEEK_END)
+    tail = file.read()
+    if tail[76:80] != b"PK\x05\x06":
+        raise ValueError("it does not end as a zip archive does.")
+    # Archives above 4 GiB have the size in a record of their own.
+    is_large = tail[56:60] == b"PK\x06\x07"
+    size = int.from_bytes(tail[40:48] if is_large else tail[88:92], "little")
+    if size > _MOST_LIST:
+        raise ValueError("its list of members is too long.")
 
 
 def _check_members(members: list[zipfile.ZipInfo], n_bytes: int) -> None:

@@ -160,6 +160,20 @@ def test_something_before_the_archive_is_refused(path):
         read_archive(path)
 
 
+def test_something_behind_the_archive_is_refused(path):
+    path.write_bytes(path.read_bytes() + b"a script")
+    with pytest.raises(InvalidFileError, match="does not end"):
+        read_archive(path)
+
+
+def test_long_lists_of_members_are_not_read(path):
+    with zipfile.ZipFile(path, "a") as archive:
+        for i in range(100):
+            archive.writestr(f"{i}", b"")
+    with pytest.raises(InvalidFileError, match="list of members is too long"):
+        read_archive(path)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -3,6 +3,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from pathlib import Path
@@ -381,6 +382,7 @@ HUGE = 10**9
         _set(*VAE, "state", "net_", "history", "n_rows", value=HUGE),
         _set(*VAE, "state", "net_", "settings", "lr", value=-1),
         _set(*VAE, "state", "net_", "settings", "module", value=1),
+        _set(*VAE, "state", "net_", "settings", "batch_size", value=2.5),
         _set(*VAE, "state", "net_", "optimizer", "flat", value=False),
         _set(*VAE, "state", "net_", "kl_weight", value="1"),
         _set(*VAE, "state", "_standardisation", "fields", "scale", value=0.0),
@@ -432,6 +434,123 @@ def test_arrays_that_nothing_refers_to_are_refused(path):
     write_archive(path, archive._replace(arrays=archive.arrays | {"x": np.zeros(1)}))
     with pytest.raises(InvalidFileError, match="nothing refers to"):
         load(path)
+
+
+def test_a_fitted_witness_is_not_taken_for_the_fixed_one(path):
+    archive = read_archive(path)
+    with_array(
+        path,
+        ".witness_.weights",
+        1.5 * archive.arrays["CollapseCertifier.witness_.weights"],
+    )
+    with pytest.raises(InvalidFileError, match="raw witness is not that"):
+        load(path)
+    write_archive(path, archive)
+    with_array(path, "witness_.bias", np.array([0.1, 0.0, 0.0]))
+    with pytest.raises(InvalidFileError, match="raw witness is not that"):
+        load(path)
+
+
+def test_a_simplex_that_was_turned_is_not_the_fixed_one(path):
+    archive = read_archive(path)
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    turned = {
+        k: v @ turn if k.endswith(("vertices_", "witness_.weights")) else v
+        for k, v in archive.arrays.items()
+    }
+    write_archive(path, archive._replace(arrays=turned))
+    with pytest.raises(InvalidFileError, match="not those of simplex_vertices"):
+        load(path)
+
+
+@pytest.mark.parametrize("shape", [(50_000, 1), (10**9, 0)])
+def test_vertices_of_few_dimensions_take_no_memory(path, shape):
+    with_array(path, "estimator_.vertices_", np.zeros(shape))
+    with pytest.raises(InvalidFileError, match="vertices are too many"):
+        load(path)
+
+
+def test_networks_of_many_small_layers_are_not_made(path):
+    edited(path, _set(*VAE, "params", "hidden_sizes", value=[1] * 10**5))
+    with pytest.raises(InvalidFileError, match="more layers than weights"):
+        load(path)
+
+
+@pytest.mark.parametrize("n_rows", [30_000, 10**6])
+def test_long_histories_take_no_long_time(path, n_rows):
+    column = {
+        "values": {"kind": "array", "name": "long", "transposed": False},
+        "rows": None,
+    }
+    history = {"n_rows": n_rows, "columns": {"epoch": column}}
+    edited(path, _set(*VAE, "state", "net_", "history", value=history))
+    archive = read_archive(path)
+    arrays = {k: v for k, v in archive.arrays.items() if ".history." not in k}
+    arrays |= {"long": np.zeros(n_rows, np.uint8)}
+    write_archive(path, archive._replace(arrays=arrays))
+    if n_rows > 10**5:
+        with pytest.raises(InvalidFileError, match="history is too long"):
+            load(path)
+    else:
+        began = time.process_time()
+        assert len(load(path).estimator_.net_.history) == n_rows
+        assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CollapseCertifier.mean_proba_", np.full(3, 5.0)),
+        ("teacher_.mean_proba_", np.array([0.5, 0.5, 0.0])),
+        ("mixture_.weights_", np.full(3, 1e300)),
+        ("_calibration.witness.weights", np.zeros((9, 2))),
+        ("_calibration.witness.weights", np.zeros((3, 7))),
+    ],
+)
+def test_what_is_no_distribution_or_of_another_shape_is_refused(path, name, value):
+    with_array(path, name, value)
+    if len(value) == 9:
+        with_array(path, "_calibration.witness.bias", np.zeros(9))
+    with pytest.raises(InvalidFileError, match="must be a file as skvaecert saves it"):
+        load(path)
+
+
+@pytest.mark.parametrize("device", ["meta", "hpu", "privateuseone", "os", ""])
+def test_names_of_devices_import_nothing(path, rows, certifier, device):
+    edited(path, _set(*VAE, "params", "device", value=device))
+    assert load(path).score(rows) == certifier.score(rows)
+
+
+def test_models_that_fail_on_rows_of_their_certificate_are_invalid_files(path, rows):
+    edited(
+        path, _set(*VAE, "state", "_standardisation", "fields", "scale", value=1e-99)
+    )
+    with pytest.raises(InvalidFileError, match="standard deviations"):
+        verify(path, rows[:60])
+    with pytest.raises(ValueError, match="standard deviations") as caught:
+        verify(path, rows[30:])
+    assert not isinstance(caught.value, InvalidFileError)
+
+
+def test_a_constant_encoder_is_not_confirmed_whatever_its_certificate_says(path, rows):
+    archive = read_archive(path)
+    constant = {
+        k: 0 * v if ".net_.encoder." in k and k.endswith("weight") else v
+        for k, v in archive.arrays.items()
+    }
+    for scale in (1e-3, 1.0, 1e140):
+        config = json.loads(json.dumps(archive.config))
+        config["estimator"]["state"]["witness_scale_"] = scale
+        weights = scale * constant["CollapseCertifier.vertices_"]
+        arrays = constant | {"CollapseCertifier.witness_.weights": weights}
+        for tolerance in (0.0, 0.9):
+            certificate = json.loads(json.dumps(archive.certificate))
+            certificate["certificate"]["tolerance"] = tolerance
+            write_archive(path, Archive(config, certificate, arrays))
+            verification = verify(path, rows[:60])
+            assert verification.same_rows
+            assert not verification.confirmed
+            assert verification.recomputed_verdict != "certified"
 
 
 def test_huge_sizes_take_no_memory(path):
