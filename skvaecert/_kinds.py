@@ -658,12 +658,12 @@ def digest_rows(X: ArrayLike) -> str | None:
     str or None
         64 hexadecimal digits; None if `X` is no table of numbers.
     """
-    shape = getattr(X, "shape", None)
-    n_samples = shape[0] if shape else len(X)  # type: ignore[arg-type]
     digest = sha256()
     try:
+        table = X if hasattr(X, "shape") else np.asarray(X)
+        n_samples = table.shape[0]
         for piece in gen_batches(n_samples, _READ_ROWS):
-            rows = np.asarray(take_rows(X, piece))
+            rows = np.asarray(take_rows(table, piece))
             dtype = "<f4" if rows.dtype == np.float32 else "<f8"
             if piece.start == 0:
                 n_features = rows.shape[1]
