@@ -170,7 +170,8 @@ def test_margin_and_energy_rise_with_the_ratio(seed, n_components, sharpness):
     margin, energy = forecast_margin(proba, SCALE, ratios)
     assert np.diff(margin).min() > -1e-12
     assert (np.diff(energy) >= -1e-12 * energy[1:] - 1e-25).all()
-    assert margin.max() <= teacher_information(proba) + 1e-15
+    # Sums of 20 terms, two of them to compare, are off by some units in the last place.
+    assert margin.max() <= teacher_information(proba) + 1e-14
     if sharpness:
         assert margin[-1] - margin[0] > 1e-3
     else:
