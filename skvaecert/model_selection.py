@@ -806,7 +806,7 @@ class CertificationGate(
         witness was not fitted on.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of features seen in :meth:`fit`, if they are all strings.
 
     See Also
