@@ -48,7 +48,8 @@ def broken_links(root):
 def missing_names(root):
     found = pkgutil.iter_modules(skvaecert.__path__, "skvaecert.")
     for module in ["skvaecert", *(m.name for m in found if "._" not in m.name)]:
-        for member in importlib.import_module(module).__all__:
+        loaded = importlib.import_module(module)
+        for member in (m for m in loaded.__all__ if callable(getattr(loaded, m))):
             name = f"{module}.{member}"
             path = root / "reference" / f"{name}.html"
             if not path.is_file() or name not in Page(path).anchors:

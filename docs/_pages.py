@@ -44,7 +44,9 @@ def public_names():
     meant = defaultdict(set)
     for module in public_modules():
         meant[module].add(module)
-        for member in importlib.import_module(module).__all__:
+        loaded = importlib.import_module(module)
+        # Constants have no page of their own.
+        for member in (m for m in loaded.__all__ if callable(getattr(loaded, m))):
             full = f"{module}.{member}"
             for short in (full, full.removeprefix("skvaecert."), member):
                 meant[short].add(full)
