@@ -46,7 +46,6 @@ from skvaecert._base import (
 )
 from skvaecert._certificate import Certificate
 from skvaecert._certifier import CollapseCertifier
-from skvaecert._kinds import MeanKind
 from skvaecert._together import JointTraining
 from skvaecert._vae import CertifiedVAE
 from skvaecert.bounds import betting_bound
@@ -388,10 +387,8 @@ class _Scored:
     @cached_property
     def certificate(self) -> Certificate:
         """That of :meth:`CollapseCertifier.certify`, from means that are there."""
-        read = MeanKind(self.certifier._models, self.certifier.witness_)
-        read.repeated.compare(self.means, self.rows, self.certifier._means)
-        read.sums.update(self.proba, self.means)
-        return read.conclude(self.certifier.safety_margin)
+        every = np.arange(len(self.means))
+        return self.certifier._conclude(self.rows, self.means, self.proba, every)
 
     @property
     def certified(self) -> float:
