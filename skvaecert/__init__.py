@@ -4,6 +4,7 @@ from importlib.metadata import version
 
 from skvaecert._certificate import Certificate, certify, certify_batches
 from skvaecert._certifier import CollapseCertifier
+from skvaecert._kinds import PartialCertificate
 from skvaecert._teacher import GMMTeacher
 from skvaecert._vae import CertifiedVAE
 
@@ -12,6 +13,7 @@ __all__ = [
     "CertifiedVAE",
     "CollapseCertifier",
     "GMMTeacher",
+    "PartialCertificate",
     "certify",
     "certify_batches",
 ]

@@ -455,6 +455,30 @@ class CertificateSums:
             self._add(posteriors[rows], _checked(means[rows]), weight)
         return self
 
+    def merge(self, other: "CertificateSums") -> Self:
+        """Add the rows that other sums have seen.
+
+        Parameters
+        ----------
+        other : CertificateSums
+            Of other rows, read by the same witness; it stays as it is.
+
+        Returns
+        -------
+        self : CertificateSums
+            With these rows added.
+
+        Raises
+        ------
+        ValueError
+            If the witness is another one.
+        """
+        _check_same_witness(self.witness, other.witness)
+        self.alignment.merge(other.alignment)
+        self._forces.merge(other._forces)
+        self._means.merge(other._means)
+        return self
+
     @property
     def margin(self) -> float:  # numpydoc ignore=RT01
         """G of the rows so far, nats; an error if there are none."""
@@ -530,6 +554,9 @@ class SampledSums:
         Codes drawn of each row, at least 2.
     generator : numpy.random.Generator
         Draws them.
+    part : int or None, default=None
+        Which part of the rows this is, where sums are to be merged: draws that all
+        rows share are then the same in all parts, the others are not.
 
     References
     ----------
@@ -537,11 +564,14 @@ class SampledSums:
     """
 
     def __init__(
-        self, witness: LinearWitness, n_draws: int, generator: np.random.Generator
+        self,
+        witness: LinearWitness,
+        n_draws: int,
+        generator: np.random.Generator,
+        part: int | None = None,
     ) -> None:
         self.witness = witness
         self.n_draws = n_draws
-        self.generator = generator
         self.alignment = MarginSums()
         self._forces = SpreadSums()
         self._means, self._deviations = _MeanSums(), _MeanSums()
@@ -555,6 +585,10 @@ class SampledSums:
         noise -= noise.mean(axis=0)
         self._shared_noise = noise / noise.std(axis=0)
         self._shared_loss = 0.0
+        self.generator = generator
+        if part is not None:
+            seed = int(generator.integers(2**63))
+            self.generator = np.random.default_rng([part, seed])
 
     def update(
         self,
@@ -599,6 +633,43 @@ class SampledSums:
             mean, deviation = _checked(means[rows]), _checked(deviations[rows])
             weight = np.ascontiguousarray(weights[rows])
             self._add(posteriors[rows], mean, deviation, weight)
+        return self
+
+    def merge(self, other: "SampledSums") -> Self:
+        """Add the rows that other sums have seen.
+
+        Parameters
+        ----------
+        other : SampledSums
+            Of other rows, with the same witness and shared draws, another part; it
+            stays as it is.
+
+        Returns
+        -------
+        self : SampledSums
+            With these rows added.
+
+        Raises
+        ------
+        ValueError
+            If witness or shared draws differ.
+        """
+        _check_same_witness(self.witness, other.witness)
+        if not np.array_equal(self._shared_noise, other._shared_noise):
+            raise ValueError(
+                "parts must have the same n_draws, and draws from the same seed, got "
+                "others. Give the certifier an int as random_state."
+            )
+        self.alignment.merge(other.alignment)
+        self._forces.merge(other._forces)
+        self._means.merge(other._means)
+        self._deviations.merge(other._deviations)
+        self._errors = self._errors + other._errors
+        self._narrowest = min(self._narrowest, other._narrowest)
+        self._variance += other._variance
+        self._squared_variance += other._squared_variance
+        self._kl += other._kl
+        self._shared_loss += other._shared_loss
         return self
 
     def certificate(
@@ -797,6 +868,24 @@ class RoundTripSums:
         self._outputs.add(_checked(np.asanyarray(output)), weight)
         return self
 
+    def merge(self, other: "RoundTripSums") -> Self:
+        """Add the rows that other sums have seen.
+
+        Parameters
+        ----------
+        other : RoundTripSums
+            Of other rows; it stays as it is.
+
+        Returns
+        -------
+        self : RoundTripSums
+            With these rows added.
+        """
+        self.alignment.merge(other.alignment)
+        self._means.merge(other._means)
+        self._outputs.merge(other._outputs)
+        return self
+
     def certificate(
         self, *, safety_margin: float = 0.0, shift: float = 0.0
     ) -> Certificate:
@@ -943,6 +1032,16 @@ class _MeanSums:
         self.spread.update(mean, weight)
         self._precision.add(mean, self.spread.first)
 
+    def merge(self, other: "_MeanSums") -> None:
+        if not len(other.spread.first):
+            return
+        self.spread.merge(other.spread)
+        equal = self.spread.first == other.spread.first
+        self._precision.merge(other._precision, equal)
+        self._norms += other._norms
+        self._squares = self._squares + other._squares
+        self._at_least_one = self._at_least_one + other._at_least_one
+
     @property
     def mean_norm(self) -> float:
         return self._norms / self.spread.total_weight
@@ -983,13 +1082,26 @@ class _Precision:
         self._fits: dict[str, NDArray[np.bool_]] = {}
 
     def add(self, values: Floats, first: Floats) -> None:
-        if not self._fits:
-            kinds = "equal", "bfloat16", "float16", "float32"
-            self._fits = {kind: np.ones(len(first), dtype=bool) for kind in kinds}
+        self._begin(len(first))
         self._note("equal", values, lambda part, of: part == first[of])
         self._note("bfloat16", values, lambda part, of: _fits_bfloat16(part))
         self._note("float16", values, lambda part, of: _fits(part, np.float16))
         self._note("float32", values, lambda part, of: _fits(part, np.float32))
+
+    def merge(self, other: "_Precision", equal: NDArray[np.bool_]) -> None:
+        """Add what was seen of other values, whose first is `equal` to the own or not.
+
+        What is equal in both parts may be one number here and another there.
+        """
+        self._begin(len(equal))
+        for kind, fits in other._fits.items():
+            self._fits[kind] = self._fits[kind] & fits
+        self._fits["equal"] = self._fits["equal"] & equal
+
+    def _begin(self, n_columns: int) -> None:
+        if not self._fits:
+            kinds = "equal", "bfloat16", "float16", "float32"
+            self._fits = {kind: np.ones(n_columns, dtype=bool) for kind in kinds}
 
     @property
     def unit(self) -> Floats:
@@ -1155,6 +1267,11 @@ def _check_shapes(
             f"vertices must have shape (n_components, latent_dim) = {wanted}, got "
             f"{shape}."
         )
+
+
+def _check_same_witness(witness: LinearWitness, other: LinearWitness) -> None:
+    if not witness.equals(other):
+        raise ValueError("parts must be read by the same witness, got two.")
 
 
 def _checked(mean: NDArray[Any]) -> Floats:

@@ -1,9 +1,11 @@
 """CollapseCertifier: fit, score and certify any encoder that has `transform`."""
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
+from uuid import uuid4
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,11 +46,13 @@ from skvaecert._kinds import (
     Kind,
     MeanKind,
     Models,
+    PartialCertificate,
     RoundTripKind,
     SampledKind,
     calibrate,
     digest_rows,
     fingerprint_rows,
+    is_stored,
     take_rows,
 )
 from skvaecert._teacher import GMMTeacher, teacher_posterior
@@ -69,11 +73,9 @@ _Piece = tuple[ArrayLike, ArrayLike | None, ArrayLike | None]
 
 # Of rows of fit, most that strength and softness are chosen on.
 _CALIBRATION_ROWS = 2000
-# Rows that may be equal to some of those by chance, beside one in a hundred.
-_FEW_ROWS = 2
 _FITS = {"procrustes": fit_procrustes, "linear": fit_linear}
-# Rows that are encoded, and asked about, at a time.
-_MOST_ROWS = 2**16
+# Rows that are encoded, and asked about, at a time, and numbers of stored ones.
+_MOST_ROWS, _MOST_NUMBERS = 2**16, 2**24
 
 
 def _has_inverse(certifier: "CollapseCertifier") -> bool:
@@ -261,6 +263,8 @@ class CollapseCertifier(
             others = self._fit_witness(X, means, proba, keep=go_on)
             self.certificate_ = self._conclude(X, means, proba, others)
             self._certified_on = _digests(X, teacher_proba)
+            # Of this fit alone: parts of a certificate are merged within one.
+            self._origin = uuid4().hex
         if breakdown is not None:
             raise breakdown
         tasks.end()
@@ -424,7 +428,8 @@ class CollapseCertifier(
         Theory sections 2, 6, 7 and 8.
         """
         pieces = _pieces(X, teacher_proba, sample_weight)
-        return self._certify(pieces, kind, n_draws, confidence)
+        collected = self._collected(pieces, None, kind, n_draws, confidence)
+        return collected.certificate()
 
     def certify_batches(
         self,
@@ -467,7 +472,58 @@ class CollapseCertifier(
             As :meth:`certify`.
         """
         pieces = ((rows, None, None) for rows in batches)
-        return self._certify(pieces, kind, n_draws, confidence)
+        collected = self._collected(pieces, None, kind, n_draws, confidence)
+        return collected.certificate()
+
+    def partial_certificate(
+        self,
+        X: ArrayLike,
+        part: int,
+        *,
+        kind: str = "mean",
+        teacher_proba: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        n_draws: int = 8,
+        confidence: float = 0.95,
+    ) -> PartialCertificate:
+        """Collect what a certificate needs to know of some of the rows.
+
+        For rows that lie on several machines: send the fitted certifier there, call
+        this for each part of the rows, merge what it returns, in any order, and ask
+        that for the certificate, which is of all rows together.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Some of the rows.
+        part : int
+            A number of at least 0 that no other part has: rows that come twice, from a
+            task that was repeated for example, are then found when parts are merged.
+        kind : {"mean", "sampled", "round_trip"}, default="mean"
+            As in :meth:`certify`.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            As in :meth:`certify`, of these rows.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights, which count across parts; 1 when None.
+        n_draws : int, default=8
+            As in :meth:`certify`.
+        confidence : float, default=0.95
+            As in :meth:`certify`.
+
+        Returns
+        -------
+        PartialCertificate
+            Some kilobytes, without rows, encoder or teacher.
+
+        Raises
+        ------
+        ValueError
+            If data or parameters are not valid.
+        """
+        if not isinstance(part, Integral) or part < 0:
+            raise ValueError(f"part must be an int of at least 0, got {part!r}.")
+        pieces = _pieces(X, teacher_proba, sample_weight)
+        return self._collected(pieces, int(part), kind, n_draws, confidence)
 
     def __sklearn_tags__(self) -> Tags:
         """Take over the estimator's tags on dtypes and input."""
@@ -599,7 +655,7 @@ class CollapseCertifier(
         proba: Floats,
         others: NDArray[np.intp],
     ) -> Certificate:
-        read = MeanKind(self._models, self.witness_)
+        read = MeanKind(self.witness_)
         read.repeated.compare(means, X, self._encode)
         read.sums.update(proba[others], means[others])
         return read.conclude(self.safety_margin)
@@ -654,39 +710,46 @@ class CollapseCertifier(
             )
         return means
 
-    def _certify(
-        self, pieces: Iterable[_Piece], kind: str, n_draws: int, confidence: float
-    ) -> Certificate:
+    def _collected(
+        self,
+        pieces: Iterable[_Piece],
+        part: int | None,
+        kind: str,
+        n_draws: int,
+        confidence: float,
+    ) -> PartialCertificate:
         check_is_fitted(self)
-        collected = self._kind(kind, n_draws, confidence)
+        collected, models = self._kind(kind, n_draws, confidence, part), self._models
         must_be_others = kind != "mean" or self.witness_.name != "raw"
         n_samples = n_known = 0
         for X, proba, weight in pieces:
-            collected.add(X, proba, weight)
+            collected.add(models, X, proba, weight)
+            n_samples += _n_samples(X)
             if must_be_others:
-                prints = fingerprint_rows(X)
-                n_samples += len(prints)
-                n_known += int(np.isin(prints, self._calibration.rows).sum())
-        if n_known > max(_FEW_ROWS, n_samples // 100):
-            raise ValueError(
-                f"X must be rows that the witness was not fitted on, got {n_known} of "
-                f"{n_samples} rows that were in fit: on those it would find variation "
-                "that means nothing. Certify rows that were held out."
-            )
-        return collected.conclude(self.safety_margin)
+                known = np.isin(fingerprint_rows(X), self._calibration.rows)
+                n_known += int(known.sum())
+        return PartialCertificate(
+            parts=frozenset(() if part is None else (part,)),
+            n_samples=n_samples,
+            n_known=n_known,
+            origin=self._origin,
+            safety_margin=self.safety_margin,
+            collected=collected,
+        )
 
-    def _kind(self, kind: str, n_draws: int, confidence: float) -> Kind:
+    def _kind(
+        self, kind: str, n_draws: int, confidence: float, part: int | None = None
+    ) -> Kind:
         if kind == "mean":
-            return MeanKind(self._models, self.witness_)
+            return MeanKind(self.witness_)
         if kind == "round_trip":
             softness = _result(self._calibration.softness)
-            shape = self.witness_.weights.shape
-            return RoundTripKind(self._models, softness, shape)
+            return RoundTripKind(softness, self.witness_.weights.shape)
         if kind == "sampled":
             _check_draws(n_draws, confidence)
             witness = _result(self._calibration.witness)
             generator = np.random.default_rng(self._seed())
-            return SampledKind(self._models, witness, n_draws, confidence, generator)
+            return SampledKind(witness, n_draws, confidence, generator, part)
         raise ValueError(
             f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}."
         )
@@ -724,14 +787,14 @@ def _pieces(
     X: ArrayLike, teacher_proba: ArrayLike | None, sample_weight: ArrayLike | None
 ) -> Iterator[_Piece]:
     """Cut rows, and what belongs to them, where there are too many for one piece."""
-    n_samples = _n_samples(X)
-    if n_samples <= _MOST_ROWS:
+    n_samples, size = _n_samples(X), _piece_size(X)
+    if n_samples <= size and not is_stored(X):
         yield X, teacher_proba, sample_weight
         return
     weight = check_weight(sample_weight, n_samples)
     if teacher_proba is not None:
         check_consistent_length(X, teacher_proba)
-    for piece in gen_batches(n_samples, _MOST_ROWS):
+    for piece in gen_batches(n_samples, size):
         proba = None if teacher_proba is None else take_rows(teacher_proba, piece)
         yield take_rows(X, piece), proba, weight[piece]
 
@@ -739,9 +802,26 @@ def _pieces(
 def _n_samples(X: Any) -> int:
     """Count rows, or what is too little to be cut: the estimator has the last word."""
     shape = getattr(X, "shape", None)
-    if shape is not None:
+    if shape is None:
+        return len(X) if hasattr(X, "__len__") else 0
+    try:
         return int(shape[0]) if shape else 0
-    return len(X) if hasattr(X, "__len__") else 0
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"X must have a number of rows that is known, got {shape[0]}. Of dask "
+            "arrays, call compute_chunk_sizes(); of dask data frames, "
+            "to_dask_array(lengths=True)."
+        ) from error
+
+
+def _piece_size(X: Any) -> int:
+    """Return how many rows to take at a time, of stored ones whole chunks."""
+    if not is_stored(X):
+        return _MOST_ROWS
+    chunk = X.chunks[0] if X.chunks else 1
+    n_rows = max(chunk) if isinstance(chunk, tuple) else chunk
+    most = min(_MOST_ROWS, _MOST_NUMBERS // max(1, math.prod(X.shape[1:])))
+    return int(max(n_rows, most // n_rows * n_rows))
 
 
 def _fit_encoder(

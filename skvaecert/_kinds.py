@@ -1,8 +1,9 @@
 """Kinds of certificates: what is asked of encoder, decoder and teacher, row by row."""
 
+import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
 from itertools import product
 from typing import Any, Protocol
@@ -29,6 +30,7 @@ __all__ = [
     "Kind",
     "MeanKind",
     "Models",
+    "PartialCertificate",
     "Repeated",
     "RoundTripKind",
     "SampledKind",
@@ -36,6 +38,7 @@ __all__ = [
     "calibrate",
     "digest_rows",
     "fingerprint_rows",
+    "is_stored",
     "take_rows",
 ]
 
@@ -50,6 +53,8 @@ _FLOORS = (0.0, 1e-3, 1e-2, 1e-1)
 _READ_ROWS = 2**12
 # Rounding was tried with one draw of it; another may do a little more.
 _CAUTION = 4.0
+# Rows that may be equal to some of the fit by chance, beside one in a hundred.
+_FEW_ROWS = 2
 
 
 @dataclass(frozen=True)
@@ -277,21 +282,36 @@ def _result_or_error(function: Callable[[], Any]) -> Any:
 
 
 class Kind(Protocol):
-    """Collects rows, and makes a certificate of them."""
+    """Collects what a certificate needs to know of rows, and makes it."""
 
     def add(
-        self, X: ArrayLike, proba: ArrayLike | None, weight: ArrayLike | None
+        self,
+        models: Models,
+        X: ArrayLike,
+        proba: ArrayLike | None,
+        weight: ArrayLike | None,
     ) -> None:
         """Add rows.
 
         Parameters
         ----------
+        models : Models
+            The same at each call.
         X : array-like of shape (n_samples, n_features)
             Rows.
         proba : array-like of shape (n_samples, n_components) or None
             Posteriors, if not the teacher's.
         weight : array-like of shape (n_samples,) or None
             Weights.
+        """
+
+    def merge(self, other: Any) -> None:
+        """Add the rows that another one has seen.
+
+        Parameters
+        ----------
+        other : Kind
+            Of the same kind, with the same models; it stays as it is.
         """
 
     def conclude(self, safety_margin: float) -> Certificate:
@@ -314,24 +334,27 @@ class MeanKind:
 
     Parameters
     ----------
-    models : Models
-        Encoder and teacher.
     witness : LinearWitness
         What reads the means.
     """
 
-    def __init__(self, models: Models, witness: LinearWitness) -> None:
-        self.models = models
+    def __init__(self, witness: LinearWitness) -> None:
         self.sums = CertificateSums(witness)
         self.repeated = Repeated()
 
     def add(
-        self, X: ArrayLike, proba: ArrayLike | None, weight: ArrayLike | None
+        self,
+        models: Models,
+        X: ArrayLike,
+        proba: ArrayLike | None,
+        weight: ArrayLike | None,
     ) -> None:
         """Add rows.
 
         Parameters
         ----------
+        models : Models
+            The same at each call.
         X : array-like of shape (n_samples, n_features)
             Rows.
         proba : array-like of shape (n_samples, n_components) or None
@@ -339,10 +362,21 @@ class MeanKind:
         weight : array-like of shape (n_samples,) or None
             Weights.
         """
-        means = self.models.encode(X)
-        posterior = self.models.posterior(X, proba, len(means))
+        means = models.encode(X)
+        posterior = models.posterior(X, proba, len(means))
         self.sums.update(posterior, means, weight)
-        self.repeated.compare(means, X, self.models.encode)
+        self.repeated.compare(means, X, models.encode)
+
+    def merge(self, other: "MeanKind") -> None:
+        """Add the rows that another one has seen.
+
+        Parameters
+        ----------
+        other : MeanKind
+            It stays as it is.
+        """
+        self.sums.merge(other.sums)
+        self.repeated.merge(other.repeated)
 
     def conclude(self, safety_margin: float) -> Certificate:
         """Make the certificate.
@@ -368,8 +402,6 @@ class SampledKind:
 
     Parameters
     ----------
-    models : Models
-        Encoder and teacher.
     witness : LinearWitness
         What reads the codes, tempered on other rows.
     n_draws : int
@@ -378,28 +410,35 @@ class SampledKind:
         Of the interval.
     generator : numpy.random.Generator
         Draws the codes.
+    part : int or None
+        Which part of the rows this is, if it is to be merged with others.
     """
 
     def __init__(
         self,
-        models: Models,
         witness: LinearWitness,
         n_draws: int,
         confidence: float,
         generator: np.random.Generator,
+        part: int | None,
     ) -> None:
-        self.models = models
         self.confidence = confidence
         self.repeated = Repeated()
-        self.sums = SampledSums(witness, n_draws, generator)
+        self.sums = SampledSums(witness, n_draws, generator, part)
 
     def add(
-        self, X: ArrayLike, proba: ArrayLike | None, weight: ArrayLike | None
+        self,
+        models: Models,
+        X: ArrayLike,
+        proba: ArrayLike | None,
+        weight: ArrayLike | None,
     ) -> None:
         """Add rows.
 
         Parameters
         ----------
+        models : Models
+            The same at each call.
         X : array-like of shape (n_samples, n_features)
             Rows.
         proba : array-like of shape (n_samples, n_components) or None
@@ -407,12 +446,33 @@ class SampledKind:
         weight : array-like of shape (n_samples,) or None
             Weights.
         """
-        mean, deviation = self.models.distribution(X)
-        posterior = self.models.posterior(X, proba, len(mean))
+        mean, deviation = models.distribution(X)
+        posterior = models.posterior(X, proba, len(mean))
         self.sums.update(posterior, mean, deviation, weight)
         both = _side_by_side(mean, deviation)
-        again = self.models.distribution
+        again = models.distribution
         self.repeated.compare(both, X, lambda rows: _side_by_side(*again(rows)))
+
+    def merge(self, other: "SampledKind") -> None:
+        """Add the rows that another one has seen.
+
+        Parameters
+        ----------
+        other : SampledKind
+            It stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If the two are for other confidences, numbers of draws or seeds.
+        """
+        if self.confidence != other.confidence:
+            raise ValueError(
+                "parts must have the same confidence, got "
+                f"{self.confidence} and {other.confidence}."
+            )
+        self.sums.merge(other.sums)
+        self.repeated.merge(other.repeated)
 
     def conclude(self, safety_margin: float) -> Certificate:
         """Make the certificate.
@@ -440,29 +500,30 @@ class RoundTripKind:
 
     Parameters
     ----------
-    models : Models
-        Encoder, decoder and teacher.
     softness : Softness
         Chosen on other rows.
     shape : (n_components, latent_dim)
         K and d.
     """
 
-    def __init__(
-        self, models: Models, softness: Softness, shape: tuple[int, int]
-    ) -> None:
-        self.models = models
+    def __init__(self, softness: Softness, shape: tuple[int, int]) -> None:
         self.softness = softness
         self.sums = RoundTripSums(*shape)
         self._shift = 0.0
 
     def add(
-        self, X: ArrayLike, proba: ArrayLike | None, weight: ArrayLike | None
+        self,
+        models: Models,
+        X: ArrayLike,
+        proba: ArrayLike | None,
+        weight: ArrayLike | None,
     ) -> None:
         """Add rows.
 
         Parameters
         ----------
+        models : Models
+            The same at each call.
         X : array-like of shape (n_samples, n_features)
             Rows.
         proba : None
@@ -480,12 +541,23 @@ class RoundTripKind:
                 'teacher_proba must be left out for kind="round_trip": the same '
                 "teacher must see rows and reconstructions."
             )
-        means = self.models.encode(X)
-        target = self.softness(self.models.posterior(X, None, len(means)))
-        output = self.models.decode(means)
-        witness = self._read(output)
+        means = models.encode(X)
+        target = self.softness(models.posterior(X, None, len(means)))
+        output = models.decode(means)
+        witness = self.softness(models.read(output))
         self.sums.update(target, witness, means, output, weight)
-        self._try_rounding(X, target, witness)
+        self._try_rounding(models, X, target, witness)
+
+    def merge(self, other: "RoundTripKind") -> None:
+        """Add the rows that another one has seen.
+
+        Parameters
+        ----------
+        other : RoundTripKind
+            It stays as it is.
+        """
+        self.sums.merge(other.sums)
+        self._shift = max(self._shift, other._shift)
 
     def conclude(self, safety_margin: float) -> Certificate:
         """Make the certificate.
@@ -503,21 +575,19 @@ class RoundTripKind:
         shift = _CAUTION * self._shift
         return self.sums.certificate(safety_margin=safety_margin, shift=shift)
 
-    def _read(self, output: NDArray[np.floating]) -> Floats:
-        return self.softness(self.models.read(output))
-
-    def _try_rounding(self, X: ArrayLike, target: Floats, witness: Floats) -> None:
+    def _try_rounding(
+        self, models: Models, X: ArrayLike, target: Floats, witness: Floats
+    ) -> None:
         """Reconstruct some rows in other company, round, and see what it changes."""
         index = _other_company(len(target))
         rows, generator = take_rows(X, index), np.random.default_rng(0)
-        means = self.models.encode(rows)
+        means = models.encode(rows)
         # In the precision of the means, which others than float64 would hide.
-        output = self.models.decode(
-            rounded(means, np.maximum(np.abs(means), 1), generator)
-        )
+        output = models.decode(rounded(means, np.maximum(np.abs(means), 1), generator))
         # Outputs near 0 carry the error of the terms that cancelled.
         largest = np.maximum(np.abs(output).max(axis=1), _largest(rows, len(output)))
-        again = self._read(rounded(output, largest[:, np.newaxis], generator))
+        output = rounded(output, largest[:, np.newaxis], generator)
+        again = self.softness(models.read(output))
         change = np.abs(np.log(again) - np.log(witness[index]))
         shift = float((target[index] * change).sum(axis=1).max())
         self._shift = max(self._shift, shift)
@@ -559,6 +629,17 @@ class Repeated:
         self.moved = max(self.moved, moved)
         self._largest = max(self._largest, float(np.abs(means).max()))
 
+    def merge(self, other: "Repeated") -> None:
+        """Add what another one has seen.
+
+        Parameters
+        ----------
+        other : Repeated
+            It stays as it is.
+        """
+        self.moved = max(self.moved, other.moved)
+        self._largest = max(self._largest, other._largest)
+
     def warn_if_unstable(self) -> None:
         """Warn if means moved by more than rounding explains."""
         if self.moved > _UNSTABLE * self._largest:
@@ -571,6 +652,137 @@ class Repeated:
                     "by it."
                 ),
                 stacklevel=5,
+            )
+
+
+@dataclass(frozen=True, repr=False)
+class PartialCertificate:
+    """What a certificate needs to know of some of the rows: sums of them, and no rows.
+
+    Made by :meth:`CollapseCertifier.partial_certificate`, on as many machines as one
+    likes; merged in any order; small to send.
+
+    Attributes
+    ----------
+    parts : frozenset of int
+        The parts that it is made of.
+    n_samples : int
+        Their rows.
+    n_known : int
+        How many of these were used to fit what reads them, where that must not be.
+    origin : str
+        Tells which fit of a certifier it comes from.
+    safety_margin : float
+        tau, nats.
+    collected : Kind
+        The sums.
+
+    See Also
+    --------
+    CollapseCertifier.partial_certificate : Makes one.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+    >>> X = load_iris().data
+    >>> vae = CertifiedVAE(
+    ...     GMMTeacher(n_components=3), latent_dim=2, device="cpu", random_state=0)
+    >>> certifier = CollapseCertifier(vae).fit(X)
+    >>> first = certifier.partial_certificate(X[:50], part=0)
+    >>> first.merge(certifier.partial_certificate(X[50:], part=1)).certificate().verdict
+    'certified'
+    """
+
+    parts: frozenset[int]
+    n_samples: int
+    n_known: int
+    origin: str
+    safety_margin: float
+    collected: Kind
+
+    def merge(self, *others: "PartialCertificate") -> "PartialCertificate":
+        """Return what is known of the rows of this one and of others together.
+
+        Parameters
+        ----------
+        *others : PartialCertificate
+            Of other parts, by the same fitted certifier or copies of it.
+
+        Returns
+        -------
+        PartialCertificate
+            A new one; none of those given changes.
+
+        Raises
+        ------
+        ValueError
+            If a part is in two of them, which would count its rows twice, or if they
+            were not made by one fitted certifier with the same parameters: codes of
+            two collapsed encoders differ.
+        """
+        collected = copy.deepcopy(self.collected)
+        merged = replace(self, collected=collected)
+        for other in others:
+            merged._check_mergeable(other)
+            collected.merge(other.collected)
+            merged = replace(
+                merged,
+                parts=merged.parts | other.parts,
+                n_samples=merged.n_samples + other.n_samples,
+                n_known=merged.n_known + other.n_known,
+            )
+        return merged
+
+    def certificate(self) -> Certificate:
+        """Make the certificate of all rows.
+
+        Returns
+        -------
+        Certificate
+            The same as of one pass over the rows, to within the tolerance; for
+            "sampled" with other draws.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows, or if they were used to fit what reads them.
+
+        Warns
+        -----
+        UnstableEncoderWarning
+            As :meth:`CollapseCertifier.certify`.
+        """
+        if self.n_known > max(_FEW_ROWS, self.n_samples // 100):
+            raise ValueError(
+                "X must be rows that the witness was not fitted on, got "
+                f"{self.n_known} of {self.n_samples} rows that were in fit: on those "
+                "it would find variation that means nothing. Certify rows that were "
+                "held out."
+            )
+        return self.collected.conclude(self.safety_margin)
+
+    def __repr__(self) -> str:
+        """Say how much is in it."""
+        n_parts = len(self.parts)
+        return f"<PartialCertificate of {self.n_samples} rows in {n_parts} part(s)>"
+
+    def _check_mergeable(self, other: "PartialCertificate") -> None:
+        twice = self.parts & other.parts
+        if twice:
+            raise ValueError(
+                f"part must be another one in all that is merged, got {min(twice)} "
+                "twice: its rows would count twice."
+            )
+        own, theirs = (
+            (part.origin, type(part.collected), part.safety_margin)
+            for part in (self, other)
+        )
+        if own != theirs:
+            raise ValueError(
+                "parts must be made by one fitted certifier, or copies of it, with the "
+                "same kind and safety_margin. Send the fitted certifier to the "
+                "workers, or load it from one file there; do not fit it on each."
             )
 
 
@@ -616,8 +828,34 @@ def take_rows(X: ArrayLike, index: NDArray[np.intp] | slice) -> Any:
     array-like
         Of the same kind.
     """
+    if is_stored(X):
+        return _read_stored(X, index)
     (indexable_X,) = indexable(X)
     return _safe_indexing(indexable_X, index)
+
+
+def is_stored(X: Any) -> bool:
+    """Tell arrays in chunks, of zarr, dask or h5py, which have to be read.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        Rows.
+
+    Returns
+    -------
+    bool
+        False for what is in memory, or mapped into it.
+    """
+    return hasattr(X, "chunks") and hasattr(X, "__array__")
+
+
+def _read_stored(X: Any, index: NDArray[np.intp] | slice) -> NDArray[Any]:
+    if isinstance(index, slice):
+        return np.asarray(X[index])
+    # Files are read in their order, and h5py takes no other.
+    order = np.argsort(index)
+    return np.asarray(X[index[order]])[np.argsort(order)]
 
 
 def fingerprint_rows(X: ArrayLike) -> NDArray[np.uint64]:

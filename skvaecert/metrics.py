@@ -146,6 +146,34 @@ class MarginSums:
         """
         return self._grow(teacher_proba, witness_logits, sample_weight, _log_sum_exp)
 
+    def merge(self, other: "MarginSums") -> Self:
+        """Add the rows that other sums have seen.
+
+        Parameters
+        ----------
+        other : MarginSums
+            Of other rows; it stays as it is.
+
+        Returns
+        -------
+        self : MarginSums
+            With these rows added.
+
+        Raises
+        ------
+        ValueError
+            If the rows have another number of components.
+        """
+        if other.n_samples == 0:
+            return self
+        self._check_components(np.shape(other._proba))
+        self.n_samples += other.n_samples
+        self.total_weight += other.total_weight
+        self._proba = self._proba + other._proba
+        self._cross_entropy += other._cross_entropy
+        self._entropy += other._entropy
+        return self
+
     @property
     def mean_proba(self) -> Floats:  # numpydoc ignore=RT01
         """The mean teacher of the rows seen, ndarray of shape (n_components,)."""
@@ -181,12 +209,15 @@ class MarginSums:
 
     def _checked_posteriors(self, teacher_proba: ArrayLike) -> NDArray[Any]:
         proba = _as_posteriors(teacher_proba)
-        if self.n_samples and proba.shape[1:] != np.shape(self._proba):
+        self._check_components(proba.shape[1:])
+        return proba
+
+    def _check_components(self, shape: tuple[int, ...]) -> None:
+        if self.n_samples and shape != np.shape(self._proba):
             raise ValueError(
                 f"teacher_proba must have {np.size(self._proba)} columns, as the rows "
-                f"before, got {proba.shape[1]}."
+                f"before, got {shape[0]}."
             )
-        return proba
 
     def _grow(
         self,
@@ -267,6 +298,26 @@ class SpreadSums:
             self._add(chunk, weight)
         return self
 
+    def merge(self, other: "SpreadSums") -> Self:
+        """Add the rows that other sums have seen.
+
+        Parameters
+        ----------
+        other : SpreadSums
+            Of other rows with as many columns; it stays as it is.
+
+        Returns
+        -------
+        self : SpreadSums
+            With these rows added; the first row stays the first.
+        """
+        if not len(self.first):
+            self.first = other.first.copy()
+        if other.total_weight > 0:
+            mean = other._mean + (other.first - self.first)
+            self._join(mean, other._squares, other.total_weight)
+        return self
+
     @property
     def variance(self) -> Floats:  # numpydoc ignore=RT01
         """Mean square distance from the mean, ndarray of shape (n_columns,)."""
@@ -285,8 +336,14 @@ class SpreadSums:
             return
         shifted = rows - self.first
         mean = weight @ shifted / added
+        self._join(mean, weight @ (shifted - mean) ** 2, added)
+
+    def _join(
+        self, mean: Floats | float, squares: Floats | float, added: float
+    ) -> None:
+        """Add a set of rows with its mean, its squares about that, and its weight."""
         step, total = mean - self._mean, self.total_weight + added
-        self._squares = self._squares + weight @ (shifted - mean) ** 2
+        self._squares = self._squares + squares
         self._squares += step**2 * self.total_weight * added / total
         self._mean = self._mean + step * added / total
         self.total_weight = total

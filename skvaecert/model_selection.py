@@ -451,7 +451,7 @@ class _Scored:
             )
         # certify would refuse training rows, whose scores a search may want.
         read = self.certifier._kind("sampled", n_draws, confidence=0.95)
-        read.add(self.rows, None, None)
+        read.add(self.certifier._models, self.rows, None, None)
         return read.conclude(self.certifier.safety_margin).margin
 
     def every_score(self) -> dict[str, float]:

@@ -20,6 +20,7 @@ from numbers import Integral, Real
 from types import NoneType
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -719,6 +720,8 @@ def _restore(archive: Archive, modules: Modules) -> tuple[Any, dict[str, Any] | 
         f"{SCHEMA}. If the file is newer, update skvaecert.",
     )
     _check_versions(config["written_with"])
+    # The same wherever it is loaded, so that parts of a certificate can be merged.
+    origin = joblib.hash((archive.config, archive.certificate, archive.arrays))
     unpacker = _Unpacker(archive.arrays, modules)
     estimator = unpacker.unpack(config["estimator"])
     kinds = CertifiedVAE, CollapseCertifier, GMMTeacher
@@ -737,6 +740,7 @@ def _restore(archive: Archive, modules: Modules) -> tuple[Any, dict[str, Any] | 
     digests = _entries(record["certified_on"], "hashes", "rows", "teacher_proba")
     _require(all(map(_is_digest, digests.values())), "its hashes are no SHA-256.")
     estimator._certified_on = digests
+    estimator._origin = origin
     return estimator, digests
 
 

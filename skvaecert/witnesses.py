@@ -97,6 +97,25 @@ class LinearWitness:
         """
         return np.asarray(log_softmax(self.logits(codes), axis=1))
 
+    def equals(self, other: "LinearWitness") -> bool:
+        """Tell whether another witness is the same, number by number.
+
+        Parameters
+        ----------
+        other : LinearWitness
+            Another one.
+
+        Returns
+        -------
+        bool
+            Whether it is.
+        """
+        return (
+            self.name == other.name
+            and np.array_equal(self.weights, other.weights)
+            and np.array_equal(self.bias, other.bias)
+        )
+
     @cached_property
     def gain(self) -> float:  # numpydoc ignore=RT01
         """Largest change of the centred logits for a step of 1 in the code."""

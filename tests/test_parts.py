@@ -1,0 +1,398 @@
+"""Certificates that are made in parts, of rows on several machines or on disk."""
+
+import copy
+import pickle
+from functools import reduce
+
+import dask.array
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.frozen import FrozenEstimator
+from sklearn.preprocessing import FunctionTransformer
+
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
+from skvaecert._certificate import CertificateSums
+from skvaecert.metrics import MarginSums, SpreadSums
+from skvaecert.persistence import load, save
+from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertices
+from skvaecert.witnesses import simplex_witness
+
+KINDS = ["mean", "sampled", "round_trip"]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Rows to fit on and others, of four groups in order."""
+    rng = np.random.default_rng(0)
+    groups = 4 * rng.normal(size=(4, 6))
+    fit = groups[rng.integers(4, size=300)] + rng.normal(size=(300, 6))
+    return fit, np.repeat(groups, 80, axis=0) + rng.normal(size=(320, 6))
+
+
+@pytest.fixture(scope="module")
+def certifier(rows):
+    vae = CertifiedVAE(
+        GMMTeacher(n_components=4),
+        latent_dim=4,
+        hidden_sizes=(32,),
+        max_epochs=40,
+        learning_rate=1e-2,
+        device="cpu",
+        random_state=0,
+    )
+    return CollapseCertifier(vae, random_state=0).fit(rows[0])
+
+
+def parts_of(certifier, X, sizes, **options):
+    cuts = np.split(X, np.cumsum(sizes)[:-1])
+    return [
+        certifier.partial_certificate(piece, part, **options)
+        for part, piece in enumerate(cuts)
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
+    whole = certifier.certify(rows[1], kind=kind)
+    parts = parts_of(certifier, rows[1], [1, 99, 100, 120], kind=kind)
+    orders = [parts, parts[::-1], [parts[2], parts[0].merge(parts[3]), parts[1]]]
+    merged = [reduce(lambda a, b: a.merge(b), order) for order in orders]
+    certificates = [part.certificate() for part in merged]
+    for certificate in certificates:
+        assert certificate.verdict == whole.verdict == "certified"
+        assert certificate.n_samples == whole.n_samples == 320
+        exact = pytest.approx(whole.teacher_information, abs=1e-12)
+        assert certificate.teacher_information == exact
+        assert certificate.dispersion == pytest.approx(whole.dispersion, rel=1e-6)
+        assert certificate.margin == pytest.approx(certificates[0].margin, abs=1e-12)
+    if kind == "sampled":  # other draws
+        assert certificates[0].margin != whole.margin
+        assert whole.margin_low < certificates[0].margin < whole.margin_high
+        information = whole.information_bound
+        assert certificates[0].information_bound == pytest.approx(information)
+    else:
+        assert certificates[0].margin == pytest.approx(whole.margin, abs=1e-6)
+        # That of round trips is found by trying, on other rows in each part.
+        far = 1e-6 if kind == "round_trip" else 1e-3 * whole.tolerance
+        assert certificates[0].tolerance == pytest.approx(whole.tolerance, abs=far)
+
+
+def test_weights_count_across_parts(certifier, rows):
+    weight = np.random.default_rng(0).uniform(size=320)
+    whole = certifier.certify(rows[1], sample_weight=weight)
+    first, second = (
+        certifier.partial_certificate(rows[1][at], part, sample_weight=weight[at])
+        for part, at in enumerate((slice(0, 90), slice(90, None)))
+    )
+    assert first.merge(second).certificate().margin == pytest.approx(whole.margin)
+    assert whole.margin != pytest.approx(certifier.score(rows[1]), abs=1e-4)
+
+
+def test_a_part_can_be_sent(certifier, rows):
+    """It has sums in it: of rows, encoder and teacher there is nothing."""
+    few, many = (
+        certifier.partial_certificate(rows[1][:n], 0, kind=kind)
+        for n, kind in ((10, "sampled"), (320, "sampled"))
+    )
+    sent = pickle.dumps(many)
+    assert len(pickle.dumps(few)) == pytest.approx(len(sent), abs=200)
+    assert len(sent) < 10_000
+    assert pickle.loads(sent).certificate() == many.certificate()
+    assert repr(many) == "<PartialCertificate of 320 rows in 1 part(s)>"
+
+
+def test_copies_of_a_certifier_make_parts_of_one_certificate(certifier, rows, tmp_path):
+    copies = certifier, pickle.loads(pickle.dumps(certifier)), copy.deepcopy(certifier)
+    parts = [
+        one.partial_certificate(piece, part)
+        for part, (one, piece) in enumerate(
+            zip(copies, np.array_split(rows[1], 3), strict=True)
+        )
+    ]
+    whole = certifier.certify(rows[1])
+    merged = parts[0].merge(*parts[1:]).certificate()
+    assert merged.margin == pytest.approx(whole.margin, abs=1e-12)
+    # So do those that two machines load from one file.
+    save(certifier, tmp_path / "c.skvaecert")
+    here, there = (
+        load(tmp_path / "c.skvaecert").partial_certificate(piece, part)
+        for part, piece in enumerate(np.array_split(rows[1], 2))
+    )
+    assert here.merge(there).certificate().verdict == "certified"
+    with pytest.raises(ValueError, match="one fitted certifier"):
+        parts[0].merge(there)
+
+
+def test_two_collapsed_encoders_do_not_make_one_that_is_not(rows):
+    """Their codes differ, but each is the same for all rows."""
+    teacher = FrozenEstimator(GMMTeacher(n_components=4, random_state=0).fit(rows[0]))
+
+    def constant(code):
+        encoder = FunctionTransformer(lambda X: np.tile(code, (len(X), 1)))
+        return CollapseCertifier(encoder, teacher=teacher).fit(rows[0])
+
+    codes = analytic_code(
+        teacher.predict_proba(rows[1][[0, -1]]), simplex_vertices(4, 3), 2.0
+    )
+    certifiers = [constant(code) for code in codes]
+    ends = rows[1][:80], rows[1][-80:]
+    first, last = (
+        one.partial_certificate(piece, part)
+        for part, (one, piece) in enumerate(zip(certifiers, ends, strict=True))
+    )
+    assert first.certificate().verdict != "certified"
+    with pytest.raises(ValueError, match="do not fit it on each"):
+        first.merge(last)
+    # What the error prevents.
+    forged = copy.deepcopy(first.collected)
+    forged.merge(last.collected)
+    assert forged.conclude(0.0).verdict == "certified"
+
+
+def test_rows_do_not_count_twice(certifier, rows):
+    first, second = parts_of(certifier, rows[1], [100, 220])
+    whole = first.merge(second)
+    assert whole.parts == {0, 1}
+    assert whole.n_samples == 320
+    for again in (first, second, whole):
+        with pytest.raises(ValueError, match="count twice"):
+            whole.merge(again)
+    # Nothing of this has changed those that were given.
+    assert (first.parts, first.n_samples) == ({0}, 100)
+    assert (
+        first.certificate() == parts_of(certifier, rows[1], [100, 220])[0].certificate()
+    )
+
+
+def test_parts_of_different_questions_are_not_merged(certifier, rows):
+    def part(number, **options):
+        return certifier.partial_certificate(rows[1][:50], number, **options)
+
+    with pytest.raises(ValueError, match="same kind"):
+        part(0).merge(part(1, kind="round_trip"))
+    with pytest.raises(ValueError, match="same confidence"):
+        part(0, kind="sampled").merge(part(1, kind="sampled", confidence=0.9))
+    with pytest.raises(ValueError, match="same n_draws"):
+        part(0, kind="sampled").merge(part(1, kind="sampled", n_draws=4))
+    careful = copy.deepcopy(certifier).set_params(safety_margin=0.5)
+    with pytest.raises(ValueError, match="safety_margin"):
+        part(0).merge(careful.partial_certificate(rows[1][:50], 1))
+    # A generator gives another seed to each part: shared draws would not be shared.
+    loose = copy.deepcopy(certifier).set_params(random_state=np.random.RandomState(0))
+    one, other = parts_of(loose, rows[1], [100, 220], kind="sampled")
+    with pytest.raises(ValueError, match="an int as random_state"):
+        one.merge(other)
+
+
+def test_the_shared_draws_are_the_same_in_all_parts_and_the_others_not(certifier, rows):
+    same = rows[1][:50]
+    first, again, other = (
+        certifier.partial_certificate(same, part, kind="sampled").certificate()
+        for part in (0, 0, 1)
+    )
+    assert first == again
+    assert first.margin != other.margin
+
+
+@pytest.mark.parametrize("part", [-1, 0.5, "0", None])
+def test_a_part_has_a_number(certifier, rows, part):
+    with pytest.raises(ValueError, match="part must be an int of at least 0"):
+        certifier.partial_certificate(rows[1], part)
+
+
+def test_rows_of_the_fit_are_found_in_parts_too(certifier, rows):
+    parts = parts_of(certifier, np.r_[rows[1], rows[0][:40]], [320, 40], kind="sampled")
+    assert parts[0].certificate().verdict == "certified"
+    with pytest.raises(ValueError, match="40 of 360 rows that were in fit"):
+        parts[0].merge(parts[1]).certificate()
+
+
+def test_nothing_at_all_makes_no_certificate(certifier):
+    with pytest.raises(ValueError, match="0 sample"):
+        certifier.partial_certificate(np.empty((0, 6)), 0)
+
+
+# Sums, merged in whatever way they come apart.
+
+
+def sharp(n, seed):
+    generator = np.random.default_rng(seed)
+    logits = 3 * generator.normal(size=(n, 4))
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+@settings(max_examples=50)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
+    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
+    seed=st.integers(0, 10),
+)
+def test_no_constant_code_in_parts_is_certified(sizes, dtype, seed):
+    """Rows come in the teacher's order, and rounding errors differ in every part."""
+    n, generator = sum(sizes), np.random.default_rng(seed)
+    proba = sharp(n, seed)
+    proba = proba[proba[:, 0].argsort()]
+    vertices, scale = simplex_vertices(4, 3), prior_matched_scale(proba)
+    best = analytic_code([proba.mean(axis=0)], vertices, scale).astype(dtype)
+    noise = np.finfo(dtype).eps * generator.choice([-1, 1], (len(sizes), 3))
+    means = np.repeat((best * (1 + noise)).astype(dtype), sizes, axis=0)
+    merged = merged_sums(proba, means, sizes, vertices, scale)
+    assert merged.certificate().verdict != "certified"
+    assert merged.certificate().margin <= merged.certificate().tolerance
+    exactly = merged_sums(proba, np.repeat(best, n, axis=0), sizes, vertices, scale)
+    assert exactly.certificate().dispersion == 0.0
+    # The twin: the same code but for a little, which the teacher sees too.
+    codes = best + 0.5 * (analytic_code(proba, vertices, scale) - best)
+    if MarginSums().update(proba, np.log(proba)).teacher_information > 0.1:
+        varied = merged_sums(proba, codes.astype(dtype), sizes, vertices, scale)
+        assert varied.certificate().verdict == "certified"
+
+
+def merged_sums(proba, means, sizes, vertices, scale):
+    witness, cuts = simplex_witness(vertices, scale), np.cumsum(sizes)[:-1]
+    pieces = zip(np.split(proba, cuts), np.split(means, cuts), strict=True)
+    parts = [CertificateSums(witness).update(*piece) for piece in pieces]
+    return reduce(lambda a, b: a.merge(b), parts)
+
+
+def test_sums_of_parts_are_those_of_all_rows():
+    proba, generator = sharp(300, 0), np.random.default_rng(1)
+    weight, values = generator.uniform(size=300), 1e8 + generator.normal(size=(300, 3))
+    whole, spread = MarginSums().update(proba, np.log(proba), weight), SpreadSums()
+    merged = MarginSums()
+    for rows in (slice(0, 1), slice(1, 1), slice(1, 120), slice(120, 300)):
+        part, of_part = MarginSums(), SpreadSums()
+        if rows.start < rows.stop:
+            part.update(proba[rows], np.log(proba[rows]), weight[rows])
+            of_part.update(values[rows], weight[rows])
+        merged.merge(part)
+        spread.merge(of_part)
+    for name in ("n_samples", "total_weight", "margin", "alignment_loss"):
+        assert getattr(merged, name) == pytest.approx(getattr(whole, name))
+    centred = values - np.average(values, axis=0, weights=weight)
+    expected = np.average(centred**2, axis=0, weights=weight)
+    np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
+    with pytest.raises(ValueError, match="4 columns, as the rows before, got 2"):
+        merged.merge(MarginSums().update([[0.5, 0.5]], np.log([[0.5, 0.5]])))
+
+
+def test_constants_that_differ_between_parts_are_no_constant():
+    """Each part shows no error, or fits in 16 bits; all together do not."""
+    proba = sharp(80, 0)
+    means = np.repeat([[0.5], [0.25], [np.pi], [0.5]], 20, axis=0)
+    vertices = simplex_vertices(4, 3)
+    means = means * np.ones(3)
+    merged = merged_sums(proba, means, [20] * 4, vertices, 1.0).certificate()
+    whole = certify(proba, means, vertices, 1.0)
+    assert merged.verdict == whole.verdict == "inconclusive"
+    assert merged.tolerance == pytest.approx(whole.tolerance)
+    alike = merged_sums(proba[:40], means[:40], [20] * 2, vertices, 1.0).certificate()
+    coarse = certify(proba[:40], means[:40], vertices, 1.0)
+    assert alike.tolerance == pytest.approx(coarse.tolerance)
+    assert coarse.tolerance > 10 * whole.tolerance
+
+
+def test_sums_of_two_witnesses_are_not_merged():
+    vertices = simplex_vertices(4, 3)
+    one, other = (CertificateSums(simplex_witness(vertices, b)) for b in (1.0, 2.0))
+    with pytest.raises(ValueError, match="same witness"):
+        one.merge(other)
+
+
+# Rows that are stored in chunks.
+
+
+@pytest.fixture
+def stored(rows, tmp_path):
+    """Rows as zarr, dask and NumPy keep them."""
+    X = rows[1]
+    array = zarr.create_array(
+        tmp_path / "rows.zarr", shape=X.shape, chunks=(50, 6), dtype=X.dtype
+    )
+    array[:] = X
+    mapped = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", X.dtype, X.shape)
+    mapped[:] = X
+    return {
+        "zarr": array,
+        "dask": dask.array.from_zarr(array),
+        "uneven": dask.array.from_array(X, chunks=((7, 200, 113), 3)),
+        "memmap": mapped,
+    }
+
+
+@pytest.mark.parametrize("form", ["zarr", "dask", "uneven", "memmap"])
+@pytest.mark.parametrize("size", [10, 100, 10_000])
+def test_stored_rows_are_certified(certifier, rows, stored, form, size, monkeypatch):
+    monkeypatch.setattr("skvaecert._certifier._MOST_ROWS", size)
+    for kind in KINDS:
+        whole = certifier.certify(rows[1], kind=kind)
+        certificate = certifier.certify(stored[form], kind=kind)
+        assert certificate.verdict == whole.verdict == "certified"
+        assert certificate.margin == pytest.approx(whole.margin, abs=whole.tolerance)
+    assert certifier.score(stored[form]) == pytest.approx(certifier.score(rows[1]))
+    weight = np.random.default_rng(0).uniform(size=320)
+    weighted = certifier.score(stored[form], sample_weight=weight)
+    assert weighted == pytest.approx(certifier.score(rows[1], sample_weight=weight))
+
+
+class Watched:
+    """An array on a disk that notes what is read of it."""
+
+    def __init__(self, rows, chunks):
+        self.rows, self.chunks = rows, chunks
+        self.shape, self.dtype = rows.shape, rows.dtype
+        self.read = []
+
+    def __getitem__(self, index):
+        taken = self.rows[index]
+        self.read.append(len(taken))
+        return taken
+
+    def __array__(self, dtype=None, copy=None):
+        self.read.append(len(self.rows))
+        return self.rows
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [(None, [80] * 4), ((30, 6), [60] * 5 + [20]), ((200, 6), [200, 120])],
+)
+def test_whole_chunks_are_read_and_no_more(
+    certifier, rows, monkeypatch, chunks, expected
+):
+    """Once each: rows that are encoded again are at hand."""
+    monkeypatch.setattr("skvaecert._certifier._MOST_NUMBERS", 80 * 6)
+    watched = Watched(rows[1], chunks)
+    assert certifier.certify(watched).verdict == "certified"
+    assert watched.read == expected
+
+
+@pytest.mark.parametrize("form", ["zarr", "dask", "memmap"])
+def test_a_fit_on_stored_rows_is_one_on_rows(rows, stored, form):
+    teacher = GMMTeacher(n_components=4, random_state=0)
+    encoder = FunctionTransformer(lambda X: np.asarray(X)[:, :3])
+    fitted = CollapseCertifier(encoder, teacher=teacher, witness="linear")
+    certificate = fitted.fit(stored[form]).certificate_
+    assert certificate == fitted.fit(rows[1]).certificate_
+
+
+def test_teacher_proba_may_be_stored_too(certifier, rows, stored, tmp_path):
+    proba = certifier.teacher_.predict_proba(rows[1])
+    array = zarr.create_array(
+        tmp_path / "proba.zarr", shape=proba.shape, chunks=(40, 4), dtype=proba.dtype
+    )
+    array[:] = proba
+    expected = certifier.score(rows[1])
+    assert certifier.score(stored["zarr"], teacher_proba=array) == expected
+
+
+def test_an_unknown_number_of_rows_is_an_error(certifier, rows):
+    unknown = dask.array.from_array(rows[1], chunks=(50, 6))
+    unknown = unknown[unknown[:, 0] > 0]
+    with pytest.raises(ValueError, match="compute_chunk_sizes"):
+        certifier.certify(unknown)
+    known = unknown.compute_chunk_sizes()
+    assert certifier.certify(known).n_samples == (rows[1][:, 0] > 0).sum()
