@@ -75,7 +75,7 @@ _Piece = tuple[ArrayLike, ArrayLike | None, ArrayLike | None]
 _CALIBRATION_ROWS = 2000
 _FITS = {"procrustes": fit_procrustes, "linear": fit_linear}
 # Rows that are encoded, and asked about, at a time, and numbers of stored ones.
-_MOST_ROWS, _MOST_NUMBERS = 2**16, 2**24
+_MOST_ROWS, _MOST_NUMBERS = 2**16, 2**23
 
 
 def _has_inverse(certifier: "CollapseCertifier") -> bool:
