@@ -31,7 +31,7 @@ can_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
 
 class Fatal(Callback):
-    """Notes in a folder that a fit begins; where it is armed, the fourth fit dies."""
+    """Notes in a folder that a fit begins; where it is armed, the fifth dies."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -39,7 +39,7 @@ class Fatal(Callback):
     def on_train_begin(self, net, **kwargs):
         with open(Path(self.folder, "begun"), "a") as log:
             log.write(f"{os.getpid()}\n")
-        self.is_late_ = begun(self.folder) > 3
+        self.is_late_ = len(begun(self.folder)) > 4
 
     def on_epoch_end(self, net, **kwargs):
         armed = Path(self.folder, "armed")
@@ -51,7 +51,8 @@ class Fatal(Callback):
 
 
 def begun(folder):
-    return len(Path(folder, "begun").read_text().splitlines())
+    """Return which process began each fit."""
+    return [int(line) for line in Path(folder, "begun").read_text().splitlines()]
 
 
 def arm(folder):
@@ -122,24 +123,23 @@ def alone(make_search, rows):
         return make_search().fit(rows)
 
 
+@pytest.fixture(scope="module")
+def _no_processes_left():
+    yield
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
 @pytest.fixture
-def loky():
-    """The engine of joblib, and none of its processes after the test."""
+def loky(_no_processes_left):
+    """The engine of joblib."""
     with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
         yield
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @pytest.fixture(scope="module")
 def dask_client(tmp_path_factory):
     """A client of two processes on this machine, which are gone after the tests."""
     yield from local_client(tmp_path_factory.mktemp("dask"))
-
-
-@pytest.fixture
-def doomed_client(tmp_path):
-    """The same, but of one test, which may break it."""
-    yield from local_client(tmp_path)
 
 
 def local_client(folder, n_workers=2, threads_per_worker=1):
@@ -174,6 +174,12 @@ def assert_same(search, alone, rows):
     assert best.score(rows) == expected.score(rows)
 
 
+def assert_fitted_elsewhere(folder):
+    *searched, refitted = begun(folder)
+    assert refitted == os.getpid() not in searched
+    assert len(searched) >= N_FITS
+
+
 def assert_not_fitted(search):
     assert not hasattr(search, "best_estimator_")
     assert not hasattr(search, "cv_results_")
@@ -198,22 +204,29 @@ def test_another_seed_would_be_noticed(alone, make_search, rows):
 
 
 @pytest.mark.usefixtures("loky")
-def test_loky_has_the_scores_of_one_process(alone, make_search, rows):
-    assert_same(make_search().fit(rows), alone, rows)
+def test_loky_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
+    search = make_search(callbacks=[Fatal(str(tmp_path))])
+    assert_same(search.fit(rows), alone, rows)
+    assert_fitted_elsewhere(tmp_path)
 
 
-def test_dask_has_the_scores_of_one_process(dask_client, alone, make_search, rows):
+@pytest.mark.usefixtures("dask_client")
+def test_dask_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
+    search = make_search(callbacks=[Fatal(str(tmp_path))])
     with joblib.parallel_config("dask"):
-        assert_same(make_search().fit(rows), alone, rows)
+        assert_same(search.fit(rows), alone, rows)
+    assert_fitted_elsewhere(tmp_path)
 
 
-def test_joint_fits_stay_in_their_process(dask_client, make_search, rows):
+@pytest.mark.usefixtures("dask_client")
+def test_joint_fits_stay_in_their_process(make_search, rows):
     own = make_search(BatchedGridSearchCV).fit(rows)
     with joblib.parallel_config("dask"):
         assert_same(make_search(BatchedGridSearchCV).fit(rows), own, rows)
 
 
-def test_searched_teachers_do_not_depend_on_the_engine(dask_client, rows):
+@pytest.mark.usefixtures("dask_client")
+def test_searched_teachers_do_not_depend_on_the_engine(rows):
     teacher = GMMTeacher(n_components=[3, 4], random_state=0)
     expected = teacher.fit(rows).predict_proba(rows)
     with joblib.parallel_config("dask"):
@@ -233,17 +246,17 @@ def test_nothing_listens_to_other_machines(dask_client):
 
 
 @can_kill
-def test_dask_goes_on_when_a_worker_dies(
-    doomed_client, alone, make_search, rows, folds, tmp_path
-):
+@pytest.mark.usefixtures("dask_client")
+def test_dask_goes_on_when_a_worker_dies(alone, make_search, rows, folds, tmp_path):
     search = make_search(callbacks=[Fatal(str(tmp_path))])
     arm(tmp_path)
     with joblib.parallel_config("dask", scatter=[rows, *chain(*folds)]):
         search.fit(rows)
     assert (tmp_path / "fired").exists()
     assert_same(search, alone, rows)
-    # One fit for all rows; of the others, not all were begun anew.
-    assert N_FITS < begun(tmp_path) - 1 < 2 * N_FITS
+    assert_fitted_elsewhere(tmp_path)
+    # One more for all rows; of the others some were begun anew, not all.
+    assert N_FITS < len(begun(tmp_path)) - 1 < 2 * N_FITS
 
 
 @can_kill
@@ -288,12 +301,14 @@ def blocks_of_page():
 
 
 @can_kill
+@pytest.mark.usefixtures("loky")
 def test_finished_candidates_survive_a_kill(
-    loky, alone, make_search, rows, folds, tmp_path, monkeypatch
+    alone, make_search, rows, folds, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     recipe = blocks_of_page()[-1].replace("[1, 10]", "[0.0, 1.0, 10.0]")
     scope = {
+        "Path": Path,
         "joblib": joblib,
         "X": rows,
         "folds": folds,
@@ -310,7 +325,7 @@ def test_finished_candidates_survive_a_kill(
     (tmp_path / "begun").write_text("")
     exec(recipe, scope)
     assert finished.items() <= saved(tmp_path / "finished").items()
-    assert begun(tmp_path) == 2 * (3 - len(finished)) + 1
+    assert len(begun(tmp_path)) == 2 * (3 - len(finished)) + 1
     for name, values in scores(alone).items():
         if not name.startswith(("std", "rank")):
             np.testing.assert_array_equal(scope["table"][name], values, err_msg=name)
@@ -320,7 +335,8 @@ def test_finished_candidates_survive_a_kill(
 def test_script_of_the_page_runs_and_leaves_nothing_behind(tmp_path):
     pytest.importorskip("distributed")
     (code,) = (code for code in blocks_of_page() if "LocalCluster" in code)
-    (tmp_path / "search.py").write_text(code)
+    short = code.replace("max_epochs=30", "max_epochs=3")
+    (tmp_path / "search.py").write_text(short)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     run = subprocess.run(
