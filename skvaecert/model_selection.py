@@ -1216,8 +1216,9 @@ class BatchedGridSearchCV(GridSearchCV):
         if isinstance(given_cv, Iterator):
             self.set_params(cv=list(given_cv))  # it is gone through twice
         try:
-            # In one process: another would not know of what was trained here.
-            with parallel_config(n_jobs=1):
+            # In one process: another would not know of what was trained here. Some
+            # backends, dask's for one, take all workers whatever n_jobs is.
+            with parallel_config("threading", n_jobs=1):
                 return super().fit(X, y, **params)
         finally:
             self.set_params(cv=given_cv)

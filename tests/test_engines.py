@@ -1,0 +1,353 @@
+"""Other engines have the scores of one process, and what is left if a worker dies."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from sklearn.base import clone
+from sklearn.model_selection import GridSearchCV, KFold
+from skorch.callbacks import Callback
+from threadpoolctl import threadpool_limits
+
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert.model_selection import (
+    BatchedGridSearchCV,
+    best_certified,
+    certificate_scorers,
+)
+
+PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
+N_FITS = 6
+can_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+
+
+class Fatal(Callback):
+    """Notes in a folder that a fit begins; where it is armed, the fifth dies."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_begin(self, net, **kwargs):
+        with open(Path(self.folder, "begun"), "a") as log:
+            log.write(f"{os.getpid()}\n")
+        self.is_late_ = len(begun(self.folder)) > 4
+
+    def on_epoch_end(self, net, **kwargs):
+        armed = Path(self.folder, "armed")
+        if self.is_late_ and len(net.history) == 3 and armed.exists():
+            assert os.getpid() != int(armed.read_text()), "the test itself would die"
+            # Only one process can do this, and only once.
+            armed.rename(Path(self.folder, "fired"))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def begun(folder):
+    """Return which process began each fit."""
+    return [int(line) for line in Path(folder, "begun").read_text().splitlines()]
+
+
+def arm(folder):
+    Path(folder, "begun").write_text("")
+    Path(folder, "armed").write_text(str(os.getpid()))
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_forever():
+    """Raise in a test that hangs: what ends well takes a tenth of this."""
+
+    def give_up(number, frame):
+        raise TimeoutError("the engine hangs")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(240)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """Enough that indices of a fold are large for dask, which then sends them once."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(4, 6)) * 4
+    return centres[rng.integers(4, size=400)] + rng.normal(size=(400, 6))
+
+
+@pytest.fixture(scope="module")
+def folds(rows):
+    return list(KFold(2, shuffle=True, random_state=0).split(rows))
+
+
+@pytest.fixture(scope="module")
+def make_search(folds):
+    """Return what makes a search, with parameters of the VAE."""
+
+    def make(kind=GridSearchCV, **params):
+        vae = CertifiedVAE(
+            GMMTeacher(n_components=4, random_state=0),
+            latent_dim=4,
+            hidden_sizes=(32,),
+            batch_size=32,
+            max_epochs=6,
+            learning_rate=1e-2,
+            device="cpu",
+            random_state=0,
+        )
+        return kind(
+            CollapseCertifier(vae.set_params(**params)),
+            {"estimator__alignment_weight": [0.0, 1.0, 10.0]},
+            scoring=certificate_scorers,
+            refit=best_certified,
+            cv=folds,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(make_search, rows):
+    """Return the search of one process and one thread."""
+    with threadpool_limits(1):
+        return make_search().fit(rows)
+
+
+@pytest.fixture(scope="module")
+def _no_processes_left():
+    yield
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+@pytest.fixture
+def loky(_no_processes_left):
+    """The engine of joblib."""
+    with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def dask_client(tmp_path_factory):
+    """A client of two processes on this machine, which are gone after the tests."""
+    yield from local_client(tmp_path_factory.mktemp("dask"))
+
+
+def local_client(folder, n_workers=2, threads_per_worker=1):
+    psutil = pytest.importorskip("psutil")
+    distributed = pytest.importorskip("distributed")
+    options = {
+        "n_workers": n_workers,
+        "threads_per_worker": threads_per_worker,
+        "dashboard_address": "127.0.0.1:0",
+        "local_directory": folder,
+    }
+    with (
+        distributed.LocalCluster(**options) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        yield client
+        pids = client.run(os.getpid).values()
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def scores(search):
+    columns = search.cv_results_.items()
+    return {name: values for name, values in columns if "_test_" in name}
+
+
+def assert_same(search, alone, rows):
+    assert scores(search).keys() == scores(alone).keys()
+    for name, values in scores(alone).items():
+        np.testing.assert_array_equal(scores(search)[name], values, err_msg=name)
+    assert search.best_params_ == alone.best_params_
+    best, expected = search.best_estimator_, alone.best_estimator_
+    assert best.score(rows) == expected.score(rows)
+
+
+def assert_fitted_elsewhere(folder):
+    *searched, refitted = begun(folder)
+    assert refitted == os.getpid() not in searched
+    assert len(searched) >= N_FITS
+
+
+def assert_not_fitted(search):
+    assert not hasattr(search, "best_estimator_")
+    assert not hasattr(search, "cv_results_")
+
+
+def test_scores_are_of_use(alone, rows):
+    assert alone.best_params_["estimator__alignment_weight"] > 0
+    assert alone.best_estimator_.certify(rows).verdict == "certified"
+    margins = alone.cv_results_["mean_test_margin"]
+    assert len(set(margins)) == 3
+    assert margins.min() < 0 < margins.max()
+
+
+def test_another_seed_would_be_noticed(alone, make_search, rows):
+    other = make_search(random_state=1).fit(rows)
+    differ = [
+        name
+        for name, values in scores(alone).items()
+        if name.startswith("mean") and (values != scores(other)[name]).any()
+    ]
+    assert {"mean_test_margin", "mean_test_elbo"} <= set(differ)
+
+
+@pytest.mark.usefixtures("loky")
+def test_loky_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
+    search = make_search(callbacks=[Fatal(str(tmp_path))])
+    assert_same(search.fit(rows), alone, rows)
+    assert_fitted_elsewhere(tmp_path)
+
+
+@pytest.mark.usefixtures("dask_client")
+def test_dask_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
+    search = make_search(callbacks=[Fatal(str(tmp_path))])
+    with joblib.parallel_config("dask"):
+        assert_same(search.fit(rows), alone, rows)
+    assert_fitted_elsewhere(tmp_path)
+
+
+@pytest.mark.usefixtures("dask_client")
+def test_joint_fits_stay_in_their_process(make_search, rows):
+    own = make_search(BatchedGridSearchCV).fit(rows)
+    with joblib.parallel_config("dask"):
+        assert_same(make_search(BatchedGridSearchCV).fit(rows), own, rows)
+
+
+@pytest.mark.usefixtures("dask_client")
+def test_searched_teachers_do_not_depend_on_the_engine(rows):
+    teacher = GMMTeacher(n_components=[3, 4], random_state=0)
+    expected = teacher.fit(rows).predict_proba(rows)
+    with joblib.parallel_config("dask"):
+        found = joblib.Parallel()([joblib.delayed(clone(teacher).fit)(rows)])[0]
+    np.testing.assert_array_equal(found.predict_proba(rows), expected)
+
+
+def test_nothing_listens_to_other_machines(dask_client):
+    def listeners():
+        import psutil
+
+        connections = psutil.Process().net_connections()
+        return {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN}
+
+    everywhere = [listeners(), *dask_client.run(listeners).values()]
+    assert set().union(*everywhere) == {"127.0.0.1"}
+
+
+@can_kill
+@pytest.mark.usefixtures("dask_client")
+def test_dask_goes_on_when_a_worker_dies(alone, make_search, rows, folds, tmp_path):
+    search = make_search(callbacks=[Fatal(str(tmp_path))])
+    arm(tmp_path)
+    with joblib.parallel_config("dask", scatter=[rows, *chain(*folds)]):
+        search.fit(rows)
+    assert (tmp_path / "fired").exists()
+    assert_same(search, alone, rows)
+    assert_fitted_elsewhere(tmp_path)
+    # One more for all rows; of the others some were begun anew, not all.
+    assert N_FITS < len(begun(tmp_path)) - 1 < 2 * N_FITS
+
+
+@can_kill
+def test_dask_says_so_when_data_died_with_a_worker(make_search, rows, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    lost = distributed.client.FutureCancelledError, distributed.KilledWorker
+    search = make_search(callbacks=[Fatal(str(tmp_path))])
+    arm(tmp_path)
+    # All data are on one worker; joblib asks none for less than two fits at a time.
+    for _ in local_client(tmp_path, n_workers=1, threads_per_worker=2):
+        with joblib.parallel_config("dask"), pytest.raises(lost):
+            search.fit(rows)
+    assert (tmp_path / "fired").exists()
+    assert_not_fitted(search)
+
+
+def saved(folder):
+    """When each result of the cache was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("output.pkl")}
+
+
+@can_kill
+@pytest.mark.usefixtures("loky")
+def test_loky_says_so_when_a_worker_dies(alone, make_search, rows, tmp_path):
+    folder = tmp_path / "teachers"
+    search = make_search(callbacks=[Fatal(str(tmp_path))], memory=str(folder))
+    arm(tmp_path)
+    with pytest.raises(TerminatedWorkerError, match=r"SIGKILL\(-9\)"):
+        search.fit(rows)
+    assert_not_fitted(search)
+    teachers = saved(folder)
+    assert len(teachers) == 2
+
+    assert_same(search.fit(rows), alone, rows)
+    # The third is that of all rows; the others were read.
+    assert len(saved(folder)) == 3
+    assert teachers.items() <= saved(folder).items()
+
+
+def blocks_of_page():
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+
+
+@can_kill
+@pytest.mark.usefixtures("loky")
+def test_finished_candidates_survive_a_kill(
+    alone, make_search, rows, folds, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    recipe = blocks_of_page()[-1].replace("[1, 10]", "[0.0, 1.0, 10.0]")
+    scope = {
+        "Path": Path,
+        "joblib": joblib,
+        "X": rows,
+        "folds": folds,
+        "search": make_search(callbacks=[Fatal(str(tmp_path))]),
+        "best_certified": best_certified,
+        "certificate_scorers": certificate_scorers,
+    }
+    arm(tmp_path)
+    with pytest.raises(TerminatedWorkerError):
+        exec(recipe, scope)
+    finished = saved(tmp_path / "finished")
+    assert 1 <= len(finished) < 3
+
+    (tmp_path / "begun").write_text("")
+    exec(recipe, scope)
+    assert finished.items() <= saved(tmp_path / "finished").items()
+    assert len(begun(tmp_path)) == 2 * (3 - len(finished)) + 1
+    for name, values in scores(alone).items():
+        if not name.startswith(("std", "rank")):
+            np.testing.assert_array_equal(scope["table"][name], values, err_msg=name)
+    assert scope["best"].score(rows) == alone.best_estimator_.score(rows)
+
+
+def test_script_of_the_page_runs_and_leaves_nothing_behind(tmp_path):
+    pytest.importorskip("distributed")
+    (code,) = (code for code in blocks_of_page() if "LocalCluster" in code)
+    short = code.replace("max_epochs=30", "max_epochs=3")
+    (tmp_path / "search.py").write_text(short)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    run = subprocess.run(
+        [sys.executable, "search.py"],
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr
+    assert re.fullmatch(r"{'estimator__alignment_weight': \d+}\n", run.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ["search.py", "temporary"]
