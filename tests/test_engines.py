@@ -306,7 +306,8 @@ def test_finished_candidates_survive_a_kill(
     alone, make_search, rows, folds, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    recipe = blocks_of_page()[-1].replace("[1, 10]", "[0.0, 1.0, 10.0]")
+    (recipe,) = (code for code in blocks_of_page() if "ParameterGrid" in code)
+    recipe = recipe.replace("[1, 10]", "[0.0, 1.0, 10.0]")
     scope = {
         "Path": Path,
         "joblib": joblib,
