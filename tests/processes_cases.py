@@ -9,13 +9,14 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 from joblib import parallel_config
-from skorch.callbacks import Callback, EarlyStopping
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
@@ -120,11 +121,22 @@ class Own(nn.Module):
 
 
 class Normalised(Own):
-    """The same with buffers."""
+    """The same with buffers, and with other weights on each process."""
 
     def __init__(self, n_features, latent_dim):
         super().__init__(n_features, latent_dim)
         self.normalise = nn.BatchNorm1d(16)
+        nn.init.constant_(self.first.bias, RANK)
+
+
+class Listen(Callback):
+    """Notes what a process would draw for its first codes."""
+
+    drawn: ClassVar = []
+
+    def on_batch_begin(self, net, **kwargs):
+        with torch.random.fork_rng():
+            self.drawn.append(torch.randn(3).tolist())
 
 
 class OnOneRank(Callback):
@@ -172,15 +184,25 @@ def die(net):
 
 def certified():
     certifier = CollapseCertifier(small(max_epochs=30)).fit(X)
-    return told(certifier.estimator_) | {"certificate": certifier.certificate_}
+    return told(certifier.estimator_) | {
+        "certificate": certifier.certificate_,
+        "left behind": b"_processes" in pickle.dumps(certifier),
+    }
 
 
-def digits():
+def digits(accelerate=True):
     rows = load_digits().data[:1347] / 16
     vae = CertifiedVAE(
         GMMTeacher(n_components=10), max_epochs=30, device="cpu", random_state=0
-    ).set_params(accelerate=True)
+    ).set_params(accelerate=accelerate)
     return {"margin": CollapseCertifier(vae).fit(rows).score(rows)}
+
+
+def listened():
+    before = torch.get_rng_state()
+    vae = small(callbacks=[Listen()]).fit(X)
+    left = bool(torch.equal(before, torch.get_rng_state()))
+    return told(vae) | {"left": left, "drawn": {RANK: Listen.drawn}}
 
 
 def unweighted():
@@ -303,6 +325,7 @@ CASES = {
     "by autograd": lambda: told(deterministic(encoder=Own)),
     "unweighted": unweighted,
     "not added": not_added,
+    "listened": listened,
     "guarded": guarded,
     "normalised": lambda: told(small(encoder=Normalised).fit(X)),
     "unseeded": lambda: told(small(random_state=None).fit(X)),
