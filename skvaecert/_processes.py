@@ -222,10 +222,11 @@ def join_processes(accelerate: bool, device: str) -> Processes:
         return ALONE
     if not state.distributed_type.value.startswith("MULTI_"):
         raise ValueError(
-            f"accelerate=True cannot train {n_started} processes on device={device!r}: "
-            f"Accelerate joins them as {state.distributed_type.value}. On a machine "
-            "without CUDA set device='cpu'; other launchers than torchrun and plain "
-            "accelerate launch are not supported."
+            f"accelerate=True cannot train {n_started} processes with "
+            f"device={device!r}: Accelerate has them as "
+            f"{state.distributed_type.value}. On Apple silicon set device='cpu'. "
+            "Without CUDA leave PartialState and Accelerator until after the fit, or "
+            "make them with cpu=True. Use torchrun, without DeepSpeed or FSDP."
         )
     return _Ranks(state)
 

@@ -24,7 +24,7 @@ ROOT = Path(skvaecert.__file__).parents[1]
 # Of the margin on the digits, nats: six times the most that was seen with ten seeds.
 MARGIN_TOLERANCE = 0.02
 # Of weights after 75 steps without noise, where only the order of sums differs.
-ROUNDING = 1e-4
+ROUNDING = 1e-5
 ON_ONE = {"drawn", "shown"}
 
 
@@ -77,7 +77,7 @@ def test_two_processes_make_the_steps_of_one(results, encoder):
     assert set(together["sizes"]) == {4, 5}
     assert together["sizes"] == alone["sizes"]
     np.testing.assert_allclose(weights(together), weights(alone), atol=ROUNDING)
-    np.testing.assert_allclose(together["losses"], alone["losses"], atol=1e-3)
+    np.testing.assert_allclose(together["losses"], alone["losses"], atol=1e-4)
 
 
 def test_shares_without_their_weight_are_found_out(results):
@@ -137,8 +137,8 @@ def test_buffers_are_not_those_of_the_beginning(results):
 
 def test_without_a_seed_models_differ_from_fit_to_fit(results):
     unseeded = weights(results[0]["unseeded"])
-    seeded = weights(cases.told(cases.small(random_state=None).fit(cases.X)))
-    assert abs(unseeded - seeded).max() > 1e-3
+    again = weights(cases.told(cases.small(random_state=None).fit(cases.X)))
+    assert abs(unseeded - again).max() > 1e-3
 
 
 def test_early_stopping_stops_both(results):
@@ -247,7 +247,7 @@ def test_processes_that_do_not_find_each_other_are_an_error(monkeypatch):
     # Otherwise each would train by itself, and nobody would notice.
     assert join_processes(True, "cpu") is ALONE
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="cannot train 2 processes on device='cpu'"):
+    with pytest.raises(ValueError, match="cannot train 2 processes with device='cpu'"):
         join_processes(True, "cpu")
 
 
