@@ -385,8 +385,8 @@ class VAENet(NeuralNet):
                 self.agree_to_stop(True)
             unfinished = len(self.history) > self._completed.n_epochs
             # skorch's early stopping raises this too, at the end of an epoch.
-            by_hand = not _raised_in_code(stop) or self.processes.interrupted
-            self.interrupted_ = unfinished or by_hand
+            ctrl_c = not _raised_in_code(stop) or self.processes.interrupted
+            self.interrupted_ = unfinished or ctrl_c
             if unfinished:
                 self._completed.restore(self)
         except BaseException:

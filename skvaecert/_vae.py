@@ -813,7 +813,7 @@ class CertifiedVAE(
             device = resolve_device(processes.device_name(self.device))
             with seeded((seed + n_before) % _SEEDS, device):
                 if warm:
-                    self._resume(data, device, n_epochs)
+                    self._resume(data, n_epochs)
                 else:
                     self._build(data, device, n_epochs)
                 self._train(data, tasks, before, processes)
@@ -1048,7 +1048,7 @@ class CertifiedVAE(
     def _own_objective(self) -> Objective:
         return Objective() if self.objective is None else clone(self.objective)
 
-    def _resume(self, data: _Data, device: torch.device, n_epochs: int) -> None:
+    def _resume(self, data: _Data, n_epochs: int) -> None:
         n_components = len(self.vertices_)
         if data.proba.shape[1] != n_components:
             raise ValueError(
@@ -1056,7 +1056,7 @@ class CertifiedVAE(
                 f"continues, got {data.proba.shape[1]}."
             )
         earlier = self.net_.criterion_.guard
-        alignment = self._alignment(data, device, earlier)
+        alignment = self._alignment(data, torch.device(self.net_.device), earlier)
         resume_net(
             self.net_,
             kl_weight=self.kl_weight,
