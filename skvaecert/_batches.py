@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from skvaecert._processes import ALONE, Processes
 from skvaecert.simplex import Floats
 
 __all__ = [
@@ -306,18 +307,32 @@ class Batches:
     batch_size : int
         Most rows in a batch. An epoch has as few batches as that allows, all of the
         same size but for one row: batch normalisation fails on a last batch of one.
+    processes : Processes, default=ALONE
+        Among whom each batch is shared out; its share is what this one gets.
+
+    Attributes
+    ----------
+    sizes : list of int
+        Rows of each batch, all shares together.
     """
 
-    def __init__(self, dataset: TrainingSet, batch_size: int) -> None:
+    def __init__(
+        self, dataset: TrainingSet, batch_size: int, processes: Processes = ALONE
+    ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        self.processes = processes
+        size, n_larger = divmod(len(dataset), len(self))
+        self.sizes = [size + (i < n_larger) for i in range(len(self))]
 
     def __len__(self) -> int:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.dataset)).to(self.dataset.rows.index_device)
-        return map(self.dataset.take, order.tensor_split(len(self)))
+        order = torch.randperm(len(self.dataset))
+        self.processes.copy_first([order])
+        batches = order.to(self.dataset.rows.index_device).tensor_split(len(self))
+        return map(self.dataset.take, map(self.processes.share, batches))
 
 
 def resolve_batch_size(batch_size: int | str, n_samples: int) -> int:

@@ -106,6 +106,19 @@ class FlatAdam(torch.optim.Adam):
         if self._n_steps % _STEPS_BETWEEN_CLEANINGS == 0:
             self._clean()
 
+    def gradient(self) -> Tensor:
+        """Return the gradients of all parameters, end to end.
+
+        Returns
+        -------
+        Tensor of shape (n_weights,)
+            What is written into it is what the next step takes.
+        """
+        self.tie()
+        gradient = self._flat.grad
+        assert gradient is not None
+        return gradient
+
     @property
     def _flat(self) -> nn.Parameter:
         return self.param_groups[0]["params"][0]

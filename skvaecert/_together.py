@@ -83,8 +83,8 @@ def can_join(net: VAENet, dataset: TrainingSet) -> bool:
     -------
     bool
         False for networks, objectives and callbacks that need the general loop, for
-        nets that have trained before, for rows held out or not in memory as floats, and
-        for all that is not on the CPU.
+        nets that have trained before or train on several processes, for rows held out
+        or not in memory as floats, and for all that is not on the CPU.
     """
     callbacks = [type(callback) for _, callback in net.callbacks_]
     rows = dataset.rows
@@ -92,6 +92,7 @@ def can_join(net: VAENet, dataset: TrainingSet) -> bool:
         type(net) is VAENet
         and callbacks == _PLAIN
         and net.device == "cpu"
+        and net.processes.n_processes == 1
         and not net.autocast
         and net.forward_backend is None
         and net.criterion_.guard is None

@@ -6,8 +6,9 @@ import io
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import chain
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from skvaecert._batches import Batches, TrainingSet
 from skvaecert._gradient import GradientByHand, Layers
 from skvaecert._optimizer import FlatAdam
+from skvaecert._processes import ALONE, Processes
 from skvaecert.baselines import AggressiveEncoder, SigmaVAE, mutual_information
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin, teacher_information
@@ -67,6 +69,8 @@ _SMALL_NET_CHUNK, _FEW_PARAMETERS = 1024, 2**16
 # rows keeps the monitor below 5 % of the epoch.
 _MONITORED_SHARE = 4
 _MOST_MONITORED = 8192
+# What a net has only while epochs run.
+_OF_EPOCHS = "_batch_records", "_batch_size", "_by_hand", "_forward", "_compiled"
 # What is noted of every batch.
 _PARTS = ("train_loss", *Terms._fields)
 
@@ -148,6 +152,9 @@ class VAENet(NeuralNet):
         As in :class:`skorch.NeuralNet`.
     """
 
+    # Others only while it trains, so that they are never pickled.
+    processes: Processes = ALONE
+
     def __init__(
         self,
         *args: Any,
@@ -195,6 +202,23 @@ class VAENet(NeuralNet):
             ("observed", Observed()),
         ]
 
+    def get_iterator(self, dataset: TrainingSet, training: bool = False) -> Batches:
+        """Return the batches of an epoch, or the share of this process in them.
+
+        Parameters
+        ----------
+        dataset : TrainingSet
+            Rows and posteriors.
+        training : bool, default=False
+            Not used; skorch passes it.
+
+        Returns
+        -------
+        Batches
+            In another order in each epoch.
+        """
+        return Batches(dataset, self.batch_size, self.processes)
+
     def run_single_epoch(self, iterator: Any, *args: Any, **kwargs: Any) -> None:
         """Train on every batch once, without waiting for the device.
 
@@ -213,9 +237,13 @@ class VAENet(NeuralNet):
         n_batches, n_epochs = len(iterator), len(self.history) - 1
         for number, batch in enumerate(iterator):
             self.criterion_.epoch = n_epochs + number / n_batches
+            self._batch_size = iterator.sizes[number]
             self.notify("on_batch_begin", batch=batch, training=True)
             step = self.train_step(batch)
-            record = {"train_loss": step["loss"], "train_batch_size": len(batch[0])}
+            record = {
+                "train_loss": step["loss"],
+                "train_batch_size": self._batch_size,
+            }
             self._batch_records[-1].update(record)
             self.notify("on_batch_end", batch=batch, training=True, **step)
         self.history.record("train_batch_count", n_batches)
@@ -233,13 +261,16 @@ class VAENet(NeuralNet):
         Returns
         -------
         dict
-            The "loss", without a gradient, and "y_pred", what the VAE returned.
+            The "loss", without a gradient, and "y_pred", what the VAE returned. With
+            several processes the loss is of the batch, the latter of this one's share.
         """
         if not self.module_.training:
             self.module_.train()
         if isinstance(self.optimizer_, FlatAdam):
             self.optimizer_.tie()
-        result, loss = self._gradient(*batch)
+        result = self._gradient(*batch)
+        if self.processes.n_processes > 1:
+            self._put_together(len(batch[0]))
         self.notify(
             "on_grad_computed",
             named_parameters=self.get_all_learnable_params(),
@@ -249,20 +280,39 @@ class VAENet(NeuralNet):
         self.optimizer_.step()
         if self.criterion_.guard is not None:
             self.criterion_.guard.update(self._noted[-1][-1])
-        return {"loss": loss.detach(), "y_pred": result}
+        return {"loss": self._noted[-1][1], "y_pred": result}
 
-    def _gradient(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Tensor]:
+    def _gradient(self, x: Tensor, teacher_proba: Tensor) -> Pass:
         """Fill `grad` of the parameters, by hand or by autograd."""
         if self._by_hand is not None:
             result, terms = self._by_hand(x, teacher_proba, self.criterion_)
-            return result, self._note(terms, len(x))
+            self._note(terms)
+            return result
         self.optimizer_.zero_grad()
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
             result, terms = self._forward(x, teacher_proba)
-        loss = self._note(terms, len(x))
-        loss.backward()
-        return result, loss
+        self._note(terms).backward()
+        return result
+
+    def _put_together(self, n_share: int) -> None:
+        """Make gradient and losses of a share those of the batch."""
+        gradients = self._gradients()
+        n_rows, *noted = self._noted.pop()
+        # Means over shares of unequal length do not weigh the same.
+        whole = self.processes.sum([*gradients, *noted], n_share / n_rows)
+        for own, gradient in zip(gradients, whole, strict=False):
+            own.copy_(gradient)
+        self._noted.append((n_rows, *whole[len(gradients) :]))
+
+    def _gradients(self) -> list[Tensor]:
+        if isinstance(self.optimizer_, FlatAdam):
+            return [self.optimizer_.gradient()]
+        parameters = [p for _, p in self.get_all_learnable_params() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:  # processes must have the same tensors
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in parameters if p.grad is not None]
 
     def _forward_pass(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Terms]:
         result = self.module_(x)
@@ -300,9 +350,10 @@ class VAENet(NeuralNet):
         """
         return self.criterion_.total(self.criterion_.terms(y_pred, X, y_true))
 
-    def _note(self, terms: Terms, n_rows: int) -> Tensor:
+    def _note(self, terms: Terms) -> Tensor:
         loss = self.criterion_.total(terms)
-        self._noted.append((n_rows, loss.detach(), *(t.detach() for t in terms)))
+        noted = loss.detach(), *(t.detach() for t in terms)
+        self._noted.append((self._batch_size, *noted))
         return loss
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
@@ -322,6 +373,7 @@ class VAENet(NeuralNet):
         self.interrupted_ = True
         self._noted: list[tuple[Any, ...]] = []
         self._completed = Snapshot(self)
+        self._n_voted = len(self.history)
         self._compiled = self._compile()
         if isinstance(self.optimizer_, FlatAdam):
             self.optimizer_.bind([p for _, p in self.get_all_learnable_params()])
@@ -329,9 +381,12 @@ class VAENet(NeuralNet):
             super().fit_loop(*args, **kwargs)
             self.interrupted_ = False
         except KeyboardInterrupt as stop:
+            if self._n_voted < len(self.history):
+                self.agree_to_stop(True)
             unfinished = len(self.history) > self._completed.n_epochs
             # skorch's early stopping raises this too, at the end of an epoch.
-            self.interrupted_ = unfinished or not _raised_in_code(stop)
+            ctrl_c = not _raised_in_code(stop) or self.processes.interrupted
+            self.interrupted_ = unfinished or ctrl_c
             if unfinished:
                 self._completed.restore(self)
         except BaseException:
@@ -340,10 +395,28 @@ class VAENet(NeuralNet):
             self.optimizer_.state.clear()
             raise
         finally:
-            del self._completed, self._noted
-            for name in ("_batch_records", "_by_hand", "_forward", "_compiled"):
+            del self._completed, self._noted, self._n_voted
+            for name in _OF_EPOCHS:
                 self.__dict__.pop(name, None)
         return self
+
+    def agree_to_stop(self, wish: bool) -> bool:
+        """Return whether training ends with this epoch, as any process may wish.
+
+        Each has one vote an epoch, also if a callback of its own ends it before others.
+
+        Parameters
+        ----------
+        wish : bool
+            Of this process.
+
+        Returns
+        -------
+        bool
+            The same on all processes.
+        """
+        self._n_voted = len(self.history)
+        return self.processes.vote(wish)
 
     def _compile(self) -> Callable[..., Any] | None:
         if self.forward_backend is None:
@@ -382,6 +455,8 @@ class VAENet(NeuralNet):
         values = torch.stack([torch.stack(column) for column in columns]).tolist()
         self.record_losses(sizes, values)
         self.check_weights(all(p.isfinite().all() for p in self.module_.parameters()))
+        # Means of batch normalisation are those of shares until here.
+        self.processes.copy_first(list(self.module_.buffers()))
 
     def record_losses(
         self, sizes: Sequence[int], values: Sequence[Sequence[float]]
@@ -434,7 +509,8 @@ class VAENet(NeuralNet):
 
     def complete_epoch(self) -> None:
         """Remember the weights, once everything of the epoch is recorded."""
-        self.history.record("seconds", time.perf_counter() - self._began)
+        seconds = time.perf_counter() - self._began
+        self.history.record("seconds", self.processes.first(seconds))
         self._completed = Snapshot(self, with_optimizer=False)
 
 
@@ -520,7 +596,7 @@ class MarginMonitor(Callback):
         **kwargs : Any
             Not used.
         """
-        self.record(net, self.watched_.margin(net))
+        self.record(net, net.processes.first(self.watched_.margin(net)))
 
     def record(self, net: VAENet, margin: float) -> None:
         """Record the margin at the end of an epoch.
@@ -584,6 +660,7 @@ class ValidationMonitor(Callback):
             return
         loss = -float(self.watched_.evidence_bound(net).mean(dtype=np.float64))
         margin, information = self.watched_.margin(net), self.watched_.information
+        loss, margin = net.processes.first((loss, margin))
         net.history.record("validation_loss", loss)
         net.history.record("validation_loss_best", bool(loss < self.best_))
         net.history.record("validation_margin", margin)
@@ -831,6 +908,7 @@ class OptimalNoise(Callback):
         with torch.no_grad():
             rows = _monitored(net)
             best = net.criterion_.objective.raw_log_noise(net.module_(rows), rows)
+            net.processes.copy_first([best])
             net.module_.raw_log_noise.copy_(best)
 
 
@@ -872,7 +950,8 @@ class Progress(Callback):
         **kwargs : Any
             Not used.
         """
-        self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
+        shown = net.processes.rank == 0
+        self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=not shown)
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
         """Move the bar.
@@ -941,7 +1020,7 @@ class Stop(Callback):
         **kwargs : Any
             Not used.
         """
-        if net.stop_wanted:
+        if net.agree_to_stop(net.stop_wanted):
             raise KeyboardInterrupt  # how skorch stops early
 
 
@@ -1011,7 +1090,6 @@ def make_net(
         criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
         optimizer=_optimizer_for(vae, settings.get("criterion__objective"), callbacks),
         optimizer__fused=device.type in ("cpu", "cuda"),
-        iterator_train=Batches,
         train_split=None,
         callbacks=_all_callbacks(callbacks, verbose),
         device=str(device),
@@ -1194,7 +1272,12 @@ def stand_in(trainer: Trainer) -> Iterator[None]:
         _stand_in.reset(token)
 
 
-def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -> None:
+def train(
+    net: VAENet,
+    dataset: TrainingSet,
+    observer: Observer | None = None,
+    processes: Processes = ALONE,
+) -> None:
     """Train for `net.max_epochs` more epochs, or have it done by `stand_in`.
 
     Parameters
@@ -1206,6 +1289,8 @@ def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -
         Training rows and their posteriors.
     observer : Observer or None, default=None
         Told of every epoch.
+    processes : Processes, default=ALONE
+        Who train this net together; all of them call this.
 
     Raises
     ------
@@ -1213,15 +1298,29 @@ def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -
         If Ctrl-C came before the first epoch was complete.
     NonFiniteLossError
         If loss or weights became infinite or not a number.
+    ValueError
+        If there are too many processes for the batches.
+    RuntimeError
+        If processes end with different weights.
     """
     other = _stand_in.get()
     watched = observer is not None and observer.watched
-    if other is not None and other(net, dataset, watched):
-        return
-    n_epochs = len(net.history)
+    net.processes = processes
+    try:
+        if other is None or not other(net, dataset, watched):
+            _train(net, dataset, observer)
+    finally:
+        del net.processes
+
+
+def _train(net: VAENet, dataset: TrainingSet, observer: Observer | None) -> None:
+    processes, n_epochs = net.processes, len(net.history)
+    processes.check_batches(len(dataset), net.batch_size)
+    processes.copy_first(_tensors(net))
     net.observer = observer
     try:
-        net.partial_fit(dataset)
+        with processes.holding_back_interrupts(), _own_codes(net):
+            net.partial_fit(dataset)
     finally:
         net.observer = None
         for _, callback in net.callbacks_:
@@ -1229,6 +1328,37 @@ def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -
                 callback.release()
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt
+    _check_weights_agree(net)
+
+
+def _check_weights_agree(net: VAENet) -> None:
+    if net.processes.n_processes == 1:
+        return
+    if not net.processes.agree_on([_bits(tensor) for tensor in _tensors(net)]):
+        raise RuntimeError(
+            "Weights differ between processes at the end of the training, so they are "
+            "no good. Most likely a callback changed them on some processes only."
+        )
+
+
+def _tensors(net: VAENet) -> list[Tensor]:
+    """Return weights, buffers and moments."""
+    moments = [state.values() for state in net.optimizer_.state.values()]
+    tensors = [*net.module_.state_dict().values(), *chain(*moments)]
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _own_codes(net: VAENet) -> AbstractContextManager[None]:
+    """Let every process draw noise of its own, the first what it would draw alone."""
+    rank = net.processes.rank
+    if rank == 0:
+        return nullcontext()
+    seeds = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1)
+    return seeded(int(seeds[0]), torch.device(net.device))
 
 
 def encode(net: VAENet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float32]:

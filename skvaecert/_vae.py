@@ -48,6 +48,7 @@ from skvaecert._batches import (
     resolve_batch_size,
 )
 from skvaecert._escape import EscapeReport, as_it_was, report_escape
+from skvaecert._processes import Processes, join_processes
 from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
 from skvaecert._training import (
     CHUNK,
@@ -66,6 +67,7 @@ from skvaecert._training import (
     seeded,
     train,
 )
+from skvaecert.baselines import AggressiveEncoder
 from skvaecert.datasets import DatasetRows
 from skvaecert.exceptions import (
     InterruptedFitWarning,
@@ -109,6 +111,10 @@ _FIXED = (
     "device",
 )
 _SEEDS = 2**31 - 1
+# What may differ between processes that train together, of parameters that are no
+# objects; how many rows are looked at to tell whether they have the same ones.
+_OWN_TO_PROCESSES = "device", "memory", "random_state", "verbose"
+_COMPARED = 64
 # MinMaxScaler leaves [0, 1] by rounding.
 _RANGE_SLACK = 1e-6
 _HISTORY = {
@@ -249,6 +255,11 @@ class CertifiedVAE(
         does.
     device : str, default="auto"
         "auto" for the first of cuda, mps and cpu that is there; or a torch device.
+    accelerate : bool, default=False
+        Whether to train on all processes that torchrun has started, each with a share
+        of every batch and, on GPUs, a device of its own. All of them call :meth:`fit`
+        with the same rows and end with the same model. With one process nothing
+        changes.
     warm_start : bool, default=False
         Whether :meth:`fit` continues from the present weights, with the same teacher
         and witness. Between warm fits
@@ -259,8 +270,8 @@ class CertifiedVAE(
         alignment_weight, target_margin, kl_weight,           teacher, latent_dim,
         learning_rate, batch_size, max_epochs, callbacks,     hidden_sizes, encoder,
         prefit_alpha, prefit_energy, prefit_epochs,           decoder, image_shape,
-        torch_compile, autocast, memory, verbose,             likelihood, objective,
-        random_state                                          witness_scale, device,
+        torch_compile, autocast, accelerate, memory,          likelihood, objective,
+        verbose, random_state                                 witness_scale, device,
                                                               validation_fraction
         ====================================================  =====================
 
@@ -366,6 +377,7 @@ class CertifiedVAE(
         "torch_compile": ["boolean", str],
         "autocast": ["boolean"],
         "device": [str],
+        "accelerate": ["boolean"],
         "warm_start": ["boolean"],
         "callbacks": [list, tuple, None],
         "verbose": ["verbose"],
@@ -398,6 +410,7 @@ class CertifiedVAE(
         torch_compile: bool | str = False,
         autocast: bool = False,
         device: str = "auto",
+        accelerate: bool = False,
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
         verbose: int = 0,
@@ -426,6 +439,7 @@ class CertifiedVAE(
         self.torch_compile = torch_compile
         self.autocast = autocast
         self.device = device
+        self.accelerate = accelerate
         self.warm_start = warm_start
         self.callbacks = callbacks
         self.verbose = verbose
@@ -776,26 +790,33 @@ class CertifiedVAE(
     ) -> _Data:
         with restored_on_error(self, unless=self._keeps_progress()):
             rows = open_rows(self, X, reset=not warm, ensure_min_samples=2)
-            teacher_seed, seed, split_seed = self._seeds()
+            processes = join_processes(self.accelerate, self.device)
+            teacher_seed, seed, split_seed = processes.first(self._seeds())
             before = Snapshot(self.net_) if warm else None
             if warm:
                 self._check_unchanged()
             else:
                 self._split_seed = split_seed
             self._check_early()
+            if processes.n_processes > 1:
+                self._check_shareable(processes, before)
+                self._check_alike(processes, before, rows, teacher_proba)
             training, held_out = self._split(len(rows))
             if not warm:
                 self._begin(X, rows, teacher_proba, training, teacher_seed)
+                for name in ("teacher_", "_standardisation"):
+                    setattr(self, name, processes.first(getattr(self, name)))
             proba = self._targets(X, teacher_proba, len(rows))
             data = _Data.cut(rows, proba, training, held_out)
             # A warm fit draws other batches and codes than the epochs before it.
             n_before = before.n_epochs if before is not None else 0
-            with seeded((seed + n_before) % _SEEDS, resolve_device(self.device)):
+            device = resolve_device(processes.device_name(self.device))
+            with seeded((seed + n_before) % _SEEDS, device):
                 if warm:
                     self._resume(data, n_epochs)
                 else:
-                    self._build(data, n_epochs)
-                self._train(data, tasks, before)
+                    self._build(data, device, n_epochs)
+                self._train(data, tasks, before, processes)
         tasks.end_fit()
         return data
 
@@ -896,6 +917,45 @@ class CertifiedVAE(
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
 
+    def _check_shareable(self, processes: Processes, before: Snapshot | None) -> None:
+        """Find what several processes cannot train."""
+        if isinstance(self.objective, AggressiveEncoder):
+            raise ValueError(
+                "objective must not be an AggressiveEncoder with accelerate=True on "
+                "several processes: it trains the encoder by steps of its own."
+            )
+        device = processes.device_name(self.device)
+        if before is not None and device != self.net_.device:
+            raise ValueError(
+                "accelerate must stay as it was in the fit that warm_start continues: "
+                f"its net is on {self.net_.device}, that of this process would be on "
+                f"{device}."
+            )
+
+    def _check_alike(
+        self,
+        processes: Processes,
+        before: Snapshot | None,
+        rows: Any,
+        teacher_proba: ArrayLike | None,
+    ) -> None:
+        """Fail if processes were not all given the same, as far as looked at."""
+        params = self.get_params(deep=False).items()
+        alike = {k: v for k, v in params if isinstance(v, bool | Real | str)}
+        for name in _OWN_TO_PROCESSES:
+            alike.pop(name, None)
+        n_epochs = None if before is None else before.n_epochs
+        sample = np.linspace(0, len(rows) - 1, _COMPARED).astype(np.intp)
+        given = None if teacher_proba is None else np.asarray(teacher_proba)
+        same = alike, n_epochs, rows.shape, np.asarray(rows[sample]), given
+        if not processes.agree_on(same):
+            raise ValueError(
+                "X, teacher_proba and parameters must be the same on all "
+                f"{processes.n_processes} processes, and so must be what warm_start "
+                "continues; got others. Give every process all rows, in the same "
+                "order: accelerate=True shares them out."
+            )
+
     def _split(self, n_samples: int) -> tuple[Index, Index]:
         """Return which rows to train on and which to hold out; None for all and none.
 
@@ -937,12 +997,11 @@ class CertifiedVAE(
             )
         return teacher_posterior(self.teacher_, X)
 
-    def _build(self, data: _Data, n_epochs: int) -> None:
+    def _build(self, data: _Data, device: torch.device, n_epochs: int) -> None:
         """Set up everything that a warm start keeps."""
         self.vertices_ = simplex_vertices(data.proba.shape[1], self.latent_dim)
         self.witness_scale_ = resolve_witness_scale(self.witness_scale, data.proba)
         self._structure = self._fingerprints()
-        device = resolve_device(self.device)
         self.net_ = self._make_net(
             self._make_module(),
             device,
@@ -1086,7 +1145,13 @@ class CertifiedVAE(
             return Resident(torch.tensor(rows, device=device), self._standardisation)
         return Resident.filled(rows.shape, chunks, self._standardisation, device)
 
-    def _train(self, data: _Data, tasks: FitTasks, before: Snapshot | None) -> None:
+    def _train(
+        self,
+        data: _Data,
+        tasks: FitTasks,
+        before: Snapshot | None,
+        processes: Processes,
+    ) -> None:
         """Train; a fit that goes on from `before` returns to it on an error."""
         held_out = None
         if data.held_proba is not None:
@@ -1094,7 +1159,7 @@ class CertifiedVAE(
         dataset = self._training_set(data.rows, data.proba, held_out)
         n_earlier = 0 if before is None else before.n_epochs
         try:
-            train(self.net_, dataset, _Epochs(self, tasks))
+            train(self.net_, dataset, _Epochs(self, tasks), processes)
             self._take_history(n_earlier)
         except BaseException:
             if before is not None:

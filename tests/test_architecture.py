@@ -20,7 +20,7 @@ FLOORS = [
     {"metrics"},
     {"witnesses"},
     {"_certificate", "_mixture", "bounds", "datasets", "diagnostics", "forecast"},
-    {"networks", "_optimizer"},
+    {"networks", "_optimizer", "_processes"},
     {"objectives"},
     {"_gradient", "_batches", "_escape"},
     {"baselines", "wrappers"},
@@ -54,6 +54,7 @@ ONLY_IN = {
         "model_selection",
         "networks",
         "_optimizer",
+        "_processes",
         "_gradient",
         "_escape",
         "objectives",
@@ -83,6 +84,7 @@ ONLY_IN = {
         "report",
         "wrappers",
     },
+    "accelerate": {"_processes"},
     "safetensors": {"_archive"},
     "onnx": {"persistence"},
     "onnxscript": {"persistence"},
@@ -152,6 +154,7 @@ assert all(map(lambda a, b: str(a) == str(b), before, after))
 
 
 OPTIONAL = [
+    "accelerate",
     "dask",
     "distributed",
     "matplotlib",
