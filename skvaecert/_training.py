@@ -4,6 +4,7 @@ import copy
 import dis
 import io
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -107,9 +108,15 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+_one_thread = threading.RLock()
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch inside the block and give the user's generators back after it.
+
+    Threads wait for each other here: all of them draw from the same generators, and
+    each would get numbers that depend on what the others do.
 
     Parameters
     ----------
@@ -126,7 +133,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     accelerator = device.type != "cpu"
     index = [device.index or 0] if accelerator else []
     kind = device.type if accelerator else "cuda"
-    with torch.random.fork_rng(index, device_type=kind):
+    with _one_thread, torch.random.fork_rng(index, device_type=kind):
         torch.default_generator.manual_seed(seed)
         if accelerator:
             torch.get_device_module(device).manual_seed(seed)

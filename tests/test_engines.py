@@ -11,6 +11,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
+import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from sklearn.base import clone
@@ -209,6 +210,14 @@ def test_loky_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
     search = make_search(callbacks=[Fatal(str(tmp_path))])
     assert_same(search.fit(rows), alone, rows)
     assert_fitted_elsewhere(tmp_path)
+
+
+def test_threads_have_the_scores_of_one_process(alone, make_search, rows):
+    """They share torch's generators, so one has to wait for the other."""
+    before = torch.get_rng_state()
+    with joblib.parallel_config("threading", n_jobs=2), threadpool_limits(1):
+        assert_same(make_search().fit(rows), alone, rows)
+    assert (torch.get_rng_state() == before).all()
 
 
 @pytest.mark.usefixtures("dask_client")
