@@ -8,9 +8,13 @@ import warnings
 import zipfile
 from pathlib import Path
 
+import dask.array
 import numpy as np
+import pandas as pd
+import polars
 import pytest
 import torch
+import zarr
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
@@ -325,6 +329,20 @@ def test_hash_of_rows_is_that_of_the_stated_form(rows):
     assert digest_rows(rows.astype(np.float32)) != digest_rows(rows)
     assert digest_rows(rows[::-1]) != digest_rows(rows)
     assert digest_rows([["a"], ["b"]]) is None
+
+
+def test_hash_of_rows_does_not_depend_on_what_holds_them(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(5000, 2))  # more than are read at once
+    mapped = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", float, rows.shape)
+    mapped[:] = rows
+    held = [
+        pd.DataFrame(rows, columns=["a", "b"]),
+        polars.DataFrame(rows),
+        mapped,
+        zarr.array(rows, chunks=(700, 2)),
+        dask.array.from_array(rows, chunks=(999, 1)),
+    ]
+    assert {digest_rows(table) for table in held} == {digest_rows(rows)}
 
 
 def _set(*keys, value):
@@ -712,6 +730,20 @@ def test_onnx_gives_what_the_model_gives(rows, tmp_path, witness):
         mean, log_q = session.run(None, {"X": far[:n_rows]})
         np.testing.assert_allclose(mean, fitted.transform(far[:n_rows]), atol=1e-5)
         expected = fitted.witness_.log_proba(fitted.transform(far[:n_rows]))
+        np.testing.assert_allclose(log_q, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [5, 8, 13])
+def test_onnx_of_convolutions_gives_what_the_model_gives(tmp_path, size):
+    runtime = pytest.importorskip("onnxruntime")
+    images = np.random.default_rng(0).random((40, 2 * size**2))
+    vae = tiny(encoder="conv", image_shape=(2, size, size)).fit(images)
+    export_onnx(vae, tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    for n_rows in (1, 40):
+        mean, log_q = session.run(None, {"X": images[:n_rows]})
+        np.testing.assert_allclose(mean, vae.transform(images[:n_rows]), atol=1e-5)
+        expected = vae.witness_log_proba(images[:n_rows])
         np.testing.assert_allclose(log_q, expected, atol=1e-4)
 
 
