@@ -10,11 +10,13 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
-from skvaecert._certificate import CertificateSums
+from skvaecert._certificate import CertificateSums, RoundTripSums, SampledSums
+from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.metrics import MarginSums, SpreadSums
 from skvaecert.persistence import load, save
 from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertices
@@ -396,3 +398,78 @@ def test_an_unknown_number_of_rows_is_an_error(certifier, rows):
         certifier.certify(unknown)
     known = unknown.compute_chunk_sizes()
     assert certifier.certify(known).n_samples == (rows[1][:, 0] > 0).sum()
+
+
+# What is summed, beyond the margin.
+
+
+def test_sums_of_drawn_codes_are_those_of_all_rows():
+    """All but the draws of rows: these differ, and are as many and as wide."""
+    proba, generator = sharp(600, 0), np.random.default_rng(1)
+    witness = simplex_witness(simplex_vertices(4, 3), 1.0)
+    means = generator.normal(size=(600, 3))
+    deviations = generator.uniform(0.5, 1.5, size=(600, 3)) * [1.0, 1.0, 0.01]
+
+    def sums_of(rows, part):
+        sums = SampledSums(witness, 8, np.random.default_rng(5), part)
+        return sums.update(proba[rows], means[rows], deviations[rows])
+
+    whole = sums_of(slice(None), None)
+    cuts = slice(0, 1), slice(1, 250), slice(250, 600)
+    parts = [sums_of(rows, part) for part, rows in enumerate(cuts)]
+    merged = reduce(lambda a, b: a.merge(b), parts)
+    for name in ("_shared_loss", "_kl", "_narrowest"):
+        assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12)
+    np.testing.assert_allclose(merged._errors, whole._errors, rtol=1e-12)
+    for name in ("_forces", "_means", "_deviations"):
+        a, b = (getattr(sums, name) for sums in (merged, whole))
+        spreads = [getattr(sums, "spread", sums) for sums in (a, b)]
+        assert spreads[0].dispersion == pytest.approx(spreads[1].dispersion, rel=1e-12)
+    assert merged._norm == pytest.approx(whole._norm, rel=1e-12)
+    assert merged._variance == pytest.approx(whole._variance, rel=0.2)
+    assert merged._freedom == pytest.approx(whole._freedom, rel=0.2)
+    assert merged.certificate().n_samples == 600
+
+
+def test_outputs_that_differ_between_parts_are_not_constant():
+    proba = sharp(40, 0)
+
+    def sums_of(rows, output):
+        means, outputs = np.zeros((20, 3)), np.full((20, 2), output)
+        return RoundTripSums(4, 3).update(
+            proba[rows], np.full((20, 4), 0.25), means, outputs
+        )
+
+    first = sums_of(slice(0, 20), 1.0)
+    assert first.certificate().verdict == "constant"
+    same, other = (sums_of(slice(20, 40), output) for output in (1.0, 2.0))
+    assert copy.deepcopy(first).merge(same).certificate().verdict == "constant"
+    assert copy.deepcopy(first).merge(other).certificate().verdict == "inconclusive"
+
+
+class Moody(BaseEstimator):
+    """An encoder whose means hang on what else is in a batch, if it is in the mood."""
+
+    def __init__(self, moody=False):
+        self.moody = moody
+
+    def fit(self, X, y=None):
+        return self
+
+    def transform(self, X):
+        return X[:, :3] + (100 * X.mean() if self.moody else 0.0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_one_part_of_an_unstable_encoder_is_enough(rows, order):
+    teacher = GMMTeacher(n_components=4, random_state=0)
+    fitted = CollapseCertifier(Moody(), teacher=teacher).fit(rows[0])
+    parts = []
+    for part, moody in enumerate((False, True)):
+        fitted.estimator_.moody = moody
+        parts.append(fitted.partial_certificate(rows[1][:200], part))
+    assert parts[0].certificate().verdict == "certified"
+    first, second = (parts[place] for place in order)
+    with pytest.warns(UnstableEncoderWarning, match="in another batch"):
+        certificate = first.merge(second).certificate()
+    assert certificate.verdict == "inconclusive"
