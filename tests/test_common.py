@@ -1,6 +1,7 @@
 """scikit-learn's own checks, with default parameters and no expected failures.
 
-The gate holds a VAE that trains fast, because its default is that of the certifier.
+The gate holds a VAE that trains fast, because its default is that of the certifier; so
+do all in the checks that are not part of check_estimator.
 """
 
 import pytest
@@ -65,6 +66,10 @@ def test_check_estimator(estimator, check):
 @pytest.mark.filterwarnings("ignore:X has feature names")
 @pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UnstableTeacherWarning")
 @pytest.mark.parametrize("check", LEFT_OUT, ids=_check_id)
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=_check_id)
+@pytest.mark.parametrize(
+    "estimator",
+    [GMMTeacher(), QUICK, CollapseCertifier(QUICK), CertificationGate(QUICK)],
+    ids=_check_id,
+)
 def test_check_left_out(estimator, check):
     check(type(estimator).__name__, estimator)

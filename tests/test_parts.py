@@ -16,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
 from skvaecert._certificate import CertificateSums, RoundTripSums, SampledSums
+from skvaecert._kinds import Repeated
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.metrics import MarginSums, SpreadSums
 from skvaecert.persistence import load, save
@@ -244,6 +245,10 @@ def test_no_constant_code_in_parts_is_certified(sizes, dtype, seed):
     merged = merged_sums(proba, means, sizes, vertices, scale)
     assert merged.certificate().verdict != "certified"
     assert merged.certificate().margin <= merged.certificate().tolerance
+    # Neither more nor less is said than of all rows in one pass.
+    whole = certify(proba, means, vertices, scale)
+    assert merged.certificate().verdict == whole.verdict
+    assert merged.certificate().tolerance == pytest.approx(whole.tolerance, rel=1e-6)
     exactly = merged_sums(proba, np.repeat(best, n, axis=0), sizes, vertices, scale)
     assert exactly.certificate().dispersion == 0.0
     # The twin: the same code but for a little, which the teacher sees too.
@@ -458,6 +463,32 @@ class Moody(BaseEstimator):
 
     def transform(self, X):
         return X[:, :3] + (100 * X.mean() if self.moody else 0.0)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
+    """Large means move by more; they may all lie in one part."""
+    index = np.arange(1, 4)
+    seen = []
+    for magnitude, moved in ((1.0, 0.0), (1e6, 1.0)):
+        repeated, means = Repeated(), np.full((4, 2), magnitude)
+        again = means[index] + [moved, 0.0]
+        repeated.compare(means, means, lambda rows, again=again: again[: len(rows)])
+        seen.append(repeated)
+    first, second = (copy.deepcopy(seen[place]) for place in order)
+    first.merge(second)
+    assert first.moved == 1.0
+    first.warn_if_unstable()
+    assert not recwarn.list
+
+
+def test_the_decoder_is_as_unsteady_as_in_its_worst_part(certifier, rows):
+    parts = parts_of(certifier, rows[1], [160, 160], kind="round_trip")
+    own = [part.certificate().tolerance for part in parts]
+    parts[1].collected._shift += 1.0
+    for first, second in (parts, parts[::-1]):
+        tolerance = first.merge(second).certificate().tolerance
+        assert tolerance > 1.0 > max(own)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
