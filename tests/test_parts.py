@@ -302,6 +302,16 @@ def test_constants_that_differ_between_parts_are_no_constant():
     assert coarse.tolerance > 10 * whole.tolerance
 
 
+def test_rounding_in_many_small_parts_is_still_called_constant():
+    """What is rounding depends on how large all means are, not those of one part."""
+    proba, generator = sharp(200, 0), np.random.default_rng(0)
+    noise = np.finfo(np.float32).eps * generator.choice([-1, 1], (200, 3))
+    means = (np.array([1.5, -0.7, 1.1]) * (1 + noise)).astype(np.float32)
+    merged = merged_sums(proba, means, [1] * 200, simplex_vertices(4, 3), 1.0)
+    assert merged.certificate().verdict == "constant"
+    assert merged.certificate().dispersion > 0
+
+
 def test_sums_of_two_witnesses_are_not_merged():
     vertices = simplex_vertices(4, 3)
     one, other = (CertificateSums(simplex_witness(vertices, b)) for b in (1.0, 2.0))
