@@ -258,10 +258,17 @@ def test_nothing_listens_to_other_machines(dask_client):
 @can_kill
 @pytest.mark.usefixtures("dask_client")
 def test_dask_goes_on_when_a_worker_dies(alone, make_search, rows, folds, tmp_path):
-    search = make_search(callbacks=[Fatal(str(tmp_path))])
-    arm(tmp_path)
-    with joblib.parallel_config("dask", scatter=[rows, *chain(*folds)]):
-        search.fit(rows)
+    """Or says that it does not: seldom, it forgets a fit that was lost."""
+    distributed = pytest.importorskip("distributed")
+    for _ in range(3):
+        search = make_search(callbacks=[Fatal(str(tmp_path))])
+        arm(tmp_path)
+        with joblib.parallel_config("dask", scatter=[rows, *chain(*folds)]):
+            try:
+                search.fit(rows)
+                break
+            except distributed.client.FutureCancelledError:
+                assert_not_fitted(search)
     assert (tmp_path / "fired").exists()
     assert_same(search, alone, rows)
     assert_fitted_elsewhere(tmp_path)
