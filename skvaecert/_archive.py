@@ -70,17 +70,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 class Archive(NamedTuple):
-    """What is in a file.
-
-    Attributes
-    ----------
-    config : object
-        JSON values.
-    certificate : object
-        JSON values.
-    arrays : dict of ndarray
-        By name.
-    """
+    """What is in a file."""
 
     config: Any
     certificate: Any
@@ -89,23 +79,7 @@ class Archive(NamedTuple):
 
 @contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what goes wrong inside the block into an error that names the file.
-
-    Parameters
-    ----------
-    path : str or path
-        The file.
-
-    Yields
-    ------
-    None
-        Nothing.
-
-    Raises
-    ------
-    InvalidFileError
-        In place of errors that wrong data can end in.
-    """
+    """Turn what goes wrong inside the block into an error that names the file."""
     try:
         yield
     except InvalidFileError:
@@ -119,20 +93,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_archive(path: str | os.PathLike[str], archive: Archive) -> None:
-    """Write a file, or leave what is there as it is.
-
-    Parameters
-    ----------
-    path : str or path
-        Where; a file there is replaced once the new one is complete.
-    archive : Archive
-        What.
-
-    Raises
-    ------
-    ValueError
-        If a document is too large.
-    """
+    """Write a file, or leave what is there as it is."""
     from safetensors.numpy import save
 
     documents = [_to_json(archive.config), _to_json(archive.certificate)]
@@ -170,25 +131,7 @@ def _write(file: BinaryIO, members: list[bytes]) -> None:
 
 
 def read_archive(path: str | os.PathLike[str]) -> Archive:
-    """Read a file, without trust in it.
-
-    Parameters
-    ----------
-    path : str or path
-        The file.
-
-    Returns
-    -------
-    Archive
-        Its memory is at most a small multiple of the size of the file.
-
-    Raises
-    ------
-    InvalidFileError
-        If the file is not as :func:`write_archive` writes it.
-    OSError
-        If it cannot be opened.
-    """
+    """Read a file, without trust in it."""
     with open(path, "rb") as file, naming(path):
         try:
             config, certificate, table = _read_members(file)
@@ -250,29 +193,7 @@ def _check_member(member: zipfile.ZipInfo) -> None:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse standard JSON: no keys twice, no NaN, no deep nesting.
-
-    Parameters
-    ----------
-    data : bytes
-        UTF-8.
-
-    Returns
-    -------
-    object
-        Plain values, all numbers finite.
-
-    Raises
-    ------
-    ValueError
-        If it is anything else.
-
-    Examples
-    --------
-    >>> from skvaecert._archive import parse_json
-    >>> parse_json(b'{"a": [1, 2.5]}')
-    {'a': [1, 2.5]}
-    """
+    """Parse standard JSON: no keys twice, no NaN, no deep nesting."""
     text = data.decode("utf-8")
     depth = 0
     for token in _TOKENS.finditer(text):
@@ -358,23 +279,5 @@ def _whole(values: Any) -> list[int]:
 
 
 def can_hold(array: NDArray[Any]) -> bool:
-    """Tell whether an array is of a dtype that files can hold.
-
-    Parameters
-    ----------
-    array : ndarray
-        Any.
-
-    Returns
-    -------
-    bool
-        False for strings, objects and the like.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skvaecert._archive import can_hold
-    >>> can_hold(np.zeros(2)), can_hold(np.array(["a"]))
-    (True, False)
-    """
+    """Tell whether an array is of a dtype that files can hold."""
     return array.dtype.newbyteorder("<") in _KNOWN

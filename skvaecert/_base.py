@@ -31,18 +31,7 @@ except ImportError:  # before scikit-learn 1.9
         """Stands for what scikit-learn has since 1.9."""
 
     def with_callbacks(method: Any) -> Any:
-        """Return the method as it is.
-
-        Parameters
-        ----------
-        method : callable
-            A method `fit`.
-
-        Returns
-        -------
-        callable
-            The same.
-        """
+        """Return the method as it is."""
         return method
 
 
@@ -86,18 +75,7 @@ class NestedDefaultMixin:
     _nested_defaults: ClassVar[dict[str, Callable[[], BaseEstimator]]]
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters of this estimator or, by `name__parameter`, of nested ones.
-
-        Parameters
-        ----------
-        **params : dict
-            Names and values.
-
-        Returns
-        -------
-        self : object
-            This estimator.
-        """
+        """Set parameters of this estimator or, by `name__parameter`, of nested ones."""
         for name, default in self._nested_defaults.items():
             reaches_in = any(key.startswith(f"{name}__") for key in params)
             if reaches_in and params.get(name, getattr(self, name)) is None:
@@ -112,13 +90,7 @@ class SavedMixin:
     """Methods `save` and `load`; :mod:`skvaecert.persistence` has their limits."""
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the fitted estimator to a file that is safe to load.
-
-        Parameters
-        ----------
-        path : str or path
-            Where; as in :func:`skvaecert.persistence.save`.
-        """
+        """Save the fitted estimator to a file that is safe to load."""
         # From a floor above: estimators do not need it to work.
         from skvaecert.persistence import save
 
@@ -128,25 +100,7 @@ class SavedMixin:
     def load(
         cls, path: str | os.PathLike[str], *, modules: dict[str, Any] | None = None
     ) -> Self:
-        """Load an estimator of this class; nothing in the file is run.
-
-        Parameters
-        ----------
-        path : str or path
-            A file of :meth:`save`.
-        modules : dict or None, default=None
-            As in :func:`skvaecert.persistence.load`.
-
-        Returns
-        -------
-        self : object
-            Fitted.
-
-        Raises
-        ------
-        InvalidFileError
-            If the file is not valid, or holds an estimator of another class.
-        """
+        """Load an estimator of this class; nothing in the file is run."""
         from skvaecert.persistence import load
 
         estimator = load(path, modules=modules)
@@ -159,19 +113,7 @@ class SavedMixin:
 
 
 class FitTasks:
-    """Tells scikit-learn's callbacks of a fit and its parts; nobody before 1.9.
-
-    Parameters
-    ----------
-    estimator : CallbackSupportMixin
-        In its method `fit`, which :func:`with_callbacks` decorates.
-    X : array-like
-        What `fit` was given.
-    y : object
-        What `fit` was given.
-    n_parts : int
-        How many parts there will be at most.
-    """
+    """Tells scikit-learn's callbacks of a fit and its parts; nobody before 1.9."""
 
     def __init__(self, estimator: Any, X: Any, y: Any, n_parts: int) -> None:
         self.estimator = estimator
@@ -183,40 +125,17 @@ class FitTasks:
 
     @property
     def watched(self) -> bool:
-        """Whether there is a callback to tell.
-
-        Returns
-        -------
-        bool
-            False before scikit-learn 1.9.
-        """
+        """Whether there is a callback to tell."""
         return bool(getattr(self.context, "_callbacks", ()))
 
     def begin(self, name: str) -> None:
-        """Begin a part.
-
-        Parameters
-        ----------
-        name : str
-            What callbacks call it.
-        """
+        """Begin a part."""
         if self.context is not None:
             self.part = self.context.subcontext(task_name=name)
             self.part.call_on_fit_task_begin(estimator=self.estimator, **self.data)
 
     def end(self, attributes: Callable[[], dict[str, Any]] | None = None) -> bool:
-        """End a part.
-
-        Parameters
-        ----------
-        attributes : callable or None, default=None
-            Returns what the estimator lacks to be a fitted one.
-
-        Returns
-        -------
-        bool
-            Whether a callback wants the fit to stop here.
-        """
+        """End a part."""
         if self.context is None:
             return False
         return self.part.call_on_fit_task_end(
@@ -229,59 +148,21 @@ class FitTasks:
             self.context.call_on_fit_task_end(estimator=self.estimator, **self.data)
 
     def handed_on(self, inner: Any) -> AbstractContextManager[None]:
-        """Let an estimator inside take part.
-
-        Parameters
-        ----------
-        inner : object
-            What is fitted within the `with` block; nothing happens if it does not
-            know of callbacks.
-
-        Returns
-        -------
-        context manager
-            For a `with` block.
-        """
+        """Let an estimator inside take part."""
         if self.context is None or not hasattr(inner, "set_callbacks"):
             return nullcontext()
         return self.part.propagate_callback_context(inner)
 
 
 def numpy_only() -> AbstractContextManager[None]:
-    """Switch scikit-learn's array API dispatch off: mixtures start from k-means.
-
-    Returns
-    -------
-    context manager
-        For a `with` block; the user's configuration is back after it.
-    """
+    """Switch scikit-learn's array API dispatch off: mixtures start from k-means."""
     return config_context(array_api_dispatch=False)
 
 
 def validate_rows(
     estimator: BaseEstimator, X: ArrayLike, **kwargs: Any
 ) -> NDArray[np.floating]:
-    """Check `X` as scikit-learn does and return it as a NumPy array of floats.
-
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Its `n_features_in_` and `feature_names_in_` are set or checked.
-    X : array-like of shape (n_samples, n_features)
-        What the user gave.
-    **kwargs : dict
-        As in :func:`sklearn.utils.validation.validate_data`.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_features)
-        float32 if `X` is, float64 otherwise.
-
-    Raises
-    ------
-    ValueError
-        If `X` is not valid, or has values whose squares overflow.
-    """
+    """Check `X` as scikit-learn does and return it as a NumPy array of floats."""
     with numpy_only():
         rows = validate_data(estimator, X, dtype=[np.float64, np.float32], **kwargs)
     return _within_limits(rows)
@@ -294,25 +175,6 @@ def open_rows(
 
     So an array on disk, or of integers, is never copied as a whole, nor are the rows
     of a torch Dataset.
-
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Its `n_features_in_` and `feature_names_in_` are set or checked.
-    X : array-like of shape (n_samples, n_features)
-        What the user gave.
-    **kwargs : dict
-        As in :func:`sklearn.utils.validation.validate_data`.
-
-    Returns
-    -------
-    ndarray or DatasetRows of shape (n_samples, n_features)
-        `X` itself if it is a numeric array or `DatasetRows`, or its rows as floats.
-
-    Raises
-    ------
-    ValueError
-        If `X` is not valid as far as seen.
     """
     if not isinstance(X, np.ndarray | DatasetRows) or not _is_numeric_table(X):
         return validate_rows(estimator, X, **kwargs)
@@ -327,25 +189,7 @@ def _is_numeric_table(X: NDArray[np.number] | DatasetRows) -> bool:
 def read_rows(
     estimator: BaseEstimator, rows: NDArray[np.number] | DatasetRows
 ) -> Iterator[NDArray[np.floating]]:
-    """Check the numbers of an array and yield them, some rows at a time.
-
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Named in errors.
-    rows : ndarray or DatasetRows of shape (n_samples, n_features)
-        From :func:`open_rows`.
-
-    Yields
-    ------
-    ndarray of shape (n_chunk, n_features)
-        float32 if `rows` are, float64 otherwise.
-
-    Raises
-    ------
-    ValueError
-        If there are NaN, infinities or values whose squares overflow.
-    """
+    """Check the numbers of an array and yield them, some rows at a time."""
     for chunk in raw_chunks(rows):
         with numpy_only():
             checked = check_array(
@@ -360,18 +204,7 @@ def read_rows(
 def raw_chunks(
     rows: NDArray[np.number] | DatasetRows,
 ) -> Iterator[NDArray[np.number]]:
-    """Yield the numbers of an array as they are, some rows at a time.
-
-    Parameters
-    ----------
-    rows : ndarray or DatasetRows of shape (n_samples, n_features)
-        From :func:`open_rows`.
-
-    Yields
-    ------
-    ndarray of shape (n_chunk, n_features)
-        Views where `rows` is in memory.
-    """
+    """Yield the numbers of an array as they are, some rows at a time."""
     # A multiple of what networks take at once.
     size = CHUNK * max(1, _CHUNK_NUMBERS // rows.shape[1] // CHUNK)
     for batch in gen_batches(len(rows), size):
@@ -395,20 +228,7 @@ def restored_on_error(
     estimator: BaseEstimator,
     unless: Callable[[BaseException], bool] = lambda error: False,
 ) -> Iterator[None]:
-    """Give an estimator back the attributes it had if the block fails.
-
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Its attributes may be replaced in the block, not changed in place.
-    unless : callable, default=lambda error: False
-        Tells of an error whether the new attributes are to be kept all the same.
-
-    Yields
-    ------
-    None
-        Nothing.
-    """
+    """Give an estimator back the attributes it had if the block fails."""
     before = dict(vars(estimator))
     try:
         yield
@@ -420,15 +240,7 @@ def restored_on_error(
 
 
 def seed_unset(estimator: BaseEstimator, seed: int) -> None:
-    """Set an estimator's `random_state` where it is None.
-
-    Parameters
-    ----------
-    estimator : BaseEstimator
-        Its own `random_state` is set; if it has none, those of nested estimators.
-    seed : int
-        At least 0.
-    """
+    """Set an estimator's `random_state` where it is None."""
     params = estimator.get_params()
     nested = [name for name in params if name.endswith("__random_state")]
     names = ["random_state"] if "random_state" in params else nested
@@ -442,13 +254,7 @@ _results: ContextVar[dict[str, Any] | None] = ContextVar("results", default=None
 
 @contextmanager
 def sharing_results() -> Iterator[None]:
-    """Let :func:`shared_call` remember results, inside the block.
-
-    Yields
-    ------
-    None
-        Nothing.
-    """
+    """Let :func:`shared_call` remember results, inside the block."""
     token = _results.set({})
     try:
         yield
@@ -459,22 +265,7 @@ def sharing_results() -> Iterator[None]:
 def shared_call(
     generators: Callable[[], Any], function: Callable[..., Any], *args: Any
 ) -> Any:
-    """Call a function or, inside :func:`sharing_results`, copy what it returned.
-
-    Parameters
-    ----------
-    generators : callable
-        Returns the states of all generators that a function may draw from.
-    function : callable
-        What it returns depends on its arguments, and on these generators at most.
-    *args : Any
-        Compared by content.
-
-    Returns
-    -------
-    object
-        Remembered if no generator had a part in it.
-    """
+    """Call a function or, inside :func:`sharing_results`, copy what it returned."""
     results = _results.get()
     key = _content(args) if results is not None else None
     if results is None or key is None:
@@ -496,21 +287,7 @@ def _content(args: Any) -> str | None:
 
 
 def fingerprints(name: str, estimator: BaseEstimator) -> dict[str, str]:
-    """Return what tells whether an estimator would be fitted otherwise, by parameter.
-
-    Parameters
-    ----------
-    name : str
-        Of the parameter that holds the estimator.
-    estimator : BaseEstimator
-        Its class and its parameters count, but for seeds, which a fit has used up, and
-        what changes no result. Of a frozen one, the fitted attributes count.
-
-    Returns
-    -------
-    dict
-        Hashes by name of parameter, nested ones as name__parameter.
-    """
+    """Return hashes by parameter that tell whether a refit would differ."""
     if isinstance(estimator, FrozenEstimator):
         return {name: fingerprint(_public(estimator.estimator))}
     params = estimator.get_params().items()
@@ -521,18 +298,7 @@ def fingerprints(name: str, estimator: BaseEstimator) -> dict[str, str]:
 
 
 def fingerprint(value: Any) -> str:
-    """Hash a parameter by its content, and what cannot be hashed by its `repr`.
-
-    Parameters
-    ----------
-    value : object
-        Numbers that are equal have the same hash, whatever their type.
-
-    Returns
-    -------
-    str
-        The hash.
-    """
+    """Hash a parameter by its content, and what cannot be hashed by its `repr`."""
     if isinstance(value, Real):
         value = float(value)
     elif isinstance(value, list | tuple) or (

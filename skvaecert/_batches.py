@@ -30,33 +30,14 @@ _STEPS, _BATCH_SIZES = 16, (8, 128)
 
 
 class Standardisation(NamedTuple):
-    """Takes x to (x - location) / scale: one scale for all keeps their geometry.
-
-    Attributes
-    ----------
-    location : ndarray of shape (n_features,)
-        What is subtracted.
-    scale : float
-        What the difference is divided by.
-    """
+    """Takes x to (x - location) / scale: one scale for all keeps their geometry."""
 
     location: Floats
     scale: float
 
     @classmethod
     def to_unit_variance(cls, chunks: Iterable[NDArray[np.floating]]) -> Self:
-        """Take the mean of every feature and the root of the mean variance.
-
-        Parameters
-        ----------
-        chunks : iterable of ndarray of shape (n_chunk, n_features)
-            Rows, read once.
-
-        Returns
-        -------
-        Standardisation
-            With scale 1 for equal rows, which have none of their own.
-        """
+        """Take the mean of every feature and the root of the mean variance."""
         n, mean, squares = 0, np.zeros(1), 0.0
         for chunk in chunks:
             # Two sets of rows as one: means and sums of squares about them.
@@ -68,23 +49,7 @@ class Standardisation(NamedTuple):
         return cls(mean, float(np.sqrt(squares / (n * mean.size))) or 1.0)
 
     def apply(self, rows: NDArray[np.number]) -> Tensor:
-        """Standardise rows.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (n_samples, n_features)
-            As the user gave them.
-
-        Returns
-        -------
-        Tensor of shape (n_samples, n_features)
-            In float32, on the CPU.
-
-        Raises
-        ------
-        ValueError
-            If a value is so far out that its square would overflow, or is NaN.
-        """
+        """Standardise rows."""
         # Twice as fast in float32, where rows that come so are no better known.
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         standard = rows - self.location.astype(dtype)
@@ -101,18 +66,7 @@ class Standardisation(NamedTuple):
         return torch.from_numpy(standard.astype(np.float32, copy=False))
 
     def undo(self, standard: NDArray[np.floating]) -> Floats:
-        """Return to the units of the user's rows.
-
-        Parameters
-        ----------
-        standard : ndarray of shape (n_samples, n_features)
-            Standardised rows.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_features)
-            In float64.
-        """
+        """Return to the units of the user's rows."""
         return standard.astype(np.float64) * self.scale + self.location
 
 
@@ -125,30 +79,11 @@ class Rows(Protocol):
         """Count the rows."""
 
     def take(self, index: Tensor) -> Tensor:
-        """Return some rows.
-
-        Parameters
-        ----------
-        index : Tensor of int64
-            Best on `index_device`.
-
-        Returns
-        -------
-        Tensor of shape (n_index, n_features)
-            In float32, standardised, on the device of the training.
-        """
+        """Return some rows."""
 
 
 class Resident:
-    """Rows that lie on the device: standardised floats, or bytes as they came.
-
-    Parameters
-    ----------
-    values : Tensor of shape (n_samples, n_features)
-        On the device.
-    standardisation : Standardisation or None, default=None
-        Applied to every batch; None for rows that are standardised.
-    """
+    """Rows that lie on the device: standardised floats, or bytes as they came."""
 
     def __init__(
         self, values: Tensor, standardisation: Standardisation | None = None
@@ -169,24 +104,7 @@ class Resident:
         standardisation: Standardisation,
         device: torch.device,
     ) -> Self:
-        """Standardise chunk by chunk, without another copy of all rows.
-
-        Parameters
-        ----------
-        shape : (n_samples, n_features)
-            Of all rows.
-        chunks : iterable of ndarray of shape (n_chunk, n_features)
-            Rows, read once.
-        standardisation : Standardisation
-            What to apply.
-        device : torch.device
-            Where they are to lie.
-
-        Returns
-        -------
-        Resident
-            Rows as floats.
-        """
+        """Standardise chunk by chunk, without another copy of all rows."""
         values = torch.empty(shape, dtype=torch.float32, device=device)
         start = 0
         for chunk in chunks:
@@ -198,18 +116,7 @@ class Resident:
         return len(self.values)
 
     def take(self, index: Tensor) -> Tensor:
-        """Return some rows.
-
-        Parameters
-        ----------
-        index : Tensor of int64
-            On any device.
-
-        Returns
-        -------
-        Tensor of shape (n_index, n_features)
-            In float32, standardised.
-        """
+        """Return some rows."""
         rows = self.values[index.to(self.index_device)]
         if self.location is None:
             return rows
@@ -217,17 +124,7 @@ class Resident:
 
 
 class Streamed:
-    """Rows that are read when a batch needs them.
-
-    Parameters
-    ----------
-    source : array-like with shape, indexed by ndarrays of int
-        A memory-mapped array, or rows of a torch Dataset.
-    standardisation : Standardisation
-        Applied to every batch.
-    device : torch.device
-        Where batches go.
-    """
+    """Rows that are read when a batch needs them."""
 
     def __init__(
         self, source: Any, standardisation: Standardisation, device: torch.device
@@ -241,35 +138,14 @@ class Streamed:
         return len(self.source)
 
     def take(self, index: Tensor) -> Tensor:
-        """Read some rows, in the order in which they lie on the disk.
-
-        Parameters
-        ----------
-        index : Tensor of int64
-            On any device.
-
-        Returns
-        -------
-        Tensor of shape (n_index, n_features)
-            In float32, standardised.
-        """
+        """Read some rows, in the order in which they lie on the disk."""
         ordered, place = index.cpu().sort()
         rows = self.standardisation.apply(self.source[ordered.numpy()])
         return rows[place.argsort()].to(self.device)
 
 
 class TrainingSet(Dataset[Tensor]):
-    """Rows and what the teacher, or a regression, wants of them.
-
-    Parameters
-    ----------
-    rows : Rows
-        Where rows come from.
-    targets : Tensor of shape (n_samples, n_targets)
-        On the device.
-    held_out : TrainingSet or None, default=None
-        What to validate on.
-    """
+    """Rows and what the teacher, or a regression, wants of them."""
 
     def __init__(
         self, rows: Rows, targets: Tensor, held_out: "TrainingSet | None" = None
@@ -282,39 +158,12 @@ class TrainingSet(Dataset[Tensor]):
         return len(self.rows)
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return some rows with their targets.
-
-        Parameters
-        ----------
-        index : Tensor of int64
-            On any device.
-
-        Returns
-        -------
-        rows, targets : Tensor
-            On the device.
-        """
+        """Return some rows with their targets."""
         return self.rows.take(index), self.targets[index.to(self.targets.device)]
 
 
 class Batches:
-    """Batches of a training set, in random order.
-
-    Parameters
-    ----------
-    dataset : TrainingSet
-        Rows and targets.
-    batch_size : int
-        Most rows in a batch. An epoch has as few batches as that allows, all of the
-        same size but for one row: batch normalisation fails on a last batch of one.
-    processes : Processes, default=ALONE
-        Among whom each batch is shared out; its share is what this one gets.
-
-    Attributes
-    ----------
-    sizes : list of int
-        Rows of each batch, all shares together.
-    """
+    """Batches of a training set, in random order."""
 
     def __init__(
         self, dataset: TrainingSet, batch_size: int, processes: Processes = ALONE
@@ -336,20 +185,7 @@ class Batches:
 
 
 def resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
-    """Turn the parameter `batch_size` into a number.
-
-    Parameters
-    ----------
-    batch_size : int or "auto"
-        "auto" for a sixteenth of the rows, from 8 to 128.
-    n_samples : int
-        Rows to train on.
-
-    Returns
-    -------
-    int
-        Most rows in a batch.
-    """
+    """Turn the parameter `batch_size` into a number."""
     if isinstance(batch_size, Integral):
         return int(batch_size)
     least, most = _BATCH_SIZES

@@ -405,13 +405,7 @@ def certify_batches(
 
 
 class CertificateSums:
-    """What a certificate of the mean needs to know of rows that come in batches.
-
-    Parameters
-    ----------
-    witness : LinearWitness
-        What reads the means.
-    """
+    """What a certificate of the mean needs to know of rows that come in batches."""
 
     def __init__(self, witness: LinearWitness) -> None:
         self.witness = witness
@@ -425,27 +419,7 @@ class CertificateSums:
         latent_mean: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows.
-
-        Parameters
-        ----------
-        teacher_proba : array-like of shape (n_samples, n_components)
-            T.
-        latent_mean : array-like of shape (n_samples, latent_dim)
-            mu.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights, finite and not negative; 1 when None.
-
-        Returns
-        -------
-        self : CertificateSums
-            With these rows added.
-
-        Raises
-        ------
-        ValueError
-            If an array is not valid.
-        """
+        """Add rows."""
         means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
         shape = self.witness.weights.shape
         _check_shapes(means, posteriors, shape)
@@ -456,23 +430,7 @@ class CertificateSums:
         return self
 
     def merge(self, other: "CertificateSums") -> Self:
-        """Add the rows that other sums have seen.
-
-        Parameters
-        ----------
-        other : CertificateSums
-            Of other rows, read by the same witness; it stays as it is.
-
-        Returns
-        -------
-        self : CertificateSums
-            With these rows added.
-
-        Raises
-        ------
-        ValueError
-            If the witness is another one.
-        """
+        """Add the rows that other sums have seen."""
         _check_same_witness(self.witness, other.witness)
         self.alignment.merge(other.alignment)
         self._forces.merge(other._forces)
@@ -492,25 +450,7 @@ class CertificateSums:
     def certificate(
         self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
     ) -> Certificate:
-        """Return the certificate of all rows so far.
-
-        Parameters
-        ----------
-        safety_margin : float, default=0.0
-            tau, nats, at least 0.
-        latent_noise : float, default=0.0
-            Root mean square error of the latent means, in latent units.
-
-        Returns
-        -------
-        Certificate
-            Verdict and numbers.
-
-        Raises
-        ------
-        ValueError
-            If a number is not valid or there are no rows.
-        """
+        """Return the certificate of all rows so far."""
         _check_not_negative("latent_noise", latent_noise)
         margin = self.margin
         noise = max(self._means.rounding_noise, latent_noise)
@@ -546,20 +486,6 @@ class CertificateSums:
 class SampledSums:
     """What a certificate of drawn codes needs to know of rows that come in batches.
 
-    Parameters
-    ----------
-    witness : LinearWitness
-        What reads the codes: tempered on other rows.
-    n_draws : int
-        Codes drawn of each row, at least 2.
-    generator : numpy.random.Generator
-        Draws them.
-    part : int or None, default=None
-        Which part of the rows this is, where sums are to be merged: draws that all
-        rows share are then the same in all parts, the others are not.
-
-    References
-    ----------
     Theory section 6 (ours).
     """
 
@@ -597,27 +523,7 @@ class SampledSums:
         latent_std: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows.
-
-        Parameters
-        ----------
-        teacher_proba : array-like of shape (n_samples, n_components)
-            T.
-        latent_mean, latent_std : array-like of shape (n_samples, latent_dim)
-            mu and sigma, which is above 0.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights, finite and not negative; 1 when None.
-
-        Returns
-        -------
-        self : SampledSums
-            With these rows added.
-
-        Raises
-        ------
-        ValueError
-            If an array is not valid.
-        """
+        """Add rows."""
         means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
         shape = self.witness.weights.shape
         _check_shapes(means, posteriors, shape)
@@ -636,24 +542,7 @@ class SampledSums:
         return self
 
     def merge(self, other: "SampledSums") -> Self:
-        """Add the rows that other sums have seen.
-
-        Parameters
-        ----------
-        other : SampledSums
-            Of other rows, with the same witness and shared draws, another part; it
-            stays as it is.
-
-        Returns
-        -------
-        self : SampledSums
-            With these rows added.
-
-        Raises
-        ------
-        ValueError
-            If witness or shared draws differ.
-        """
+        """Add the rows that other sums have seen."""
         _check_same_witness(self.witness, other.witness)
         if not np.array_equal(self._shared_noise, other._shared_noise):
             raise ValueError(
@@ -679,31 +568,7 @@ class SampledSums:
         confidence: float = 0.95,
         latent_noise: float = 0.0,
     ) -> Certificate:
-        """Return the certificate of all rows so far.
-
-        Parameters
-        ----------
-        safety_margin : float, default=0.0
-            tau, nats, at least 0.
-        confidence : float, default=0.95
-            Of the interval of the margin, over the draws of the codes.
-        latent_noise : float, default=0.0
-            How far a mean, in latent units, or the logarithm of a deviation is known
-            to move without reason.
-
-        Returns
-        -------
-        Certificate
-            Verdict and numbers. The verdict asks for a margin of five standard errors,
-            whatever the confidence of the interval, more where few draws tell how
-            large these are; and for a margin above rounding when all rows share their
-            draws, where a constant posterior has none, by luck either.
-
-        Raises
-        ------
-        ValueError
-            If a number is not valid or there are no rows.
-        """
+        """Return the certificate of all rows so far."""
         check_confidence(confidence)
         _check_not_negative("latent_noise", latent_noise)
         margin, total = _checked_margin(self.alignment), self.alignment.total_weight
@@ -809,15 +674,6 @@ class SampledSums:
 class RoundTripSums:
     """What a round-trip certificate needs to know of rows that come in batches.
 
-    Parameters
-    ----------
-    n_components : int
-        K.
-    latent_dim : int
-        d.
-
-    References
-    ----------
     Theory section 7 (ours).
     """
 
@@ -836,31 +692,7 @@ class RoundTripSums:
         output: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows.
-
-        Parameters
-        ----------
-        teacher_proba : array-like of shape (n_samples, n_components)
-            T of the rows.
-        round_trip_proba : array-like of shape (n_samples, n_components)
-            T of what the decoder makes of their means.
-        latent_mean : array-like of shape (n_samples, latent_dim)
-            mu.
-        output : array-like of shape (n_samples, n_features)
-            What the decoder makes of them.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weights, finite and not negative; 1 when None.
-
-        Returns
-        -------
-        self : RoundTripSums
-            With these rows added.
-
-        Raises
-        ------
-        ValueError
-            If an array is not valid.
-        """
+        """Add rows."""
         log_q = np.log(check_teacher_proba(round_trip_proba))
         weight = check_weight(sample_weight, len(log_q))
         self.alignment.update(teacher_proba, log_q, weight)
@@ -869,18 +701,7 @@ class RoundTripSums:
         return self
 
     def merge(self, other: "RoundTripSums") -> Self:
-        """Add the rows that other sums have seen.
-
-        Parameters
-        ----------
-        other : RoundTripSums
-            Of other rows; it stays as it is.
-
-        Returns
-        -------
-        self : RoundTripSums
-            With these rows added.
-        """
+        """Add the rows that other sums have seen."""
         self.alignment.merge(other.alignment)
         self._means.merge(other._means)
         self._outputs.merge(other._outputs)
@@ -889,26 +710,7 @@ class RoundTripSums:
     def certificate(
         self, *, safety_margin: float = 0.0, shift: float = 0.0
     ) -> Certificate:
-        """Return the certificate of all rows so far.
-
-        Parameters
-        ----------
-        safety_margin : float, default=0.0
-            tau, nats, at least 0.
-        shift : float, default=0.0
-            How far rounding in encoder and decoder moves the cross entropy of a row,
-            nats.
-
-        Returns
-        -------
-        Certificate
-            Verdict and numbers.
-
-        Raises
-        ------
-        ValueError
-            If a number is not valid or there are no rows.
-        """
+        """Return the certificate of all rows so far."""
         _checked_margin(self.alignment)
         constant = LinearWitness(
             np.zeros((self.n_components, self.latent_dim)), np.zeros(1), "teacher"
@@ -938,18 +740,7 @@ _WEIGHTS = 1e-50, 1e50
 
 
 def check_confidence(confidence: float) -> None:
-    """Check the confidence of an interval.
-
-    Parameters
-    ----------
-    confidence : float
-        Between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
+    """Check the confidence of an interval."""
     if not 0 < confidence < 1:
         raise ValueError(
             f"confidence must be a number between 0 and 1, got {confidence!r}."
@@ -1148,20 +939,6 @@ def summation_error(
         error <= 2 u [(n + K + 8) (C + H + 1) + (d + 2) (a sum_i p_i ||z_i|| + b)]
 
     Twice that is returned, which leaves room for the terms of second order.
-
-    Parameters
-    ----------
-    alignment : MarginSums
-        n, C and H.
-    witness : LinearWitness
-        a, b, K and d.
-    mean_norm : float
-        sum_i p_i ||z_i||.
-
-    Returns
-    -------
-    float
-        Nats.
     """
     n_components, latent_dim = witness.weights.shape
     entropies = alignment.cross_entropy + alignment.mean_entropy + 1
@@ -1181,21 +958,6 @@ def noise_margin(noise: float, force: float, gain: float) -> float:
         G <= -KL(mean T || q(c)) + sum_i p_i <f_i(c), delta_i>
           <= -m^2 + u sqrt(f_rms^2 + a^2 m^2)      with a the gain of the witness
           <= f_rms u + (a u / 2)^2.
-
-    Parameters
-    ----------
-    noise : float
-        u, root mean square error of the codes, latent units.
-    force : float
-        f_rms = sqrt(sum_i p_i ||A^T (T_i - mean T)||^2), that of
-        :func:`skvaecert.metrics.escape_force_rms` for the simplex.
-    gain : float
-        a, beta sqrt(K / (K - 1)) for the simplex.
-
-    Returns
-    -------
-    float
-        Nats.
     """
     # A product overflows to infinity, a power to an error.
     return force * noise + (gain * noise) * (gain * noise) / 4
@@ -1204,22 +966,7 @@ def noise_margin(noise: float, force: float, gain: float) -> float:
 def rounded(
     values: NDArray[np.floating], magnitude: ArrayLike, generator: np.random.Generator
 ) -> Floats:
-    """Move values by as much as rounding may have, to either side.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_samples, n_columns)
-        What a network returned.
-    magnitude : array-like that broadcasts against it
-        Of the terms that float32 rounds; 16 bits round the values themselves.
-    generator : numpy.random.Generator
-        Draws the signs.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_columns)
-        In float64.
-    """
+    """Move values by as much as rounding may have, to either side."""
     exact = np.asarray(values, dtype=np.float64)
     precision = _Precision()
     precision.add(exact, exact[0])

@@ -199,28 +199,7 @@ def report_escape(
     vertices: Floats,
     scale: float,
 ) -> EscapeReport:
-    """Measure force, gradient and dead units of an encoder.
-
-    Parameters
-    ----------
-    vae : VAE
-        As :func:`as_it_was` has it.
-    chunks : iterable of Tensor of shape (n_chunk, n_features)
-        Standardised rows, on the device, some at a time; read once.
-    latent_mean : ndarray of shape (n_samples, latent_dim)
-        Their means, by which the forces are computed.
-    teacher_proba : ndarray of shape (n_samples, n_components)
-        T.
-    vertices : ndarray of shape (n_components, latent_dim)
-        S.
-    scale : float
-        beta.
-
-    Returns
-    -------
-    EscapeReport
-        Verdict and numbers.
-    """
+    """Measure force, gradient and dead units of an encoder."""
     certificate = certify(teacher_proba, latent_mean, vertices, scale)
     force = escape_force(teacher_proba, latent_mean, vertices, scale)
     with _watched(vae) as units:
@@ -249,18 +228,7 @@ def report_escape(
 
 @contextmanager
 def as_it_was(module: nn.Module) -> Iterator[None]:
-    """Allow gradients in evaluation mode, and give every module its mode back.
-
-    Parameters
-    ----------
-    module : torch.nn.Module
-        The network.
-
-    Yields
-    ------
-    None
-        Nothing.
-    """
+    """Allow gradients in evaluation mode, and give every module its mode back."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         # Also where the caller has switched gradients off.

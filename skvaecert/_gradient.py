@@ -24,14 +24,7 @@ _WAYS = "forward", "backward"
 
 
 class Layers:
-    """Linear layers with SiLU between them, and their gradient.
-
-    Parameters
-    ----------
-    weights, biases : sequence of Tensor
-        Of shapes (n_outputs, n_inputs) and (n_outputs,), with `grad`; all with one more
-        axis in front for several networks.
-    """
+    """Linear layers with SiLU between them, and their gradient."""
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         self.weights = weights
@@ -42,18 +35,7 @@ class Layers:
 
     @classmethod
     def of(cls, network: nn.Module) -> Self | None:
-        """Return the layers of a network, or None if it is of another kind.
-
-        Parameters
-        ----------
-        network : torch.nn.Module
-            As :func:`skvaecert.networks.mlp` makes it.
-
-        Returns
-        -------
-        Layers or None
-            Views of the parameters.
-        """
+        """Return the layers of a network, or None if it is of another kind."""
         layers = list(network) if type(network) is nn.Sequential else []
         linear, between = layers[::2], layers[1::2]
         as_made = (
@@ -68,18 +50,7 @@ class Layers:
         return cls(weights, biases)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the output of the last layer, and keep what the gradient needs.
-
-        Parameters
-        ----------
-        x : Tensor of shape (..., n_samples, n_inputs)
-            Input of the first.
-
-        Returns
-        -------
-        Tensor of shape (..., n_samples, n_outputs)
-            Output.
-        """
+        """Return the output of the last layer, and keep what the gradient needs."""
         self._inputs: list[Tensor] = []
         self._sums: list[Tensor] = []
         for weight, bias in zip(self.weights, self.biases, strict=True):
@@ -90,18 +61,7 @@ class Layers:
         return self._sums[-1]
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Fill `grad` of weights and biases.
-
-        Parameters
-        ----------
-        gradient : Tensor of shape (..., n_samples, n_outputs)
-            Of the loss by the output.
-
-        Returns
-        -------
-        Tensor of shape (..., n_samples, n_first)
-            Of the loss by what the first layer returns.
-        """
+        """Fill `grad` of weights and biases."""
         for i in reversed(range(len(self.weights))):
             self._product(gradient.mT, self._inputs[i], out=self.weights[i].grad)
             torch.sum(gradient, -2, out=self.biases[i].grad)
@@ -111,33 +71,13 @@ class Layers:
         return gradient
 
     def towards_input(self, gradient: Tensor) -> Tensor:
-        """Return the gradient by the input.
-
-        Parameters
-        ----------
-        gradient : Tensor of shape (..., n_samples, n_first)
-            From :meth:`backward`.
-
-        Returns
-        -------
-        Tensor of shape (..., n_samples, n_inputs)
-            Of the loss by the input of the first layer.
-        """
+        """Return the gradient by the input."""
         return self._product(gradient, self.weights[0])
 
 
 class GradientByHand:
     """Loss and gradient of a VAE whose networks are :class:`Layers`.
 
-    Parameters
-    ----------
-    encoder, decoder : Layers
-        The networks.
-    raw_log_noise : Tensor of shape () or (n_networks,)
-        Of the Gaussian likelihood, with `grad`.
-
-    References
-    ----------
     Theory section 11; the gradient of the alignment term is minus the escape force of
     section 4.
     """
@@ -149,21 +89,7 @@ class GradientByHand:
 
     @classmethod
     def of(cls, vae: nn.Module, criterion: AlignedELBO) -> Self | None:
-        """Return the gradient of a VAE, or None where only autograd has it.
-
-        Parameters
-        ----------
-        vae : torch.nn.Module
-            Its parameters have `grad`.
-        criterion : AlignedELBO
-            The loss.
-
-        Returns
-        -------
-        GradientByHand or None
-            None for networks, posteriors and objectives of another kind, where hooks
-            want to be called, and where something is frozen.
-        """
+        """Return the gradient of a VAE, or None where only autograd has it."""
         if type(vae) is not VAE or any(map(_is_altered, vae.modules())):
             return None
         if type(vae.posterior) is not GaussianPosterior:
@@ -185,26 +111,7 @@ class GradientByHand:
         criterion: AlignedELBO,
         noise: Tensor | None = None,
     ) -> tuple[Pass, Terms]:
-        """Fill `grad` of all parameters with the gradient of the loss.
-
-        Parameters
-        ----------
-        x : Tensor of shape (..., n_samples, n_features)
-            Rows.
-        teacher_proba : Tensor of shape (..., n_samples, n_components)
-            T.
-        criterion : AlignedELBO
-            The loss; its weights and scale may be tensors of shape (n_networks, 1, 1).
-        noise : Tensor of shape (..., n_samples, latent_dim), default=None
-            Draws from N(0, 1) to make codes of; None to draw them.
-
-        Returns
-        -------
-        Pass
-            What the forward pass of the VAE returns.
-        Terms
-            What :meth:`skvaecert.objectives.AlignedELBO.terms` returns.
-        """
+        """Fill `grad` of all parameters with the gradient of the loss."""
         n = x.shape[-2]
         codes = _Codes.draw(self.encoder.forward(x), noise)
         output = self.decoder.forward(codes.code)

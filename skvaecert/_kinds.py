@@ -59,40 +59,14 @@ _FEW_ROWS = 2
 
 @dataclass(frozen=True)
 class Models:
-    """A fitted encoder and a way to ask for posteriors.
-
-    Attributes
-    ----------
-    estimator : object
-        With `transform`; for some kinds with `encode` or `inverse_transform` too.
-    encode : callable
-        From rows to checked latent means.
-    posterior : callable
-        From rows, given posteriors or None, and the number of rows, to posteriors.
-    """
+    """A fitted encoder and a way to ask for posteriors."""
 
     estimator: Any
     encode: Callable[[ArrayLike], NDArray[np.floating]]
     posterior: Callable[[ArrayLike, ArrayLike | None, int | None], Floats]
 
     def distribution(self, X: ArrayLike) -> tuple[Floats, Floats]:
-        """Return mean and standard deviation of q(z|x).
-
-        Parameters
-        ----------
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-
-        Returns
-        -------
-        latent_mean, latent_std : ndarray of shape (n_samples, latent_dim)
-            As the encoder gives them.
-
-        Raises
-        ------
-        ValueError
-            If the encoder has no method `encode`.
-        """
+        """Return mean and standard deviation of q(z|x)."""
         estimator = getattr(self.estimator, "best_estimator_", self.estimator)
         if isinstance(estimator, Pipeline):
             X, estimator = estimator[:-1].transform(X), estimator[-1]
@@ -107,23 +81,7 @@ class Models:
         return np.asarray(mean), np.asarray(deviation)
 
     def decode(self, means: ArrayLike) -> NDArray[np.floating]:
-        """Return reconstructions.
-
-        Parameters
-        ----------
-        means : array-like of shape (n_samples, latent_dim)
-            Latent means.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_features)
-            Rows.
-
-        Raises
-        ------
-        ValueError
-            If the estimator has no decoder.
-        """
+        """Return reconstructions."""
         if not hasattr(self.estimator, "inverse_transform"):
             raise ValueError(
                 "estimator must have an inverse_transform, its decoder, for "
@@ -132,18 +90,7 @@ class Models:
         return np.asarray(self.estimator.inverse_transform(means))
 
     def read(self, output: NDArray[np.floating]) -> Floats:
-        """Show reconstructions to the teacher.
-
-        Parameters
-        ----------
-        output : ndarray of shape (n_samples, n_features)
-            From :meth:`decode`.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_components)
-            T of them.
-        """
+        """Show reconstructions to the teacher."""
         with warnings.catch_warnings():
             # They are arrays, also where rows came in a table with names.
             warnings.filterwarnings("ignore", "X does not have valid feature names")
@@ -152,48 +99,19 @@ class Models:
 
 @dataclass(frozen=True)
 class Softness:
-    """Temperature and floor by which a teacher's posteriors are softened once more.
-
-    Attributes
-    ----------
-    temperature : float
-        t, at least 1.
-    floor : float
-        e, from 0 to below 1.
-    """
+    """Temperature and floor by which a teacher's posteriors are softened once more."""
 
     temperature: float
     floor: float
 
     def __call__(self, proba: Floats) -> Floats:
-        """Soften posteriors.
-
-        Parameters
-        ----------
-        proba : ndarray of shape (n_samples, n_components)
-            T.
-
-        Returns
-        -------
-        ndarray of shape (n_samples, n_components)
-            Softer ones.
-        """
+        """Soften posteriors."""
         return temper(np.log(proba), self.temperature, self.floor)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What rows of `fit` say on how to read others.
-
-    Attributes
-    ----------
-    rows : ndarray of uint64
-        Fingerprints of the rows.
-    witness : LinearWitness or Exception
-        The tempered witness for drawn codes, or why there is none.
-    softness : Softness or Exception
-        For reconstructions, or why there is none.
-    """
+    """What rows of `fit` say on how to read others."""
 
     rows: NDArray[np.uint64]
     witness: LinearWitness | Exception
@@ -210,31 +128,7 @@ def calibrate(
     refit: Callable[..., LinearWitness] | None,
     has_teacher: bool,
 ) -> Calibration:
-    """Temper the witness for drawn codes, and soften the teacher for reconstructions.
-
-    Parameters
-    ----------
-    models : Models
-        Encoder, decoder, teacher.
-    witness : LinearWitness
-        That of the mean.
-    X : array-like of shape (n_samples, n_features)
-        Calibration rows.
-    proba : ndarray of shape (n_samples, n_components)
-        T of these.
-    rows : ndarray of uint64
-        Fingerprints of all rows that anything was fitted on.
-    refit : callable or None
-        Fits a witness to codes, where noise asks for another than means do; None for
-        the fixed one.
-    has_teacher : bool
-        Whether reconstructions can be shown to a teacher.
-
-    Returns
-    -------
-    Calibration
-        Errors are kept until somebody asks for that kind.
-    """
+    """Temper the witness for drawn codes, soften the teacher for reconstructions."""
 
     def tempered() -> LinearWitness:
         mean, deviation = models.distribution(X)
@@ -291,52 +185,17 @@ class Kind(Protocol):
         proba: ArrayLike | None,
         weight: ArrayLike | None,
     ) -> None:
-        """Add rows.
-
-        Parameters
-        ----------
-        models : Models
-            The same at each call.
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        proba : array-like of shape (n_samples, n_components) or None
-            Posteriors, if not the teacher's.
-        weight : array-like of shape (n_samples,) or None
-            Weights.
-        """
+        """Add rows."""
 
     def merge(self, other: Any) -> None:
-        """Add the rows that another one has seen.
-
-        Parameters
-        ----------
-        other : Kind
-            Of the same kind, with the same models; it stays as it is.
-        """
+        """Add the rows that another one has seen."""
 
     def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate.
-
-        Parameters
-        ----------
-        safety_margin : float
-            tau, nats.
-
-        Returns
-        -------
-        Certificate
-            Of all rows added.
-        """
+        """Make the certificate."""
 
 
 class MeanKind:
-    """The latent mean is not constant.
-
-    Parameters
-    ----------
-    witness : LinearWitness
-        What reads the means.
-    """
+    """The latent mean is not constant."""
 
     def __init__(self, witness: LinearWitness) -> None:
         self.sums = CertificateSums(witness)
@@ -349,48 +208,19 @@ class MeanKind:
         proba: ArrayLike | None,
         weight: ArrayLike | None,
     ) -> None:
-        """Add rows.
-
-        Parameters
-        ----------
-        models : Models
-            The same at each call.
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        proba : array-like of shape (n_samples, n_components) or None
-            Posteriors, if not the teacher's.
-        weight : array-like of shape (n_samples,) or None
-            Weights.
-        """
+        """Add rows."""
         means = models.encode(X)
         posterior = models.posterior(X, proba, len(means))
         self.sums.update(posterior, means, weight)
         self.repeated.compare(means, X, models.encode)
 
     def merge(self, other: "MeanKind") -> None:
-        """Add the rows that another one has seen.
-
-        Parameters
-        ----------
-        other : MeanKind
-            It stays as it is.
-        """
+        """Add the rows that another one has seen."""
         self.sums.merge(other.sums)
         self.repeated.merge(other.repeated)
 
     def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate.
-
-        Parameters
-        ----------
-        safety_margin : float
-            tau, nats.
-
-        Returns
-        -------
-        Certificate
-            Of all rows added.
-        """
+        """Make the certificate."""
         self.repeated.warn_if_unstable()
         return self.sums.certificate(
             safety_margin=safety_margin, latent_noise=self.repeated.moved
@@ -398,21 +228,7 @@ class MeanKind:
 
 
 class SampledKind:
-    """Codes drawn from q(z|x) carry information on x.
-
-    Parameters
-    ----------
-    witness : LinearWitness
-        What reads the codes, tempered on other rows.
-    n_draws : int
-        Codes drawn of each row.
-    confidence : float
-        Of the interval.
-    generator : numpy.random.Generator
-        Draws the codes.
-    part : int or None
-        Which part of the rows this is, if it is to be merged with others.
-    """
+    """Codes drawn from q(z|x) carry information on x."""
 
     def __init__(
         self,
@@ -433,19 +249,7 @@ class SampledKind:
         proba: ArrayLike | None,
         weight: ArrayLike | None,
     ) -> None:
-        """Add rows.
-
-        Parameters
-        ----------
-        models : Models
-            The same at each call.
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        proba : array-like of shape (n_samples, n_components) or None
-            Posteriors, if not the teacher's.
-        weight : array-like of shape (n_samples,) or None
-            Weights.
-        """
+        """Add rows."""
         mean, deviation = models.distribution(X)
         posterior = models.posterior(X, proba, len(mean))
         self.sums.update(posterior, mean, deviation, weight)
@@ -454,18 +258,7 @@ class SampledKind:
         self.repeated.compare(both, X, lambda rows: _side_by_side(*again(rows)))
 
     def merge(self, other: "SampledKind") -> None:
-        """Add the rows that another one has seen.
-
-        Parameters
-        ----------
-        other : SampledKind
-            It stays as it is.
-
-        Raises
-        ------
-        ValueError
-            If the two are for other confidences, numbers of draws or seeds.
-        """
+        """Add the rows that another one has seen."""
         if self.confidence != other.confidence:
             raise ValueError(
                 "parts must have the same confidence, got "
@@ -475,18 +268,7 @@ class SampledKind:
         self.repeated.merge(other.repeated)
 
     def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate.
-
-        Parameters
-        ----------
-        safety_margin : float
-            tau, nats.
-
-        Returns
-        -------
-        Certificate
-            Of all rows added.
-        """
+        """Make the certificate."""
         self.repeated.warn_if_unstable()
         return self.sums.certificate(
             safety_margin=safety_margin,
@@ -496,15 +278,7 @@ class SampledKind:
 
 
 class RoundTripKind:
-    """Encoder and decoder together pass on what the teacher sees.
-
-    Parameters
-    ----------
-    softness : Softness
-        Chosen on other rows.
-    shape : (n_components, latent_dim)
-        K and d.
-    """
+    """Encoder and decoder together pass on what the teacher sees."""
 
     def __init__(self, softness: Softness, shape: tuple[int, int]) -> None:
         self.softness = softness
@@ -518,24 +292,7 @@ class RoundTripKind:
         proba: ArrayLike | None,
         weight: ArrayLike | None,
     ) -> None:
-        """Add rows.
-
-        Parameters
-        ----------
-        models : Models
-            The same at each call.
-        X : array-like of shape (n_samples, n_features)
-            Rows.
-        proba : None
-            The teacher's posteriors are the only ones that reconstructions have.
-        weight : array-like of shape (n_samples,) or None
-            Weights.
-
-        Raises
-        ------
-        ValueError
-            If posteriors are given.
-        """
+        """Add rows."""
         if proba is not None:
             raise ValueError(
                 'teacher_proba must be left out for kind="round_trip": the same '
@@ -549,29 +306,12 @@ class RoundTripKind:
         self._try_rounding(models, X, target, witness)
 
     def merge(self, other: "RoundTripKind") -> None:
-        """Add the rows that another one has seen.
-
-        Parameters
-        ----------
-        other : RoundTripKind
-            It stays as it is.
-        """
+        """Add the rows that another one has seen."""
         self.sums.merge(other.sums)
         self._shift = max(self._shift, other._shift)
 
     def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate.
-
-        Parameters
-        ----------
-        safety_margin : float
-            tau, nats.
-
-        Returns
-        -------
-        Certificate
-            Of all rows added.
-        """
+        """Make the certificate."""
         shift = _CAUTION * self._shift
         return self.sums.certificate(safety_margin=safety_margin, shift=shift)
 
@@ -594,13 +334,7 @@ class RoundTripKind:
 
 
 class Repeated:
-    """What latent means differ by when some rows are encoded again, in other company.
-
-    Attributes
-    ----------
-    moved : float
-        The most a mean moved.
-    """
+    """How far latent means move when some samples are encoded in another batch."""
 
     def __init__(self) -> None:
         self.moved = 0.0
@@ -612,17 +346,7 @@ class Repeated:
         X: ArrayLike,
         encode: Callable[[ArrayLike], NDArray[np.floating]],
     ) -> None:
-        """Encode some rows again.
-
-        Parameters
-        ----------
-        means : ndarray of shape (n_samples, latent_dim)
-            Of all rows, encoded together.
-        X : array-like of shape (n_samples, n_features)
-            These rows.
-        encode : callable
-            From rows to means.
-        """
+        """Encode some rows again."""
         index = _other_company(len(means))
         again = encode(take_rows(X, index))
         moved = float(np.linalg.norm(again - means[index], axis=1).max())
@@ -630,13 +354,7 @@ class Repeated:
         self._largest = max(self._largest, float(np.abs(means).max()))
 
     def merge(self, other: "Repeated") -> None:
-        """Add what another one has seen.
-
-        Parameters
-        ----------
-        other : Repeated
-            It stays as it is.
-        """
+        """Add what another one has seen."""
         self.moved = max(self.moved, other.moved)
         self._largest = max(self._largest, other._largest)
 
@@ -814,20 +532,7 @@ def _largest(X: Any, n_samples: int) -> Floats:
 
 
 def take_rows(X: ArrayLike, index: NDArray[np.intp] | slice) -> Any:
-    """Return some rows of anything that scikit-learn can index.
-
-    Parameters
-    ----------
-    X : array-like of shape (n_samples, n_features)
-        Rows.
-    index : ndarray of int or slice
-        Which.
-
-    Returns
-    -------
-    array-like
-        Of the same kind.
-    """
+    """Return some rows of anything that scikit-learn can index."""
     if is_stored(X):
         return _read_stored(X, index)
     (indexable_X,) = indexable(X)
@@ -835,18 +540,7 @@ def take_rows(X: ArrayLike, index: NDArray[np.intp] | slice) -> Any:
 
 
 def is_stored(X: Any) -> bool:
-    """Tell arrays in chunks, of zarr, dask or h5py, which have to be read.
-
-    Parameters
-    ----------
-    X : array-like of shape (n_samples, n_features)
-        Rows.
-
-    Returns
-    -------
-    bool
-        False for what is in memory, or mapped into it.
-    """
+    """Tell arrays in chunks, of zarr, dask or h5py, which have to be read."""
     return hasattr(X, "chunks") and hasattr(X, "__array__")
 
 
@@ -859,18 +553,7 @@ def _read_stored(X: Any, index: NDArray[np.intp] | slice) -> NDArray[Any]:
 
 
 def fingerprint_rows(X: ArrayLike) -> NDArray[np.uint64]:
-    """Return a number for each row, the same for equal rows only, in all likelihood.
-
-    Parameters
-    ----------
-    X : array-like of shape (n_samples, n_features)
-        Numbers, whose dtype does not matter.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-        Empty if `X` holds something else than numbers.
-    """
+    """Return a number for each row, the same for equal rows only, in all likelihood."""
     try:
         rows = np.asarray(X, dtype=np.float64)
     except (TypeError, ValueError):
@@ -885,16 +568,6 @@ def digest_rows(X: ArrayLike) -> str | None:
     Hashed are the line ``skvaecert rows 1 DTYPE N_SAMPLES N_FEATURES``, with its
     newline, and the numbers row after row, little-endian: float32 where `X` is, float64
     otherwise.
-
-    Parameters
-    ----------
-    X : array-like of shape (n_samples, n_features)
-        Rows; those on disk are read some at a time.
-
-    Returns
-    -------
-    str or None
-        64 hexadecimal digits; None if `X` is no table of numbers.
     """
     digest = sha256()
     try:

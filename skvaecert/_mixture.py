@@ -31,26 +31,7 @@ Rows = NDArray[np.floating]
 
 
 class Mixture(NamedTuple):
-    """A fitted mixture.
-
-    Attributes
-    ----------
-    weights : ndarray of shape (n_components,)
-        Share of each component, sum 1.
-    means : ndarray of shape (n_components, n_features)
-        Centres.
-    whitening : ndarray
-        Inverses of the Cholesky factors of the covariances, so that whitened rows
-        have covariance I. "full": (n_components, n_features, n_features); "tied":
-        (n_features, n_features); "diag": (n_components, n_features); "spherical":
-        (n_components,).
-    covariance_type : {"full", "tied", "diag", "spherical"}
-        Which of these.
-    log_likelihoods : tuple of float
-        Mean log-likelihood of the rows fitted after each step, nats a row.
-    converged : bool
-        Whether the last step gained less than was asked for.
-    """
+    """A fitted mixture."""
 
     weights: Floats
     means: Floats
@@ -61,41 +42,18 @@ class Mixture(NamedTuple):
 
     @property
     def log_likelihood(self) -> float:
-        """Mean log-likelihood of the rows fitted, after the last step.
-
-        Returns
-        -------
-        float
-            Nats a row.
-        """
+        """Mean log-likelihood of the rows fitted, after the last step."""
         return self.log_likelihoods[-1]
 
     @property
     def precisions(self) -> Floats:
-        """Inverse covariances, in the shapes of scikit-learn's `precisions_init`.
-
-        Returns
-        -------
-        ndarray
-            Shaped as `whitening`.
-        """
+        """Inverse covariances, in the shapes of scikit-learn's `precisions_init`."""
         if self.covariance_type in ("diag", "spherical"):
             return np.square(self.whitening)
         return np.swapaxes(self.whitening, -1, -2) @ self.whitening
 
     def rescaled(self, factor: float) -> "Mixture":
-        """Return the mixture of the rows times a factor.
-
-        Parameters
-        ----------
-        factor : float
-            Above 0.
-
-        Returns
-        -------
-        Mixture
-            With the log-likelihood of these rows.
-        """
+        """Return the mixture of the rows times a factor."""
         density = self.means.shape[1] * np.log(factor)
         return self._replace(
             means=self.means * factor,
@@ -111,25 +69,6 @@ def fit_fast(X: Floats, responsibilities: Rows, **settings: Any) -> Mixture:
 
     Clusters that are narrow beside their distances need more digits than float32 has.
     Its log-likelihood then differs from that of the same mixture in float64.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows, near 0 and of size about 1.
-    responsibilities : ndarray of shape (n_components, n_samples)
-        As in :func:`fit_mixture`.
-    **settings : dict
-        As in :func:`fit_mixture`.
-
-    Returns
-    -------
-    Mixture
-        Its log-likelihood is right to five digits, as far as looked at.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If float64 is not enough either.
     """
     narrow = X.astype(np.float32)
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
@@ -150,43 +89,7 @@ def fit_mixture(
     tol: float = 1e-3,
     max_iter: int = 200,
 ) -> Mixture:
-    """Fit a mixture by EM from a first guess at which row belongs to which component.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows, near 0.
-    responsibilities : ndarray of shape (n_components, n_samples)
-        The guess, for example ones and zeros of k-means; columns sum to 1.
-    covariance_type : {"full", "tied", "diag", "spherical"}
-        As in :class:`sklearn.mixture.GaussianMixture`.
-    reg_covar : float
-        Added to the variances.
-    tol : float, default=1e-3
-        EM ends when the mean log-likelihood gains less, nats a row.
-    max_iter : int, default=200
-        Most steps.
-
-    Returns
-    -------
-    Mixture
-        The mixture of the last step.
-
-    Raises
-    ------
-    numpy.linalg.LinAlgError
-        If a covariance is not positive definite: `reg_covar` is too small.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skvaecert._mixture import fit_mixture
-    >>> X = np.array([[-1.1], [-0.9], [0.9], [1.1]])
-    >>> guess = np.array([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
-    >>> fit_mixture(X, guess, covariance_type="full", reg_covar=1e-3).means.round(3)
-    array([[-1.],
-           [ 1.]])
-    """
+    """Fit a mixture by EM from initial labels."""
     steps: list[float] = []
     gain = np.inf
     while len(steps) < max_iter and gain >= tol:
@@ -198,20 +101,7 @@ def fit_mixture(
 
 
 def log_joint(X: Rows, mixture: Mixture) -> Rows:
-    """Return log p(k) + log p(x|k), for all components.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows.
-    mixture : Mixture
-        Its parameters.
-
-    Returns
-    -------
-    ndarray of shape (n_components, n_samples)
-        Nats, in the dtype of `X`.
-    """
+    """Return log p(k) + log p(x|k), for all components."""
     covariance_type, whitening = mixture.covariance_type, mixture.whitening
     distances = _DISTANCES[covariance_type](X, mixture.means, whitening)
     n_features = X.shape[1]
@@ -230,24 +120,7 @@ def log_joint(X: Rows, mixture: Mixture) -> Rows:
 def maximise(
     X: Rows, responsibilities: Rows, covariance_type: str, reg_covar: float
 ) -> Mixture:
-    """Return the mixture that fits best if rows belong to components as told: M-step.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows.
-    responsibilities : ndarray of shape (n_components, n_samples)
-        Shares of the components in each row; columns sum to 1.
-    covariance_type : {"full", "tied", "diag", "spherical"}
-        Shape of the covariances.
-    reg_covar : float
-        Added to the variances.
-
-    Returns
-    -------
-    Mixture
-        Without log-likelihood.
-    """
+    """Return the mixture that maximises the likelihood: the M-step."""
     # A component without rows keeps a weight above 0.
     counts = responsibilities.sum(axis=1, dtype=np.float64) + 10 * np.finfo(float).eps
     means = (responsibilities @ X).astype(np.float64) / counts[:, None]
@@ -261,22 +134,7 @@ def maximise(
 
 
 def expect(X: Rows, mixture: Mixture) -> tuple[float, Rows]:
-    """Return mean log-likelihood and responsibilities: E-step.
-
-    Parameters
-    ----------
-    X : ndarray of shape (n_samples, n_features)
-        Rows.
-    mixture : Mixture
-        Its parameters.
-
-    Returns
-    -------
-    log_likelihood : float
-        Nats a row.
-    responsibilities : ndarray of shape (n_components, n_samples)
-        Posteriors of the components, in the dtype of `X`.
-    """
+    """Return mean log-likelihood and responsibilities: E-step."""
     joint = log_joint(X, mixture)
     largest = joint.max(axis=0)
     joint -= largest

@@ -24,14 +24,6 @@ class FlatAdam(torch.optim.Adam):
     fraction of the time, most of which goes into one call a tensor. Moments too small
     to matter are set to 0 now and then: those of units without a gradient would decay
     to subnormal numbers, with which processors are slow.
-
-    Parameters
-    ----------
-    params : iterable of torch.nn.Parameter, or of groups of them
-        Of one dtype and on one device. A group is a dict with "params", as torch and
-        skorch have it; its other settings are not looked at.
-    **settings : Any
-        As in :class:`torch.optim.Adam`.
     """
 
     def __init__(self, params: Iterable[Any], **settings: Any) -> None:
@@ -45,11 +37,6 @@ class FlatAdam(torch.optim.Adam):
         """Make parameters and their gradients views of the vector once more.
 
         A copy or a pickle of the network has lost this tie.
-
-        Parameters
-        ----------
-        parts : sequence of torch.nn.Parameter
-            Those that the optimizer was made for, in the same order.
         """
         flat = self._flat
         with torch.no_grad():
@@ -79,25 +66,13 @@ class FlatAdam(torch.optim.Adam):
                 place.copy_(gradient)
 
     def zero_grad(self, set_to_none: bool = False) -> None:
-        """Set the gradients to 0.
-
-        Parameters
-        ----------
-        set_to_none : bool, default=False
-            Not used: gradients stay where they are.
-        """
+        """Set the gradients to 0."""
         gradient = self._flat.grad
         assert gradient is not None
         gradient.zero_()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Make one step, which leaves parameters without `requires_grad` as they are.
-
-        Parameters
-        ----------
-        closure : None
-            Not used.
-        """
+        """Make one step; parameters without `requires_grad` stay as they are."""
         self.tie()
         if not all(part.requires_grad for part in self._parts):
             self._forget_frozen()
@@ -107,13 +82,7 @@ class FlatAdam(torch.optim.Adam):
             self._clean()
 
     def gradient(self) -> Tensor:
-        """Return the gradients of all parameters, end to end.
-
-        Returns
-        -------
-        Tensor of shape (n_weights,)
-            What is written into it is what the next step takes.
-        """
+        """Return the gradients of all parameters, end to end."""
         self.tie()
         gradient = self._flat.grad
         assert gradient is not None

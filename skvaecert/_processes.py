@@ -30,15 +30,6 @@ class Processes:
     """One process that trains alone, and what several would have to do together.
 
     Every method that carries something must be called by all processes.
-
-    Attributes
-    ----------
-    rank : int
-        Which process this is; the first is 0.
-    n_processes : int
-        How many there are.
-    interrupted : bool
-        Whether Ctrl-C stopped all of them.
     """
 
     rank = 0
@@ -46,136 +37,38 @@ class Processes:
     interrupted = False
 
     def device_name(self, device: str) -> str:
-        """Return the device of this process.
-
-        Parameters
-        ----------
-        device : str
-            What the user wants.
-
-        Returns
-        -------
-        str
-            For torch, or "auto".
-
-        Raises
-        ------
-        ValueError
-            If several processes cannot have it.
-        """
+        """Return the device of this process."""
         return device
 
     def agree_on(self, value: Any) -> bool:
-        """Tell whether a value is the same on all processes.
-
-        Parameters
-        ----------
-        value : object
-            Compared by content.
-
-        Returns
-        -------
-        bool
-            The same on all of them.
-        """
+        """Tell whether a value is the same on all processes."""
         return True
 
     def first(self, value: Any) -> Any:
-        """Return what the first process has.
-
-        Parameters
-        ----------
-        value : object
-            Of this one.
-
-        Returns
-        -------
-        object
-            On other processes a copy.
-        """
+        """Return what the first process has."""
         return value
 
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
-        """Write what the first process has into tensors of the others.
-
-        Parameters
-        ----------
-        tensors : sequence of Tensor
-            Of equal shapes and dtypes on all processes.
-        """
+        """Write what the first process has into tensors of the others."""
 
     def check_batches(self, n_samples: int, batch_size: int) -> None:
-        """Fail if some process would have next to no rows of some batch.
-
-        Parameters
-        ----------
-        n_samples : int
-            Rows of the training set.
-        batch_size : int
-            Most rows in a batch.
-
-        Raises
-        ------
-        ValueError
-            If so.
-        """
+        """Fail if some process would have next to no rows of some batch."""
 
     def share(self, index: Tensor) -> Tensor:
-        """Return which rows of a batch are those of this process.
-
-        Parameters
-        ----------
-        index : Tensor of shape (n_batch,)
-            All rows of the batch.
-
-        Returns
-        -------
-        Tensor of shape (n_share,)
-            Numbers of rows differ by one at most.
-        """
+        """Return which rows of a batch are those of this process."""
         return index
 
     def sum(self, tensors: Sequence[Tensor], weight: float) -> Sequence[Tensor]:
-        """Add up tensors over processes, those of each times its weight.
-
-        Parameters
-        ----------
-        tensors : sequence of Tensor
-            Of equal shapes on all processes.
-        weight : float
-            Of this one.
-
-        Returns
-        -------
-        sequence of Tensor
-            The same on all of them, to the bit.
-        """
+        """Add up tensors over processes, those of each times its weight."""
         return tensors
 
     def vote(self, stop: bool) -> bool:
-        """Return whether any process wants to stop.
-
-        Parameters
-        ----------
-        stop : bool
-            Whether this one does.
-
-        Returns
-        -------
-        bool
-            The same on all of them.
-        """
+        """Return whether any process wants to stop."""
         return stop
 
     @contextmanager
     def holding_back_interrupts(self) -> Iterator[None]:
-        """Let Ctrl-C wait until all processes can stop together: at the next vote.
-
-        Yields
-        ------
-        None
-            Nothing.
-        """
+        """Let Ctrl-C wait until all processes can stop together: at the next vote."""
         yield
 
 
@@ -183,27 +76,7 @@ ALONE = Processes()
 
 
 def join_processes(accelerate: bool, device: str) -> Processes:
-    """Return the processes that train together.
-
-    Parameters
-    ----------
-    accelerate : bool
-        Whether to look for others than this one.
-    device : str
-        The user's parameter; for "cpu" no GPU is touched.
-
-    Returns
-    -------
-    Processes
-        `ALONE` if there is one process.
-
-    Raises
-    ------
-    ImportError
-        If the package accelerate is not there.
-    ValueError
-        If several were started that cannot train together.
-    """
+    """Return the processes that train together."""
     if not accelerate:
         return ALONE
     try:

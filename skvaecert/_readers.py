@@ -67,26 +67,7 @@ def _reading(path: Path) -> Iterator[None]:
 def first_complete(
     candidates: Sequence[Sequence[Path]], advice: str
 ) -> tuple[Path, ...]:
-    """Choose the first group of files that are all there.
-
-    Parameters
-    ----------
-    candidates : sequence of sequence of Path
-        Groups of files, any of which would do.
-    advice : str
-        What to do if there is none.
-
-    Returns
-    -------
-    tuple of Path
-        The group.
-
-    Raises
-    ------
-    FileNotFoundError
-        If no group is complete. Names what is missing from the one that lacks the
-        smallest share.
-    """
+    """Choose the first group of files that are all there."""
     lacking = [[path for path in paths if not path.is_file()] for paths in candidates]
     for paths, missing in zip(candidates, lacking, strict=True):
         if not missing:
@@ -103,23 +84,7 @@ def first_complete(
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read a text file.
-
-    Parameters
-    ----------
-    path : Path
-        In UTF-8.
-
-    Returns
-    -------
-    list of str
-        Its lines that are not blank.
-
-    Raises
-    ------
-    ValueError
-        If it is no text.
-    """
+    """Read a text file."""
     with _reading(path):
         text = path.read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line.strip()]
@@ -129,27 +94,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def idx_images(path: Path, side: int, cache: Path) -> Bytes:
-    """Map the images of an IDX file; those of a `.gz` by way of the cache.
-
-    Parameters
-    ----------
-    path : Path
-        The file; packed if it ends in `.gz`.
-    side : int
-        Height and width that the images have to have, in pixels.
-    cache : Path
-        The file of the cache, without its key.
-
-    Returns
-    -------
-    ndarray of shape (n_images, side * side)
-        Read-only, of uint8.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
+    """Map the images of an IDX file; those of a `.gz` by way of the cache."""
     offset, n = _idx_header(path, "images", (side, side))
     shape = n, side * side
     if path.suffix != ".gz":
@@ -163,25 +108,7 @@ def idx_images(path: Path, side: int, cache: Path) -> Bytes:
 
 
 def idx_labels(path: Path, n_classes: int) -> NDArray[np.int64]:
-    """Read the labels of an IDX file.
-
-    Parameters
-    ----------
-    path : Path
-        The file; packed if it ends in `.gz`.
-    n_classes : int
-        Labels have to be smaller.
-
-    Returns
-    -------
-    ndarray of shape (n_labels,)
-        Of int64.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
+    """Read the labels of an IDX file."""
     offset, n = _idx_header(path, "labels", ())
     labels = _idx_body(path, offset, n)
     with _reading(path):
@@ -239,43 +166,18 @@ def _check_labels(labels: Bytes, n_classes: tuple[int, ...]) -> None:
 
 
 class CifarFormat(NamedTuple):
-    """How one of the CIFAR data sets is stored.
-
-    Attributes
-    ----------
-    keys : tuple of str
-        Names of the labels in the Python version, in the order of the binary one.
-    n_classes : tuple of int
-        As many labels there are of each.
-    """
+    """How one of the CIFAR data sets is stored."""
 
     keys: tuple[str, ...]
     n_classes: tuple[int, ...]
 
     @property
     def width(self) -> int:
-        """Bytes of a record: its labels, then its pixels.
-
-        Returns
-        -------
-        int
-            3072 and one for each label.
-        """
+        """Bytes of a record: its labels, then its pixels."""
         return len(self.keys) + _PIXELS
 
     def fits(self, records: Bytes) -> bool:
-        """Tell whether these can be records, labels in range.
-
-        Parameters
-        ----------
-        records : ndarray of uint8
-            Of any shape.
-
-        Returns
-        -------
-        bool
-            Whether they can.
-        """
+        """Tell whether these can be records, labels in range."""
         if records.ndim != 2 or not len(records) or records.shape[1] != self.width:
             return False
         most = records[:, : len(self.keys)].max(axis=0)
@@ -285,30 +187,7 @@ class CifarFormat(NamedTuple):
 def cifar_records(
     paths: Sequence[Path], members: Sequence[str], form: CifarFormat, cache: Path
 ) -> Bytes:
-    """Map labels and pixels of CIFAR, as the records of its binary version.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        The files, or the one archive.
-    members : sequence of str
-        What to read from the archive. Binary files end in `.bin`, the others are
-        pickles.
-    form : CifarFormat
-        Which of the data sets.
-    cache : Path
-        The file of the cache, without its key.
-
-    Returns
-    -------
-    ndarray of shape (n_images, n_labels + 3072)
-        Read-only, of uint8.
-
-    Raises
-    ------
-    ValueError
-        If a file is damaged.
-    """
+    """Map labels and pixels of CIFAR, as the records of its binary version."""
     if len(paths) == 1 and paths[0].suffix == ".bin":
         return _mapped_records(paths[0], form)
 
@@ -513,24 +392,7 @@ _STEPS: dict[str, Callable[[_Pickle, Any], None]] = {
 
 
 def load_pickle(data: bytes) -> Any:
-    """Read plain data from a pickle, without running it.
-
-    Parameters
-    ----------
-    data : bytes
-        The pickle, of protocol 2 by Python 2, or of protocols 2 to 4 by Python 3.
-
-    Returns
-    -------
-    dict, list, tuple, str, bytes, int, bool or None
-        What it holds. Arrays are records of how they would be made, and the strings
-        of Python 2 are text of one letter a byte.
-
-    Raises
-    ------
-    ValueError
-        If it is broken, holds anything else, or asks for names that arrays do not need.
-    """
+    """Read plain data from a pickle, without running it."""
     pickle, stream = _Pickle(), io.BytesIO(data)
     try:
         # A stream in memory gives what there is, however much a pickle asks for.
@@ -597,28 +459,7 @@ def _is_shape(value: Any, shape: tuple[int, ...]) -> bool:
 def class_of_images(
     folder: Path, annotations: Path, classes: Sequence[str]
 ) -> dict[Path, int]:
-    """Look up the classes of images in a list of them.
-
-    Parameters
-    ----------
-    folder : Path
-        Where the images are.
-    annotations : Path
-        Text, a line an image: its name, a tab, its class; more is not looked at.
-    classes : sequence of str
-        All classes.
-
-    Returns
-    -------
-    dict of Path to int
-        The images in the order of the list, with the numbers of their classes.
-
-    Raises
-    ------
-    ValueError
-        If the list has no line, names unknown classes, names no file, or names one
-        twice, or if it leaves out an image.
-    """
+    """Look up the classes of images in a list of them."""
     number = {name: i for i, name in enumerate(classes)}
     lines, found = read_lines(annotations), dict[Path, int]()
     with _reading(annotations):
@@ -637,29 +478,7 @@ def class_of_images(
 
 
 def jpeg_rows(paths: Sequence[Path], side: int, cache: Path) -> Bytes:
-    """Map the pixels of JPEG files, red, green, blue; grey ones have all three.
-
-    Parameters
-    ----------
-    paths : sequence of Path
-        The files, at least one.
-    side : int
-        Height and width that the images have to have, in pixels.
-    cache : Path
-        The file of the cache, without its key.
-
-    Returns
-    -------
-    ndarray of shape (n_images, 3 * side * side)
-        Read-only, of uint8.
-
-    Raises
-    ------
-    ValueError
-        If a file is damaged.
-    ImportError
-        If Pillow is not installed and the cache does not have them.
-    """
+    """Map the pixels of JPEG files, red, green, blue; grey ones have all three."""
     shape = len(paths), 3 * side * side
 
     def blocks() -> Blocks:
@@ -697,25 +516,7 @@ def cached_rows(
     blocks: Callable[[], Blocks],
     fits: Callable[[Bytes], bool],
 ) -> Bytes:
-    """Map rows from the disk, written there first if they are not, or have changed.
-
-    Parameters
-    ----------
-    path : Path
-        Where to keep them. A key of names, sizes and times of the sources is added.
-    sources : sequence of Path
-        What they are made from.
-    blocks : callable
-        Returns how many rows there are, and a callable that returns blocks of them.
-        Called once, if the rows are not on the disk; the other may be called twice.
-    fits : callable
-        Whether an array can be them. One on the disk that cannot is made anew.
-
-    Returns
-    -------
-    ndarray of uint8
-        Mapped, read-only; or in memory, where the folder cannot be written to.
-    """
+    """Map rows from the disk, written there first if they are not, or have changed."""
     kept = path.with_name(f"{path.name}-{_key(sources)}.npy")
     rows = _mapped(kept, fits)
     if rows is not None:

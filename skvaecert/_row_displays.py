@@ -722,29 +722,7 @@ def _read(estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -> _Row
 def posterior_of(
     estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
 ) -> Floats:
-    """Return the posteriors that were given, or ask the teacher of an estimator.
-
-    Parameters
-    ----------
-    estimator : CertifiedVAE or CollapseCertifier
-        Fitted.
-    X : array-like of shape (n_samples, n_features)
-        Rows.
-    teacher_proba : array-like of shape (n_samples, n_components) or None
-        Posteriors to use in place of the teacher's.
-    n_samples : int
-        Number of rows.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_components)
-        Posteriors.
-
-    Raises
-    ------
-    ValueError
-        If there is neither, or those given are not valid.
-    """
+    """Return the posteriors that were given, or ask the teacher of an estimator."""
     if teacher_proba is not None:
         return check_teacher_proba(teacher_proba, n_samples)
     if estimator.teacher_ is None:
@@ -756,18 +734,7 @@ def posterior_of(
 
 
 def image_shape_of(estimator: Any) -> tuple[int, int, int] | None:
-    """Return the image shape that the encoder inside an estimator was given.
-
-    Parameters
-    ----------
-    estimator : estimator
-        A fitted encoder, or a certifier of one.
-
-    Returns
-    -------
-    tuple of int or None
-        (channels, height, width), if there are 1 or 3 channels.
-    """
+    """Return the image shape that the encoder inside an estimator was given."""
     inner = getattr(estimator, "estimator_", estimator)
     inner = getattr(inner, "best_estimator_", inner)
     inner = getattr(inner, "estimator", inner)

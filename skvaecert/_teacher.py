@@ -621,25 +621,7 @@ def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
 
 
 def counts_of(name: str, given: Any) -> list[int]:
-    """Return the values of a parameter that is a count or a list of them.
-
-    Parameters
-    ----------
-    name : str
-        Of the parameter.
-    given : int or array-like of int
-        Its value.
-
-    Returns
-    -------
-    list of int
-        At least one; those of a list are at least 1.
-
-    Raises
-    ------
-    ValueError
-        If a list is empty or holds something else.
-    """
+    """Return the values of a parameter that is a count or a list of them."""
     return [int(count) for count in _values(name, given, _is_count)]
 
 
@@ -700,25 +682,7 @@ def _truncated(pca: PCA, n_components: int) -> PCA:
 
 
 def teacher_posterior(teacher: Any, X: ArrayLike) -> Floats:
-    """Ask any teacher for its posterior: by `predict_proba`, else by `transform`.
-
-    Parameters
-    ----------
-    teacher : object
-        A fitted estimator.
-    X : array-like of shape (n_samples, n_features)
-        Rows, as the user gave them.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_components)
-        T in float64.
-
-    Raises
-    ------
-    ValueError
-        If what the teacher returns are no rows of the open simplex.
-    """
+    """Ask any teacher for its posterior: by `predict_proba`, else by `transform`."""
     ask = getattr(teacher, "predict_proba", None) or teacher.transform
     proba = np.asarray(ask(X))
     try:

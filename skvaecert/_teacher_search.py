@@ -59,17 +59,7 @@ _LONGEST_ERROR = 200
 
 
 class Configuration(NamedTuple):
-    """What a search varies.
-
-    Attributes
-    ----------
-    n_components : int
-        K.
-    pca_components : int
-        Principal components that the mixture sees.
-    covariance_type : {"full", "tied", "diag", "spherical"}
-        Shape of the covariances.
-    """
+    """What a search varies."""
 
     n_components: int
     pca_components: int
@@ -82,19 +72,7 @@ class Configuration(NamedTuple):
 
 @dataclass(frozen=True)
 class Criterion:
-    """What makes a teacher good: parameters of :class:`GMMTeacher`.
-
-    Attributes
-    ----------
-    temperature : float or "auto"
-        As in :class:`GMMTeacher`.
-    floor : float
-        As in :class:`GMMTeacher`.
-    energy_budget : float or None
-        As in :class:`GMMTeacher`.
-    min_agreement : float
-        As in :class:`GMMTeacher`.
-    """
+    """What makes a teacher good: parameters of :class:`GMMTeacher`."""
 
     temperature: float | str
     floor: float
@@ -102,35 +80,13 @@ class Criterion:
     min_agreement: float
 
     def budget(self, n_components: int) -> float:
-        """Return the most energy that is allowed.
-
-        Parameters
-        ----------
-        n_components : int
-            K.
-
-        Returns
-        -------
-        float
-            Nats a sample.
-        """
+        """Return the most energy that is allowed."""
         if self.energy_budget is None:
             return default_budget(n_components)
         return float(self.energy_budget)
 
     def resolve_temperature(self, log_proba: NDArray[np.floating]) -> float:
-        """Turn `temperature` into a number.
-
-        Parameters
-        ----------
-        log_proba : ndarray of shape (n_samples, n_components)
-            Joint log-probabilities of rows.
-
-        Returns
-        -------
-        float
-            The smallest from 1 up that fits the budget, for "auto".
-        """
+        """Turn `temperature` into a number."""
         if self.temperature != "auto":
             return float(self.temperature)
         budget = self.budget(log_proba.shape[1])
@@ -139,32 +95,7 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One configuration, and how it did on the rows held out.
-
-    Attributes
-    ----------
-    configuration : Configuration
-        What was tried.
-    information : float
-        Teacher information, nats.
-    energy : float
-        Of the analytic code at scale 1, nats.
-    temperature : float
-        t.
-    log_likelihood : float
-        Mean of log p(principal components), nats a row.
-    agreement : float
-        Adjusted mutual information of the groups of two restarts, averaged over
-        pairs; 1 if they are the same, 0 as by chance.
-    n_samples : int
-        Rows that the mixture was fitted on.
-    seconds : float
-        Time taken.
-    error : str
-        Empty, or why the candidate failed.
-    mixture : Mixture or None
-        Of the best restart, in the units of the rows searched.
-    """
+    """One configuration, and how it did on the rows held out."""
 
     configuration: Configuration
     information: float = np.nan
@@ -183,36 +114,12 @@ class NoCandidateError(ValueError):
 
 
 def default_budget(n_components: int) -> float:
-    """Return the energy at which the prior-matched scale is 4: 16 (K - 1) / 2.
-
-    Parameters
-    ----------
-    n_components : int
-        K.
-
-    Returns
-    -------
-    float
-        Nats a sample, at scale 1.
-    """
+    """Return the energy at which the prior-matched scale is 4: 16 (K - 1) / 2."""
     return _LARGEST_SCALE**2 * (n_components - 1) / 2
 
 
 def can_search(n_components: int, n_samples: int) -> bool:
-    """Tell whether rows are enough to fit and judge candidates of K components.
-
-    Parameters
-    ----------
-    n_components : int
-        K.
-    n_samples : int
-        Rows to search, those held out included.
-
-    Returns
-    -------
-    bool
-        Whether each component has five rows to be fitted on.
-    """
+    """Tell whether rows are enough to fit and judge candidates of K components."""
     n_fitted = int((1 - _HELD_OUT) * min(n_samples, _FIRST_ROWS))
     return n_fitted >= _ROWS_PER_COMPONENT * n_components
 
@@ -230,42 +137,7 @@ def search_teacher(
     verbose: int,
     random_state: np.random.RandomState,
 ) -> tuple[Candidate, dict[str, NDArray[Any]]]:
-    """Fit all configurations and choose one.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples, n_components)
-        Principal components, the largest first.
-    configurations : sequence of Configuration
-        What to try.
-    criterion : Criterion
-        How to choose.
-    reg_covar, n_init, max_iter, error_score, n_jobs, verbose : object
-        As in :class:`GMMTeacher`.
-    random_state : RandomState
-        Splits rows and seeds restarts.
-
-    Returns
-    -------
-    best : Candidate
-        The chosen one; its mixture is in the units of `scores`.
-    results : dict of ndarray
-        One entry a configuration, in their order.
-
-    Raises
-    ------
-    ValueError
-        If all candidates fail or none fits the budget.
-
-    Warns
-    -----
-    FitFailedWarning
-        If some candidates failed.
-    InterruptedFitWarning
-        If Ctrl-C ended the search after a candidate that can be used.
-    UnstableTeacherWarning
-        If no candidate reaches `min_agreement`.
-    """
+    """Fit all configurations and choose one."""
     rows, scale = _unit(scores)
     contest = _Contest(
         *train_test_split(rows, test_size=_HELD_OUT, random_state=random_state),
@@ -314,18 +186,7 @@ class _Contest:
         self._lock = Lock()
 
     def judge(self, configuration: Configuration) -> Candidate:
-        """Fit and judge on the rows of the first round.
-
-        Parameters
-        ----------
-        configuration : Configuration
-            What to try.
-
-        Returns
-        -------
-        Candidate
-            How it did, or why it failed.
-        """
+        """Fit and judge on the rows of the first round."""
         began = time.perf_counter()
         try:
             with numpy_only():
@@ -341,18 +202,7 @@ class _Contest:
         return replace(candidate, seconds=time.perf_counter() - began)
 
     def judge_again(self, candidate: Candidate) -> Candidate:
-        """Go on with a mixture on all rows, and judge it on all rows held out.
-
-        Parameters
-        ----------
-        candidate : Candidate
-            From the first round.
-
-        Returns
-        -------
-        Candidate
-            How it did.
-        """
+        """Go on with a mixture on all rows, and judge it on all rows held out."""
         began = time.perf_counter()
         assert candidate.mixture is not None
         rows = _leading(self.fitted, candidate.configuration.pca_components)
@@ -582,29 +432,7 @@ def _report(bar: Any, candidate: Candidate, verbose: int) -> None:
 def finished(
     scores: Floats, found: Candidate, reg_covar: float, max_iter: int
 ) -> Mixture:
-    """Go on with the chosen mixture on all rows.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples, n_features)
-        Principal components.
-    found : Candidate
-        The chosen one.
-    reg_covar, max_iter : object
-        As in :class:`GMMTeacher`.
-
-    Returns
-    -------
-    Mixture
-        In the units of `scores`; as it was found if it could not be finished.
-
-    Warns
-    -----
-    InterruptedFitWarning
-        If Ctrl-C came before it was finished.
-    FitFailedWarning
-        If a covariance collapsed.
-    """
+    """Go on with the chosen mixture on all rows."""
     assert found.mixture is not None
     rows, scale = _unit(scores)
     start = found.mixture.rescaled(1 / scale)
@@ -708,20 +536,7 @@ def _check_usable(
 
 
 def check_budget(nearest: Candidate, criterion: Criterion) -> None:
-    """Refuse a teacher that costs too much, and say what to relax.
-
-    Parameters
-    ----------
-    nearest : Candidate
-        That with the least energy, as a share of its budget.
-    criterion : Criterion
-        Holds the budget.
-
-    Raises
-    ------
-    ValueError
-        If the energy is above the budget.
-    """
+    """Refuse a teacher that costs too much, and say what to relax."""
     if _fits(nearest, criterion):
         return
     raise ValueError(

@@ -49,19 +49,7 @@ class _Prepared(BaseException):
 
 
 class Fit(NamedTuple):
-    """A fit that is ready to train.
-
-    Attributes
-    ----------
-    net : VAENet
-        Initialised, of those that :func:`can_join` admits.
-    rows : Tensor of shape (n_samples, n_features)
-        Training rows.
-    teacher_proba : Tensor of shape (n_samples, n_components)
-        Their posteriors.
-    state : Tensor
-        Of torch's generator when the training begins.
-    """
+    """A fit that is ready to train."""
 
     net: VAENet
     rows: Tensor
@@ -70,22 +58,7 @@ class Fit(NamedTuple):
 
 
 def can_join(net: VAENet, dataset: TrainingSet) -> bool:
-    """Tell whether a net can train with others: a plain one, at its beginning.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-    dataset : TrainingSet
-        What it is to be trained on.
-
-    Returns
-    -------
-    bool
-        False for networks, objectives and callbacks that need the general loop, for
-        nets that have trained before or train on several processes, for rows held out
-        or not in memory as floats, and for all that is not on the CPU.
-    """
+    """Tell whether a net can train with others: a plain one, at its beginning."""
     callbacks = [type(callback) for _, callback in net.callbacks_]
     rows = dataset.rows
     return (
@@ -108,18 +81,7 @@ def can_join(net: VAENet, dataset: TrainingSet) -> bool:
 
 
 def group_size(net: VAENet) -> int:
-    """Return how many nets like this one are best trained as one.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-
-    Returns
-    -------
-    int
-        1 where it does not pay.
-    """
+    """Return how many nets like this one are best trained as one."""
     n_weights = sum(p.numel() for p in net.module_.parameters())
     work = n_weights * net.batch_size
     if work > _NET_WORK:
@@ -132,23 +94,6 @@ def train_together(fits: Sequence[Fit]) -> list[NonFiniteLossError | None]:
 
     Every net draws its batches and codes from a generator of its own, so that it sees
     what it would see alone.
-
-    Parameters
-    ----------
-    fits : sequence of Fit
-        Of one architecture, likelihood, number of rows and components, and with the
-        same settings of training.
-
-    Returns
-    -------
-    list of NonFiniteLossError or None
-        What went wrong with each; such a net is left with the weights of its last
-        completed epoch.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        On Ctrl-C; the nets are then of no use.
     """
     run = _Run(fits)
     for _ in range(fits[0].net.max_epochs):
@@ -174,19 +119,7 @@ class JointTraining:
         self._tensors: dict[bytes, Tensor] = {}
 
     def prepare(self, fit: Callable[[], Any]) -> Callable[[], float]:
-        """Run a fit up to its training.
-
-        Parameters
-        ----------
-        fit : callable
-            Fits an estimator that is not needed any more. Errors are left for the
-            second time.
-
-        Returns
-        -------
-        callable
-            Returns the seconds that the joint training will have spent on it.
-        """
+        """Run a fit up to its training."""
         keys: list[_Key] = []
 
         def collect(net: VAENet, dataset: TrainingSet, watched: bool) -> bool:
@@ -229,13 +162,7 @@ class JointTraining:
             self._seconds[key] = seconds / self._n_fits[key]
 
     def handing_out(self) -> AbstractContextManager[None]:
-        """Give fits their trained nets, inside the block.
-
-        Returns
-        -------
-        context manager
-            For a `with` block.
-        """
+        """Give fits their trained nets, inside the block."""
         return stand_in(self._hand_out)
 
     def _hand_out(self, net: VAENet, dataset: TrainingSet, watched: bool) -> bool:

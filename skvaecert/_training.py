@@ -77,23 +77,7 @@ _PARTS = ("train_loss", *Terms._fields)
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn the parameter `device` into a torch device.
-
-    Parameters
-    ----------
-    name : str
-        "auto" for the first of cuda, mps and cpu that is there, or a torch device.
-
-    Returns
-    -------
-    torch.device
-        The device.
-
-    Raises
-    ------
-    ValueError
-        If torch does not know the device or it is not there.
-    """
+    """Turn the parameter `device` into a torch device."""
     if name == "auto":
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
@@ -117,18 +101,6 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Threads wait for each other here: all of them draw from the same generators, and
     each would get numbers that depend on what the others do.
-
-    Parameters
-    ----------
-    seed : int
-        At least 0.
-    device : torch.device
-        The device whose generator is seeded beside the CPU's.
-
-    Yields
-    ------
-    None
-        Nothing.
     """
     accelerator = device.type != "cpu"
     index = [device.index or 0] if accelerator else []
@@ -146,17 +118,6 @@ class VAENet(NeuralNet):
     Beyond skorch's own, every epoch in `history` has the batch means of
     "reconstruction" and "kl" and what :class:`MarginMonitor` records. Ctrl-C and
     losses that are not finite leave the weights of the last completed epoch.
-
-    Parameters
-    ----------
-    *args : Any
-        As in :class:`skorch.NeuralNet`.
-    forward_backend : str or None, default=None
-        Of :func:`torch.compile` for the forward pass; None for none.
-    autocast : bool, default=False
-        Whether to compute it in bfloat16 where torch thinks that safe.
-    **kwargs : Any
-        As in :class:`skorch.NeuralNet`.
     """
 
     # Others only while it trains, so that they are never pickled.
@@ -210,33 +171,13 @@ class VAENet(NeuralNet):
         ]
 
     def get_iterator(self, dataset: TrainingSet, training: bool = False) -> Batches:
-        """Return the batches of an epoch, or the share of this process in them.
-
-        Parameters
-        ----------
-        dataset : TrainingSet
-            Rows and posteriors.
-        training : bool, default=False
-            Not used; skorch passes it.
-
-        Returns
-        -------
-        Batches
-            In another order in each epoch.
-        """
+        """Return the batches of an epoch, or the share of this process in them."""
         return Batches(dataset, self.batch_size, self.processes)
 
     def run_single_epoch(self, iterator: Any, *args: Any, **kwargs: Any) -> None:
         """Train on every batch once, without waiting for the device.
 
         Until the epoch ends, losses in the records of its batches are tensors.
-
-        Parameters
-        ----------
-        iterator : Batches or None
-            None for the validation that skorch would do.
-        *args, **kwargs : Any
-            Not used; skorch passes them.
         """
         if iterator is None:
             return
@@ -256,21 +197,7 @@ class VAENet(NeuralNet):
         self.history.record("train_batch_count", n_batches)
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
-        """Make one step of the optimizer.
-
-        Parameters
-        ----------
-        batch : tuple of Tensor
-            Rows and teacher posteriors.
-        **fit_params : Any
-            Not used; skorch passes them.
-
-        Returns
-        -------
-        dict
-            The "loss", without a gradient, and "y_pred", what the VAE returned. With
-            several processes the loss is of the batch, the latter of this one's share.
-        """
+        """Make one step of the optimizer."""
         if not self.module_.training:
             self.module_.train()
         if isinstance(self.optimizer_, FlatAdam):
@@ -337,24 +264,7 @@ class VAENet(NeuralNet):
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
     ) -> Tensor:
-        """Return the aligned ELBO of one batch, for callbacks that ask for it.
-
-        Parameters
-        ----------
-        y_pred : Pass
-            What the VAE returned.
-        y_true : Tensor of shape (n_samples, n_components)
-            Teacher posteriors.
-        X : Tensor of shape (n_samples, n_features)
-            Rows.
-        training : bool, default=False
-            Not used; skorch passes it.
-
-        Returns
-        -------
-        Tensor of shape ()
-            The loss, nats.
-        """
+        """Return the aligned ELBO of one batch, for callbacks that ask for it."""
         return self.criterion_.total(self.criterion_.terms(y_pred, X, y_true))
 
     def _note(self, terms: Terms) -> Tensor:
@@ -364,18 +274,7 @@ class VAENet(NeuralNet):
         return loss
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
-        """Run the epochs; on Ctrl-C or an error, return to the last full one.
-
-        Parameters
-        ----------
-        *args, **kwargs : Any
-            As in :meth:`skorch.NeuralNet.fit_loop`.
-
-        Returns
-        -------
-        VAENet
-            This net.
-        """
+        """Run the epochs; on Ctrl-C or an error, return to the last full one."""
         # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
         self.interrupted_ = True
         self._noted: list[tuple[Any, ...]] = []
@@ -411,16 +310,6 @@ class VAENet(NeuralNet):
         """Return whether training ends with this epoch, as any process may wish.
 
         Each has one vote an epoch, also if a callback of its own ends it before others.
-
-        Parameters
-        ----------
-        wish : bool
-            Of this process.
-
-        Returns
-        -------
-        bool
-            The same on all processes.
         """
         self._n_voted = len(self.history)
         return self.processes.vote(wish)
@@ -431,15 +320,7 @@ class VAENet(NeuralNet):
         return torch.compile(self._forward_pass, backend=self.forward_backend)
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Start the epoch's record.
-
-        Parameters
-        ----------
-        net : VAENet
-            This net.
-        **kwargs : Any
-            Not used.
-        """
+        """Start the epoch's record."""
         super().on_epoch_begin(net, **kwargs)
         self._noted = []
         self._batch_records = self.history[-1]["batches"]
@@ -447,15 +328,7 @@ class VAENet(NeuralNet):
         self._began = time.perf_counter()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Record the parts of the loss and look at the weights.
-
-        Parameters
-        ----------
-        net : VAENet
-            This net.
-        **kwargs : Any
-            Not used.
-        """
+        """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
         sizes, *columns = zip(*self._noted, strict=True)
         # The one time in an epoch that waits for the device.
@@ -468,20 +341,7 @@ class VAENet(NeuralNet):
     def record_losses(
         self, sizes: Sequence[int], values: Sequence[Sequence[float]]
     ) -> None:
-        """Record the parts of the loss of an epoch.
-
-        Parameters
-        ----------
-        sizes : sequence of int
-            Rows in every batch.
-        values : sequence of sequences of float
-            The loss of every batch, and each of its :class:`Terms`.
-
-        Raises
-        ------
-        NonFiniteLossError
-            If the loss is infinite or not a number.
-        """
+        """Record the parts of the loss of an epoch."""
         records = self.history[-1]["batches"]
         for record, loss in zip(records, values[0], strict=True):
             record["train_loss"] = loss
@@ -499,18 +359,7 @@ class VAENet(NeuralNet):
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
 
     def check_weights(self, finite: bool) -> None:
-        """Raise an error if the weights are not finite.
-
-        Parameters
-        ----------
-        finite : bool
-            Whether they are.
-
-        Raises
-        ------
-        NonFiniteLossError
-            If not.
-        """
+        """Raise an error if the weights are not finite."""
         if not finite:
             raise _not_finite("weights", len(self.history))
 
@@ -530,15 +379,7 @@ def _on_cpu(parts: dict[str, Any]) -> dict[str, Any]:
 
 
 class Snapshot:
-    """A copy of a net's weights, and of the weight of the alignment, to return to.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-    with_optimizer : bool, default=True
-        Whether to copy the optimizer's moments too.
-    """
+    """A copy of a net's weights, and of the weight of the alignment, to return to."""
 
     def __init__(self, net: VAENet, *, with_optimizer: bool = True) -> None:
         self.module = copy.deepcopy(net.module_.state_dict())
@@ -549,13 +390,7 @@ class Snapshot:
         self.n_epochs = len(net.history)
 
     def restore(self, net: VAENet) -> None:
-        """Give the net the weights and the history that it had.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net that was copied.
-        """
+        """Give the net the weights and the history that it had."""
         net.module_.load_state_dict(self.module)
         if self.optimizer is not None:
             net.optimizer_.load_state_dict(self.optimizer)
@@ -575,17 +410,7 @@ class MarginMonitor(Callback):
     def on_train_begin(
         self, net: VAENet, X: TrainingSet | None = None, **kwargs: Any
     ) -> None:
-        """Choose the rows.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        X : TrainingSet
-            Training rows and posteriors.
-        **kwargs : Any
-            Not used.
-        """
+        """Choose the rows."""
         if X is None:
             raise ValueError("MarginMonitor needs the training rows, got None.")
         most = min(len(X) // _MONITORED_SHARE, _MOST_MONITORED)
@@ -594,27 +419,11 @@ class MarginMonitor(Callback):
         self.best_ = max(margins, default=-math.inf)
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Record the margin.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Record the margin."""
         self.record(net, net.processes.first(self.watched_.margin(net)))
 
     def record(self, net: VAENet, margin: float) -> None:
-        """Record the margin at the end of an epoch.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        margin : float
-            Of the rows watched, nats.
-        """
+        """Record the margin at the end of an epoch."""
         information = self.watched_.information
         net.history.record("margin", margin)
         # What skorch's Checkpoint asks for.
@@ -637,32 +446,14 @@ class ValidationMonitor(Callback):
     def on_train_begin(
         self, net: VAENet, X: TrainingSet | None = None, **kwargs: Any
     ) -> None:
-        """Read the rows, if there are any.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        X : TrainingSet
-            Its `held_out` is looked at.
-        **kwargs : Any
-            Not used.
-        """
+        """Read the rows, if there are any."""
         held_out = getattr(X, "held_out", None)
         self.watched_ = held_out and Watched.of(held_out, _MOST_MONITORED)
         losses = [row.get("validation_loss", math.inf) for row in net.history or []]
         self.best_ = min(losses, default=math.inf)
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Record ELBO and margin, and tell the guard.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Record ELBO and margin, and tell the guard."""
         if self.watched_ is None:
             return
         loss = -float(self.watched_.evidence_bound(net).mean(dtype=np.float64))
@@ -683,17 +474,7 @@ class ValidationMonitor(Callback):
 
 
 class Watched(NamedTuple):
-    """Rows to look at after every epoch.
-
-    Attributes
-    ----------
-    rows : Tensor of shape (n_watched, n_features)
-        Standardised.
-    teacher_proba : ndarray of shape (n_watched, n_components)
-        T.
-    information : float
-        I_T on these rows, nats.
-    """
+    """Rows to look at after every epoch."""
 
     rows: Tensor
     teacher_proba: NDArray[np.floating]
@@ -701,20 +482,7 @@ class Watched(NamedTuple):
 
     @classmethod
     def of(cls, dataset: TrainingSet, most: int) -> Self:
-        """Choose rows, the same ones of the same dataset every time.
-
-        Parameters
-        ----------
-        dataset : TrainingSet
-            Where from.
-        most : int
-            How many, or all if there are fewer.
-
-        Returns
-        -------
-        Watched
-            The rows.
-        """
+        """Choose rows, the same ones of the same dataset every time."""
         # A generator of its own: warm fits on the same data watch the same rows.
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
         rows, targets = dataset.take(order[:most])
@@ -722,36 +490,14 @@ class Watched(NamedTuple):
         return cls(rows, proba, teacher_information(proba))
 
     def margin(self, net: VAENet) -> float:
-        """Compute the margin of a net as it is.
-
-        Parameters
-        ----------
-        net : VAENet
-            An initialised net.
-
-        Returns
-        -------
-        float
-            Nats.
-        """
+        """Compute the margin of a net as it is."""
         objective = net.criterion_
         vertices = objective.vertices.cpu().numpy()
         log_q = witness_log_proba(encode(net, self.rows), vertices, objective.scale)
         return collapse_margin(self.teacher_proba, log_q)
 
     def evidence_bound(self, net: VAENet) -> NDArray[np.float32]:
-        """Compute the ELBO of every row, with codes that are the same every time.
-
-        Parameters
-        ----------
-        net : VAENet
-            An initialised net.
-
-        Returns
-        -------
-        ndarray of shape (n_watched,)
-            Nats.
-        """
+        """Compute the ELBO of every row, with codes that are the same every time."""
         with seeded(0, torch.device(net.device)):
             return evidence_bound(net, self.rows)
 
@@ -762,15 +508,6 @@ class EncoderFirst(Callback):
     Records "mutual_information", on the monitored rows in lots of 256, and
     "aggressive": whether the next epoch goes on so, which ends when the former falls.
 
-    Parameters
-    ----------
-    window : int
-        Steps whose mean loss is compared.
-    max_inner_steps : int
-        Most steps of the encoder before one of the decoder.
-
-    References
-    ----------
     He et al., arXiv:1901.05534, algorithm 1.
     """
 
@@ -781,17 +518,7 @@ class EncoderFirst(Callback):
     def on_train_begin(
         self, net: VAENet, X: TrainingSet | None = None, **kwargs: Any
     ) -> None:
-        """Take the rows; go on as the fit before ended.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        X : TrainingSet
-            Training rows and posteriors.
-        **kwargs : Any
-            Not used.
-        """
+        """Take the rows; go on as the fit before ended."""
         if X is None:
             raise ValueError("EncoderFirst needs the training rows, got None.")
         self.dataset_ = X
@@ -806,15 +533,7 @@ class EncoderFirst(Callback):
         self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
 
     def on_batch_begin(self, net: VAENet, **kwargs: Any) -> None:
-        """Train the encoder until the mean loss of a window rises, then freeze it.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Train the encoder until the mean loss of a window rises, then freeze it."""
         if not self.aggressive_:
             return
         net.module_.train()
@@ -828,27 +547,11 @@ class EncoderFirst(Callback):
         self._freeze(True)
 
     def on_batch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Let the encoder take part again.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Let the encoder take part again."""
         self._freeze(False)
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Record the mutual information and whether to go on.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Record the mutual information and whether to go on."""
         history = net.history
         before = history[-2]["mutual_information"] if len(history) > 1 else -math.inf
         now = _monitored_information(net)
@@ -902,15 +605,7 @@ class OptimalNoise(Callback):
     """Sets the VAE's noise to the best one for the monitored rows, after each epoch."""
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Set the noise.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Set the noise."""
         net.module_.eval()
         with torch.no_grad():
             rows = _monitored(net)
@@ -932,15 +627,7 @@ class Completion(Callback):
     """Marks an epoch as complete: after the monitor, before the user's callbacks."""
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Complete the epoch.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Complete the epoch."""
         net.complete_epoch()
 
 
@@ -948,28 +635,12 @@ class Progress(Callback):
     """A progress bar over epochs that shows loss and margin."""
 
     def on_train_begin(self, net: VAENet, **kwargs: Any) -> None:
-        """Open the bar.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Open the bar."""
         shown = net.processes.rank == 0
         self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=not shown)
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Move the bar.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Move the bar."""
         row = net.history[-1]
         most = row["teacher_information"]
         self.bar_.set_postfix_str(
@@ -989,28 +660,12 @@ class Observed(Callback):
     """Tells whom :func:`train` was given of every epoch, once it is complete."""
 
     def on_epoch_begin(self, net: VAENet, **kwargs: Any) -> None:
-        """Tell of the beginning.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Tell of the beginning."""
         if net.observer is not None:
             net.observer.begin()
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Tell of the end.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Tell of the end."""
         net.stop_wanted = net.observer is not None and net.observer.end()
 
 
@@ -1018,27 +673,13 @@ class Stop(Callback):
     """Stops if that is wanted, after the user's callbacks have had the epoch too."""
 
     def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Stop, or not.
-
-        Parameters
-        ----------
-        net : VAENet
-            The net in training.
-        **kwargs : Any
-            Not used.
-        """
+        """Stop, or not."""
         if net.agree_to_stop(net.stop_wanted):
             raise KeyboardInterrupt  # how skorch stops early
 
 
 class Observer(Protocol):
-    """Who wants to know of epochs.
-
-    Attributes
-    ----------
-    watched : bool
-        Whether anything comes of it.
-    """
+    """Who wants to know of epochs."""
 
     watched: bool
 
@@ -1046,13 +687,7 @@ class Observer(Protocol):
         """Note that an epoch begins."""
 
     def end(self) -> bool:
-        """Note that one ended.
-
-        Returns
-        -------
-        bool
-            Whether training is to stop.
-        """
+        """Note that one ended."""
 
 
 # They hold rows, or a bar, as long as a net trains.
@@ -1068,29 +703,7 @@ def make_net(
     vertices: NDArray[np.float64],
     **settings: Any,
 ) -> VAENet:
-    """Put a VAE and its loss into an initialised skorch net.
-
-    Parameters
-    ----------
-    vae : VAE
-        The module.
-    device : torch.device
-        Where to train.
-    callbacks : sequence of skorch callbacks, default=None
-        The user's own, copied, after those of the net.
-    verbose : int, default=0
-        Above 0 for a progress bar.
-    vertices : ndarray of shape (n_components, latent_dim)
-        S.
-    **settings : Any
-        Of the net: `lr`, `batch_size`, `max_epochs`; of the loss, as `criterion__...`:
-        the other parameters of :class:`skvaecert.objectives.AlignedELBO`.
-
-    Returns
-    -------
-    VAENet
-        Initialised, not yet trained.
-    """
+    """Put a VAE and its loss into an initialised skorch net."""
     net = VAENet(
         vae,
         criterion=AlignedELBO,
@@ -1129,21 +742,7 @@ def resume_net(
     alignment_weight: float | Guard,
     **settings: Any,
 ) -> None:
-    """Give an initialised net new settings and keep its weights and moments.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-    callbacks : sequence of skorch callbacks or None
-        The user's own, copied, in place of those of the fit before.
-    verbose : int
-        Above 0 for a progress bar.
-    kl_weight, alignment_weight : float, or Guard for the latter
-        Set on the loss as it is: skorch would make a new optimizer for a new loss.
-    **settings : Any
-        Of the net: `lr`, `batch_size`, `max_epochs`.
-    """
+    """Give an initialised net new settings and keep its weights and moments."""
     net.set_params(**settings)
     for group in net.optimizer_.param_groups:
         # A learning rate schedule that joins late starts from here.
@@ -1163,18 +762,7 @@ def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
 
 
 def check_callbacks(callbacks: Sequence[Any] | None) -> None:
-    """Check that callbacks are of skorch.
-
-    Parameters
-    ----------
-    callbacks : sequence or None
-        What the user gave.
-
-    Raises
-    ------
-    ValueError
-        If one is neither a callback nor a pair of a name and a callback.
-    """
+    """Check that callbacks are of skorch."""
     for given in callbacks or []:
         callback = _unnamed(given)
         is_class = isinstance(callback, type) and issubclass(callback, Callback)
@@ -1190,18 +778,7 @@ def _unnamed(given: Any) -> Any:
 
 
 def check_backend(name: str | None) -> None:
-    """Check that :func:`torch.compile` knows a backend.
-
-    Parameters
-    ----------
-    name : str or None
-        None for none.
-
-    Raises
-    ------
-    ValueError
-        If it does not.
-    """
+    """Check that :func:`torch.compile` knows a backend."""
     if name is None:
         return
     known = torch.compiler.list_backends(())
@@ -1223,17 +800,6 @@ def _copied(given: Any) -> Any:
 def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
     """Regress the encoder mean on given codes: minimise the mean of |mu - z|^2 / 2.
 
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net; only its encoder moves.
-    dataset : TrainingSet
-        Rows, and as targets the codes.
-    n_epochs : int
-        Passes over the rows.
-
-    References
-    ----------
     Theory section 11: RST-prefit, RST-alpha-prefit.
     """
     vae = net.module_.train()
@@ -1259,19 +825,7 @@ _stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
 
 @contextmanager
 def stand_in(trainer: Trainer) -> Iterator[None]:
-    """Let :func:`train` ask another trainer first, inside the block.
-
-    Parameters
-    ----------
-    trainer : callable
-        Called with net, training set and whether epochs are watched; returns whether
-        it has trained the net. What it raises ends the fit.
-
-    Yields
-    ------
-    None
-        Nothing.
-    """
+    """Let :func:`train` ask another trainer first, inside the block."""
     token = _stand_in.set(trainer)
     try:
         yield
@@ -1285,31 +839,7 @@ def train(
     observer: Observer | None = None,
     processes: Processes = ALONE,
 ) -> None:
-    """Train for `net.max_epochs` more epochs, or have it done by `stand_in`.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net; `net.interrupted_` tells afterwards whether Ctrl-C ended
-        it early.
-    dataset : TrainingSet
-        Training rows and their posteriors.
-    observer : Observer or None, default=None
-        Told of every epoch.
-    processes : Processes, default=ALONE
-        Who train this net together; all of them call this.
-
-    Raises
-    ------
-    KeyboardInterrupt
-        If Ctrl-C came before the first epoch was complete.
-    NonFiniteLossError
-        If loss or weights became infinite or not a number.
-    ValueError
-        If there are too many processes for the batches.
-    RuntimeError
-        If processes end with different weights.
-    """
+    """Train for `net.max_epochs` more epochs, or have it done by `stand_in`."""
     other = _stand_in.get()
     watched = observer is not None and observer.watched
     net.processes = processes
@@ -1369,38 +899,12 @@ def _own_codes(net: VAENet) -> AbstractContextManager[None]:
 
 
 def encode(net: VAENet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float32]:
-    """Return the latent means, in evaluation mode and in batches of one shape.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-    rows : Tensor of shape (n_samples, n_features), or an iterable of such
-        Rows, on any device.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, latent_dim)
-        mu, as the network computes it, in float32.
-    """
+    """Return the latent means, in evaluation mode and in batches of one shape."""
     return _in_chunks(net, lambda x: net.module_.encode(x)[0], rows)
 
 
 def posterior(net: VAENet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float32]:
-    """Return means and standard deviations of q(z|x), as :func:`encode` returns means.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-    rows : Tensor of shape (n_samples, n_features), or an iterable of such
-        Rows, on any device.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, 2 * latent_dim)
-        mu, then sigma.
-    """
+    """Return means and standard deviations of q(z|x) side by side."""
 
     def both(x: Tensor) -> Tensor:
         mean, log_variance = net.module_.encode(x)
@@ -1410,38 +914,12 @@ def posterior(net: VAENet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float3
 
 
 def decode(net: VAENet, codes: Tensor) -> NDArray[np.float32]:
-    """Return what the decoder makes of codes: means, or logits for "bernoulli".
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-    codes : Tensor of shape (n_samples, latent_dim)
-        Codes, on any device.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_features)
-        The decoder's output.
-    """
+    """Return what the decoder makes of codes: means, or logits for "bernoulli"."""
     return _in_chunks(net, net.module_.decoder, codes)
 
 
 def evidence_bound(net: VAENet, rows: Tensor) -> NDArray[np.float32]:
-    """Return the ELBO of every row, log p(x|z) - KL, with one code drawn a row.
-
-    Parameters
-    ----------
-    net : VAENet
-        An initialised net.
-    rows : Tensor of shape (n_samples, n_features)
-        Rows, on any device.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-        Nats.
-    """
+    """Return the ELBO of every row, log p(x|z) - KL, with one code drawn a row."""
 
     def bound(x: Tensor) -> Tensor:
         result = net.module_(x)

@@ -1339,25 +1339,7 @@ def _fitted(teacher: Any, X: ArrayLike) -> Any:
 
 
 def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
-    """Turn the parameter `witness_scale` into a number.
-
-    Parameters
-    ----------
-    witness_scale : "prior" or float
-        As in :class:`CertifiedVAE`.
-    proba : ndarray of shape (n_samples, n_components)
-        Posteriors of the training rows.
-
-    Returns
-    -------
-    float
-        The scale beta, above 0.
-
-    Raises
-    ------
-    ValueError
-        If the prior-matched scale is 0, because every posterior is uniform.
-    """
+    """Turn the parameter `witness_scale` into a number."""
     if witness_scale != "prior":
         return float(witness_scale)
     scale = prior_matched_scale(proba)

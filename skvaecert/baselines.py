@@ -87,20 +87,7 @@ class _Annealing(Objective):
         raise NotImplementedError
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return the KL term with the weight of this moment.
-
-        Parameters
-        ----------
-        result : Pass
-            What the VAE returned for a batch.
-        epoch : float
-            Epochs of training so far.
-
-        Returns
-        -------
-        Tensor of shape ()
-            Nats.
-        """
+        """Return the KL term with the weight of this moment."""
         return self.weight(epoch) * super().penalty(result, epoch)
 
 
