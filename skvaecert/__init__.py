@@ -2,11 +2,12 @@
 
 from importlib.metadata import version
 
-from skvaecert._certificate import Certificate, certify, certify_batches
-from skvaecert._certifier import CollapseCertifier
-from skvaecert._kinds import PartialCertificate
-from skvaecert._teacher import GMMTeacher
-from skvaecert._vae import CertifiedVAE
+from skvaecert._certificate.arrays import certify, certify_batches
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certifier.certifier import CollapseCertifier
+from skvaecert._certifier.partial import PartialCertificate
+from skvaecert._teacher.gmm import GMMTeacher
+from skvaecert._vae.vae import CertifiedVAE
 
 __all__ = [
     "Certificate",

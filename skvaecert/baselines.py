@@ -10,13 +10,22 @@ from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from scipy.special import lambertw
 from sklearn.utils._param_validation import Interval, StrOptions
+from skorch import NeuralNet
+from skorch.callbacks import Callback
 from torch import Tensor, nn
 
+from skvaecert._samples import CHUNK
 from skvaecert.networks import Pass, bounded, unbounded
-from skvaecert.objectives import Objective, gaussian_loss, kl_per_dimension
+from skvaecert.objectives import (
+    HeldCallback,
+    Objective,
+    gaussian_loss,
+    kl_per_dimension,
+)
 
 __all__ = [
     "AggressiveEncoder",
@@ -413,10 +422,22 @@ class AggressiveEncoder(Objective):
         "window": [Interval(Integral, 1, None, closed="left")],
         "max_inner_steps": [Interval(Integral, 1, None, closed="left")],
     }
+    trains_jointly: ClassVar[bool] = False
 
     def __init__(self, window: int = 10, max_inner_steps: int = 100) -> None:
         self.window = window
         self.max_inner_steps = max_inner_steps
+
+    def callbacks(self) -> list[tuple[str, Callback]]:
+        """Return the callback that trains the encoder first.
+
+        Returns
+        -------
+        list of (str, skorch.callbacks.Callback)
+            One.
+        """
+        first = EncoderFirst(self.window, self.max_inner_steps)
+        return [("encoder_first", first)]
 
 
 def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tensor:
@@ -792,3 +813,123 @@ class SigmaVAE(Objective):
         # At the optimum the noise has no gradient to pass on: it may be a constant.
         log_noise = bounded(self.raw_log_noise(result, x))
         return gaussian_loss(x, result.output, log_noise).mean()
+
+    def callbacks(self) -> list[tuple[str, Callback]]:
+        """Return the callback that sets the noise after each epoch.
+
+        Returns
+        -------
+        list of (str, skorch.callbacks.Callback)
+            One.
+        """
+        return [("optimal_noise", OptimalNoise())]
+
+
+class EncoderFirst(HeldCallback):
+    """Trains the encoder alone before each step, which is then the decoder's alone.
+
+    Records "mutual_information", on the monitored rows in lots of 256, and
+    "aggressive": whether the next epoch goes on so, which ends when the former falls.
+
+    He et al., arXiv:1901.05534, algorithm 1.
+    """
+
+    def __init__(self, window: int, max_inner_steps: int) -> None:
+        self.window = window
+        self.max_inner_steps = max_inner_steps
+
+    def on_train_begin(self, net: NeuralNet, X: Any = None, **kwargs: Any) -> None:
+        """Take the rows; go on as the fit before ended."""
+        if X is None:
+            raise ValueError("EncoderFirst needs the training rows, got None.")
+        self.dataset_ = X
+        self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
+        encoder = net.module_.encoder.parameters()
+        self.parameters_ = [p for p in encoder if p.requires_grad]
+        if not self.parameters_:
+            raise ValueError(
+                "objective must not be an AggressiveEncoder for an encoder without "
+                "trainable parameters, got one that has none."
+            )
+        self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
+
+    def on_batch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Train the encoder until the mean loss of a window rises, then freeze it."""
+        if not self.aggressive_:
+            return
+        net.module_.train()
+        before, losses = math.inf, []
+        for _ in range(self.max_inner_steps):
+            losses.append(self._step(net))
+            if len(losses) == self.window:
+                if (now := float(np.mean(losses))) > before:
+                    break
+                before, losses = now, []
+        self._freeze(True)
+
+    def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Let the encoder take part again."""
+        self._freeze(False)
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Record the mutual information and whether to go on."""
+        history = net.history
+        before = history[-2]["mutual_information"] if len(history) > 1 else -math.inf
+        now = _monitored_information(net)
+        self.aggressive_ = self.aggressive_ and now >= before
+        history.record("mutual_information", now)
+        history.record("aggressive", self.aggressive_)
+
+    def release(self) -> None:
+        """Forget rows and optimizer, so that they are not pickled with the net."""
+        if hasattr(self, "parameters_"):  # Ctrl-C in a step finds them frozen
+            self._freeze(False)
+        for name in ("dataset_", "optimizer_", "parameters_"):
+            self.__dict__.pop(name, None)
+
+    def _step(self, net: NeuralNet) -> float:
+        n_rows = len(self.dataset_)
+        index = torch.randint(n_rows, (min(net.batch_size, n_rows),))
+        x, targets = self.dataset_.take(index)
+        criterion = net.criterion_
+        loss = criterion.total(criterion.terms(net.module_(x), x, targets))
+        gradients = torch.autograd.grad(loss, self.parameters_, allow_unused=True)
+        # The net's own optimizer may need the tensors that it has there.
+        kept = [parameter.grad for parameter in self.parameters_]
+        self._put(gradients)
+        self.optimizer_.step()
+        self._put(kept)
+        return loss.item()
+
+    def _put(self, gradients: Sequence[Tensor | None]) -> None:
+        for parameter, gradient in zip(self.parameters_, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _freeze(self, frozen: bool) -> None:
+        for parameter in self.parameters_:
+            parameter.requires_grad_(not frozen)
+
+
+def _monitored_information(net: NeuralNet) -> float:
+    net.module_.eval()
+    with torch.inference_mode():
+        passes = [net.module_(chunk) for chunk in _monitored(net).split(CHUNK)]
+        values = [mutual_information(p.mean, p.log_variance, p.code) for p in passes]
+    return float(np.mean([value.item() for value in values]))
+
+
+def _monitored(net: NeuralNet) -> Tensor:
+    return dict(net.callbacks_)["monitor"].watched_.rows
+
+
+class OptimalNoise(Callback):
+    """Sets the VAE's noise to the best one for the monitored rows, after each epoch."""
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Set the noise."""
+        net.module_.eval()
+        with torch.no_grad():
+            rows = _monitored(net)
+            best = net.criterion_.objective.raw_log_noise(net.module_(rows), rows)
+            net.processes.copy_first([best])
+            net.module_.raw_log_noise.copy_(best)

@@ -6,7 +6,7 @@ from typing import Any
 
 from skorch.callbacks import Callback
 
-from skvaecert._training import VAENet
+from skvaecert._training.net import VAENet
 
 try:
     from sklearn.callback import ScoringMonitor

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from sklearn import datasets as sklearn_datasets
 from sklearn.datasets import fetch_openml, load_sample_images
 from sklearn.model_selection import train_test_split
@@ -26,9 +26,10 @@ from skvaecert._readers import (
     jpeg_rows,
     read_lines,
 )
+from skvaecert._samples import DatasetSamples
 
 __all__ = [
-    "DatasetRows",
+    "DatasetSamples",
     "ToyEncoder",
     "load_cifar10",
     "load_cifar100",
@@ -642,76 +643,6 @@ def _tiny_val(listed: Path, wnids: list[str], advice: str) -> dict[Path, int]:
     classes = class_of_images(val / "images", annotations, wnids)
     first_complete([list(classes)], advice)
     return classes
-
-
-class DatasetRows:
-    """The rows of a torch Dataset, read when they are asked for.
-
-    :class:`skvaecert.CertifiedVAE`, :class:`skvaecert.GMMTeacher` and
-    :class:`skvaecert.CollapseCertifier` take it as `X` and never hold all rows. Other
-    estimators take it too, but read all rows at once, through :func:`numpy.asarray`.
-
-    Parameters
-    ----------
-    dataset : object with `__len__` and `__getitem__`
-        An item is a row, of any shape, or a tuple that begins with one. With
-        `__getitems__`, several are asked for at once, as torch does. Or an array.
-    index : array-like of int or None, default=None
-        Which items, in which order; None for all.
-
-    Raises
-    ------
-    ValueError
-        If there is no item.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch.utils.data import TensorDataset
-    >>> from skvaecert.datasets import DatasetRows
-    >>> images = torch.rand(100, 1, 8, 8)
-    >>> DatasetRows(TensorDataset(images, torch.zeros(100))).shape
-    (100, 64)
-    """
-
-    ndim = 2
-
-    def __init__(self, dataset: Any, index: ArrayLike | None = None) -> None:
-        self.dataset = dataset
-        self.index = np.arange(len(dataset)) if index is None else np.asarray(index)
-        if not len(self.index):
-            raise ValueError(
-                "dataset must have at least one item, got a length of 0 sample(s)."
-            )
-        first = self[:1]
-        self.dtype = first.dtype
-        self.shape = len(self.index), first.shape[1]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, key: Any) -> NDArray[np.number]:
-        wanted = self.index[key]
-        if isinstance(self.dataset, np.ndarray):
-            return np.asarray(self.dataset[wanted])
-        one = wanted.ndim == 0
-        items = [_row(item) for item in self._items(np.atleast_1d(wanted).tolist())]
-        return items[0] if one else np.stack(items)
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        if copy is False:
-            raise ValueError("copy must not be False: rows are read into a new array.")
-        return self[:].astype(dtype or self.dtype, copy=False)
-
-    def _items(self, wanted: list[int]) -> Any:
-        if hasattr(self.dataset, "__getitems__"):
-            return self.dataset.__getitems__(wanted)
-        return (self.dataset[i] for i in wanted)
-
-
-def _row(item: Any) -> NDArray[np.number]:
-    row = item[0] if isinstance(item, tuple | list) else item
-    return np.asarray(row).reshape(-1)
 
 
 class ToyEncoder(NamedTuple):

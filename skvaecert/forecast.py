@@ -17,9 +17,9 @@ from scipy.special import log_softmax, wrightomega
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import (
     Floats,
+    centered_log_ratio,
     check_sample_weight,
     check_teacher_proba,
-    log_odds,
     log_odds_energy,
 )
 
@@ -380,7 +380,7 @@ def _best_logits(proba: Floats, rho: float, mean_log_q: Floats) -> Floats:
     if rho <= _FIRST_ORDER:
         return np.asarray(rho * (proba - 1 / proba.shape[1]))
     if np.isinf(rho):
-        return log_odds(proba)
+        return centered_log_ratio(proba)
     pull = rho * proba
     shift = np.log(rho) + mean_log_q[:, np.newaxis]
     for _ in range(_MAX_STEPS):

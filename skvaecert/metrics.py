@@ -15,11 +15,11 @@ from scipy.special import logsumexp
 
 from skvaecert.simplex import (
     Floats,
+    centered_log_ratio,
     check_row_sums,
     check_sample_weight,
     check_teacher_proba,
     check_weight,
-    log_odds,
     witness_log_proba,
 )
 
@@ -1029,8 +1029,10 @@ def margin_energy_path(
         raise ValueError(f"scale must be a finite number above 0, got {scale}.")
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
-    odds, strength = log_odds(proba), np.linspace(0, 1, n_points)
-    start = log_odds([weight @ proba])[0] if anchored else np.zeros(odds.shape[1])
+    odds, strength = centered_log_ratio(proba), np.linspace(0, 1, n_points)
+    start = (
+        centered_log_ratio([weight @ proba])[0] if anchored else np.zeros(odds.shape[1])
+    )
     codes = (start + step * (odds - start) for step in strength)
     points = [(_margin_of(proba, c, weight), weight @ (c**2).sum(1)) for c in codes]
     margin, squares = np.transpose(points)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from sklearn.base import BaseEstimator
+from skorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -15,7 +16,7 @@ from skvaecert.networks import GaussianPosterior, Pass
 
 __all__ = [
     "AlignedELBO",
-    "Guard",
+    "LagrangeWeight",
     "Objective",
     "Terms",
     "alignment",
@@ -178,6 +179,9 @@ class Objective(BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
+    # Whether each step trains encoder and decoder together.
+    trains_jointly: ClassVar[bool] = True
+
     def check(self, likelihood: str) -> None:
         """Fail if a parameter is not allowed, or not with this likelihood.
 
@@ -244,6 +248,23 @@ class Objective(BaseEstimator):
         """
         return GaussianPosterior()
 
+    def callbacks(self) -> list[tuple[str, Callback]]:
+        """Return the skorch callbacks that training with this objective needs.
+
+        Returns
+        -------
+        list of (str, skorch.callbacks.Callback)
+            Names and callbacks, new ones at each call; none unless overridden.
+        """
+        return []
+
+
+class HeldCallback(Callback):
+    """A callback that holds data only while a net trains."""
+
+    def release(self) -> None:
+        """Drop the data, so that they are not pickled with the net."""
+
 
 class Terms(NamedTuple):
     """The parts of the loss, each a mean over the batch, in nats.
@@ -266,7 +287,7 @@ class Terms(NamedTuple):
     alignment: Tensor
 
 
-class Guard:
+class LagrangeWeight:
     """Holds the margin at a share of the teacher information, by the weight w.
 
     Takes w for the multiplier of the constraint A <= (1 - m) I_T, and after each step
@@ -312,12 +333,12 @@ class Guard:
         self.gap = 0.0
         self._mean: Tensor | None = None
 
-    def go_on_from(self, earlier: "Guard") -> None:
+    def resume_from(self, earlier: "LagrangeWeight") -> None:
         """Take over the state of a guard, for another target or other rows.
 
         Parameters
         ----------
-        earlier : Guard
+        earlier : LagrangeWeight
             The guard of the fit before.
         """
         self.weight.copy_(earlier.weight)
@@ -355,7 +376,7 @@ class AlignedELBO(nn.Module):
         beta.
     kl_weight : float
         Weight of the penalty, at least 0.
-    alignment_weight : float or Guard
+    alignment_weight : float or LagrangeWeight
         Weight of the alignment term, at least 0, or what finds it.
     objective : Objective or None, default=None
         What a mitigation changes; None for the ELBO.
@@ -373,7 +394,7 @@ class AlignedELBO(nn.Module):
         vertices: Tensor,
         scale: float,
         kl_weight: float,
-        alignment_weight: float | Guard,
+        alignment_weight: float | LagrangeWeight,
         objective: Objective | None = None,
     ) -> None:
         super().__init__()
@@ -386,18 +407,20 @@ class AlignedELBO(nn.Module):
         # Set by whoever trains, for schedules.
         self.epoch = 0.0
 
-    def set_alignment(self, alignment_weight: float | Guard) -> None:
+    def set_alignment(self, alignment_weight: float | LagrangeWeight) -> None:
         """Change the weight of the alignment term.
 
         Parameters
         ----------
-        alignment_weight : float or Guard
+        alignment_weight : float or LagrangeWeight
             As for the constructor.
         """
-        self.guard = alignment_weight if isinstance(alignment_weight, Guard) else None
+        self.guard = (
+            alignment_weight if isinstance(alignment_weight, LagrangeWeight) else None
+        )
         self.alignment_weight = (
             alignment_weight.weight
-            if isinstance(alignment_weight, Guard)
+            if isinstance(alignment_weight, LagrangeWeight)
             else alignment_weight
         )
 

@@ -32,15 +32,17 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from skvaecert._archive import Archive, can_hold, naming, read_archive, write_archive
-from skvaecert._base import fingerprints
-from skvaecert._batches import Standardisation
-from skvaecert._certificate import Certificate
-from skvaecert._certifier import CollapseCertifier
-from skvaecert._kinds import Calibration, Softness, digest_rows
-from skvaecert._optimizer import FlatAdam
-from skvaecert._teacher import GMMTeacher
-from skvaecert._training import VAENet, resolve_device, seeded
-from skvaecert._vae import CertifiedVAE
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certifier.calibration import Calibration, Tempering
+from skvaecert._certifier.certifier import CollapseCertifier
+from skvaecert._fingerprint import fingerprints
+from skvaecert._samples import digest_samples
+from skvaecert._teacher.gmm import GMMTeacher
+from skvaecert._training.batches import Standardisation
+from skvaecert._training.device import resolve_device, seeded
+from skvaecert._training.net import VAENet
+from skvaecert._training.optimizer import FlatAdam
+from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.baselines import (
     AggressiveEncoder,
     BatchNormVAE,
@@ -56,7 +58,7 @@ from skvaecert.baselines import (
 )
 from skvaecert.exceptions import InvalidFileError, NotSavedWarning
 from skvaecert.networks import VAE, make_vae
-from skvaecert.objectives import Guard, Objective
+from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import simplex_vertices
 from skvaecert.witnesses import LinearWitness, simplex_witness
 
@@ -97,7 +99,7 @@ _OBJECTIVES: dict[str, type[Objective]] = {
 }
 _RECORDS: dict[str, type] = {
     kind.__name__: kind
-    for kind in (Calibration, LinearWitness, Softness, Standardisation)
+    for kind in (Calibration, LinearWitness, Tempering, Standardisation)
 }
 # What GMMTeacher sets; the rest of their parameters is as scikit-learn has it.
 _SOME_PARAMS = {
@@ -423,8 +425,8 @@ def verify(
             f"{os.fspath(path)} must hold a CollapseCertifier to be verified, got a "
             f"{type(certifier).__name__}, which has no certificate."
         )
-    given = None if teacher_proba is None else digest_rows(teacher_proba)
-    digests = {"rows": digest_rows(X), "teacher_proba": given}
+    given = None if teacher_proba is None else digest_samples(teacher_proba)
+    digests = {"rows": digest_samples(X), "teacher_proba": given}
     same_rows = digests == certified_on and digests["rows"] is not None
     stored = certifier.certificate_
     certifier.safety_margin = stored.safety_margin
@@ -544,7 +546,7 @@ class _Packer:
 
     @pack.register(Calibration)
     @pack.register(LinearWitness)
-    @pack.register(Softness)
+    @pack.register(Tempering)
     def _record(self, value: Any, where: str) -> Node:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return self._named(type(value), fields, where)
@@ -916,12 +918,12 @@ class _Unpacker:
             )
         return self._modules[name]
 
-    def _guard(self, **numbers: Any) -> Guard:
+    def _guard(self, **numbers: Any) -> LagrangeWeight:
         mean = numbers.pop("mean")
         _require(all(map(_is_number, numbers.values())), "its guard is not finite.")
         _require(mean is None or _is_number(mean), "its guard's mean is not finite.")
         weight, gap = numbers.pop("weight"), numbers.pop("gap")
-        guard = Guard(**numbers, device=torch.device("cpu"))
+        guard = LagrangeWeight(**numbers, device=torch.device("cpu"))
         _require(guard.information > 0 and weight > 0, "its guard has no weight.")
         guard.weight.fill_(weight)
         guard.gap = gap
@@ -984,11 +986,13 @@ class _Unpacker:
         )
         alignment = self.unpack(node["alignment_weight"])
         is_weight = _is_number(alignment) and alignment >= 0
-        _require(is_weight or isinstance(alignment, Guard), "its alignment weight.")
+        _require(
+            is_weight or isinstance(alignment, LagrangeWeight), "its alignment weight."
+        )
         _require(_is_number(node["kl_weight"]) and node["kl_weight"] >= 0, "kl_weight.")
         module = self._module_of(vae, self._items(node["weights"]), node["frozen"])
         device = _device_of(vae)
-        if isinstance(alignment, Guard):
+        if isinstance(alignment, LagrangeWeight):
             alignment = _moved(alignment, device)
         vae.net_ = vae._make_net(
             module,
@@ -1118,7 +1122,7 @@ def _device_of(vae: CertifiedVAE) -> torch.device:
         return torch.device("cpu")
 
 
-def _moved(guard: Guard, device: torch.device) -> Guard:
+def _moved(guard: LagrangeWeight, device: torch.device) -> LagrangeWeight:
     guard.weight = guard.weight.to(device)
     guard._mean = None if guard._mean is None else guard._mean.to(device)
     return guard
@@ -1299,10 +1303,10 @@ def _check_witness(witness: LinearWitness) -> None:
     _check_shapes("witness", vars(witness), weights=shape, bias=shape[:1])
 
 
-def _check_softness(softness: Softness) -> None:
-    numbers = softness.temperature, softness.floor
+def _check_softness(tempering: Tempering) -> None:
+    numbers = tempering.temperature, tempering.floor
     right = all(map(_is_number, numbers)) and numbers[0] > 0 and 0 <= numbers[1] < 1
-    _require(right, "a softness is not finite.")
+    _require(right, "a tempering is not finite.")
 
 
 def _check_calibration(calibration: Calibration) -> None:
@@ -1310,7 +1314,7 @@ def _check_calibration(calibration: Calibration) -> None:
     right = isinstance(rows, np.ndarray) and rows.dtype == np.uint64 and rows.ndim == 1
     _require(right, "fingerprints of rows.")
     _require(isinstance(calibration.witness, LinearWitness | Exception), "calibration.")
-    _require(isinstance(calibration.softness, Softness | Exception), "calibration.")
+    _require(isinstance(calibration.tempering, Tempering | Exception), "calibration.")
 
 
 def _check_standardisation(standardisation: Standardisation) -> None:
@@ -1334,7 +1338,7 @@ _STATE_CHECKS: dict[type, Callable[[Any], None]] = {
 _RECORD_CHECKS: dict[type, Callable[[Any], None]] = {
     Calibration: _check_calibration,
     LinearWitness: _check_witness,
-    Softness: _check_softness,
+    Tempering: _check_softness,
     Standardisation: _check_standardisation,
 }
 

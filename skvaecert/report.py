@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
-from skvaecert._certificate import Certificate
-from skvaecert._kinds import digest_rows, take_rows
-from skvaecert._row_displays import image_shape_of
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._samples import digest_samples, take_samples
 from skvaecert.plotting import (
     ContributionDisplay,
     InformationBracketDisplay,
@@ -29,6 +28,7 @@ from skvaecert.plotting import (
     MarginHistoryDisplay,
     ReconstructionDisplay,
 )
+from skvaecert.plotting._style import image_shape_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -394,8 +394,8 @@ def _pictures(
     index = np.unique(
         np.linspace(0, n_samples - 1, min(n_samples, _DRAWN_ROWS)).astype(np.intp)
     )
-    rows = take_rows(X, index)
-    proba = None if teacher_proba is None else take_rows(teacher_proba, index)
+    rows = take_samples(X, index)
+    proba = None if teacher_proba is None else take_samples(teacher_proba, index)
     given: dict[str, Any] = {"X": rows, "teacher_proba": proba}
     few = f" Drawn are {len(index):,} of the rows." if len(index) < n_samples else ""
     figures = [
@@ -611,8 +611,8 @@ def _provenance(certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -
 
 def _rows_told(X: ArrayLike) -> str:
     """Tell shape and SHA-256 of an array, the latter as a saved certificate has it."""
-    shape = (_num_samples(X), np.asarray(take_rows(X, slice(0, 1))).shape[1])
-    return f"shape {shape}; SHA-256 of the numbers: {digest_rows(X)}"
+    shape = (_num_samples(X), np.asarray(take_samples(X, slice(0, 1))).shape[1])
+    return f"shape {shape}; SHA-256 of the numbers: {digest_samples(X)}"
 
 
 def _version(package: str) -> str:

@@ -14,11 +14,12 @@ __all__ = [
     "analytic_code",
     "analytic_energy",
     "budget_temperature",
+    "centered_log_ratio",
     "check_sample_weight",
     "check_teacher_proba",
-    "log_odds",
     "log_odds_energy",
     "prior_matched_scale",
+    "resolve_witness_scale",
     "simplex_vertices",
     "temper",
     "witness_log_proba",
@@ -310,7 +311,7 @@ def witness_log_proba(
     return np.asarray(log_softmax(logits, axis=1), dtype=np.float64)
 
 
-def log_odds(teacher_proba: ArrayLike) -> Floats:
+def centered_log_ratio(teacher_proba: ArrayLike) -> Floats:
     """Centred log-odds: c_i = log T_i - mean_k log T_ik.
 
     Parameters
@@ -329,8 +330,8 @@ def log_odds(teacher_proba: ArrayLike) -> Floats:
 
     Examples
     --------
-    >>> from skvaecert.simplex import log_odds
-    >>> log_odds([[0.5, 0.5], [0.8, 0.2]]).round(3)
+    >>> from skvaecert.simplex import centered_log_ratio
+    >>> centered_log_ratio([[0.5, 0.5], [0.8, 0.2]]).round(3)
     array([[ 0.   ,  0.   ],
            [ 0.693, -0.693]])
     """
@@ -365,7 +366,7 @@ def log_odds_energy(
     >>> round(log_odds_energy([[0.5, 0.5], [0.8, 0.2]]), 4)
     0.4805
     """
-    odds = log_odds(teacher_proba)
+    odds = centered_log_ratio(teacher_proba)
     return float(check_sample_weight(sample_weight, len(odds)) @ (odds**2).sum(axis=1))
 
 
@@ -438,7 +439,7 @@ def analytic_code(
     >>> np.exp(witness_log_proba(code, vertices, 2.0)).round(6)
     array([[0.8, 0.2]])
     """
-    odds = log_odds(teacher_proba)
+    odds = centered_log_ratio(teacher_proba)
     n_components = odds.shape[1]
     factor = (n_components - 1) / (n_components * scale)
     return np.asarray(factor * (odds @ np.asarray(vertices, dtype=np.float64)))
@@ -564,3 +565,42 @@ def budget_temperature(
     while excess(high) > 0:
         high *= _STEP
     return 1.0 if high == 1 else float(brentq(excess, high / _STEP, high, xtol=1e-9))
+
+
+def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
+    """Return the witness scale beta as a number.
+
+    Parameters
+    ----------
+    witness_scale : "prior" or float
+        "prior" for :func:`prior_matched_scale`, or beta itself.
+    proba : ndarray of shape (n_samples, n_components)
+        Teacher posteriors of the training samples.
+
+    Returns
+    -------
+    float
+        beta, above 0.
+
+    Raises
+    ------
+    ValueError
+        If every posterior is uniform, so that the prior-matched scale is 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.simplex import resolve_witness_scale
+    >>> resolve_witness_scale(2, np.full((3, 2), 0.5))
+    2.0
+    """
+    if witness_scale != "prior":
+        return float(witness_scale)
+    scale = prior_matched_scale(proba)
+    if scale == 0:
+        raise ValueError(
+            "witness_scale must be a number for this teacher: every posterior is "
+            "uniform, so that 'prior' gives 0. Such a teacher has no information "
+            "and certifies nothing; use another."
+        )
+    return scale

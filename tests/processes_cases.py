@@ -20,7 +20,7 @@ from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert._processes import _Ranks
+from skvaecert._training.processes import _Ranks
 from skvaecert.baselines import AggressiveEncoder, SigmaVAE
 from skvaecert.model_selection import fit_together
 

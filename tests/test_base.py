@@ -9,12 +9,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert._base import (
-    restored_on_error,
-    seed_unset,
-    shared_call,
-    sharing_results,
-)
+from skvaecert._estimator import restored_on_error, seed_unset
+from skvaecert._training.joint import shared_call, sharing_results
 
 COUNTER = count()
 

@@ -424,7 +424,7 @@ def test_batch_norm_amplifies_noise(generator):
     n_rows, gamma = 4000, 0.5
     noise = torch.randn(n_rows, D, generator=generator, dtype=torch.float64)
     proba = np.random.default_rng(2).dirichlet(np.full(3, 0.2), size=n_rows)
-    log_odds = np.log(proba)
+    centered_log_ratio = np.log(proba)
     log_q_scale = 3.0
     for size, share in [(1e-1, 0.999), (1e-2, 0.909), (1e-4, 0.001), (0.0, 0.0)]:
         posterior = BatchNormVAE(gamma).posterior(D).double()
@@ -433,7 +433,7 @@ def test_batch_norm_amplifies_noise(generator):
         np.testing.assert_allclose(mean.var(dim=0), share * gamma**2, atol=2e-3)
         log_q = witness_log_proba(mean.numpy(), VERTICES.numpy(), log_q_scale)
         assert collapse_margin(proba, log_q) <= 0
-    told = log_odds - log_odds.mean(axis=1, keepdims=True)
+    told = centered_log_ratio - centered_log_ratio.mean(axis=1, keepdims=True)
     mean = posterior(torch.tensor(told @ VERTICES.numpy()), noise)[0].detach()
     log_q = witness_log_proba(mean.numpy(), VERTICES.numpy(), log_q_scale)
     assert collapse_margin(proba, log_q) > 0.1

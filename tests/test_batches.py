@@ -3,14 +3,14 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from skvaecert._batches import (
+from skvaecert._training.batches import (
     Batches,
     Resident,
     Standardisation,
     Streamed,
     TrainingSet,
 )
-from skvaecert.datasets import DatasetRows
+from skvaecert.datasets import DatasetSamples
 
 CPU = torch.device("cpu")
 N, D, K = 300, 6, 4
@@ -125,7 +125,7 @@ def test_streams_read_in_order_and_return_as_asked(bytes_, standardisation):
 
 
 def test_a_stream_trains_like_rows_in_memory(bytes_, proba, standardisation):
-    dataset = DatasetRows(TensorDataset(torch.from_numpy(bytes_), proba))
+    dataset = DatasetSamples(TensorDataset(torch.from_numpy(bytes_), proba))
     batches = []
     for rows in (
         Streamed(dataset, standardisation, CPU),

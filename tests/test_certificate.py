@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
 from skvaecert import Certificate, certify, certify_batches
-from skvaecert._certificate import CertificateSums, _MeanSums, noise_margin
+from skvaecert._certificate.rounding import MeanSums, noise_margin
+from skvaecert._certificate.sums import CertificateSums
 from skvaecert.metrics import collapse_margin, escape_force, escape_force_rms
 from skvaecert.simplex import (
     analytic_code,
@@ -252,7 +253,7 @@ def test_codes_of_few_digits_can_still_be_certified():
 
 
 def test_values_beyond_float32():
-    sums = _MeanSums()
+    sums = MeanSums()
     sums.add(np.array([[1e100], [1.0000001e100]]), np.full(2, 0.5))
     assert sums.rounding_noise == pytest.approx(32 * 2.0**-23 * 1e100, rel=1e-6)
 
@@ -486,7 +487,7 @@ def test_no_batches_at_all():
 def test_precision_is_seen_over_all_batches():
     """One batch that fits in 16 bits, or is constant, says nothing of the others."""
     values = np.r_[np.zeros(100), np.full(100, 0.5), np.pi * np.ones(100)][:, None]
-    sums, whole = _MeanSums(), _MeanSums()
+    sums, whole = MeanSums(), MeanSums()
     for part in np.split(values, 3):
         sums.add(part, np.ones(100))
     whole.add(values, np.ones(300))

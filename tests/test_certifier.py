@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, _certifier, certify
 from skvaecert.baselines import BatchNormVAE, DeltaVAE, MuForcing, SigmaVAE
-from skvaecert.datasets import DatasetRows
+from skvaecert.datasets import DatasetSamples
 from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
 from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertices
 
@@ -661,7 +661,7 @@ def test_no_variant_of_training_certifies_a_constant(params, kind):
     rows = {
         "floats": X,
         "bytes": X.astype(np.uint8),
-        "stream": DatasetRows(TensorDataset(torch.from_numpy(X))),
+        "stream": DatasetSamples(TensorDataset(torch.from_numpy(X))),
     }[kind]
     settings = {"max_epochs": 4, "latent_dim": 4, "device": "cpu", "random_state": 0}
     teacher = GMMTeacher(4, covariance_type="spherical")

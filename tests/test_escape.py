@@ -12,7 +12,7 @@ from torch.nn import functional
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert import _escape as escape_module
 from skvaecert.baselines import BatchNormVAE
-from skvaecert.datasets import DatasetRows
+from skvaecert.datasets import DatasetSamples
 
 WIDTH = 24
 
@@ -452,7 +452,7 @@ def test_it_works_where_gradients_are_switched_off(collapsed, blobs, mode):
 
 def test_rows_of_all_kinds(collapsed, blobs):
     expected = collapsed.escape_report(blobs)
-    rows = DatasetRows(torch.utils.data.TensorDataset(torch.from_numpy(blobs)))
+    rows = DatasetSamples(torch.utils.data.TensorDataset(torch.from_numpy(blobs)))
     proba = collapsed.teacher_.predict_proba(blobs)
     for X in (blobs.tolist(), rows):
         assert collapsed.escape_report(X, teacher_proba=proba).margin == pytest.approx(

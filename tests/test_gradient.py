@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from skvaecert._gradient import GradientByHand, Layers
+from skvaecert._training.step import GradientByHand, Layers
 from skvaecert.networks import make_vae, mlp
 from skvaecert.objectives import AlignedELBO, Objective
 from skvaecert.simplex import simplex_vertices

@@ -16,8 +16,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert._certificate import SampledSums
-from skvaecert._kinds import fingerprint_rows
+from skvaecert._certificate.sums import SampledSums
+from skvaecert._samples import fingerprint_samples
 from skvaecert.witnesses import LinearWitness, fit_linear, fit_strength
 from skvaecert.wrappers import TrainedEncoder
 
@@ -269,7 +269,7 @@ def test_a_soft_teacher_reads_blurred_reconstructions(clusters):
     teacher = FrozenEstimator(sure.fit(clusters[0]))
     blurred = TrainedEncoder(lambda X: X, lambda Z: Z * 0.4)
     fitted = certifier(blurred, teacher, clusters[0])
-    assert fitted._calibration.softness.temperature > 1
+    assert fitted._calibration.tempering.temperature > 1
     certificate = fitted.certify(clusters[1], kind="round_trip")
     assert certificate.verdict == "certified"
     rows = teacher.predict_proba(clusters[1])
@@ -331,11 +331,13 @@ def test_rows_of_the_fit_are_refused(clusters, teacher, vae, digits):
 
 def test_fingerprints_tell_rows_apart(digits):
     rows = np.r_[digits[0], digits[1]]
-    prints = fingerprint_rows(rows)
+    prints = fingerprint_samples(rows)
     assert len(np.unique(prints)) == len(np.unique(rows, axis=0))
-    np.testing.assert_array_equal(prints, fingerprint_rows(rows.astype(object)))
-    assert fingerprint_rows(np.array([[0.0]])) == fingerprint_rows(np.array([[-0.0]]))
-    assert len(fingerprint_rows([["a"]])) == 0
+    np.testing.assert_array_equal(prints, fingerprint_samples(rows.astype(object)))
+    assert fingerprint_samples(np.array([[0.0]])) == fingerprint_samples(
+        np.array([[-0.0]])
+    )
+    assert len(fingerprint_samples([["a"]])) == 0
 
 
 def test_batches_and_kinds(clusters, teacher):

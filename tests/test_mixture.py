@@ -5,7 +5,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from skvaecert._mixture import expect, fit_fast, fit_mixture, log_joint, maximise
+from skvaecert._teacher.em import expect, fit_fast, fit_mixture, log_joint, maximise
 
 COVARIANCE_TYPES = ["full", "tied", "diag", "spherical"]
 N_COMPONENTS, N_STEPS, REG_COVAR = 10, 15, 0.05

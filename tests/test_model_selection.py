@@ -29,7 +29,7 @@ from skorch.callbacks import Callback
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert import _together as together
 from skvaecert import _vae as vae_module
-from skvaecert._together import train_together
+from skvaecert._training.joint import train_together
 from skvaecert.bounds import bernstein_bound, betting_bound
 from skvaecert.callbacks import HistoryMonitor
 from skvaecert.exceptions import (

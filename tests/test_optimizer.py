@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from skvaecert._optimizer import FlatAdam
+from skvaecert._training.optimizer import FlatAdam
 
 
 @pytest.fixture

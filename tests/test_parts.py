@@ -15,8 +15,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
-from skvaecert._certificate import CertificateSums, RoundTripSums, SampledSums
-from skvaecert._kinds import Repeated
+from skvaecert._certificate.sums import CertificateSums, RoundTripSums, SampledSums
+from skvaecert._certifier.kinds import EncoderStability
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.metrics import MarginSums, SpreadSums
 from skvaecert.persistence import load, save
@@ -481,7 +481,7 @@ def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
     index = np.arange(1, 4)
     seen = []
     for magnitude, moved in ((1.0, 0.0), (1e6, 1.0)):
-        repeated, means = Repeated(), np.full((4, 2), magnitude)
+        repeated, means = EncoderStability(), np.full((4, 2), magnitude)
         again = means[index] + [moved, 0.0]
         repeated.compare(means, means, lambda rows, again=again: again[: len(rows)])
         seen.append(repeated)

@@ -25,7 +25,7 @@ from torch import nn
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, baselines
 from skvaecert._archive import MEMBERS, Archive, read_archive, write_archive
-from skvaecert._kinds import digest_rows
+from skvaecert._samples import digest_samples
 from skvaecert.exceptions import InvalidFileError, NotSavedWarning
 from skvaecert.persistence import export_onnx, load, save, verify
 
@@ -324,11 +324,11 @@ def test_hash_of_rows_is_that_of_the_stated_form(rows):
     import hashlib
 
     line = f"skvaecert rows 1 float64 {len(rows)} 5\n".encode()
-    assert digest_rows(rows) == hashlib.sha256(line + rows.tobytes()).hexdigest()
-    assert digest_rows(np.asfortranarray(rows)) == digest_rows(rows.tolist())
-    assert digest_rows(rows.astype(np.float32)) != digest_rows(rows)
-    assert digest_rows(rows[::-1]) != digest_rows(rows)
-    assert digest_rows([["a"], ["b"]]) is None
+    assert digest_samples(rows) == hashlib.sha256(line + rows.tobytes()).hexdigest()
+    assert digest_samples(np.asfortranarray(rows)) == digest_samples(rows.tolist())
+    assert digest_samples(rows.astype(np.float32)) != digest_samples(rows)
+    assert digest_samples(rows[::-1]) != digest_samples(rows)
+    assert digest_samples([["a"], ["b"]]) is None
 
 
 def test_hash_of_rows_does_not_depend_on_what_holds_them(tmp_path):
@@ -342,7 +342,7 @@ def test_hash_of_rows_does_not_depend_on_what_holds_them(tmp_path):
         zarr.array(rows, chunks=(700, 2)),
         dask.array.from_array(rows, chunks=(999, 1)),
     ]
-    assert {digest_rows(table) for table in held} == {digest_rows(rows)}
+    assert {digest_samples(table) for table in held} == {digest_samples(rows)}
 
 
 def _set(*keys, value):

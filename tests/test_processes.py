@@ -17,7 +17,7 @@ import torch
 
 import skvaecert
 from skvaecert import CollapseCertifier
-from skvaecert._processes import ALONE, _Ranks, join_processes
+from skvaecert._training.processes import ALONE, _Ranks, join_processes
 
 SCRIPT = Path(cases.__file__)
 ROOT = Path(skvaecert.__file__).parents[1]

@@ -8,9 +8,9 @@ from skvaecert.simplex import (
     analytic_code,
     analytic_energy,
     budget_temperature,
+    centered_log_ratio,
     check_sample_weight,
     check_teacher_proba,
-    log_odds,
     log_odds_energy,
     prior_matched_scale,
     simplex_vertices,
@@ -87,7 +87,7 @@ def test_prior_matched_scale_of_uniform_posteriors_is_zero():
 
 
 def test_log_odds_are_centred():
-    odds = log_odds(posteriors())
+    odds = centered_log_ratio(posteriors())
     np.testing.assert_allclose(odds.sum(axis=1), 0, atol=1e-12)
     assert log_odds_energy(posteriors()) == pytest.approx((odds**2).sum(axis=1).mean())
 

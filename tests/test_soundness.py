@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA, TruncatedSVD
 
 from skvaecert import CollapseCertifier, certify
-from skvaecert._certificate import CertificateSums, SampledSums
+from skvaecert._certificate.sums import CertificateSums, SampledSums
 from skvaecert.simplex import analytic_code, simplex_vertices
 from skvaecert.witnesses import LinearWitness, fit_linear, fit_procrustes
 

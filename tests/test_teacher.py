@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import skvaecert._base
 import torch
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
@@ -13,10 +14,9 @@ from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-import skvaecert._base
 import skvaecert._teacher
 from skvaecert import GMMTeacher
-from skvaecert._teacher import teacher_posterior
+from skvaecert._teacher.posterior import teacher_posterior
 from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import analytic_energy

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import skvaecert._teacher_search as module
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
@@ -14,9 +15,8 @@ from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
 from sklearn.model_selection import GridSearchCV, train_test_split
 from threadpoolctl import threadpool_info, threadpool_limits
 
-import skvaecert._teacher_search as module
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert._teacher_search import default_budget
+from skvaecert._teacher.search import default_budget
 from skvaecert.datasets import load_patches
 from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
 from skvaecert.simplex import prior_matched_scale

@@ -8,12 +8,20 @@ from skorch.callbacks import EpochTimer
 from torch import nn
 
 from skvaecert import _together as together
-from skvaecert._batches import Resident, Standardisation, TrainingSet
-from skvaecert._together import Fit, JointTraining, can_join, group_size, train_together
-from skvaecert._training import VAENet, make_net, seeded, train
+from skvaecert._training.batches import Resident, Standardisation, TrainingSet
+from skvaecert._training.device import seeded
+from skvaecert._training.joint import (
+    Fit,
+    JointTraining,
+    can_join,
+    group_size,
+    train_together,
+)
+from skvaecert._training.loop import train
+from skvaecert._training.net import VAENet, make_net
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.networks import make_vae
-from skvaecert.objectives import Guard, Objective
+from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import simplex_vertices
 
 CPU = torch.device("cpu")
@@ -243,7 +251,7 @@ def test_only_plain_nets_can_join():
     tied.append(nn.Linear(D, 2 * LATENT))
     assert not can_join(net_for(encoder=tied), DATA)
     assert not can_join(train_alone(ready()), DATA)
-    guard = Guard(0.5, 1.0, CPU)
+    guard = LagrangeWeight(0.5, 1.0, CPU)
     assert not can_join(net_for(alignment_weight=guard), DATA)
     assert not can_join(net_for(autocast=True), DATA)
     assert not can_join(net_for(forward_backend="eager"), DATA)

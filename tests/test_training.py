@@ -7,22 +7,14 @@ from skorch.callbacks import Callback, EarlyStopping, Freezer, Unfreezer
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
 
 from skvaecert import _training as training
-from skvaecert._batches import Resident, TrainingSet
-from skvaecert._optimizer import FlatAdam
-from skvaecert._training import (
-    EncoderFirst,
-    MarginMonitor,
-    Snapshot,
-    decode,
-    encode,
-    evidence_bound,
-    make_net,
-    resolve_device,
-    resume_net,
-    seeded,
-    train,
-)
-from skvaecert.baselines import AggressiveEncoder, SigmaVAE
+from skvaecert._training.batches import Resident, TrainingSet
+from skvaecert._training.device import resolve_device, seeded
+from skvaecert._training.inference import decode, encode, evidence_bound
+from skvaecert._training.loop import train
+from skvaecert._training.monitors import MarginMonitor
+from skvaecert._training.net import Snapshot, make_net, resume_net
+from skvaecert._training.optimizer import FlatAdam
+from skvaecert.baselines import AggressiveEncoder, EncoderFirst, SigmaVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin
 from skvaecert.networks import make_vae

@@ -26,9 +26,9 @@ from torch.utils.data import TensorDataset
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert import _vae as vae_module
-from skvaecert._batches import Streamed
+from skvaecert._training.batches import Streamed
 from skvaecert.baselines import FreeBits
-from skvaecert.datasets import DatasetRows, load_patches
+from skvaecert.datasets import DatasetSamples, load_patches
 from skvaecert.exceptions import (
     InterruptedFitWarning,
     NonFiniteLossError,
@@ -1100,7 +1100,7 @@ def test_rows_on_disk_and_of_a_dataset_are_streamed(
     X = blobs.astype(dtype)
     np.save(tmp_path / "rows.npy", X)
     mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
-    dataset = DatasetRows(TensorDataset(torch.from_numpy(X), torch.zeros(len(X))))
+    dataset = DatasetSamples(TensorDataset(torch.from_numpy(X), torch.zeros(len(X))))
     small_vae.set_params(max_epochs=5, validation_fraction=fraction)
     expected = clone(small_vae).fit(X)
     for rows in (mapped, dataset):
@@ -1120,17 +1120,17 @@ def test_rows_on_disk_and_of_a_dataset_are_streamed(
 def test_bad_rows_in_a_stream_are_found_before_the_first_epoch(blobs, small_vae):
     X = np.tile(blobs, (3, 1))
     X[-1, -1] = np.nan
-    dataset = DatasetRows(TensorDataset(torch.from_numpy(X)))
+    dataset = DatasetSamples(TensorDataset(torch.from_numpy(X)))
     with pytest.raises(ValueError, match="NaN"):
         small_vae.fit(dataset)
     small_vae.set_params(likelihood="bernoulli")
     with pytest.raises(ValueError, match=r"must lie in \[0, 1\]"):
-        small_vae.fit(DatasetRows(TensorDataset(torch.from_numpy(blobs))))
+        small_vae.fit(DatasetSamples(TensorDataset(torch.from_numpy(blobs))))
     assert not hasattr(small_vae, "net_")
 
 
 def test_a_certifier_takes_a_stream(blobs, small_vae):
-    dataset = DatasetRows(TensorDataset(torch.from_numpy(blobs)))
+    dataset = DatasetSamples(TensorDataset(torch.from_numpy(blobs)))
     certifier = CollapseCertifier(small_vae).fit(dataset)
     assert certifier.certificate_.verdict == "certified"
     assert certifier.score(dataset) == certifier.score(blobs)
@@ -1318,7 +1318,7 @@ def test_nan_in_late_rows_is_found(blobs, small_vae):
         with pytest.raises(ValueError, match="NaN"):
             method(spoilt)
         with pytest.raises(ValueError, match="NaN"):
-            method(DatasetRows(TensorDataset(torch.from_numpy(spoilt))))
+            method(DatasetSamples(TensorDataset(torch.from_numpy(spoilt))))
 
 
 def test_the_forward_pass_is_compiled_and_in_bfloat16(blobs, small_vae, monkeypatch):

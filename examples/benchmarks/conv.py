@@ -27,7 +27,9 @@ from skorch.callbacks import Callback
 from torch import nn
 
 from skvaecert import CertifiedVAE, GMMTeacher
-from skvaecert._training import MarginMonitor, encode, make_net
+from skvaecert._training.inference import encode
+from skvaecert._training.monitors import MarginMonitor
+from skvaecert._training.net import make_net
 from skvaecert.datasets import load_patches
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import make_vae, mlp

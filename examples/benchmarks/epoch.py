@@ -29,8 +29,9 @@ from skorch import NeuralNet
 
 from skvaecert import CertifiedVAE
 from skvaecert import _training as training
-from skvaecert._batches import Resident, TrainingSet
-from skvaecert._training import MarginMonitor, make_net
+from skvaecert._training.batches import Resident, TrainingSet
+from skvaecert._training.monitors import MarginMonitor
+from skvaecert._training.net import make_net
 from skvaecert.networks import make_vae
 from skvaecert.objectives import alignment, gaussian_kl, gaussian_loss
 from skvaecert.simplex import simplex_vertices

@@ -22,7 +22,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
-from skvaecert._mixture import fit_mixture, maximise
+from skvaecert._teacher.em import fit_mixture, maximise
 from skvaecert.datasets import load_patches
 
 SETTINGS = [(10, 64), (20, 32), (50, 32), (50, 64)]  # K, d

@@ -26,9 +26,10 @@ import numpy as np
 import torch
 
 from skvaecert import CertifiedVAE, GMMTeacher
-from skvaecert._batches import Resident, TrainingSet
-from skvaecert._together import Fit, group_size, train_together
-from skvaecert._training import make_net, seeded
+from skvaecert._training.batches import Resident, TrainingSet
+from skvaecert._training.device import seeded
+from skvaecert._training.joint import Fit, group_size, train_together
+from skvaecert._training.net import make_net
 from skvaecert.model_selection import fit_together
 from skvaecert.networks import make_vae
 from skvaecert.simplex import simplex_vertices

@@ -11,18 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skvaecert._certificate import certify
+from skvaecert._certificate.arrays import certify
 from skvaecert.metrics import escape_force, escape_force_rms
 from skvaecert.networks import VAE
 from skvaecert.simplex import Floats
 
 __all__ = ["EscapeReport", "as_it_was", "report_escape"]
 
+
 # Units of machine epsilon below which what should cancel, or stay as it is, is taken
 # to do so. As many as the certificate allows an encoder.
 _NOISE_UNITS = 32
+
 # Of the teacher information: what the first-order step is to take off the loss.
 _FIRST_SHARE = 0.1
+
 # Leaf modules without weights that bend nothing.
 _LINEAR = (
     nn.Identity,

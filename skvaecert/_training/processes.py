@@ -22,6 +22,7 @@ from torch import Tensor
 
 __all__ = ["ALONE", "Processes", "join_processes"]
 
+
 # With one row, batch normalisation fails.
 _LEAST_SHARE = 2
 

@@ -18,12 +18,16 @@ from skvaecert.simplex import Floats
 
 __all__ = ["Mixture", "expect", "fit_fast", "fit_mixture", "log_joint", "maximise"]
 
+
 # Rows whose responsibility is smaller move no covariance by more than its rounding.
 _NEGLIGIBLE = 1e-6
+
 # Few enough for the whitened rows of a component to stay in the cache.
 _CHUNK_ROWS = 8192
+
 # Error of a log-likelihood, as a share or in nats, at which float32 is not enough.
 _FLOAT32 = 1e-5
+
 # It is looked at for one row in so many.
 _CHECKED = 8
 
@@ -233,6 +237,7 @@ _DISTANCES = {
     "diag": _diag_distances,
     "spherical": _spherical_distances,
 }
+
 _COVARIANCES = {
     "full": _full_covariances,
     "tied": _tied_covariances,

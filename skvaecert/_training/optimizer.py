@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 __all__ = ["FlatAdam"]
 
+
 # Moments below these change a step by less than its rounding: next to eps = 1e-8, a
 # root mean square of 1e-16 is nothing, and so is a step of 1e-20 / eps.
 _TINY_MEAN, _TINY_SQUARE = 1e-20, 1e-32
+
 # A mean decays from 1e-20 to the subnormal numbers in 400 steps.
 _STEPS_BETWEEN_CLEANINGS = 256
 

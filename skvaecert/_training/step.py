@@ -18,8 +18,10 @@ from skvaecert.objectives import AlignedELBO, Objective, Terms
 
 __all__ = ["GradientByHand", "Layers"]
 
+
 # Sums over rows and columns, one for each network.
 _EACH = (-2, -1)
+
 _WAYS = "forward", "backward"
 
 

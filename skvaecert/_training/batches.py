@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from skvaecert._processes import ALONE, Processes
+from skvaecert._training.processes import ALONE, Processes
 from skvaecert.simplex import Floats
 
 __all__ = [
@@ -23,8 +23,10 @@ __all__ = [
     "resolve_batch_size",
 ]
 
+
 # Sums of squares of larger ones overflow in the network's float32.
 _LARGEST_STANDARD = 1e15
+
 # batch_size="auto": steps an epoch if there are few rows, and the limits of a batch.
 _STEPS, _BATCH_SIZES = 16, (8, 128)
 

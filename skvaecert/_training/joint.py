@@ -9,37 +9,85 @@ import hashlib
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from skvaecert._batches import Resident, TrainingSet
-from skvaecert._gradient import GradientByHand, Layers
-from skvaecert._optimizer import FlatAdam
-from skvaecert._training import (
-    CHUNK,
+from skvaecert._samples import CHUNK
+from skvaecert._training.batches import Resident, TrainingSet
+from skvaecert._training.loop import stand_in
+from skvaecert._training.monitors import (
     Completion,
     MarginMonitor,
     Observed,
     Stop,
-    VAENet,
     ValidationMonitor,
-    stand_in,
 )
+from skvaecert._training.net import VAENet
+from skvaecert._training.optimizer import FlatAdam
+from skvaecert._training.step import GradientByHand, Layers
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.objectives import AlignedELBO, Terms
 
-__all__ = ["Fit", "JointTraining", "can_join", "group_size", "train_together"]
+__all__ = [
+    "Fit",
+    "JointTraining",
+    "can_join",
+    "group_size",
+    "shared_call",
+    "sharing_results",
+    "train_together",
+]
+
+
+_results: ContextVar[dict[str, Any] | None] = ContextVar("results", default=None)
+
+
+@contextmanager
+def sharing_results() -> Iterator[None]:
+    """Let :func:`shared_call` remember results, inside the block."""
+    token = _results.set({})
+    try:
+        yield
+    finally:
+        _results.reset(token)
+
+
+def shared_call(
+    generators: Callable[[], Any], function: Callable[..., Any], *args: Any
+) -> Any:
+    """Call a function or, inside :func:`sharing_results`, copy what it returned."""
+    results = _results.get()
+    key = _content(args) if results is not None else None
+    if results is None or key is None:
+        return function(*args)
+    if key in results:
+        return copy.deepcopy(results[key])
+    before = joblib.hash(generators())
+    result = function(*args)
+    if joblib.hash(generators()) == before:
+        results[key] = copy.deepcopy(result)
+    return result
+
+
+def _content(args: Any) -> str | None:
+    try:
+        return joblib.hash(args)
+    except Exception:  # locks, files, local classes: whatever cannot be pickled
+        return None
+
 
 # Work is counted in weights x rows of a batch. A stack of 16 million gains no more by
 # another net, but 64 are enough of any; nets of more than 32 million gain less than a
 # tenth, and soon lose (examples/benchmarks/together.py).
 _STACK_WORK, _LARGEST_STACK = 16_000_000, 64
-_NET_WORK, _SMALLEST_STACK = 32_000_000, 4
 
+_NET_WORK, _SMALLEST_STACK = 32_000_000, 4
 
 _PLAIN = [MarginMonitor, ValidationMonitor, Completion, Observed, Stop]
 

@@ -23,15 +23,10 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._base import (
-    SavedMixin,
-    numpy_only,
-    open_rows,
-    read_rows,
-    restored_on_error,
-)
-from skvaecert._mixture import Mixture
-from skvaecert._teacher_search import (
+from skvaecert._estimator import SavedMixin, restored_on_error
+from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
+from skvaecert._teacher.em import Mixture
+from skvaecert._teacher.search import (
     Candidate,
     Configuration,
     Criterion,
@@ -41,23 +36,27 @@ from skvaecert._teacher_search import (
     finished,
     search_teacher,
 )
-from skvaecert.datasets import DatasetRows
 from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
-from skvaecert.simplex import Floats, analytic_energy, check_teacher_proba, temper
+from skvaecert.simplex import Floats, analytic_energy, temper
 
-__all__ = ["GMMTeacher", "counts_of", "teacher_posterior"]
+__all__ = ["GMMTeacher", "counts_of"]
+
 
 # Below this many nats the margin that could be reached is not worth a training.
 _LITTLE_INFORMATION = 0.01
+
 # Rows that PCA looks at; more change the variance explained by less than 1e-4.
 _PCA_ROWS = 10_000
+
 # Posteriors in a batch: few enough to stay in the cache.
 _BATCH_NUMBERS = 2**18
 
 # Precisions, which are inverse to it, must not overflow.
 _LEAST_VARIANCE = 1e-200
+
 _COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+
 # n_components="auto": its limits, and the rows a component has below the upper one.
 _AUTO_COMPONENTS, _AUTO_ROWS = (2, 10), 5
 
@@ -313,7 +312,7 @@ class GMMTeacher(
         """
         _refuse(fit_params)
         with restored_on_error(self), numpy_only():
-            rows = open_rows(self, X, ensure_min_samples=2)
+            rows = open_samples(self, X, ensure_min_samples=2)
             configurations = self._configurations(*rows.shape)
             random_state = check_random_state(self.random_state)
             most = max(c.pca_components for c in configurations)
@@ -339,7 +338,7 @@ class GMMTeacher(
             float32 `X`, float64 otherwise.
         """
         check_is_fitted(self)
-        rows = open_rows(self, X, reset=False)
+        rows = open_samples(self, X, reset=False)
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         return self._read_posterior(rows).astype(dtype, copy=False)
 
@@ -393,7 +392,7 @@ class GMMTeacher(
             Nats, in [0, log K].
         """
         check_is_fitted(self)
-        rows = open_rows(self, X, reset=False)
+        rows = open_samples(self, X, reset=False)
         return teacher_information(self._read_posterior(rows), sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
@@ -438,13 +437,15 @@ class GMMTeacher(
 
     def _project(
         self,
-        rows: NDArray[np.number] | DatasetRows,
+        rows: NDArray[np.number] | DatasetSamples,
         n_components: int,
         random_state: np.random.RandomState,
     ) -> Floats:
         """Fit PCA on some rows and return the principal components of all."""
         seen: Any = rows[_draw(len(rows), _PCA_ROWS, random_state)]
-        seen = np.concatenate([chunk.astype(float) for chunk in read_rows(self, seen)])
+        seen = np.concatenate(
+            [chunk.astype(float) for chunk in read_samples(self, seen)]
+        )
         if (seen == seen[0]).all():
             raise ValueError(
                 f"X must have rows that differ: all {len(seen)} rows looked at are "
@@ -566,16 +567,16 @@ class GMMTeacher(
             proba.mean(axis=0),
         )
 
-    def _scores(self, rows: NDArray[np.number] | DatasetRows) -> Floats:
+    def _scores(self, rows: NDArray[np.number] | DatasetSamples) -> Floats:
         # The projection may come as a data frame, by scikit-learn's configuration.
         return np.concatenate(
             [
                 np.asarray(self.pca_.transform(chunk.astype(float, copy=False)))
-                for chunk in read_rows(self, rows)
+                for chunk in read_samples(self, rows)
             ]
         )
 
-    def _read_posterior(self, rows: NDArray[np.number] | DatasetRows) -> Floats:
+    def _read_posterior(self, rows: NDArray[np.number] | DatasetSamples) -> Floats:
         scores = self._scores(rows)
         return np.concatenate(
             [self._posterior(scores[batch]) for batch in self._batches(len(scores))]
@@ -679,16 +680,3 @@ def _truncated(pca: PCA, n_components: int) -> PCA:
     n_left = min(pca.n_features_in_, pca.n_samples_) - n_components
     shorter.noise_variance_ = (total - shorter.explained_variance_.sum()) / n_left
     return shorter
-
-
-def teacher_posterior(teacher: Any, X: ArrayLike) -> Floats:
-    """Ask any teacher for its posterior: by `predict_proba`, else by `transform`."""
-    ask = getattr(teacher, "predict_proba", None) or teacher.transform
-    proba = np.asarray(ask(X))
-    try:
-        return check_teacher_proba(proba)
-    except ValueError as error:
-        raise ValueError(
-            f"teacher, a {type(teacher).__name__}, gave no posterior that can be used: "
-            f"{error}"
-        ) from error

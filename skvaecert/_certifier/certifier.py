@@ -1,8 +1,7 @@
 """CollapseCertifier: fit, score and certify any encoder that has `transform`."""
 
 import copy
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 from uuid import uuid4
@@ -20,62 +19,53 @@ from sklearn.base import (
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
-from sklearn.utils import (
-    Tags,
-    check_consistent_length,
-    check_random_state,
-    gen_batches,
-    get_tags,
-)
+from sklearn.utils import Tags, check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
-from skvaecert._base import (
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certificate.sums import CertificateSums, check_confidence
+from skvaecert._certifier.calibration import Models, calibrate, result_or_raise
+from skvaecert._certifier.kinds import Kind, MeanKind, RoundTripKind, SampledKind
+from skvaecert._certifier.partial import PartialCertificate
+from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
     SavedMixin,
-    fingerprints,
     restored_on_error,
     seed_unset,
     with_callbacks,
 )
-from skvaecert._certificate import Certificate, CertificateSums, check_confidence
-from skvaecert._kinds import (
-    Kind,
-    MeanKind,
-    Models,
-    PartialCertificate,
-    RoundTripKind,
-    SampledKind,
-    calibrate,
-    digest_rows,
-    fingerprint_rows,
-    is_stored,
-    take_rows,
+from skvaecert._fingerprint import fingerprints
+from skvaecert._samples import (
+    Piece,
+    count_samples,
+    cut_pieces,
+    digest_samples,
+    fingerprint_samples,
+    take_samples,
 )
-from skvaecert._teacher import GMMTeacher, teacher_posterior
-from skvaecert._vae import CertifiedVAE, resolve_witness_scale
+from skvaecert._teacher.gmm import GMMTeacher
+from skvaecert._teacher.posterior import teacher_posterior
+from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.simplex import (
     Floats,
     check_teacher_proba,
-    check_weight,
+    resolve_witness_scale,
     simplex_vertices,
 )
 from skvaecert.witnesses import fit_linear, fit_procrustes, simplex_witness
 
 __all__ = ["CollapseCertifier"]
 
-# Rows, their posteriors or None, their weights or None.
-_Piece = tuple[ArrayLike, ArrayLike | None, ArrayLike | None]
 
-# Of rows of fit, most that strength and softness are chosen on.
+# Of rows of fit, most that strength and tempering are chosen on.
 _CALIBRATION_ROWS = 2000
+
 _FITS = {"procrustes": fit_procrustes, "linear": fit_linear}
-# Rows that are encoded, and asked about, at a time, and numbers of stored ones.
-_MOST_ROWS, _MOST_NUMBERS = 2**16, 2**23
 
 
 def _has_inverse(certifier: "CollapseCertifier") -> bool:
@@ -331,7 +321,7 @@ class CollapseCertifier(
         """
         check_is_fitted(self)
         sums = CertificateSums(self.witness_)
-        for rows, proba, weight in _pieces(X, teacher_proba, sample_weight):
+        for rows, proba, weight in cut_pieces(X, teacher_proba, sample_weight):
             means = self._means(rows)
             sums.update(self._posterior(rows, proba, len(means)), means, weight)
         return sums.margin
@@ -427,7 +417,7 @@ class CollapseCertifier(
         ----------
         Theory sections 2, 6, 7 and 8.
         """
-        pieces = _pieces(X, teacher_proba, sample_weight)
+        pieces = cut_pieces(X, teacher_proba, sample_weight)
         collected = self._collected(pieces, None, kind, n_draws, confidence)
         return collected.certificate()
 
@@ -522,7 +512,7 @@ class CollapseCertifier(
         """
         if not isinstance(part, Integral) or part < 0:
             raise ValueError(f"part must be an int of at least 0, got {part!r}.")
-        pieces = _pieces(X, teacher_proba, sample_weight)
+        pieces = cut_pieces(X, teacher_proba, sample_weight)
         return self._collected(pieces, int(part), kind, n_draws, confidence)
 
     def __sklearn_tags__(self) -> Tags:
@@ -630,9 +620,9 @@ class CollapseCertifier(
         self._calibration = calibrate(
             self._models,
             self.witness_,
-            take_rows(X, few),
+            take_samples(X, few),
             proba[few],
-            fingerprint_rows(take_rows(X, fitted)),
+            fingerprint_samples(take_samples(X, fitted)),
             refit=_FITS.get(self.witness),
             has_teacher=self.teacher_ is not None,
         )
@@ -712,7 +702,7 @@ class CollapseCertifier(
 
     def _collected(
         self,
-        pieces: Iterable[_Piece],
+        pieces: Iterable[Piece],
         part: int | None,
         kind: str,
         n_draws: int,
@@ -724,9 +714,9 @@ class CollapseCertifier(
         n_samples = n_known = 0
         for X, proba, weight in pieces:
             collected.add(models, X, proba, weight)
-            n_samples += _n_samples(X)
+            n_samples += count_samples(X)
             if must_be_others:
-                known = np.isin(fingerprint_rows(X), self._calibration.rows)
+                known = np.isin(fingerprint_samples(X), self._calibration.rows)
                 n_known += int(known.sum())
         return PartialCertificate(
             parts=frozenset(() if part is None else (part,)),
@@ -743,11 +733,11 @@ class CollapseCertifier(
         if kind == "mean":
             return MeanKind(self.witness_)
         if kind == "round_trip":
-            softness = _result(self._calibration.softness)
-            return RoundTripKind(softness, self.witness_.weights.shape)
+            tempering = result_or_raise(self._calibration.tempering)
+            return RoundTripKind(tempering, self.witness_.weights.shape)
         if kind == "sampled":
             _check_draws(n_draws, confidence)
-            witness = _result(self._calibration.witness)
+            witness = result_or_raise(self._calibration.witness)
             generator = np.random.default_rng(self._seed())
             return SampledKind(witness, n_draws, confidence, generator, part)
         raise ValueError(
@@ -766,62 +756,14 @@ class CollapseCertifier(
 
 def _digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:
     """Return what tells later which rows a certificate was made on."""
-    given = None if teacher_proba is None else digest_rows(teacher_proba)
-    return {"rows": digest_rows(X), "teacher_proba": given}
-
-
-def _result(value: Any) -> Any:
-    if isinstance(value, Exception):
-        # A new one, or its traceback would grow with each call.
-        raise value.with_traceback(None)
-    return value
+    given = None if teacher_proba is None else digest_samples(teacher_proba)
+    return {"rows": digest_samples(X), "teacher_proba": given}
 
 
 def _check_draws(n_draws: int, confidence: float) -> None:
     if not isinstance(n_draws, Integral) or n_draws < 2:
         raise ValueError(f"n_draws must be an int of at least 2, got {n_draws!r}.")
     check_confidence(confidence)
-
-
-def _pieces(
-    X: ArrayLike, teacher_proba: ArrayLike | None, sample_weight: ArrayLike | None
-) -> Iterator[_Piece]:
-    """Cut rows, and what belongs to them, where there are too many for one piece."""
-    n_samples, size = _n_samples(X), _piece_size(X)
-    if n_samples <= size and not is_stored(X):
-        yield X, teacher_proba, sample_weight
-        return
-    weight = check_weight(sample_weight, n_samples)
-    if teacher_proba is not None:
-        check_consistent_length(X, teacher_proba)
-    for piece in gen_batches(n_samples, size):
-        proba = None if teacher_proba is None else take_rows(teacher_proba, piece)
-        yield take_rows(X, piece), proba, weight[piece]
-
-
-def _n_samples(X: Any) -> int:
-    """Count rows, or what is too little to be cut: the estimator has the last word."""
-    shape = getattr(X, "shape", None)
-    if shape is None:
-        return len(X) if hasattr(X, "__len__") else 0
-    try:
-        return int(shape[0]) if shape else 0
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"X must have a number of rows that is known, got {shape[0]}. Of dask "
-            "arrays, call compute_chunk_sizes(); of dask data frames, "
-            "to_dask_array(lengths=True)."
-        ) from error
-
-
-def _piece_size(X: Any) -> int:
-    """Return how many rows to take at a time, of stored ones whole chunks."""
-    if not is_stored(X):
-        return _MOST_ROWS
-    chunk = X.chunks[0] if X.chunks else 1
-    n_rows = max(chunk) if isinstance(chunk, tuple) else chunk
-    most = min(_MOST_ROWS, _MOST_NUMBERS // max(1, math.prod(X.shape[1:])))
-    return int(max(n_rows, most // n_rows * n_rows))
 
 
 def _fit_encoder(

@@ -19,27 +19,33 @@ from sklearn.base import (
     _fit_context,
     clone,
 )
-from sklearn.utils import Tags, _safe_indexing, check_array, check_random_state
+from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, check_memory
 
-from skvaecert._base import (
+from skvaecert._estimator import (
     FIT_WRAPPERS,
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
     SavedMixin,
-    fingerprint,
-    fingerprints,
-    open_rows,
-    raw_chunks,
-    read_rows,
     restored_on_error,
     seed_unset,
-    shared_call,
     with_callbacks,
 )
-from skvaecert._batches import (
+from skvaecert._fingerprint import fingerprint, fingerprints
+from skvaecert._samples import (
+    CHUNK,
+    DatasetSamples,
+    Index,
+    lazy_part,
+    open_samples,
+    raw_chunks,
+    read_samples,
+)
+from skvaecert._teacher.gmm import GMMTeacher, counts_of
+from skvaecert._teacher.posterior import teacher_posterior
+from skvaecert._training.batches import (
     Resident,
     Rows,
     Standardisation,
@@ -47,28 +53,20 @@ from skvaecert._batches import (
     TrainingSet,
     resolve_batch_size,
 )
-from skvaecert._escape import EscapeReport, as_it_was, report_escape
-from skvaecert._processes import Processes, join_processes
-from skvaecert._teacher import GMMTeacher, counts_of, teacher_posterior
-from skvaecert._training import (
-    CHUNK,
+from skvaecert._training.device import resolve_device, seeded
+from skvaecert._training.inference import decode, encode, evidence_bound, posterior
+from skvaecert._training.joint import shared_call
+from skvaecert._training.loop import prefit, train
+from skvaecert._training.net import (
     Snapshot,
     VAENet,
     check_backend,
     check_callbacks,
-    decode,
-    encode,
-    evidence_bound,
     make_net,
-    posterior,
-    prefit,
-    resolve_device,
     resume_net,
-    seeded,
-    train,
 )
-from skvaecert.baselines import AggressiveEncoder
-from skvaecert.datasets import DatasetRows
+from skvaecert._training.processes import Processes, join_processes
+from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
 from skvaecert.exceptions import (
     InterruptedFitWarning,
     NonFiniteLossError,
@@ -82,20 +80,19 @@ from skvaecert.forecast import (
 )
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import VAE, ModuleOrFactory, check_image_shape, make_vae
-from skvaecert.objectives import Guard, Objective
+from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import (
     Floats,
     analytic_code,
     analytic_energy,
     check_teacher_proba,
-    prior_matched_scale,
+    resolve_witness_scale,
     simplex_vertices,
     witness_log_proba,
 )
 
-__all__ = ["CertifiedVAE", "resolve_witness_scale"]
+__all__ = ["CertifiedVAE"]
 
-Index = NDArray[np.intp] | None
 
 # What a warm start cannot change: it continues with these very things.
 _FIXED = (
@@ -110,13 +107,18 @@ _FIXED = (
     "validation_fraction",
     "device",
 )
+
 _SEEDS = 2**31 - 1
+
 # What may differ between processes that train together, of parameters that are no
 # objects; how many rows are looked at to tell whether they have the same ones.
 _OWN_TO_PROCESSES = "device", "memory", "random_state", "verbose"
+
 _COMPARED = 64
+
 # MinMaxScaler leaves [0, 1] by rounding.
 _RANGE_SLACK = 1e-6
+
 _HISTORY = {
     "epoch": "epoch",
     "train_loss": "loss",
@@ -129,12 +131,16 @@ _HISTORY = {
     "alignment_weight": "alignment_weight",
     "seconds": "seconds",
 }
+
 # What a fit with rows held out records besides.
 _VALIDATION = ("validation_loss", "validation_margin", "validation_information")
+
 # Of rows that differ by rounding only, nats.
 _NO_INFORMATION = 1e-9
+
 # From no margin to the analytic code, for scales near 1.
 _RATIOS = np.geomspace(1e-2, 1e4, 37)
+
 # How far below its target a guarded margin may end without a warning.
 _GUARD_SLACK = 0.05
 
@@ -151,8 +157,8 @@ class _Data(NamedTuple):
     def cut(cls, rows: Any, proba: Floats, training: Index, held_out: Index) -> Self:
         if held_out is None:
             return cls(rows, proba, None, None)
-        held = _part(rows, held_out), _part(proba, held_out)
-        return cls(_part(rows, training), _part(proba, training), *held)
+        held = lazy_part(rows, held_out), lazy_part(proba, held_out)
+        return cls(lazy_part(rows, training), lazy_part(proba, training), *held)
 
     @property
     def steering(self) -> tuple[Any, Floats]:
@@ -217,7 +223,7 @@ class CertifiedVAE(
     alignment_weight : float or "auto", default=10.0
         Weight of the alignment loss, at least 0. "auto" takes it for a multiplier
         that holds the margin at `target_margin`, or above it where that is free: the
-        guard, :class:`skvaecert.objectives.Guard`.
+        guard, :class:`skvaecert.objectives.LagrangeWeight`.
     target_margin : float, default=0.6
         Share of the teacher information to hold, in (0, 1); for "auto" only.
     kl_weight : float, default=1.0
@@ -455,8 +461,8 @@ class CertifiedVAE(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows, at least two. Memory maps and :class:`skvaecert.datasets.DatasetRows`
-            are read batch by batch.
+            Samples, at least two. Memory maps and
+            :class:`skvaecert.datasets.DatasetSamples` are read batch by batch.
         y : Ignored
             In a pipeline this is the class label, which must not leak into the code.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
@@ -535,7 +541,7 @@ class CertifiedVAE(
             Computed in float32, returned in the dtype of `X`.
         """
         check_is_fitted(self)
-        rows = open_rows(self, X, reset=False)
+        rows = open_samples(self, X, reset=False)
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         return self._means(rows).astype(dtype, copy=False)
 
@@ -553,7 +559,7 @@ class CertifiedVAE(
             mu(x), as :meth:`transform` returns it, and sigma(x), above 0.
         """
         check_is_fitted(self)
-        rows = open_rows(self, X, reset=False)
+        rows = open_samples(self, X, reset=False)
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         both = posterior(self.net_, self._standard(rows))
         mean, deviation = np.split(both.astype(dtype, copy=False), 2, axis=1)
@@ -630,7 +636,7 @@ class CertifiedVAE(
             in the units of `X`.
         """
         check_is_fitted(self)
-        rows = open_rows(self, X, reset=False)
+        rows = open_samples(self, X, reset=False)
         with seeded(0, torch.device(self.net_.device)):
             bounds = [
                 evidence_bound(self.net_, self._standardisation.apply(chunk))
@@ -754,7 +760,7 @@ class CertifiedVAE(
         Theory section 4; arXiv:2605.18224.
         """
         check_is_fitted(self)
-        rows = open_rows(self, X, reset=False)
+        rows = open_samples(self, X, reset=False)
         proba = self._posterior(X, teacher_proba, len(rows))
         device = torch.device(self.net_.device)
         # An encoder of one's own may draw, also in evaluation mode.
@@ -789,7 +795,7 @@ class CertifiedVAE(
         n_epochs: int,
     ) -> _Data:
         with restored_on_error(self, unless=self._keeps_progress()):
-            rows = open_rows(self, X, reset=not warm, ensure_min_samples=2)
+            rows = open_samples(self, X, reset=not warm, ensure_min_samples=2)
             processes = join_processes(self.accelerate, self.device)
             teacher_seed, seed, split_seed = processes.first(self._seeds())
             before = Snapshot(self.net_) if warm else None
@@ -829,7 +835,7 @@ class CertifiedVAE(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
     ) -> tuple[Floats, float]:
         """Return posteriors and witness scale of a fitted estimator."""
-        rows = open_rows(self, X, reset=False)
+        rows = open_samples(self, X, reset=False)
         if teacher_proba is None and self.teacher_ is not None:
             return teacher_posterior(self.teacher_, X), self.witness_scale_
         if teacher_proba is None:
@@ -852,12 +858,12 @@ class CertifiedVAE(
         # What is fitted is set on a copy; the user's generator is not drawn from.
         vae = copy.copy(self)
         vae.random_state = copy.deepcopy(self.random_state)
-        rows = open_rows(vae, X, reset=True, ensure_min_samples=2)
+        rows = open_samples(vae, X, reset=True, ensure_min_samples=2)
         teacher_seed, _, vae._split_seed = vae._seeds()
         vae._check_early()
         training, _ = vae._split(len(rows))
         vae._begin(X, rows, teacher_proba, training, teacher_seed)
-        proba = _part(vae._targets(X, teacher_proba, len(rows)), training)
+        proba = lazy_part(vae._targets(X, teacher_proba, len(rows)), training)
         simplex_vertices(proba.shape[1], self.latent_dim)  # does it fit?
         return proba, resolve_witness_scale(self.witness_scale, proba)
 
@@ -899,10 +905,10 @@ class CertifiedVAE(
         teacher_seed: int,
     ) -> None:
         """Set up what comes before the network and what a warm start keeps of it."""
-        self._standardisation = self._standardise(_part(rows, training))
+        self._standardisation = self._standardise(lazy_part(rows, training))
         self.teacher_ = None
         if teacher_proba is None:
-            self.teacher_ = self._fit_teacher(_part(X, training), teacher_seed)
+            self.teacher_ = self._fit_teacher(lazy_part(X, training), teacher_seed)
 
     def _check_early(self) -> None:
         """Find what is wrong before a teacher is fitted, which may take long."""
@@ -919,10 +925,11 @@ class CertifiedVAE(
 
     def _check_shareable(self, processes: Processes, before: Snapshot | None) -> None:
         """Find what several processes cannot train."""
-        if isinstance(self.objective, AggressiveEncoder):
+        if not self._own_objective().trains_jointly:
             raise ValueError(
-                "objective must not be an AggressiveEncoder with accelerate=True on "
-                "several processes: it trains the encoder by steps of its own."
+                "objective must train encoder and decoder together where "
+                f"accelerate=True shares the batches, got {self.objective!r}, which "
+                "trains the encoder alone in between. Use another objective."
             )
         device = processes.device_name(self.device)
         if before is not None and device != self.net_.device:
@@ -1030,7 +1037,7 @@ class CertifiedVAE(
         device: torch.device,
         *,
         kl_weight: float,
-        alignment_weight: float | Guard,
+        alignment_weight: float | LagrangeWeight,
         **settings: Any,
     ) -> VAENet:
         return make_net(
@@ -1076,15 +1083,15 @@ class CertifiedVAE(
         }
 
     def _alignment(
-        self, data: _Data, device: torch.device, earlier: Guard | None = None
-    ) -> float | Guard:
+        self, data: _Data, device: torch.device, earlier: LagrangeWeight | None = None
+    ) -> float | LagrangeWeight:
         if not self._guarded:
             return float(self.alignment_weight)
         information = teacher_information(data.steering[1])
         if information >= _NO_INFORMATION:
-            guard = Guard(self.target_margin, information, device)
+            guard = LagrangeWeight(self.target_margin, information, device)
             if earlier is not None:
-                guard.go_on_from(earlier)
+                guard.resume_from(earlier)
             return guard
         if earlier is not None:  # a chunk of a stream may be all alike
             return earlier
@@ -1111,7 +1118,7 @@ class CertifiedVAE(
         return min(1.0, float(np.sqrt(self.prefit_energy / max(energy, 1e-300))))
 
     def _standardise(self, rows: Any) -> Standardisation:
-        chunks = read_rows(self, rows)
+        chunks = read_samples(self, rows)
         if self.likelihood == "gaussian":
             return Standardisation.to_unit_variance(chunks)
         extremes = np.array([(chunk.min(), chunk.max()) for chunk in chunks])
@@ -1123,7 +1130,7 @@ class CertifiedVAE(
     def _in_range(self, rows: Any) -> Iterator[NDArray[np.floating]]:
         """Yield rows that the likelihood can be computed for, some at a time."""
         bernoulli = self.net_.criterion_.likelihood == "bernoulli"
-        for chunk in read_rows(self, rows):
+        for chunk in read_samples(self, rows):
             if bernoulli:
                 _check_range(chunk / self._standardisation.scale)
             yield chunk
@@ -1138,7 +1145,7 @@ class CertifiedVAE(
     def _on_device(self, rows: Any, device: torch.device) -> Rows:
         """Bring rows to the device, bytes as they are, but for those on the disk."""
         chunks = self._in_range(rows)
-        if isinstance(rows, np.memmap | DatasetRows):
+        if isinstance(rows, np.memmap | DatasetSamples):
             deque(chunks, maxlen=0)  # look at all of them before the first epoch
             return Streamed(rows, self._standardisation, device)
         if rows.dtype == np.uint8:
@@ -1198,7 +1205,7 @@ class CertifiedVAE(
             try:
                 yield self._standardisation.apply(chunk)
             except ValueError:
-                deque(read_rows(self, chunk), maxlen=0)  # its errors say more
+                deque(read_samples(self, chunk), maxlen=0)  # its errors say more
                 raise
 
     def _chunks(self, rows: Any, device: torch.device) -> Iterator[torch.Tensor]:
@@ -1338,20 +1345,6 @@ def _fitted(teacher: Any, X: ArrayLike) -> Any:
     return teacher
 
 
-def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
-    """Turn the parameter `witness_scale` into a number."""
-    if witness_scale != "prior":
-        return float(witness_scale)
-    scale = prior_matched_scale(proba)
-    if scale == 0:
-        raise ValueError(
-            "witness_scale must be a number for this teacher: every posterior is "
-            "uniform, so that 'prior' gives 0. Such a teacher has no information "
-            "and certifies nothing; use another."
-        )
-    return scale
-
-
 def _check_range(rows: NDArray[np.floating]) -> None:
     low, high = -_RANGE_SLACK, 1 + _RANGE_SLACK
     if not low <= rows.min() <= rows.max() <= high:
@@ -1360,17 +1353,6 @@ def _check_range(rows: NDArray[np.floating]) -> None:
             f"{rows.min():.6g} to {rows.max():.6g}. Scale X, for example with "
             "MinMaxScaler(clip=True), or use likelihood='gaussian'."
         )
-
-
-def _part(rows: Any, index: Index) -> Any:
-    """Take some rows; of what lies on the disk, only when they are read."""
-    if index is None:
-        return rows
-    if isinstance(rows, np.memmap):
-        return DatasetRows(rows, index)
-    if isinstance(rows, DatasetRows):
-        return DatasetRows(rows.dataset, rows.index[index])
-    return _safe_indexing(rows, index)
 
 
 def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -21,8 +21,8 @@ from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
-from skvaecert._base import numpy_only
-from skvaecert._mixture import Mixture, expect, fit_fast, log_joint
+from skvaecert._samples import numpy_only
+from skvaecert._teacher.em import Mixture, expect, fit_fast, log_joint
 from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import Floats, analytic_energy, budget_temperature, temper
@@ -39,21 +39,30 @@ __all__ = [
     "search_teacher",
 ]
 
+
 # The prior-matched scale of a teacher that just fits the default budget. Beyond it
 # margins on test rows gain little with few components and fall with many
 # (docs/benchmarks.md).
 _LARGEST_SCALE = 4.0
+
 _HELD_OUT = 0.25
+
 # All candidates meet on so many rows; if there are more, the best meet on all.
 _FIRST_ROWS = 10_000
+
 _N_FINALISTS = 3
+
 # Of fewer, the rows held out do not show every component.
 _ROWS_PER_COMPONENT = 5
+
 # Two may agree by chance, on tables of a hundred rows.
 _LEAST_RESTARTS = 3
+
 _INTERRUPTED = "interrupted"
+
 # Frames from a warning here up to the call of GMMTeacher.fit.
 _USER = 7
+
 # A row of the table is no place for a traceback.
 _LONGEST_ERROR = 200
 

@@ -1,0 +1,1 @@
+"""The teacher: a mixture of Gaussians on principal components."""

@@ -1,0 +1,121 @@
+"""Training for some epochs, the prefit before them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from itertools import chain
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skvaecert._training.batches import Batches, TrainingSet
+from skvaecert._training.device import seeded
+from skvaecert._training.monitors import Observer
+from skvaecert._training.net import VAENet
+from skvaecert._training.processes import ALONE, Processes
+from skvaecert.objectives import HeldCallback
+
+__all__ = ["prefit", "stand_in", "train"]
+
+
+def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
+    """Regress the encoder mean on given codes: minimise the mean of |mu - z|^2 / 2.
+
+    Theory section 11: RST-prefit, RST-alpha-prefit.
+    """
+    vae = net.module_.train()
+    own = [*vae.encoder.parameters(), *vae.posterior.parameters()]
+    encoder = [parameter for parameter in own if parameter.requires_grad]
+    if not encoder:
+        raise ValueError(
+            "prefit_alpha and prefit_energy must be None for an encoder without "
+            "trainable parameters: there is nothing to fit."
+        )
+    optimizer = torch.optim.Adam(encoder, lr=net.lr)
+    for _ in range(n_epochs):
+        for x, codes in Batches(dataset, net.batch_size):
+            optimizer.zero_grad()
+            ((vae.encode(x)[0] - codes).square().sum(dim=1).mean() / 2).backward()
+            optimizer.step()
+
+
+# What trains in place of `train`, if it returns True.
+Trainer = Callable[[VAENet, TrainingSet, bool], bool]
+
+_stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
+
+
+@contextmanager
+def stand_in(trainer: Trainer) -> Iterator[None]:
+    """Let :func:`train` ask another trainer first, inside the block."""
+    token = _stand_in.set(trainer)
+    try:
+        yield
+    finally:
+        _stand_in.reset(token)
+
+
+def train(
+    net: VAENet,
+    dataset: TrainingSet,
+    observer: Observer | None = None,
+    processes: Processes = ALONE,
+) -> None:
+    """Train for `net.max_epochs` more epochs, or have it done by `stand_in`."""
+    other = _stand_in.get()
+    watched = observer is not None and observer.watched
+    net.processes = processes
+    try:
+        if other is None or not other(net, dataset, watched):
+            _train(net, dataset, observer)
+    finally:
+        del net.processes
+
+
+def _train(net: VAENet, dataset: TrainingSet, observer: Observer | None) -> None:
+    processes, n_epochs = net.processes, len(net.history)
+    processes.check_batches(len(dataset), net.batch_size)
+    processes.copy_first(_tensors(net))
+    net.observer = observer
+    try:
+        with processes.holding_back_interrupts(), _own_codes(net):
+            net.partial_fit(dataset)
+    finally:
+        net.observer = None
+        for _, callback in net.callbacks_:
+            if isinstance(callback, HeldCallback):
+                callback.release()
+    if net.interrupted_ and len(net.history) == n_epochs:
+        raise KeyboardInterrupt
+    _check_weights_agree(net)
+
+
+def _check_weights_agree(net: VAENet) -> None:
+    if net.processes.n_processes == 1:
+        return
+    if not net.processes.agree_on([_bits(tensor) for tensor in _tensors(net)]):
+        raise RuntimeError(
+            "Weights differ between processes at the end of the training, so they are "
+            "no good. Most likely a callback changed them on some processes only."
+        )
+
+
+def _tensors(net: VAENet) -> list[Tensor]:
+    """Return weights, buffers and moments."""
+    moments = [state.values() for state in net.optimizer_.state.values()]
+    tensors = [*net.module_.state_dict().values(), *chain(*moments)]
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+def _bits(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _own_codes(net: VAENet) -> AbstractContextManager[None]:
+    """Let every process draw noise of its own, the first what it would draw alone."""
+    rank = net.processes.rank
+    if rank == 0:
+        return nullcontext()
+    seeds = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1)
+    return seeded(int(seeds[0]), torch.device(net.device))

@@ -1,0 +1,475 @@
+"""The skorch net: steps, history, callbacks; the last complete epoch on errors."""
+
+import copy
+import dis
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skorch import NeuralNet
+from skorch.callbacks import Callback, ParamMapper
+from torch import Tensor
+
+from skvaecert._training.batches import Batches, TrainingSet
+from skvaecert._training.monitors import (
+    Completion,
+    MarginMonitor,
+    Observed,
+    Observer,
+    Progress,
+    Stop,
+    ValidationMonitor,
+)
+from skvaecert._training.optimizer import FlatAdam
+from skvaecert._training.processes import ALONE, Processes
+from skvaecert._training.step import GradientByHand
+from skvaecert.exceptions import NonFiniteLossError
+from skvaecert.networks import VAE, Pass
+from skvaecert.objectives import AlignedELBO, LagrangeWeight, Objective, Terms
+
+__all__ = [
+    "Snapshot",
+    "VAENet",
+    "check_backend",
+    "check_callbacks",
+    "make_net",
+    "resume_net",
+]
+
+
+# What a net has only while epochs run.
+_OF_EPOCHS = "_batch_records", "_batch_size", "_by_hand", "_forward", "_compiled"
+
+# What is noted of every batch.
+_PARTS = ("train_loss", *Terms._fields)
+
+
+class VAENet(NeuralNet):
+    """Skorch net with the aligned ELBO as its loss, on rows and posteriors in memory.
+
+    Beyond skorch's own, every epoch in `history` has the batch means of
+    "reconstruction" and "kl" and what :class:`MarginMonitor` records. Ctrl-C and
+    losses that are not finite leave the weights of the last completed epoch.
+    """
+
+    # Others only while it trains, so that they are never pickled.
+    processes: Processes = ALONE
+
+    def __init__(
+        self,
+        *args: Any,
+        forward_backend: str | None = None,
+        autocast: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.forward_backend = forward_backend
+        self.observer: Observer | None = None
+        self.stop_wanted = False
+        self.autocast = autocast
+        super().__init__(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled, with tensors on the CPU wherever they are trained."""
+        net = object.__new__(type(self))
+        net.__dict__.update(self.__dict__)
+        if torch.device(self.device).type != "cpu":
+            net.__dict__.update(_on_cpu(self._trained))
+        state = super(VAENet, net).__getstate__()
+        if self.initialized_:
+            # The same as `module_`, which skorch sees to.
+            del state["module"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, onto the CPU where the device is not there."""
+        super().__setstate__(state)
+        if self.initialized_:
+            self.__dict__.setdefault("module", self.module_)
+
+    @property
+    def _trained(self) -> dict[str, Any]:
+        parts = ("module_", "criterion_", "optimizer_")
+        return {k: v for k, v in vars(self).items() if k.startswith(parts)}
+
+    @property
+    def _default_callbacks(self) -> list[tuple[str, Callback]]:
+        return [
+            ("monitor", MarginMonitor()),
+            *self.criterion__objective.callbacks(),
+            ("validation", ValidationMonitor()),
+            ("completion", Completion()),
+            ("observed", Observed()),
+        ]
+
+    def get_iterator(self, dataset: TrainingSet, training: bool = False) -> Batches:
+        """Return the batches of an epoch, or the share of this process in them."""
+        return Batches(dataset, self.batch_size, self.processes)
+
+    def run_single_epoch(self, iterator: Any, *args: Any, **kwargs: Any) -> None:
+        """Train on every batch once, without waiting for the device.
+
+        Until the epoch ends, losses in the records of its batches are tensors.
+        """
+        if iterator is None:
+            return
+        self.module_.train()
+        n_batches, n_epochs = len(iterator), len(self.history) - 1
+        for number, batch in enumerate(iterator):
+            self.criterion_.epoch = n_epochs + number / n_batches
+            self._batch_size = iterator.sizes[number]
+            self.notify("on_batch_begin", batch=batch, training=True)
+            step = self.train_step(batch)
+            record = {
+                "train_loss": step["loss"],
+                "train_batch_size": self._batch_size,
+            }
+            self._batch_records[-1].update(record)
+            self.notify("on_batch_end", batch=batch, training=True, **step)
+        self.history.record("train_batch_count", n_batches)
+
+    def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
+        """Make one step of the optimizer."""
+        if not self.module_.training:
+            self.module_.train()
+        if isinstance(self.optimizer_, FlatAdam):
+            self.optimizer_.tie()
+        result = self._gradient(*batch)
+        if self.processes.n_processes > 1:
+            self._put_together(len(batch[0]))
+        self.notify(
+            "on_grad_computed",
+            named_parameters=self.get_all_learnable_params(),
+            batch=batch,
+            training=True,
+        )
+        self.optimizer_.step()
+        if self.criterion_.guard is not None:
+            self.criterion_.guard.update(self._noted[-1][-1])
+        return {"loss": self._noted[-1][1], "y_pred": result}
+
+    def _gradient(self, x: Tensor, teacher_proba: Tensor) -> Pass:
+        """Fill `grad` of the parameters, by hand or by autograd."""
+        if self._by_hand is not None:
+            result, terms = self._by_hand(x, teacher_proba, self.criterion_)
+            self._note(terms)
+            return result
+        self.optimizer_.zero_grad()
+        kind = torch.device(self.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
+            result, terms = self._forward(x, teacher_proba)
+        self._note(terms).backward()
+        return result
+
+    def _put_together(self, n_share: int) -> None:
+        """Make gradient and losses of a share those of the batch."""
+        gradients = self._gradients()
+        n_rows, *noted = self._noted.pop()
+        # Means over shares of unequal length do not weigh the same.
+        whole = self.processes.sum([*gradients, *noted], n_share / n_rows)
+        for own, gradient in zip(gradients, whole, strict=False):
+            own.copy_(gradient)
+        self._noted.append((n_rows, *whole[len(gradients) :]))
+
+    def _gradients(self) -> list[Tensor]:
+        if isinstance(self.optimizer_, FlatAdam):
+            return [self.optimizer_.gradient()]
+        parameters = [p for _, p in self.get_all_learnable_params() if p.requires_grad]
+        for parameter in parameters:
+            if parameter.grad is None:  # processes must have the same tensors
+                parameter.grad = torch.zeros_like(parameter)
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def _forward_pass(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Terms]:
+        result = self.module_(x)
+        return result, self.criterion_.terms(result, x, teacher_proba)
+
+    def _choose_step(self) -> None:
+        """Decide by whom gradients are computed, as things are in this epoch."""
+        self._forward = self._compiled or self._forward_pass
+        plain = self._forward == self._forward_pass and not self.autocast
+        plain &= isinstance(self.optimizer_, FlatAdam)
+        self._by_hand = (
+            GradientByHand.of(self.module_, self.criterion_) if plain else None
+        )
+
+    def get_loss(
+        self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
+    ) -> Tensor:
+        """Return the aligned ELBO of one batch, for callbacks that ask for it."""
+        return self.criterion_.total(self.criterion_.terms(y_pred, X, y_true))
+
+    def _note(self, terms: Terms) -> Tensor:
+        loss = self.criterion_.total(terms)
+        noted = loss.detach(), *(t.detach() for t in terms)
+        self._noted.append((self._batch_size, *noted))
+        return loss
+
+    def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
+        """Run the epochs; on Ctrl-C or an error, return to the last full one."""
+        # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
+        self.interrupted_ = True
+        self._noted: list[tuple[Any, ...]] = []
+        self._completed = Snapshot(self)
+        self._n_voted = len(self.history)
+        self._compiled = self._compile()
+        if isinstance(self.optimizer_, FlatAdam):
+            self.optimizer_.bind([p for _, p in self.get_all_learnable_params()])
+        try:
+            super().fit_loop(*args, **kwargs)
+            self.interrupted_ = False
+        except KeyboardInterrupt as stop:
+            if self._n_voted < len(self.history):
+                self.agree_to_stop(True)
+            unfinished = len(self.history) > self._completed.n_epochs
+            # skorch's early stopping raises this too, at the end of an epoch.
+            ctrl_c = not _raised_in_code(stop) or self.processes.interrupted
+            self.interrupted_ = unfinished or ctrl_c
+            if unfinished:
+                self._completed.restore(self)
+        except BaseException:
+            self._completed.restore(self)
+            # Moments made from infinite gradients would break the next fit too.
+            self.optimizer_.state.clear()
+            raise
+        finally:
+            del self._completed, self._noted, self._n_voted
+            for name in _OF_EPOCHS:
+                self.__dict__.pop(name, None)
+        return self
+
+    def agree_to_stop(self, wish: bool) -> bool:
+        """Return whether training ends with this epoch, as any process may wish.
+
+        Each has one vote an epoch, also if a callback of its own ends it before others.
+        """
+        self._n_voted = len(self.history)
+        return self.processes.vote(wish)
+
+    def _compile(self) -> Callable[..., Any] | None:
+        if self.forward_backend is None:
+            return None
+        return torch.compile(self._forward_pass, backend=self.forward_backend)
+
+    def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Start the epoch's record."""
+        super().on_epoch_begin(net, **kwargs)
+        self._noted = []
+        self._batch_records = self.history[-1]["batches"]
+        self._choose_step()
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Record the parts of the loss and look at the weights."""
+        super().on_epoch_end(net, **kwargs)
+        sizes, *columns = zip(*self._noted, strict=True)
+        # The one time in an epoch that waits for the device.
+        values = torch.stack([torch.stack(column) for column in columns]).tolist()
+        self.record_losses(sizes, values)
+        self.check_weights(all(p.isfinite().all() for p in self.module_.parameters()))
+        # Means of batch normalisation are those of shares until here.
+        self.processes.copy_first(list(self.module_.buffers()))
+
+    def record_losses(
+        self, sizes: Sequence[int], values: Sequence[Sequence[float]]
+    ) -> None:
+        """Record the parts of the loss of an epoch."""
+        records = self.history[-1]["batches"]
+        for record, loss in zip(records, values[0], strict=True):
+            record["train_loss"] = loss
+        means = dict(
+            zip(_PARTS, np.average(values, axis=1, weights=sizes), strict=True)
+        )
+        if not np.isfinite(means["train_loss"]):
+            raise _not_finite("loss", len(self.history), _first_not_finite(values))
+        for name in ("train_loss", "reconstruction", "kl"):
+            self.history.record(name, float(means[name]))
+        best = min((row["train_loss"] for row in self.history[:-1]), default=math.inf)
+        # What skorch's Checkpoint asks for.
+        self.history.record("train_loss_best", bool(means["train_loss"] < best))
+        self.history.record("kl_weight", self.criterion_.kl_weight)
+        self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
+
+    def check_weights(self, finite: bool) -> None:
+        """Raise an error if the weights are not finite."""
+        if not finite:
+            raise _not_finite("weights", len(self.history))
+
+    def complete_epoch(self) -> None:
+        """Remember the weights, once everything of the epoch is recorded."""
+        seconds = time.perf_counter() - self._began
+        self.history.record("seconds", self.processes.first(seconds))
+        self._completed = Snapshot(self, with_optimizer=False)
+
+
+def _on_cpu(parts: dict[str, Any]) -> dict[str, Any]:
+    """Copy all of them at once: they share tensors."""
+    memory = io.BytesIO()
+    torch.save(parts, memory)
+    memory.seek(0)
+    return torch.load(memory, map_location="cpu", weights_only=False)
+
+
+class Snapshot:
+    """A copy of a net's weights, and of the weight of the alignment, to return to."""
+
+    def __init__(self, net: VAENet, *, with_optimizer: bool = True) -> None:
+        self.module = copy.deepcopy(net.module_.state_dict())
+        state = net.optimizer_.state_dict() if with_optimizer else None
+        self.optimizer = copy.deepcopy(state)
+        criterion = net.criterion_
+        self.alignment = copy.deepcopy(criterion.guard or criterion.alignment_weight)
+        self.n_epochs = len(net.history)
+
+    def restore(self, net: VAENet) -> None:
+        """Give the net the weights and the history that it had."""
+        net.module_.load_state_dict(self.module)
+        if self.optimizer is not None:
+            net.optimizer_.load_state_dict(self.optimizer)
+        net.criterion_.set_alignment(copy.deepcopy(self.alignment))
+        del net.history[self.n_epochs :]
+
+
+def make_net(
+    vae: VAE,
+    *,
+    device: torch.device,
+    callbacks: Sequence[Any] | None = None,
+    verbose: int = 0,
+    vertices: NDArray[np.float64],
+    **settings: Any,
+) -> VAENet:
+    """Put a VAE and its loss into an initialised skorch net."""
+    net = VAENet(
+        vae,
+        criterion=AlignedELBO,
+        criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
+        optimizer=_optimizer_for(vae, settings["criterion__objective"], callbacks),
+        optimizer__fused=device.type in ("cpu", "cuda"),
+        train_split=None,
+        callbacks=_all_callbacks(callbacks, verbose),
+        device=str(device),
+        verbose=0,
+        **settings,
+    )
+    return net.initialize()
+
+
+def _optimizer_for(
+    vae: VAE, objective: Objective, callbacks: Sequence[Any] | None
+) -> type[torch.optim.Adam]:
+    """Take the flat Adam unless parameters differ in kind, or may come to be frozen."""
+    parameters = list(vae.parameters())
+    own = map(_unnamed, callbacks or [])
+    kinds = [given if isinstance(given, type) else type(given) for given in own]
+    mapped = any(issubclass(kind, ParamMapper) for kind in kinds)
+    freezes = mapped or not objective.trains_jointly
+    alike = len({parameter.dtype for parameter in parameters}) == 1
+    free = all(parameter.requires_grad for parameter in parameters)
+    return FlatAdam if alike and free and not freezes else torch.optim.Adam
+
+
+def resume_net(
+    net: VAENet,
+    *,
+    callbacks: Sequence[Any] | None,
+    verbose: int,
+    kl_weight: float,
+    alignment_weight: float | LagrangeWeight,
+    **settings: Any,
+) -> None:
+    """Give an initialised net new settings and keep its weights and moments."""
+    net.set_params(**settings)
+    for group in net.optimizer_.param_groups:
+        # A learning rate schedule that joins late starts from here.
+        group["initial_lr"] = net.lr
+    # set_params would initialise the old callbacks before it takes the new ones.
+    net.callbacks = _all_callbacks(callbacks, verbose)
+    net.initialize_callbacks()
+    net.criterion_.kl_weight = kl_weight
+    net.criterion_.set_alignment(alignment_weight)
+
+
+def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
+    own = [("progress", Progress())] if verbose else []
+    check_callbacks(callbacks)
+    theirs = [_copied(given) for given in callbacks or []]
+    return [*own, *theirs, ("stop_where_wanted", Stop())]
+
+
+def check_callbacks(callbacks: Sequence[Any] | None) -> None:
+    """Check that callbacks are of skorch."""
+    for given in callbacks or []:
+        callback = _unnamed(given)
+        is_class = isinstance(callback, type) and issubclass(callback, Callback)
+        if not (is_class or isinstance(callback, Callback)):
+            raise ValueError(
+                "callbacks must be callbacks of skorch, or pairs (name, callback), "
+                f"got {given!r}."
+            )
+
+
+def _unnamed(given: Any) -> Any:
+    return given[1] if isinstance(given, tuple) and len(given) == 2 else given
+
+
+def check_backend(name: str | None) -> None:
+    """Check that :func:`torch.compile` knows a backend."""
+    if name is None:
+        return
+    known = torch.compiler.list_backends(())
+    if name not in known:
+        raise ValueError(
+            "torch_compile must be True, False or one of "
+            f"{sorted(known)}, got {name!r}."
+        )
+
+
+def _copied(given: Any) -> Any:
+    """Copy a callback, or a pair of name and callback, if it can be copied."""
+    try:
+        return copy.deepcopy(given)
+    except TypeError:  # it holds a lock or a file
+        return given
+
+
+def _raised_in_code(stop: KeyboardInterrupt) -> bool:
+    """Tell early stopping, where skorch raises this error itself, from Ctrl-C.
+
+    Ctrl-C arrives between two instructions, not at a raise statement.
+    """
+    *_, traceback = _tracebacks(stop)
+    instruction = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
+    return dis.opname[instruction] == "RAISE_VARARGS"
+
+
+def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
+    traceback = error.__traceback__
+    while traceback is not None:
+        yield traceback
+        traceback = traceback.tb_next
+
+
+def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:
+    first = next(
+        batch for batch in zip(*values, strict=True) if not np.isfinite(batch[0])
+    )
+    return dict(zip(_PARTS, first, strict=True))
+
+
+def _not_finite(
+    what: str, epoch: int, parts: dict[str, float] | None = None
+) -> NonFiniteLossError:
+    listed = ", ".join(f"{name} {value:.4g}" for name, value in (parts or {}).items())
+    return NonFiniteLossError(
+        f"The {what} became infinite or not a number in epoch {epoch}"
+        f"{f' ({listed})' if listed else ''}. Likely "
+        "causes: features of very different size (scale X, for example with "
+        "StandardScaler), a learning_rate that is too high, or an encoder or decoder "
+        "of your own that overflows."
+    )

@@ -1,0 +1,22 @@
+"""Displays: numbers in, picture out. matplotlib is imported when something is drawn."""
+
+from skvaecert.plotting._contributions import ContributionDisplay
+from skvaecert.plotting._history import MarginHistoryDisplay
+from skvaecert.plotting._information import InformationBracketDisplay
+from skvaecert.plotting._latent_map import LatentMapDisplay
+from skvaecert.plotting._margin import ForecastDisplay, MarginEnergyDisplay
+from skvaecert.plotting._pareto import ParetoDisplay
+from skvaecert.plotting._reconstruction import ReconstructionDisplay
+from skvaecert.plotting._teacher_search import TeacherSearchDisplay
+
+__all__ = [
+    "ContributionDisplay",
+    "ForecastDisplay",
+    "InformationBracketDisplay",
+    "LatentMapDisplay",
+    "MarginEnergyDisplay",
+    "MarginHistoryDisplay",
+    "ParetoDisplay",
+    "ReconstructionDisplay",
+    "TeacherSearchDisplay",
+]

@@ -1,0 +1,259 @@
+"""What each sample adds to the margin."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skvaecert.metrics import (
+    component_contributions,
+    component_information,
+    margin_contributions,
+)
+from skvaecert.plotting._style import (
+    ABOVE,
+    MOST_BINS,
+    area_style,
+    array_or_none,
+    axes_for,
+    legend_above,
+    read_means,
+    whole_numbers,
+)
+from skvaecert.simplex import Floats, check_sample_weight
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ContributionDisplay"]
+
+
+class ContributionDisplay:
+    """What each row adds to the margin, or each component of the teacher.
+
+    The contributions g_i of rows average to the margin G, the contributions G_k of
+    components add up to it. Rows below 0 are those of which the witness says the wrong
+    component: it would do better to say the mean teacher.
+
+    Parameters
+    ----------
+    contributions : array-like of shape (n_samples,)
+        g_i, nats.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to sum 1; uniform when None.
+    component_contributions : array-like of shape (n_components,), default=None
+        G_k, nats.
+    component_information : array-like of shape (n_components,), default=None
+        I_k, nats: the most that each G_k could be if the witness were the teacher.
+
+    Attributes
+    ----------
+    margin : float
+        Weighted mean of the contributions, nats.
+    share_below : float
+        Weighted share of rows below 0, from 0 to 1.
+    ax_ : matplotlib Axes
+        Axes with the picture.
+    figure_ : matplotlib Figure
+        Figure containing it.
+    bars_ : matplotlib BarContainer
+        The bars; for ``kind="sorted"`` there is `line_`, a Line2D, in their place.
+
+    See Also
+    --------
+    skvaecert.metrics.margin_contributions : Gives the numbers of rows.
+    skvaecert.metrics.component_contributions : Gives those of components.
+
+    References
+    ----------
+    Theory section 2.
+
+    Examples
+    --------
+    >>> from skvaecert.plotting import ContributionDisplay
+    >>> display = ContributionDisplay([0.9, 0.6, -0.3]).plot()
+    >>> round(display.margin, 2), round(display.share_below, 2)
+    (0.4, 0.33)
+    >>> display.ax_.get_xlabel()
+    'contribution of a row to the margin (nats)'
+    """
+
+    def __init__(
+        self,
+        contributions: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        component_contributions: ArrayLike | None = None,
+        component_information: ArrayLike | None = None,
+    ) -> None:
+        self.contributions = np.asarray(contributions, dtype=np.float64)
+        weight = check_sample_weight(sample_weight, len(self.contributions))
+        self.sample_weight = weight
+        self.component_contributions = array_or_none(component_contributions)
+        self.component_information = array_or_none(component_information)
+        self.margin = float(weight @ self.contributions)
+        self.share_below = float(weight[self.contributions < 0].sum())
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        *,
+        teacher_proba: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Draw the contributions of some rows.
+
+        Parameters
+        ----------
+        estimator : CollapseCertifier or CertifiedVAE
+            Fitted.
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; uniform when None.
+        **kwargs : dict
+            Handed to :meth:`plot`.
+
+        Returns
+        -------
+        ContributionDisplay
+            Drawn.
+        """
+        read = read_means(estimator, X, teacher_proba)
+        proba, log_q = read.proba, read.witness.log_proba(read.mean)
+        display = cls(
+            margin_contributions(proba, log_q, sample_weight),
+            sample_weight=sample_weight,
+            component_contributions=component_contributions(
+                proba, log_q, sample_weight
+            ),
+            component_information=component_information(proba, sample_weight),
+        )
+        return display.plot(**kwargs)
+
+    def plot(
+        self, ax: "Axes | None" = None, *, kind: str = "histogram", **kwargs: Any
+    ) -> Self:
+        """Draw the contributions.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; new axes when None.
+        kind : {"histogram", "sorted", "components"}, default="histogram"
+            How many rows add how much; all rows, the least first; or a bar for each
+            component of the teacher, beside its information.
+        **kwargs : dict
+            Handed to matplotlib's `bar`, whose colours stay, or for "sorted" to `plot`.
+
+        Returns
+        -------
+        ContributionDisplay
+            This display.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is none of these, or there are no numbers for components.
+        """
+        draw = {
+            "histogram": self._draw_histogram,
+            "sorted": self._draw_sorted,
+            "components": self._draw_components,
+        }.get(kind)
+        if draw is None:
+            raise ValueError(
+                f"kind must be 'histogram', 'sorted' or 'components', got {kind!r}."
+            )
+        if kind == "components" and self.component_contributions is None:
+            raise ValueError(
+                "component_contributions must be given for kind='components', got "
+                "None. Use from_estimator, or metrics.component_contributions."
+            )
+        self.ax_ = axes_for(ax)
+        self.figure_ = self.ax_.figure
+        draw(**kwargs)
+        return self
+
+    def _draw_histogram(self, **kwargs: Any) -> None:
+        edges = _edges_with_zero(self.contributions)
+        share, _ = np.histogram(self.contributions, edges, weights=self.sample_weight)
+        below = edges[:-1] < -1e-9 * (edges[1] - edges[0])
+        self.bars_ = self.ax_.bar(
+            edges[:-1], 100 * share, np.diff(edges), align="edge", **kwargs
+        )
+        for bar, is_below in zip(self.bars_, below, strict=True):
+            bar.set(**area_style(below=bool(is_below)))
+        self.ax_.axvline(self.margin, color="0.1", linestyle="--", label=self._mean)
+        self.ax_.set(
+            xlabel="contribution of a row to the margin (nats)",
+            ylabel="share of rows (%)",
+        )
+        self._legend(
+            (f"{1 - self.share_below:.1%} of rows at 0 or above", False),
+            (f"{self.share_below:.1%} of rows below 0", True),
+        )
+
+    def _draw_sorted(self, **kwargs: Any) -> None:
+        order = np.argsort(self.contributions, kind="stable")
+        rank, values = (
+            100 * np.cumsum(self.sample_weight[order]),
+            self.contributions[order],
+        )
+        below = values < 0
+        (self.line_,) = self.ax_.plot(rank, values, **{"color": ABOVE} | kwargs)
+        self.ax_.fill_between(rank[below], values[below], 0, **area_style(below=True))
+        self.ax_.axhline(0, color="0.2", linewidth=1)
+        self.ax_.axhline(self.margin, color="0.1", linestyle="--", label=self._mean)
+        self.ax_.set(
+            xlabel="rows, the least first (%)",
+            ylabel="contribution to the margin (nats)",
+        )
+        self._legend((f"{self.share_below:.1%} of rows below 0", True))
+
+    def _draw_components(self, **kwargs: Any) -> None:
+        values = np.asarray(self.component_contributions)
+        places = np.arange(len(values))
+        if self.component_information is not None:
+            look: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.3"}
+            self.ax_.bar(
+                places,
+                self.component_information,
+                label="information: what the teacher itself would contribute",
+                **look,
+            )
+        self.bars_ = self.ax_.bar(places, values, 0.5, **kwargs)
+        for bar, value in zip(self.bars_, values, strict=True):
+            bar.set(**area_style(below=bool(value < 0)))
+        self.ax_.axhline(0, color="0.2", linewidth=1)
+        self.ax_.set(xlabel="teacher component", ylabel="nats")
+        self._legend((f"contributions, in sum {self.margin:.3g} nats", False))
+        whole_numbers(self.ax_)
+
+    def _legend(self, *fills: tuple[str, bool]) -> None:
+        """Explain lines and fills above the axes."""
+        from matplotlib.patches import Patch
+
+        lines, _ = self.ax_.get_legend_handles_labels()
+        patches = [
+            Patch(label=text, **area_style(below=below)) for text, below in fills
+        ]
+        legend_above(self.ax_, handles=[*lines, *patches])
+
+    @property
+    def _mean(self) -> str:
+        return f"mean = margin, {self.margin:.3g} nats"
+
+
+def _edges_with_zero(values: Floats) -> Floats:
+    """Return edges of bins, 0 among them, so that no bin has rows of both sides."""
+    n_bins = min(len(np.histogram_bin_edges(values, "auto")), MOST_BINS)
+    low, high = min(0.0, values.min()), max(0.0, values.max())
+    width = (high - low) / n_bins or 1.0
+    first, last = np.floor(low / width), np.ceil(high / width)
+    return np.asarray(width * np.arange(first, max(last, first + 1) + 1))

@@ -1,0 +1,192 @@
+"""Margin against another score, over the candidates of a search."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skvaecert.model_selection._scorers import LOWEST_SCORE
+from skvaecert.simplex import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ParetoDisplay"]
+
+
+_SCORES = {
+    "reconstruction": "reconstruction (minus the share of variance left unexplained)",
+    "elbo": "ELBO (nats a sample)",
+    "sampled_information": "information in drawn codes (nats, lower bound)",
+}
+
+
+class ParetoDisplay:
+    """Margin against another score, one dot a candidate of a search.
+
+    Both are better when they are greater. Filled dots are certified in every fold,
+    hollow ones are not; a line joins those that no other beats in both scores, and a
+    ring marks the one that was chosen.
+
+    Parameters
+    ----------
+    score : array-like of shape (n_candidates,)
+        Mean over folds, greater is better. Candidates without a finite value are left
+        out.
+    margin : array-like of shape (n_candidates,)
+        Mean over folds, nats.
+    certified : array-like of bool of shape (n_candidates,)
+        Whether a candidate is certified in every fold.
+    chosen : int, default=None
+        Index of the candidate that was chosen; None for no ring.
+    score_name : str, default="score"
+        What the axis calls it.
+
+    Attributes
+    ----------
+    front : ndarray of int of shape (n_front,)
+        Indices of the candidates on the line, from left to right.
+    ax_ : matplotlib Axes
+        Axes with the dots.
+    figure_ : matplotlib Figure
+        Figure containing the dots.
+    certified_points_, other_points_ : matplotlib Line2D
+        The dots, filled and hollow.
+    line_ : matplotlib Line2D
+        The Pareto front.
+    ring_ : matplotlib Line2D or None
+        Around the chosen one.
+
+    See Also
+    --------
+    skvaecert.model_selection.certificate_scorers : Scores a search for it.
+
+    Examples
+    --------
+    >>> from skvaecert.plotting import ParetoDisplay
+    >>> display = ParetoDisplay(
+    ...     score=[-0.1, -0.2, -0.4, -0.5], margin=[-0.2, 0.7, 0.9, 0.8],
+    ...     certified=[False, True, True, True], chosen=1)
+    >>> display.front
+    array([2, 1, 0])
+    >>> display.plot().ax_.get_ylabel()
+    'margin (nats)'
+    """
+
+    def __init__(
+        self,
+        *,
+        score: ArrayLike,
+        margin: ArrayLike,
+        certified: ArrayLike,
+        chosen: int | None = None,
+        score_name: str = "score",
+    ) -> None:
+        self.score = np.asarray(score, dtype=np.float64)
+        self.margin = np.asarray(margin, dtype=np.float64)
+        self.certified = np.asarray(certified, dtype=bool)
+        self.chosen = chosen
+        self.score_name = score_name
+        self.front = _pareto_front(self.score, self.margin)
+
+    @classmethod
+    def from_search(
+        cls, search: Any, *, against: str = "reconstruction", **kwargs: Any
+    ) -> Self:
+        """Draw the candidates of a fitted search.
+
+        Parameters
+        ----------
+        search : GridSearchCV or another search
+            Fitted with ``scoring=certificate_scorers``, or with a dict that has the
+            scores "margin", "certified" and that named by `against`.
+        against : str, default="reconstruction"
+            The score of the horizontal axis; "elbo" for another.
+        **kwargs : dict
+            Handed to :meth:`plot`.
+
+        Returns
+        -------
+        ParetoDisplay
+            Drawn.
+        """
+        check_is_fitted(search)
+        names = against, "margin", "certified"
+        score, margin, certified = (_mean_score(search, name) for name in names)
+        display = cls(
+            score=score,
+            margin=margin,
+            certified=certified == 1,
+            chosen=getattr(search, "best_index_", None),
+            score_name=_SCORES.get(against, against),
+        )
+        return display.plot(**kwargs)
+
+    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+        """Draw dots, front and ring.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; new axes when None.
+        **line_kwargs : dict
+            Handed to matplotlib's `plot` for the front.
+
+        Returns
+        -------
+        ParetoDisplay
+            This display.
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        x, y, filled = self.score, self.margin, self.certified
+        ax.axhline(0, color="0.2", linewidth=1, label="the best constant code")
+        look: dict[str, Any] = {"color": "0.5", "linestyle": "--", "zorder": 1}
+        look |= {"label": "not beaten in both"} | line_kwargs
+        (self.line_,) = ax.plot(x[self.front], y[self.front], **look)
+        dot: dict[str, Any] = {"color": "C0", "marker": "o", "linestyle": "none"}
+        (self.certified_points_,) = ax.plot(
+            x[filled], y[filled], **dot, label="certified in every fold"
+        )
+        (self.other_points_,) = ax.plot(
+            x[~filled], y[~filled], **dot, fillstyle="none", label="not certified"
+        )
+        self.ring_ = None
+        if self.chosen is not None:
+            ring: dict[str, Any] = dot | {"color": "0.1", "fillstyle": "none"}
+            best = [x[self.chosen]], [y[self.chosen]]
+            (self.ring_,) = ax.plot(*best, **ring, markersize=14, label="chosen")
+        ax.legend(
+            loc="lower left",
+            bbox_to_anchor=(0, 1),
+            ncols=2,
+            frameon=False,
+            fontsize="small",
+        )
+        ax.set(xlabel=self.score_name, ylabel="margin (nats)")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+def _mean_score(search: Any, name: str) -> Floats:
+    """Return means over folds, NaN where a fit failed or a score had no value."""
+    key = f"mean_test_{name}"
+    if key not in search.cv_results_:
+        raise ValueError(
+            f"search must have the score {name!r}, got cv_results_ without {key!r}. "
+            "Fit it with scoring=certificate_scorers."
+        )
+    scores = np.asarray(search.cv_results_[key], dtype=np.float64)
+    # A single fold without a value shows in the mean of any number of folds.
+    return np.where(scores > LOWEST_SCORE / 1e6, scores, np.nan)
+
+
+def _pareto_front(score: Floats, margin: Floats) -> NDArray[np.intp]:
+    """Return the candidates that no other beats in both, by rising score."""
+    known = np.flatnonzero(np.isfinite(score) & np.isfinite(margin))
+    # From the right: those that are higher than all to the right of them.
+    order = known[np.lexsort((-margin[known], -score[known]))]
+    before = np.maximum.accumulate(np.r_[-np.inf, margin[order]])[:-1]
+    return order[margin[order] > before][::-1]

@@ -1,0 +1,308 @@
+"""Samples beside their reconstructions."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skvaecert.plotting._style import (
+    BELOW,
+    MOST_BINS,
+    axes_for,
+    image_shape_of,
+    legend_above,
+    tick_label,
+    whole_numbers,
+)
+from skvaecert.simplex import Floats
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ReconstructionDisplay"]
+
+
+# Of an image's height: the gap between originals and reconstructions.
+_GAP = 0.15
+
+
+class ReconstructionDisplay:
+    """Rows above, and below them what the decoder makes of their latent means.
+
+    Parameters
+    ----------
+    original : array-like of shape (n_samples, n_features)
+        Rows.
+    reconstruction : array-like of shape (n_samples, n_features)
+        Decoder means of their codes.
+    image_shape : (channels, height, width) or None, default=None
+        For rows that are images, of 1 or 3 channels.
+    feature_names : sequence of str or None, default=None
+        Of rows that are none.
+
+    Attributes
+    ----------
+    error : ndarray of shape (n_samples,)
+        Root mean square difference of each row from its reconstruction, in the units
+        of the rows.
+    ax_ : matplotlib Axes
+        Axes with the picture.
+    figure_ : matplotlib Figure
+        Figure containing it.
+    image_ : matplotlib AxesImage
+        For images and for ``kind="heat"``.
+    lines_ : list of matplotlib Line2D
+        For ``kind="curves"``: originals, then reconstructions.
+
+    Examples
+    --------
+    >>> from skvaecert.plotting import ReconstructionDisplay
+    >>> rows, decoded = [[0.0, 1.0, 1.0, 0.0]], [[0.1, 0.9, 0.9, 0.1]]
+    >>> display = ReconstructionDisplay(rows, decoded, image_shape=(1, 2, 2)).plot()
+    >>> display.error.round(3)
+    array([0.1])
+    """
+
+    def __init__(
+        self,
+        original: ArrayLike,
+        reconstruction: ArrayLike,
+        *,
+        image_shape: tuple[int, int, int] | None = None,
+        feature_names: Sequence[str] | None = None,
+    ) -> None:
+        self.original = np.asarray(original, dtype=np.float64)
+        self.reconstruction = np.asarray(reconstruction, dtype=np.float64)
+        _check_same_shape(self.original, self.reconstruction)
+        _check_image_shape(image_shape, self.original.shape[1])
+        self.image_shape = image_shape
+        self.feature_names = feature_names
+        difference = self.reconstruction - self.original
+        self.error = np.sqrt((difference**2).mean(axis=1))
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        *,
+        n_rows: int = 10,
+        image_shape: tuple[int, int, int] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Draw the first rows and their reconstructions.
+
+        Parameters
+        ----------
+        estimator : estimator
+            Fitted, with `transform` and `inverse_transform`.
+        X : array-like of shape (n_samples, n_features)
+            Rows.
+        n_rows : int, default=10
+            How many to draw.
+        image_shape : (channels, height, width) or None, default=None
+            For rows that are images; that of a CertifiedVAE when None.
+        **kwargs : dict
+            Handed to :meth:`plot`.
+
+        Returns
+        -------
+        ReconstructionDisplay
+            Drawn.
+
+        Raises
+        ------
+        ValueError
+            If the estimator has no decoder.
+        """
+        check_is_fitted(estimator)
+        if not hasattr(estimator, "inverse_transform"):
+            raise ValueError(
+                "estimator must have an inverse_transform, its decoder, got "
+                f"{type(estimator).__name__} without."
+            )
+        rows = X[:n_rows]  # type: ignore[index]
+        names = getattr(rows, "columns", None)
+        decoded = estimator.inverse_transform(np.asarray(estimator.transform(rows)))
+        display = cls(
+            np.asarray(rows).reshape(len(decoded), -1),
+            decoded,
+            image_shape=image_shape or image_shape_of(estimator),
+            feature_names=None if names is None else [str(name) for name in names],
+        )
+        return display.plot(**kwargs)
+
+    def plot(
+        self, ax: "Axes | None" = None, *, kind: str = "auto", **kwargs: Any
+    ) -> Self:
+        """Draw rows and reconstructions.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; new axes when None.
+        kind : {"auto", "images", "heat", "curves"}, default="auto"
+            "auto" draws images where there is an `image_shape`, else "heat": a line a
+            row, a column a feature, grey from the feature's least to its largest value
+            among the originals. "curves" suits rows that are series.
+        **kwargs : dict
+            Handed to matplotlib's `imshow` or, for "curves", `plot`.
+
+        Returns
+        -------
+        ReconstructionDisplay
+            This display.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is none of these, or there is no `image_shape` for images.
+        """
+        if kind == "auto":
+            kind = "heat" if self.image_shape is None else "images"
+        draw = {
+            "images": self._draw_images,
+            "heat": self._draw_heat,
+            "curves": self._draw_curves,
+        }.get(kind)
+        if draw is None:
+            raise ValueError(
+                f"kind must be 'auto', 'images', 'heat' or 'curves', got {kind!r}."
+            )
+        if kind == "images" and self.image_shape is None:
+            raise ValueError("image_shape must be given for kind='images', got None.")
+        self.ax_ = axes_for(ax, self._size if kind == "images" else (6.4, 4.8))
+        self.figure_ = self.ax_.figure
+        draw(**kwargs)
+        return self
+
+    @property
+    def _size(self) -> tuple[float, float]:
+        """Width and height of a figure for two lines of images, inches."""
+        assert self.image_shape is not None
+        _, height, width = self.image_shape
+        share = (2 + _GAP) * height / (len(self.original) * width * (1 + _GAP / 2))
+        return 8.0, float(np.clip(6.8 * share + 0.3, 1.0, 12.0))
+
+    def _draw_images(self, **kwargs: Any) -> None:
+        assert self.image_shape is not None
+        channels, height, _ = self.image_shape
+        low, high = self.original.min(), self.original.max()
+        gap = max(1, round(_GAP * height))
+        both = (
+            _side_by_side((rows - low) / ((high - low) or 1.0), self.image_shape)
+            for rows in (self.original, self.reconstruction)
+        )
+        above, below = both
+        between = np.ones((gap, *above.shape[1:]))
+        canvas = np.clip(np.concatenate([above, between, below]), 0, 1)
+        look: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
+        picture = canvas[..., 0] if channels == 1 else canvas
+        self.image_ = self.ax_.imshow(picture, **look | kwargs)
+        ticks = [height / 2 - 0.5, height * 1.5 + gap - 0.5]
+        self.ax_.set(xticks=[])
+        self.ax_.set_yticks(ticks, ["original", "reconstruction"])
+        self._bare()
+
+    def _draw_heat(self, **kwargs: Any) -> None:
+        low, high = self.original.min(axis=0), self.original.max(axis=0)
+        span = np.where(high > low, high - low, 1.0)
+        parts = [(r - low) / span for r in (self.original, self.reconstruction)]
+        n_samples, n_features = self.original.shape
+        gap = np.full((1, n_features), np.nan)
+        look: dict[str, Any] = {
+            "cmap": "cividis",
+            "vmin": 0,
+            "vmax": 1,
+            "aspect": "auto",
+            "interpolation": "nearest",
+        }
+        stacked = np.concatenate([parts[0], gap, parts[1]])
+        self.image_ = self.ax_.imshow(stacked, **look | kwargs)
+        middle = (n_samples - 1) / 2
+        self.ax_.set_yticks(
+            [middle, middle + n_samples + 1], ["original", "reconstruction"]
+        )
+        self._label_features()
+        self._bare()
+        self.ax_.figure.colorbar(
+            self.image_, ax=self.ax_, label="between least and largest original"
+        )
+
+    def _draw_curves(self, **kwargs: Any) -> None:
+        spread = np.ptp(self.original) or 1.0
+        n_samples, n_features = self.original.shape
+        offsets = -1.1 * spread * np.arange(n_samples)
+        places = np.arange(n_features)
+        looks: list[dict[str, Any]] = [
+            {"color": "0.15", "linewidth": 1.5},
+            {"color": BELOW, "linewidth": 1.5, "linestyle": "--"},
+        ]
+        names = "original", "reconstruction"
+        self.lines_ = []
+        parts = self.original, self.reconstruction
+        for rows, name, look in zip(parts, names, looks, strict=True):
+            shown = rows + offsets[:, None]
+            lines = self.ax_.plot(places, shown.T, **look | kwargs)
+            lines[0].set_label(name)
+            self.lines_ += lines
+        self.ax_.set_yticks(
+            offsets + self.original.mean(), [str(i) for i in range(n_samples)]
+        )
+        self.ax_.set_ylabel("row")
+        self._label_features()
+        legend_above(self.ax_)
+
+    def _label_features(self) -> None:
+        n_features = self.original.shape[1]
+        if self.feature_names is None or n_features > MOST_BINS:
+            self.ax_.set_xlabel("feature")
+            whole_numbers(self.ax_)
+        else:
+            names = [tick_label(str(name)) for name in self.feature_names]
+            self.ax_.set_xticks(
+                range(n_features),
+                names,
+                rotation=45,
+                ha="right",
+                rotation_mode="anchor",
+            )
+
+    def _bare(self) -> None:
+        self.ax_.tick_params(axis="y", length=0)
+        self.ax_.spines[:].set_visible(False)
+
+
+def _side_by_side(rows: Floats, image_shape: tuple[int, int, int]) -> Floats:
+    """Return images of (channels, height, width) in a line, channels last."""
+    images = rows.reshape(-1, *image_shape).transpose(0, 2, 3, 1)
+    gap = max(1, round(_GAP * image_shape[2] / 2))
+    width = ((0, 0), (0, 0), (0, gap), (0, 0))
+    padded = np.pad(images, width, constant_values=1.0)
+    return np.asarray(np.concatenate(list(padded), axis=1)[:, :-gap])
+
+
+def _check_same_shape(original: Floats, reconstruction: Floats) -> None:
+    if original.ndim != 2 or original.size == 0:
+        raise ValueError(
+            "original must be an array of shape (n_samples, n_features), got shape "
+            f"{original.shape}."
+        )
+    if reconstruction.shape != original.shape:
+        raise ValueError(
+            f"reconstruction must have the shape of original, {original.shape}, got "
+            f"{reconstruction.shape}."
+        )
+
+
+def _check_image_shape(image_shape: Any, n_features: int) -> None:
+    if image_shape is None:
+        return
+    shape: NDArray[Any] = np.asarray(image_shape)
+    if shape.shape != (3,) or shape[0] not in (1, 3) or shape.prod() != n_features:
+        raise ValueError(
+            "image_shape must be (channels, height, width) with 1 or 3 channels and "
+            f"{n_features} values in all, got {image_shape}."
+        )

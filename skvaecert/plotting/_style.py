@@ -1,0 +1,107 @@
+"""What the displays share."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+
+from skvaecert._teacher.posterior import posterior_of
+from skvaecert.simplex import Floats
+from skvaecert.witnesses import LinearWitness, simplex_witness
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["image_shape_of"]
+
+
+# Those of Okabe and Ito, without yellow, which is hard to see on white.
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#56B4E9",
+    "#CC79A7",
+    "#000000",
+)
+
+ABOVE, BELOW = COLOURS[0], COLOURS[1]
+
+MOST_BINS = 50
+
+_LONGEST_NAME = 16
+
+
+class MeansRead(NamedTuple):
+    """What is read off rows."""
+
+    mean: Floats
+    proba: Floats
+    witness: LinearWitness
+
+
+def read_means(
+    estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None
+) -> MeansRead:
+    check_is_fitted(estimator)
+    if hasattr(estimator, "witness_"):
+        witness = estimator.witness_
+    elif hasattr(estimator, "witness_scale_"):
+        witness = simplex_witness(estimator.vertices_, estimator.witness_scale_)
+    else:
+        raise ValueError(
+            "estimator must be a CollapseCertifier or a CertifiedVAE, which have a "
+            f"witness, got {type(estimator).__name__}."
+        )
+    mean = np.asarray(estimator.transform(X), dtype=np.float64)
+    proba = posterior_of(estimator, X, teacher_proba, len(mean))
+    return MeansRead(mean, proba, witness)
+
+
+def image_shape_of(estimator: Any) -> tuple[int, int, int] | None:
+    """Return the image shape that the encoder inside an estimator was given."""
+    inner = getattr(estimator, "estimator_", estimator)
+    inner = getattr(inner, "best_estimator_", inner)
+    inner = getattr(inner, "estimator", inner)
+    shape = getattr(inner, "image_shape", None) or getattr(inner, "input_shape", None)
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        return None
+    return tuple(shape)
+
+
+def axes_for(ax: "Axes | None", size: tuple[float, float] = (6.4, 4.8)) -> "Axes":
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def legend_above(ax: "Axes", **kwargs: Any) -> None:
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, **kwargs)
+
+
+def area_style(*, below: bool) -> dict[str, Any]:
+    """Return the look of areas; hatches tell it without colour."""
+    return {
+        "facecolor": BELOW if below else ABOVE,
+        "hatch": "////" if below else "",
+        "edgecolor": "white",
+        "linewidth": 0.5,
+    }
+
+
+def tick_label(name: str) -> str:
+    short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
+    # A dollar sign would begin a formula.
+    return short.replace("$", r"\$")
+
+
+def whole_numbers(ax: "Axes") -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def array_or_none(values: ArrayLike | None) -> Floats | None:
+    return None if values is None else np.asarray(values, dtype=np.float64)

@@ -1,0 +1,149 @@
+"""Candidates of a search for a teacher."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["TeacherSearchDisplay"]
+
+
+class TeacherSearchDisplay:
+    """Information against energy, one dot a candidate of a search.
+
+    A good teacher is high up, and not too far to the right. Colours tell how far
+    restarts agree; hollow dots were left out, because they cost too much or because
+    their restarts disagree. A ring marks the one that was chosen.
+
+    Parameters
+    ----------
+    energy : array-like of shape (n_candidates,)
+        Energy of the analytic code at witness scale 1, nats.
+    information : array-like of shape (n_candidates,)
+        Teacher information on rows held out, nats.
+    agreement : array-like of shape (n_candidates,)
+        Adjusted mutual information of restarts.
+    usable : array-like of bool of shape (n_candidates,)
+        Whether a candidate could be chosen.
+    chosen : int
+        Index of the one that was.
+    label : str, default="chosen"
+        What the legend calls it.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the dots.
+    figure_ : matplotlib Figure
+        Figure containing the dots.
+    points_ : matplotlib PathCollection
+        The dots that could be chosen.
+
+    See Also
+    --------
+    GMMTeacher : Its `search_results_` holds the numbers.
+
+    Examples
+    --------
+    >>> from skvaecert.plotting import TeacherSearchDisplay
+    >>> display = TeacherSearchDisplay(
+    ...     energy=[10, 20], information=[1.2, 1.9], agreement=[0.9, 0.8],
+    ...     usable=[True, True], chosen=1)
+    >>> display.plot().ax_.get_ylabel()
+    'information on rows held out (nats)'
+    """
+
+    def __init__(
+        self,
+        *,
+        energy: ArrayLike,
+        information: ArrayLike,
+        agreement: ArrayLike,
+        usable: ArrayLike,
+        chosen: int,
+        label: str = "chosen",
+    ) -> None:
+        self.energy = np.asarray(energy)
+        self.information = np.asarray(information)
+        self.agreement = np.asarray(agreement)
+        self.usable = np.asarray(usable, dtype=bool)
+        self.chosen = chosen
+        self.label = label
+
+    @classmethod
+    def from_estimator(cls, teacher: Any, **kwargs: Any) -> Self:
+        """Draw the search of a fitted teacher.
+
+        Parameters
+        ----------
+        teacher : GMMTeacher
+            Fitted with a list for a parameter. Of a fitted CertifiedVAE or
+            CollapseCertifier, the teacher in `teacher_` is taken.
+        **kwargs : dict
+            Handed to :meth:`plot`.
+
+        Returns
+        -------
+        TeacherSearchDisplay
+            Drawn.
+        """
+        check_is_fitted(teacher)
+        teacher = getattr(teacher, "teacher_", teacher)
+        results = getattr(teacher, "search_results_", None)
+        if results is None:
+            raise ValueError(
+                "teacher must have searched, as GMMTeacher does with a list for "
+                f"n_components, got {teacher!r}, which has no search_results_."
+            )
+        chosen = int(results["rank"].argmin())
+        names = ("n_components", "pca_components", "covariance_type")
+        values = (results[name][chosen] for name in names)
+        display = cls(
+            **{name: results[name] for name in ("energy", "information", "agreement")},
+            usable=results["usable"],
+            chosen=chosen,
+            label="chosen: K = {}, {} principal components, {}".format(*values),
+        )
+        return display.plot(**kwargs)
+
+    def plot(self, ax: "Axes | None" = None, **scatter_kwargs: Any) -> Self:
+        """Draw the dots.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; new axes when None.
+        **scatter_kwargs : dict
+            Handed to matplotlib's `scatter` for the dots.
+
+        Returns
+        -------
+        TeacherSearchDisplay
+            This display.
+        """
+        import matplotlib.pyplot as plt
+
+        ax = plt.subplots()[1] if ax is None else ax
+        x, y, usable = self.energy, self.information, self.usable
+        look: dict[str, Any] = {"vmin": 0, "vmax": 1, "c": self.agreement[usable]}
+        ax.scatter(x[~usable], y[~usable], facecolors="none", edgecolors="0.6")
+        self.points_ = ax.scatter(x[usable], y[usable], **look | scatter_kwargs)
+        ring: dict[str, Any] = {
+            "facecolors": "none",
+            "edgecolors": "C3",
+            "linewidths": 2,
+        }
+        best = x[self.chosen], y[self.chosen]
+        ax.scatter(*best, s=160, label=self.label, **ring)
+        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+        ax.figure.colorbar(self.points_, ax=ax, label="agreement of restarts")
+        ax.set(
+            xlabel="energy of the analytic code at scale 1 (nats)",
+            ylabel="information on rows held out (nats)",
+        )
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
