@@ -48,12 +48,11 @@ from skvaecert._samples import (
     take_samples,
 )
 from skvaecert._teacher.gmm import GMMTeacher
-from skvaecert._teacher.posterior import teacher_posterior
+from skvaecert._teacher.posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.simplex import (
     Floats,
-    check_teacher_proba,
     resolve_witness_scale,
     simplex_vertices,
 )
@@ -674,14 +673,7 @@ class CollapseCertifier(
     def _posterior(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int | None
     ) -> Floats:
-        if teacher_proba is not None:
-            return check_teacher_proba(teacher_proba, n_samples)
-        if self.teacher_ is None:
-            raise ValueError(
-                "teacher_proba must be given for the rows to score: this certifier "
-                "was fitted with teacher_proba and has no teacher to ask."
-            )
-        return teacher_posterior(self.teacher_, X)
+        return posterior_of(self.teacher_, X, teacher_proba, n_samples=n_samples)
 
     def _means(self, X: ArrayLike) -> NDArray[np.floating]:
         check_is_fitted(self)

@@ -24,14 +24,30 @@ def teacher_posterior(teacher: Any, X: ArrayLike) -> Floats:
 
 
 def posterior_of(
-    estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
+    teacher: Any,
+    X: ArrayLike,
+    teacher_proba: ArrayLike | None = None,
+    *,
+    n_samples: int | None = None,
+    n_components: int | None = None,
 ) -> Floats:
-    """Return the posteriors that were given, or ask the teacher of an estimator."""
+    """Return the posteriors that were given, or else those of the teacher.
+
+    `teacher` is None after a fit with `teacher_proba`. A number of samples or of
+    components, where given, is what the posteriors must have.
+    """
     if teacher_proba is not None:
-        return check_teacher_proba(teacher_proba, n_samples)
-    if estimator.teacher_ is None:
+        proba = check_teacher_proba(teacher_proba, n_samples)
+    elif teacher is None:
         raise ValueError(
-            "teacher_proba must be given for the rows to draw: this estimator was "
-            "fitted with teacher_proba and has no teacher to ask."
+            "teacher_proba must be given for these samples: the fit used "
+            "teacher_proba, so there is no teacher to ask. Pass their posteriors."
         )
-    return teacher_posterior(estimator.teacher_, X)
+    else:
+        proba = teacher_posterior(teacher, X)
+    if n_components is not None and proba.shape[1] != n_components:
+        raise ValueError(
+            f"teacher_proba must have the {n_components} components of the fit, got "
+            f"{proba.shape[1]}."
+        )
+    return proba

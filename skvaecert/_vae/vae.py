@@ -44,7 +44,7 @@ from skvaecert._samples import (
     read_samples,
 )
 from skvaecert._teacher.gmm import GMMTeacher, counts_of
-from skvaecert._teacher.posterior import teacher_posterior
+from skvaecert._teacher.posterior import posterior_of
 from skvaecert._training.batches import (
     Resident,
     Rows,
@@ -85,7 +85,6 @@ from skvaecert.simplex import (
     Floats,
     analytic_code,
     analytic_energy,
-    check_teacher_proba,
     resolve_witness_scale,
     simplex_vertices,
     witness_log_proba,
@@ -836,19 +835,7 @@ class CertifiedVAE(
     ) -> tuple[Floats, float]:
         """Return posteriors and witness scale of a fitted estimator."""
         rows = open_samples(self, X, reset=False)
-        if teacher_proba is None and self.teacher_ is not None:
-            return teacher_posterior(self.teacher_, X), self.witness_scale_
-        if teacher_proba is None:
-            raise ValueError(
-                "teacher_proba must be given: this estimator was fitted with "
-                "teacher_proba and so has no teacher."
-            )
-        proba = check_teacher_proba(teacher_proba, len(rows))
-        if proba.shape[1] != len(self.vertices_):
-            raise ValueError(
-                f"teacher_proba must have the {len(self.vertices_)} components of the "
-                f"fit, got {proba.shape[1]}."
-            )
+        proba = self._posterior(X, teacher_proba, len(rows))
         return proba, self.witness_scale_
 
     def _coming_targets(
@@ -995,14 +982,7 @@ class CertifiedVAE(
                 "teacher_proba must be left out: warm_start continues a fit with the "
                 "teacher in teacher_, which stays."
             )
-        if teacher_proba is not None:
-            return check_teacher_proba(teacher_proba, n_samples)
-        if self.teacher_ is None:
-            raise ValueError(
-                "teacher_proba must be given again: this estimator was fitted with "
-                "teacher_proba and so has no teacher to continue with."
-            )
-        return teacher_posterior(self.teacher_, X)
+        return posterior_of(self.teacher_, X, teacher_proba, n_samples=n_samples)
 
     def _build(self, data: _Data, device: torch.device, n_epochs: int) -> None:
         """Set up everything that a warm start keeps."""
@@ -1216,22 +1196,14 @@ class CertifiedVAE(
     def _posterior(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
     ) -> Floats:
-        """Return the posteriors of rows to look at, for the witness as it is."""
-        if teacher_proba is not None:
-            proba = check_teacher_proba(teacher_proba, n_samples)
-        elif self.teacher_ is not None:
-            proba = teacher_posterior(self.teacher_, X)
-        else:
-            raise ValueError(
-                "teacher_proba must be given for these rows: this estimator was fitted "
-                "with teacher_proba and has no teacher to ask."
-            )
-        if proba.shape[1] != len(self.vertices_):
-            raise ValueError(
-                f"teacher_proba must have the {len(self.vertices_)} components of the "
-                f"fit, got {proba.shape[1]}."
-            )
-        return proba
+        """Return posteriors that fit the witness as it is."""
+        return posterior_of(
+            self.teacher_,
+            X,
+            teacher_proba,
+            n_samples=n_samples,
+            n_components=len(self.vertices_),
+        )
 
     def _warn_of_interruption(self, n_epochs: int) -> None:
         if self.net_.interrupted_:

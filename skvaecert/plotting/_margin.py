@@ -129,7 +129,7 @@ class MarginEnergyDisplay:
                 f"witness, got {type(estimator).__name__}."
             )
         mean = np.asarray(estimator.transform(X), dtype=np.float64)
-        proba = posterior_of(estimator, X, teacher_proba, len(mean))
+        proba = posterior_of(estimator.teacher_, X, teacher_proba, n_samples=len(mean))
         scale = estimator.witness_scale_
         log_q = witness_log_proba(mean, estimator.vertices_, scale)
         path = margin_energy_path(proba, scale)

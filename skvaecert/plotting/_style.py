@@ -56,7 +56,7 @@ def read_means(
             f"witness, got {type(estimator).__name__}."
         )
     mean = np.asarray(estimator.transform(X), dtype=np.float64)
-    proba = posterior_of(estimator, X, teacher_proba, len(mean))
+    proba = posterior_of(estimator.teacher_, X, teacher_proba, n_samples=len(mean))
     return MeansRead(mean, proba, witness)
 
 
