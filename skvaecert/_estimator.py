@@ -1,20 +1,16 @@
 """What the estimators share: nested defaults, fits that fail without a trace."""
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Self
 
 from sklearn.base import BaseEstimator
 
-from skvaecert.exceptions import InvalidFileError
-
 __all__ = [
     "FIT_WRAPPERS",
     "CallbackSupportMixin",
     "FitTasks",
     "NestedDefaultMixin",
-    "SavedMixin",
     "restored_on_error",
     "seed_unset",
     "with_callbacks",
@@ -58,32 +54,6 @@ class NestedDefaultMixin:
                     **{k: v for k, v in params.items() if k != name},
                 }
         return super().set_params(**params)  # type: ignore[misc]
-
-
-class SavedMixin:
-    """Methods `save` and `load`; :mod:`skvaecert.persistence` has their limits."""
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Save the fitted estimator to a file that is safe to load."""
-        # From a floor above: estimators do not need it to work.
-        from skvaecert.persistence import save
-
-        save(self, path)
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str], *, modules: dict[str, Any] | None = None
-    ) -> Self:
-        """Load an estimator of this class; nothing in the file is run."""
-        from skvaecert.persistence import load
-
-        estimator = load(path, modules=modules)
-        if not isinstance(estimator, cls):
-            raise InvalidFileError(
-                f"{os.fspath(path)} must hold a {cls.__name__}, got a "
-                f"{type(estimator).__name__}. Use {type(estimator).__name__}.load."
-            )
-        return estimator
 
 
 class FitTasks:

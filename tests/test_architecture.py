@@ -15,7 +15,7 @@ PACKAGE = Path(skvaecert.__file__).parent
 # A room is a module or a package. It may import rooms above its own line only.
 FLOORS = [
     {"exceptions", "simplex", "networks", "_fingerprint"},
-    {"metrics", "diagnostics", "objectives", "_estimator", "_samples"},
+    {"metrics", "diagnostics", "objectives", "_estimator", "_samples", "_state"},
     {"bounds", "witnesses", "forecast", "baselines", "wrappers", "datasets"},
     {"_certificate"},
     {"_training", "_teacher"},

@@ -29,11 +29,11 @@ from skvaecert._certificate.sums import CertificateSums, check_confidence
 from skvaecert._certifier.calibration import Models, calibrate, result_or_raise
 from skvaecert._certifier.kinds import Kind, MeanKind, RoundTripKind, SampledKind
 from skvaecert._certifier.partial import PartialCertificate
+from skvaecert._certifier.state import FITTED, check_certifier
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
-    SavedMixin,
     restored_on_error,
     seed_unset,
     with_callbacks,
@@ -47,6 +47,7 @@ from skvaecert._samples import (
     fingerprint_samples,
     take_samples,
 )
+from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._teacher.posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
@@ -78,7 +79,6 @@ def _template(certifier: "CollapseCertifier") -> Any:
 class CollapseCertifier(
     CallbackSupportMixin,
     NestedDefaultMixin,
-    SavedMixin,
     ClassNamePrefixFeaturesOutMixin,
     MetaEstimatorMixin,
     TransformerMixin,
@@ -649,15 +649,6 @@ class CollapseCertifier(
         read.sums.update(proba[others], means[others])
         return read.conclude(self.safety_margin)
 
-    def _certify_again(
-        self, X: ArrayLike, teacher_proba: ArrayLike | None
-    ) -> Certificate:
-        """Make the certificate of the training rows once more."""
-        means = self._means(X)
-        proba = self._posterior(X, teacher_proba, len(means))
-        _, others = self._witness_rows(len(means))
-        return self._conclude(X, means, proba, others)
-
     def _take_raw_witness(
         self, means: NDArray[np.floating], proba: Floats, *, keep: bool
     ) -> None:
@@ -744,6 +735,39 @@ class CollapseCertifier(
     @property
     def _models(self) -> Models:
         return Models(self.estimator_, self._means, self._posterior)
+
+    def __get_fitted__(self) -> dict[str, Any]:
+        """Return the fitted state: the contract in `skvaecert._state`."""
+        if hasattr(self, "_teacher_prints"):
+            self._check_same_teacher(None)
+        return held(self, FITTED) | {
+            "calibration": self._calibration,
+            "certified_on": self._certified_on,
+            "origin": self._origin,
+        }
+
+    def __set_fitted__(self, state: dict[str, Any]) -> None:
+        """Take a fitted state, which may be a stranger's, and check it."""
+        self._validate_params()
+        check_certifier(state, self.witness)
+        put(self, state, FITTED)
+        self._calibration = state["calibration"]
+        self._certified_on, self._origin = state["certified_on"], state["origin"]
+        if getattr(self._owner, "teacher_", None) is None and self.teacher_ is not None:
+            self._teacher_prints = fingerprints("teacher", self._teacher_template)
+
+    def __recertify__(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None
+    ) -> Certificate | None:
+        """Make the training certificate again; None on samples other than those."""
+        digests = _digests(X, teacher_proba)
+        if digests["rows"] is None or digests != self._certified_on:
+            return None
+        again = copy.copy(self)
+        again.safety_margin = self.certificate_.safety_margin
+        means = self._means(X)
+        proba = self._posterior(X, teacher_proba, len(means))
+        return again._conclude(X, means, proba, self._witness_rows(len(means))[1])
 
 
 def _digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:

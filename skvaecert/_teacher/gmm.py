@@ -23,8 +23,9 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._estimator import SavedMixin, restored_on_error
+from skvaecert._estimator import restored_on_error
 from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
+from skvaecert._state import held, put
 from skvaecert._teacher.em import Mixture
 from skvaecert._teacher.search import (
     Candidate,
@@ -36,6 +37,7 @@ from skvaecert._teacher.search import (
     finished,
     search_teacher,
 )
+from skvaecert._teacher.state import FITTED, check_gmm
 from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import Floats, analytic_energy, temper
@@ -61,9 +63,7 @@ _COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 _AUTO_COMPONENTS, _AUTO_ROWS = (2, 10), 5
 
 
-class GMMTeacher(
-    SavedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
-):
+class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Teacher posterior from a Gaussian mixture on principal components.
 
     With the mixture's posterior P(k|x), temperature t and floor e::
@@ -597,6 +597,16 @@ class GMMTeacher(
             f"({self.temperature_:g}) or floor ({self.floor:g}), change n_components "
             f"({self.n_components_}), or check that X has structure to be found."
         )
+
+    def __get_fitted__(self) -> dict[str, Any]:
+        """Return the fitted state: the contract in `skvaecert._state`."""
+        return held(self, FITTED)
+
+    def __set_fitted__(self, state: dict[str, Any]) -> None:
+        """Take a fitted state, which may be a stranger's, and check it."""
+        self._validate_params()
+        check_gmm(state)
+        put(self, state, FITTED)
 
 
 def _refuse(fit_params: dict[str, Any]) -> None:

@@ -28,7 +28,6 @@ from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
-    SavedMixin,
     restored_on_error,
     seed_unset,
     with_callbacks,
@@ -43,6 +42,7 @@ from skvaecert._samples import (
     raw_chunks,
     read_samples,
 )
+from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher, counts_of
 from skvaecert._teacher.posterior import posterior_of
 from skvaecert._training.batches import (
@@ -66,7 +66,15 @@ from skvaecert._training.net import (
     resume_net,
 )
 from skvaecert._training.processes import Processes, join_processes
+from skvaecert._training.state import (
+    device_for,
+    fill_net,
+    filled_module,
+    net_state,
+    saved_alignment,
+)
 from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
+from skvaecert._vae.state import FITTED, check_vae
 from skvaecert.exceptions import (
     InterruptedFitWarning,
     NonFiniteLossError,
@@ -170,7 +178,6 @@ class _Data(NamedTuple):
 class CertifiedVAE(
     CallbackSupportMixin,
     NestedDefaultMixin,
-    SavedMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
     BaseEstimator,
@@ -998,15 +1005,16 @@ class CertifiedVAE(
         )
         self._prefit(data)
 
-    def _make_module(self) -> VAE:
+    def _make_module(self, without: Sequence[str] = ()) -> VAE:
+        """Make the module; `without` names what fully connected layers stand in for."""
         objective = self._own_objective()
         objective.check(self.likelihood)
         return make_vae(
             self.n_features_in_,
             self.latent_dim,
             _check_hidden_sizes(self.hidden_sizes),
-            self.encoder,
-            self.decoder,
+            None if "encoder" in without else self.encoder,
+            None if "decoder" in without else self.decoder,
             objective.posterior(self.latent_dim),
             self.image_shape,
         )
@@ -1268,6 +1276,33 @@ class CertifiedVAE(
             f"epochs out of {n_epochs}. To go on from it, set warm_start=True and fit "
             "again."
         )
+
+    def __get_fitted__(self) -> dict[str, Any]:
+        """Return the fitted state: the contract in `skvaecert._state`."""
+        self._check_unchanged()
+        state = held(self, FITTED) | self._standardisation._asdict()
+        return state | {"split_seed": self._split_seed, "net": net_state(self.net_)}
+
+    def __set_fitted__(self, state: dict[str, Any]) -> None:
+        """Take a fitted state, which may be a stranger's, and check it."""
+        self._validate_params()
+        own = [k for k in ("encoder", "decoder") if callable(getattr(self, k))]
+        check_vae(state, self.latent_dim, len(self.hidden_sizes) if len(own) < 2 else 0)
+        put(self, state, FITTED)
+        self._standardisation = Standardisation(state["location"], state["scale"])
+        self._split_seed, net = state["split_seed"], state["net"]
+        device = device_for(self.device)
+        self.net_ = self._make_net(
+            filled_module(self._make_module, net, own),
+            device,
+            kl_weight=net["kl_weight"],
+            alignment_weight=saved_alignment(net, device),
+            lr=self.learning_rate,
+            max_epochs=self.max_epochs,
+        )
+        fill_net(self.net_, net)
+        self.history_ = self._history()
+        self._structure = self._fingerprints()
 
 
 class _Epochs:

@@ -1,0 +1,145 @@
+"""What a saved certifier must be like: its parts go together, its certificate too."""
+
+import math
+from collections.abc import Mapping
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.validation import check_is_fitted
+
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certifier.calibration import Calibration, Tempering
+from skvaecert._state import (
+    ABSENT,
+    COUNT,
+    NOT_NEGATIVE,
+    NUMBER,
+    POSITIVE,
+    Array,
+    Size,
+    check_simplex,
+    check_state,
+)
+from skvaecert._teacher.gmm import GMMTeacher
+from skvaecert._teacher.state import check_teacher
+from skvaecert._vae.vae import CertifiedVAE
+from skvaecert.witnesses import LinearWitness
+
+__all__ = ["FITTED", "check_certifier"]
+
+# Attributes that are saved, and what has no public name.
+FITTED = {
+    "n_features_in_": (Size("p"), ABSENT),
+    "feature_names_in_": (Array("p", object), ABSENT),
+    "estimator_": (CertifiedVAE, GMMTeacher, FrozenEstimator),
+    "teacher_": (GMMTeacher, FrozenEstimator, None),
+    "vertices_": (Array("K d"), ABSENT),
+    "witness_scale_": (POSITIVE, ABSENT),
+    "witness_": LinearWitness,
+    "mean_proba_": Array("K", sums_to_1=True),
+    "certificate_": Certificate,
+}
+_HIDDEN = {"calibration": Calibration, "certified_on": dict, "origin": str}
+_CERTIFIED_ON = {"rows": (str, None), "teacher_proba": (str, None)}
+_CALIBRATION = {
+    "rows": Array("*", np.uint64),
+    "witness": (LinearWitness, ValueError),
+    "tempering": (Tempering, ValueError),
+}
+_TEMPERING = {"temperature": POSITIVE, "floor": Interval(Real, 0, 1, closed="left")}
+_CERTIFICATE = {
+    "verdict": StrOptions({"certified", "constant", "inconclusive"}),
+    "margin": NUMBER,
+    "teacher_information": NOT_NEGATIVE,
+    "alignment_loss": NOT_NEGATIVE,
+    "relative_margin": float,
+    "tolerance": float,
+    "safety_margin": NOT_NEGATIVE,
+    "dispersion_bound": NOT_NEGATIVE,
+    "dispersion": NOT_NEGATIVE,
+    "witness": str,
+    "n_samples": COUNT,
+    "n_components": Size("K"),
+    "latent_dim": Size("d"),
+    "kind": StrOptions({"mean"}),
+    "confidence": None,
+    "margin_low": NUMBER,
+    "margin_high": NUMBER,
+    "information_bound": None,
+}
+
+
+def check_certifier(state: Mapping[str, Any], witness: str) -> None:
+    """Check the fitted state of a certifier whose parameter is `witness`."""
+    sizes: dict[str, int] = {}
+    check_state("CollapseCertifier", state, FITTED | _HIDDEN, sizes)
+    check_state("certified_on", state["certified_on"], _CERTIFIED_ON, {})
+    _check_encoder(state, sizes)
+    _check_witnesses(state, witness, sizes)
+    check_state("Certificate", vars(state["certificate_"]), _CERTIFICATE, sizes)
+    _check_certificate(state["certificate_"], witness)
+
+
+def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
+    """Check that encoder and teacher are fitted, and of one number of features."""
+    encoder = state["estimator_"]
+    check_is_fitted(encoder)
+    is_teacher = hasattr(encoder, "predict_proba")
+    found = {
+        "p": encoder.n_features_in_,
+        "d": encoder.n_components_ if is_teacher else encoder.latent_dim,
+    }
+    for name, size in found.items():
+        if sizes.setdefault(name, size) != size:
+            raise ValueError(f"estimator_ must have sizes {sizes}, got {found}.")
+    check_teacher(state["teacher_"], found["p"], sizes["K"])
+
+
+def _check_witnesses(
+    state: Mapping[str, Any], name: str, sizes: dict[str, int]
+) -> None:
+    """Check that a witness called fixed was not fitted to the samples it is to read."""
+    witness, calibration = state["witness_"], state["calibration"]
+    check_state("Calibration", vars(calibration), _CALIBRATION, {})
+    for read in (witness, calibration.witness):
+        if isinstance(read, LinearWitness):
+            _check_witness(read, name, sizes)
+    if isinstance(calibration.tempering, Tempering):
+        check_state("Tempering", vars(calibration.tempering), _TEMPERING, {})
+    if name == "raw":
+        vertices, scale = state["vertices_"], state["witness_scale_"]
+        check_simplex(vertices, scale)
+        if witness.bias.any() or not np.array_equal(witness.weights, scale * vertices):
+            raise ValueError("witness_ must be that of vertices_ and witness_scale_.")
+
+
+def _check_witness(read: LinearWitness, name: str, sizes: dict[str, int]) -> None:
+    table = {
+        "weights": Array("K d"),
+        "bias": Array("K"),
+        "name": StrOptions({name}),
+    }
+    fields = {"weights": read.weights, "bias": read.bias, "name": read.name}
+    check_state("LinearWitness", fields, table, sizes)
+
+
+def _check_certificate(c: Certificate, witness: str) -> None:
+    """Check that the values of a certificate do not contradict each other."""
+    margin = c.teacher_information - c.alignment_loss
+    slack = 1e-9 * (1 + c.alignment_loss)
+    share = c.relative_margin  # not a number where there is nothing to share
+    right = {
+        "witness": c.witness == witness,
+        "tolerance": c.tolerance >= 0,
+        "margin": abs(c.margin - margin) <= slack,
+        "margin_low": c.margin_low == c.margin == c.margin_high,
+        "relative_margin": math.isnan(share)
+        or abs(share * c.teacher_information - c.margin) <= slack,
+        "verdict": (c.verdict == "certified")
+        == (c.margin > c.safety_margin + c.tolerance),
+    }
+    if wrong := [name for name, is_right in right.items() if not is_right]:
+        raise ValueError(f"{wrong[0]} of a Certificate contradicts its other values.")

@@ -1,0 +1,183 @@
+"""What a net must keep to go on as if it had never been saved."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skvaecert._state import NOT_NEGATIVE, NUMBER, POSITIVE, Array, check_state
+from skvaecert._training.device import resolve_device, seeded
+from skvaecert._training.net import VAENet
+from skvaecert.networks import VAE
+from skvaecert.objectives import LagrangeWeight
+
+__all__ = [
+    "OwnModuleError",
+    "device_for",
+    "fill_net",
+    "filled_module",
+    "net_state",
+    "saved_alignment",
+]
+
+_NET = {
+    "weights": dict,
+    "frozen": list,
+    "exp_avg": Array("n_weights", np.float32),
+    "exp_avg_sq": Array("n_weights", np.float32, low=0),
+    "steps": Array("n_parameters", np.float32, low=0),
+    "kl_weight": NOT_NEGATIVE,
+    "alignment_weight": NOT_NEGATIVE,
+    "guard": (dict, None),
+    "history": list,
+    "interrupted": bool,
+}
+_GUARD = {"target_margin": POSITIVE, "information": POSITIVE, "gap": NUMBER}
+# For others torch may import a module of that name; "meta" holds no values.
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
+
+class OwnModuleError(ValueError):
+    """An encoder or decoder of the user's own does not go with what was saved."""
+
+
+def net_state(net: VAENet) -> dict[str, Any]:
+    """Return the state of a net; moments do not depend on how Adam holds them."""
+    module, criterion = net.module_, net.criterion_
+    guard = criterion.guard
+    return {
+        "weights": {k: v.cpu().numpy() for k, v in module.state_dict().items()},
+        "frozen": [k for k, p in module.named_parameters() if not p.requires_grad],
+        **_moments(net.optimizer_),
+        "kl_weight": float(criterion.kl_weight),
+        "alignment_weight": float(criterion.alignment_weight),
+        "guard": guard and {name: float(getattr(guard, name)) for name in _GUARD},
+        "history": [_plain(row) for row in net.history],
+        "interrupted": bool(net.interrupted_),
+    }
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the losses of single batches, and what callbacks noted in words."""
+    values = {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
+    return {k: v for k, v in values.items() if isinstance(v, bool | int | float)}
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[np.float32]]:
+    """Lay the moments of all parameters end to end; 0 where no step was made."""
+    parameters = optimizer.param_groups[0]["params"]
+    states = [optimizer.state.get(p, {}) for p in parameters]
+
+    def joined(name: str) -> NDArray[np.float32]:
+        parts = [
+            state.get(name, torch.zeros_like(p))
+            for p, state in zip(parameters, states, strict=True)
+        ]
+        return torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
+
+    steps = np.array([float(s.get("step", 0)) for s in states], dtype=np.float32)
+    return {
+        "exp_avg": joined("exp_avg"),
+        "exp_avg_sq": joined("exp_avg_sq"),
+        "steps": steps,
+    }
+
+
+def filled_module(
+    make: Callable[[Sequence[str]], VAE], state: Mapping[str, Any], own: Sequence[str]
+) -> VAE:
+    """Make a module, once it is known that it is as large as the saved weights are.
+
+    `make` is told which of encoder and decoder to replace by fully connected layers;
+    `own` are those that the user brings.
+    """
+    check_state("net", state, _NET, {})
+    weights = state["weights"]
+    with seeded(0, torch.device("cpu")):
+        _check_weights(weights, make, own)
+        try:
+            module = make(())
+            module.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
+        except Exception as error:
+            if not own:
+                raise
+            raise OwnModuleError(
+                f"modules must be those that were saved as {own}, got others: {error}"
+            ) from error
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(name not in state["frozen"])
+    return module
+
+
+def _check_weights(
+    weights: Mapping[str, Any], make: Callable[[Sequence[str]], VAE], own: Sequence[str]
+) -> None:
+    with torch.device("meta"):  # shapes, without memory for values
+        tensors = make(own).state_dict()
+    wanted = {
+        k: (tuple(v.shape), np.dtype(str(v.dtype).removeprefix("torch.")))
+        for k, v in tensors.items()
+    }
+    given = {k: (v.shape, v.dtype) for k, v in weights.items()}
+    ours = [k for k in given | wanted if k.partition(".")[0] not in own]
+    if any(given.get(name) != wanted.get(name) for name in ours):
+        raise ValueError("weights of a net must be those that its parameters ask for.")
+    if not all(np.isfinite(weight).all() for weight in weights.values()):
+        raise ValueError("weights of a net must be finite.")
+
+
+def device_for(name: str) -> torch.device:
+    """Return the device that is asked for, or the CPU where it is not there."""
+    try:
+        return resolve_device(name if name.partition(":")[0] in _DEVICES else "cpu")
+    except ValueError:
+        return torch.device("cpu")
+
+
+def saved_alignment(
+    state: Mapping[str, Any], device: torch.device
+) -> float | LagrangeWeight:
+    """Return the weight of the alignment loss, or the guard that sets it."""
+    if state["guard"] is None:
+        return float(state["alignment_weight"])
+    check_state("guard", state["guard"], _GUARD, {})
+    gap = state["guard"]["gap"]
+    margin, information = state["guard"]["target_margin"], state["guard"]["information"]
+    guard = LagrangeWeight(margin, information, device)
+    guard.weight.fill_(state["alignment_weight"])
+    guard.gap = gap
+    return guard
+
+
+def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
+    """Give a new net moments and history."""
+    optimizer = net.optimizer_
+    parameters = optimizer.param_groups[0]["params"]
+    sizes = [parameter.numel() for parameter in parameters]
+    steps = state["steps"]
+    if len(steps) != len(parameters):  # all in one vector, or not any more
+        steps = np.full(len(parameters), steps.max(), dtype=np.float32)
+    pieces = [
+        torch.from_numpy(state[k]).split(sizes) for k in ("exp_avg", "exp_avg_sq")
+    ]
+    moments = {
+        i: {"step": torch.tensor(step), "exp_avg": mean, "exp_avg_sq": square}
+        for i, (step, mean, square) in enumerate(_shaped(parameters, steps, *pieces))
+        if step > 0
+    }
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
+    net.interrupted_ = state["interrupted"]
+    net.history.extend({"batches": [], **row} for row in state["history"])
+
+
+def _shaped(
+    parameters: list[Tensor],
+    steps: NDArray[np.float32],
+    means: tuple[Tensor, ...],
+    squares: tuple[Tensor, ...],
+) -> list[tuple[float, Tensor, Tensor]]:
+    every = zip(parameters, steps.tolist(), means, squares, strict=True)
+    return [(s, m.view_as(p), q.view_as(p)) for p, s, m, q in every]

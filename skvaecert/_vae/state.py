@@ -1,0 +1,49 @@
+"""What a saved VAE must be like, but for its net."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sklearn.frozen import FrozenEstimator
+
+from skvaecert._state import (
+    ABSENT,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Array,
+    Size,
+    check_simplex,
+    check_state,
+)
+from skvaecert._teacher.gmm import GMMTeacher
+from skvaecert._teacher.state import check_teacher
+
+__all__ = ["FITTED", "check_vae"]
+
+# Attributes that are saved, and what has no public name.
+FITTED = {
+    "n_features_in_": Size("p"),
+    "feature_names_in_": (Array("p", object), ABSENT),
+    "teacher_": (GMMTeacher, FrozenEstimator, None),
+    "vertices_": Array("K d"),
+    "witness_scale_": POSITIVE,
+    "prefit_alpha_": (NOT_NEGATIVE, ABSENT),
+    "n_iter_": COUNT,
+}
+_HIDDEN = {
+    "location": Array("p"),
+    "scale": POSITIVE,
+    "split_seed": COUNT,
+    "net": dict,
+}
+
+
+def check_vae(state: Mapping[str, Any], latent_dim: int, n_hidden: int) -> None:
+    """Check the fitted state of a CertifiedVAE with so many hidden layers."""
+    sizes = {"d": latent_dim}
+    check_state("CertifiedVAE", state, FITTED | _HIDDEN, sizes)
+    check_simplex(state["vertices_"], state["witness_scale_"])
+    check_teacher(state["teacher_"], sizes["p"], sizes["K"])
+    # Even without memory for weights, a layer takes some thousand bytes.
+    if n_hidden > len(state["net"]["weights"]):
+        raise ValueError("hidden_sizes must have weights in the net.")

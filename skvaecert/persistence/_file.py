@@ -1,0 +1,168 @@
+"""The bytes of a file: arrays by safetensors, all else as JSON in its metadata.
+
+Sizes are looked at before memory is taken for them.
+"""
+
+import json
+import math
+import os
+import stat
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Arrays",
+    "Budget",
+    "can_hold",
+    "from_bytes",
+    "read_bytes",
+    "to_bytes",
+    "write_bytes",
+]
+
+Arrays = dict[str, NDArray[Any]]
+
+# Nested lists take 48 bytes of memory for one of JSON.
+_JSON_COST = 64
+# An array of a net becomes a parameter, its gradient and a part of a layer.
+_ARRAY_COST = 2**12
+
+
+class Budget:
+    """Memory that everything but the values of arrays may take, in bytes."""
+
+    def __init__(self) -> None:
+        self.left = 48 * 2**20
+
+    def spend(self, n_bytes: int, what: str) -> None:
+        """Take a part of it, before the memory itself is taken."""
+        if not 0 <= n_bytes <= self.left:
+            raise ValueError(f"its {what} would take too much memory.")
+        self.left -= n_bytes
+
+
+def _safetensors() -> Any:
+    try:
+        from safetensors import numpy as safetensors
+    except ImportError as error:
+        raise ImportError(
+            "save and load need safetensors: pip install 'skvaecert[save]'."
+        ) from error
+    return safetensors
+
+
+def can_hold(array: NDArray[Any]) -> bool:
+    """Tell whether an array holds truth values, integers or floats that files know."""
+    return array.dtype.kind in "biuf" and array.dtype.itemsize <= 8
+
+
+def to_bytes(content: Any, arrays: Arrays) -> bytes:
+    """Write JSON values and arrays, with a checksum of both."""
+    text = json.dumps(content, allow_nan=False)
+    plain = {
+        # safetensors takes buffers as they are.
+        name: np.array(array, dtype=array.dtype.newbyteorder("<"), order="C")
+        for name, array in arrays.items()
+    }
+    metadata = {"skvaecert": text, "sha256": _checksum(text, plain)}
+    return bytes(_safetensors().save(plain, metadata))
+
+
+def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
+    """Return JSON values, arrays and the checksum of a file, without trust in it."""
+    safetensors = _safetensors()
+    n_header = int.from_bytes(data[:8], "little")
+    budget.spend(_JSON_COST * n_header, "JSON")
+    header = _parse(data[8 : 8 + n_header].decode())
+    budget.spend(_ARRAY_COST * len(header), "arrays")
+    # Refuses headers that do not describe the bytes that follow.
+    arrays = safetensors.load(data)
+    text, checksum = _metadata(header["__metadata__"])
+    if checksum != _checksum(text, arrays):
+        raise ValueError("its checksum is another one: it was damaged or edited.")
+    for name, array in arrays.items():
+        # Any byte but 0 and 1 would be a truth value that is neither.
+        if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
+            raise ValueError(f"array {name!r} holds other bytes than 0 and 1.")
+    return _parse(text), arrays, checksum
+
+
+def _metadata(metadata: Mapping[str, str]) -> tuple[str, str]:
+    if metadata.keys() != {"skvaecert", "sha256"}:
+        raise ValueError("its metadata are not of skvaecert.")
+    return metadata["skvaecert"], metadata["sha256"]
+
+
+def _checksum(text: str, arrays: Arrays) -> str:
+    digest = sha256(text.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(f"\n{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _parse(text: str) -> Any:
+    """Parse standard JSON: no keys twice, no NaN."""
+    return json.loads(
+        text,
+        object_pairs_hook=_without_repeats,
+        parse_constant=_finite,
+        parse_float=_finite,
+    )
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its JSON has an object with the same key twice.")
+    return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"its JSON has the value {text[:20]}, which is not finite.")
+    return value
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Read a regular file; others may have no end."""
+    _mode(path)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _mode(path: str | os.PathLike[str]) -> int:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError(
+            f"path must be a regular file, got {os.fspath(path)!r}, which is a "
+            "directory, a device or a pipe."
+        )
+    return stat.S_IMODE(mode)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file, or leave what is there as it is; mode and links are kept."""
+    target = Path(os.path.realpath(path))
+    mode = _mode(target) if target.exists() else None
+    partial = target.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        with open(partial, "xb") as file:
+            if mode is not None:
+                os.chmod(partial, mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()

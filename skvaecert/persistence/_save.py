@@ -1,0 +1,205 @@
+"""Save and load."""
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch import nn
+
+from skvaecert._training.state import OwnModuleError
+from skvaecert.exceptions import InvalidFileError, NotSavedWarning
+from skvaecert.persistence._file import (
+    Arrays,
+    Budget,
+    from_bytes,
+    read_bytes,
+    to_bytes,
+    write_bytes,
+)
+from skvaecert.persistence._objects import Modules, Packer, Unpacker
+
+__all__ = ["Path", "load", "naming", "save"]
+
+Path = str | os.PathLike[str]
+
+SCHEMA = 2
+_PACKAGES = ("skvaecert", "numpy", "scikit-learn", "torch", "skorch")
+
+# torch imports hundreds of modules with its first optimizer: load imports none.
+torch.optim.Adam([nn.Parameter(torch.zeros(1))])
+
+
+def save(estimator: BaseEstimator, path: Path) -> None:
+    """Save a fitted estimator to a file that is safe to load.
+
+    The file is of the safetensors format: arrays, and in the metadata parameters,
+    names and values as JSON. It holds no code.
+
+    Parameters
+    ----------
+    estimator : GMMTeacher, CertifiedVAE or CollapseCertifier
+        Fitted.
+    path : str or path
+        Where to write. A regular file that is there is replaced once the new one is
+        complete; its mode is kept, and so is a symbolic link to it.
+
+    Raises
+    ------
+    ValueError
+        If :func:`load` could not read the file, or if parameters that a warm start
+        cannot change were changed since the fit. Nothing is written then.
+    sklearn.exceptions.NotFittedError
+        If the estimator is not fitted.
+    ImportError
+        If the package safetensors is not installed.
+
+    Warns
+    -----
+    NotSavedWarning
+        If there are `callbacks`, or a `memory`: they are left out.
+
+    See Also
+    --------
+    load : The way back.
+    export_onnx : For serving without this package.
+
+    Notes
+    -----
+    The weights of your own modules are saved; :func:`load` needs the modules. The
+    optimizer's moments are in the file, so that a warm start continues where the fit
+    ended. The losses of single batches in the history of `net_` are not.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn.datasets import load_iris
+    >>> from skvaecert import GMMTeacher
+    >>> from skvaecert.persistence import load, save
+    >>> X = load_iris().data
+    >>> teacher = GMMTeacher(n_components=3, random_state=0).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(teacher, f"{folder}/teacher.safetensors")
+    ...     loaded = load(f"{folder}/teacher.safetensors")
+    >>> bool((loaded.transform(X) == teacher.transform(X)).all())
+    True
+    """
+    packer = Packer(estimator)
+    content = {
+        "format": "skvaecert",
+        "schema": SCHEMA,
+        "saved": datetime.now(UTC).isoformat(timespec="seconds"),
+        "written_with": {name: version(name) for name in _PACKAGES},
+        "objects": packer.objects,
+    }
+    data = to_bytes(content, packer.arrays)
+    _check_loads(data, packer.modules)
+    write_bytes(path, data)
+    if packer.left_out:
+        names = " and ".join(sorted(packer.left_out))
+        warnings.warn(
+            f"{names} cannot be saved and will be None after load: set them again.",
+            NotSavedWarning,
+            stacklevel=2,
+        )
+
+
+def _check_loads(data: bytes, modules: Modules) -> None:
+    """Load what is to be written, so that no file is written that cannot be loaded."""
+    budget = Budget()
+    try:
+        content, arrays, checksum = from_bytes(data, budget)
+        for node in content["objects"]:
+            if "device" in node["params"]:
+                node["params"]["device"] = "cpu"  # an accelerator may be full
+        _restore(content, arrays, checksum, modules, budget)
+    except Exception as error:
+        raise ValueError(
+            "estimator must be one that load can read again, got one that it cannot: "
+            f"{error} Use pickle for it, for yourself only."
+        ) from error
+
+
+def load(path: Path, *, modules: Modules | None = None) -> Any:
+    """Load an estimator from a file of :func:`save`, which may be a stranger's.
+
+    Nothing in the file is imported or run. Memory is at most 64 MiB and four times the
+    size of the file. Whether the values are what they claim to be is another question:
+    :func:`verify` answers it for the certificate.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    modules : dict or None, default=None
+        Under "encoder" and "decoder" the classes, functions or modules that the VAE
+        was made of, if they were your own; they get the weights in the file.
+
+    Returns
+    -------
+    GMMTeacher, CertifiedVAE or CollapseCertifier
+        Fitted, on the device that its parameter `device` asks for, or on the CPU where
+        that is not there. `callbacks` and `memory` are None.
+
+    Raises
+    ------
+    InvalidFileError
+        If the file is not one that :func:`save` wrote.
+    ValueError
+        If `modules` are not those that the file needs.
+    OSError
+        If the file cannot be opened.
+    ImportError
+        If the package safetensors is not installed.
+
+    See Also
+    --------
+    save : The way there, with an example.
+    """
+    modules = modules or {}
+    if unknown := modules.keys() - {"encoder", "decoder"}:
+        raise ValueError(
+            "modules must have keys among 'encoder' and 'decoder', got "
+            f"{sorted(unknown)}."
+        )
+    budget = Budget()
+    with naming(path):
+        return _restore(*from_bytes(read_bytes(path), budget), modules, budget)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file inside the block into an error that names it."""
+    try:
+        yield
+    except (InvalidFileError, OwnModuleError, OSError, ImportError):
+        raise
+    except Exception as error:  # whatever taking wrong data for right ones ends in
+        reason = f"{type(error).__name__}: {error}"[:500]
+        raise InvalidFileError(
+            f"{os.fspath(path)} must be a file as skvaecert saves it, got one that "
+            f"cannot be taken: {reason} Nothing in it was run."
+        ) from error
+
+
+def _restore(
+    content: Any, arrays: Arrays, checksum: str, modules: Modules, budget: Budget
+) -> Any:
+    if content["format"] != "skvaecert" or content["schema"] != SCHEMA:
+        raise ValueError(
+            f"its schema is {content['schema']!r}, and this version of skvaecert reads "
+            f"{SCHEMA}. If the file is newer, update skvaecert."
+        )
+    objects = content["objects"]
+    if "origin" in (objects[-1]["fitted"] or {}):
+        # The same wherever it is loaded, so that parts of a certificate can be merged.
+        objects[-1]["fitted"]["origin"] = checksum
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Unpacker(arrays, modules, budget).unpack(objects)

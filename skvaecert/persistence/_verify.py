@@ -1,0 +1,188 @@
+"""Make the certificate in a file again."""
+
+import contextlib
+import dataclasses
+import math
+import os
+from dataclasses import dataclass
+
+from numpy.typing import ArrayLike
+
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certifier.certifier import CollapseCertifier
+from skvaecert.exceptions import InvalidFileError
+from skvaecert.persistence._objects import Modules
+from skvaecert.persistence._save import Path, load, naming
+
+__all__ = ["Verification", "verify"]
+
+# Of values other than margins, as a share.
+_CLOSE = 1e-6
+_MARGINS = ("margin", "margin_low", "margin_high", "alignment_loss")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a saved certificate is what the saved model gives on samples at hand.
+
+    Attributes
+    ----------
+    stored : Certificate
+        The certificate in the file.
+    recomputed : Certificate or None
+        The certificate made again; None on samples other than those of the fit, of
+        which the stored certificate says nothing.
+
+    See Also
+    --------
+    verify : Makes one.
+    """
+
+    stored: Certificate
+    recomputed: Certificate | None
+
+    @property
+    def same_samples(self) -> bool:
+        """Whether samples, and posteriors if there are any, have the stored hash.
+
+        Returns
+        -------
+        bool
+            True if they do.
+        """
+        return self.recomputed is not None
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Names of the values in which the two certificates differ.
+
+        Margins and the alignment loss may differ by the recomputed tolerance, but not
+        by more than the teacher information; other values by 1e-6 of their size.
+
+        Returns
+        -------
+        tuple of str
+            Empty if they agree, or if there is none to compare with.
+        """
+        if self.recomputed is None:
+            return ()
+        fields = [field.name for field in dataclasses.fields(Certificate)]
+        return tuple(name for name in fields if not self._agrees_in(name))
+
+    @property
+    def agrees(self) -> bool | None:
+        """Whether the two certificates agree.
+
+        Returns
+        -------
+        bool or None
+            None on other samples, which tell nothing about the model.
+        """
+        return None if self.recomputed is None else not self.differences
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether the samples are those of the certificate, and the values too.
+
+        Returns
+        -------
+        bool
+            True only if both are.
+        """
+        return self.agrees is True
+
+    def __str__(self) -> str:
+        if self.recomputed is None:
+            return (
+                "Not confirmed: these are other samples than those of the certificate, "
+                "which says nothing about them. Give the samples of the fit, all of "
+                "them and in their order, and its teacher_proba if there was one."
+            )
+        if self.agrees:
+            return (
+                f"Confirmed: on these samples, those of the certificate, the model is "
+                f"{self.stored.verdict} with margin {self.stored.margin:.6g} nats, as "
+                "the certificate says."
+            )
+        told = "; ".join(map(self._told, self.differences))
+        return f"Not confirmed: on the samples of the certificate, {told}."
+
+    def _told(self, name: str) -> str:
+        stored, recomputed = getattr(self.stored, name), getattr(self.recomputed, name)
+        return f"{name} is stored as {stored!r} and recomputed as {recomputed!r}"
+
+    def _agrees_in(self, name: str) -> bool:
+        stored, recomputed = getattr(self.stored, name), getattr(self.recomputed, name)
+        if not (isinstance(stored, float) and isinstance(recomputed, float)):
+            return bool(stored == recomputed)
+        both_nan = math.isnan(stored) and math.isnan(recomputed)
+        slack = self._slack if name in _MARGINS else 0.0
+        return both_nan or math.isclose(
+            stored, recomputed, rel_tol=_CLOSE, abs_tol=slack
+        )
+
+    @property
+    def _slack(self) -> float:
+        assert self.recomputed is not None
+        return min(self.recomputed.tolerance, self.recomputed.teacher_information)
+
+
+def verify(
+    path: Path,
+    X: ArrayLike,
+    *,
+    teacher_proba: ArrayLike | None = None,
+    modules: Modules | None = None,
+) -> Verification:
+    """Load a certifier and make its training certificate again.
+
+    Parameters
+    ----------
+    path : str or path
+        A file with a :class:`skvaecert.CollapseCertifier`.
+    X : array-like of shape (n_samples, n_features)
+        The samples of its `fit`, all of them and in their order. For a fitted witness
+        the certificate is on half of them.
+    teacher_proba : array-like of shape (n_samples, n_components), default=None
+        The posteriors of its `fit`, if there were any.
+    modules : dict or None, default=None
+        As in :func:`load`.
+
+    Returns
+    -------
+    Verification
+        Prints as a sentence.
+
+    Raises
+    ------
+    InvalidFileError
+        If the file is not valid or holds no certifier.
+    ValueError
+        If `modules` are not those that the file needs.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn.datasets import load_iris
+    >>> from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+    >>> from skvaecert.persistence import save, verify
+    >>> X = load_iris().data
+    >>> vae = CertifiedVAE(
+    ...     GMMTeacher(n_components=3), latent_dim=2, device="cpu", random_state=0)
+    >>> certifier = CollapseCertifier(vae).fit(X)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(certifier, f"{folder}/iris.safetensors")
+    ...     verification = verify(f"{folder}/iris.safetensors", X)
+    >>> verification.confirmed
+    True
+    """
+    certifier = load(path, modules=modules)
+    if not isinstance(certifier, CollapseCertifier):
+        raise InvalidFileError(
+            f"{os.fspath(path)} must hold a CollapseCertifier to be verified, got a "
+            f"{type(certifier).__name__}, which has no certificate."
+        )
+    # Samples that were certified once are not to blame if they cannot be any more.
+    with contextlib.nullcontext() if modules else naming(path):
+        recomputed = certifier.__recertify__(X, teacher_proba)
+    return Verification(certifier.certificate_, recomputed)
