@@ -35,7 +35,7 @@ def fingerprint(value: Any) -> str:
     elif isinstance(value, list | tuple) or (
         isinstance(value, np.ndarray) and value.ndim == 1
     ):
-        value = [fingerprint(item) for item in value]
+        value = [_item(item) for item in value]
     elif isinstance(value, BaseEstimator):
         value = _public(value)
     elif isinstance(value, partial):
@@ -49,6 +49,13 @@ def fingerprint(value: Any) -> str:
         return joblib.hash(value)
     except Exception:  # locks, files, local classes: whatever cannot be pickled
         return repr(value)
+
+
+def _item(value: Any) -> Any:
+    """Return what stands for an item of a list: values themselves, which are many."""
+    if isinstance(value, Real):
+        return float(value)
+    return str(value) if isinstance(value, str) else fingerprint(value)
 
 
 def _public(estimator: BaseEstimator) -> tuple[str, dict[str, str]]:

@@ -1,7 +1,8 @@
 """What a stranger can do to a file, and a process that takes thousands of such files.
 
-`python tests/persistence_attacks.py FILE` loads mutations of a file under a limit on
-memory and an audit hook, and prints how many were refused and how many were loaded.
+`python tests/persistence_attacks.py FILE` measures the memory that attacks on it get,
+then loads mutations of the file under a limit on memory and an audit hook, and prints
+what came of them.
 """
 
 import hashlib
@@ -40,10 +41,10 @@ def signed(content, arrays):
 
 
 def forge(path, change):
-    """Let `change` edit content and arrays in place, and sign what comes of it."""
+    """Let `change` edit content and arrays, or return other text, and sign it."""
     content, arrays = parts_of(path)
-    change(content, arrays)
-    path.write_bytes(signed(content, arrays))
+    text = change(content, arrays)
+    path.write_bytes(signed(content if text is None else text, arrays))
 
 
 def fitted(content, kind):
@@ -79,7 +80,7 @@ def edited_content(content, arrays, rng):
         node, key = rng.choice(places)
         how = rng.randrange(5)
         if how <= 1:
-            node[key] = rng.choice(JUNK)
+            node[key] = json.loads(json.dumps(rng.choice(JUNK)))
         elif how == 2:
             other, its = rng.choice(places)
             node[key] = json.loads(json.dumps(other[its]))
@@ -119,7 +120,21 @@ def edited_header(data, rng):
     """Change the header as text and leave the rest as it is."""
     (size,) = struct.unpack("<Q", data[:8])
     header = data[8 : 8 + size].decode()
-    words = ["F64", "F32", "I64", "BOOL", "BF16", "[", "]", "{", ":", ",", "0", "9", '"']
+    words = [
+        "F64",
+        "F32",
+        "I64",
+        "BOOL",
+        "BF16",
+        "[",
+        "]",
+        "{",
+        ":",
+        ",",
+        "0",
+        "9",
+        '"',
+    ]
     place = rng.randrange(len(header))
     made = rng.choice(words)
     header = header[:place] + made + header[place + rng.randrange(len(made) + 1) :]
@@ -162,8 +177,6 @@ def forbid(event, args):
     """Audit hook: nothing but reading a file."""
     writes = event == "open" and (args[1] or "r") != "r" and args[1] != "rb"
     if writes or event.startswith(FORBIDDEN):
-        import traceback
-        traceback.print_stack()
         print("FORBIDDEN", event, args[:2], flush=True)
         os._exit(1)
 
@@ -176,51 +189,181 @@ def limit_memory(n_bytes):
 
 
 def outcome(path, X):
-    """Load a file and use it: how it was refused, or "finite"."""
+    """Load a file and use it; anything but these outcomes is an error."""
     from skvaecert.exceptions import InvalidFileError
     from skvaecert.persistence import load
 
     try:
         loaded = load(path)
     except InvalidFileError as error:
-        assert not isinstance(error.__cause__, MemoryError), error
-        return "refused"
-    except ValueError as error:  # modules that nobody brings
-        assert str(error).startswith("modules must have the"), error
-        return "refused"
-    try:
-        predicted = loaded.transform(X)
-    except ValueError as error:  # the model says that X is not for it
-        assert str(error).startswith(("X ", "estimator must", "teacher")), error
-        return "declined"
-    assert np.isfinite(predicted).all()
-    return "finite"
+        return "no memory" if isinstance(error.__cause__, MemoryError) else "refused"
+    except ValueError as error:
+        if str(error).startswith("modules must have the"):  # which nobody brings
+            return "refused"
+        raise
+    return "finite" if np.isfinite(loaded.transform(X)).all() else "not finite"
 
 
-def main(path):
-    """Take all mutations."""
+def peak(function):
+    """Peak memory of a child process that calls a function, in bytes."""
+    child = os.fork()
+    if child == 0:
+        function()
+        os._exit(0)
+    _, status, usage = os.wait4(child, 0)
+    assert status == 0
+    return 1024 * usage.ru_maxrss
+
+
+def large(path, change):
+    """Forge, load in a process of its own: memory used, allowed, and the outcome."""
+    from skvaecert.exceptions import InvalidFileError
+    from skvaecert.persistence import load
+
+    def attempt():
+        try:
+            load(forged)
+            forged.with_suffix(".said").write_text("loaded")
+        except InvalidFileError as error:
+            forged.with_suffix(".said").write_text(str(error))
+
+    forged = path.with_name("forged")
+    forged.write_bytes(path.read_bytes())
+    forge(forged, change)
+    used = peak(attempt) - peak(lambda: None)
+    allowed = 64 * MIB + 4 * forged.stat().st_size
+    return used, allowed, forged.with_suffix(".said").read_text()
+
+
+def with_json(kind, name, text):
+    """Give a parameter of the fitted VAE, or of its unfitted teacher, any JSON."""
+
+    def change(content, arrays):
+        node = fitted(content, "CertifiedVAE")
+        if kind == "GMMTeacher":
+            node = content["objects"][node["params"]["teacher"]["object"]]
+        node["params"][name] = "MARK"
+        return json.dumps(content).replace('"MARK"', text)
+
+    return change
+
+
+def with_state(lists):
+    def change(content, arrays):
+        state = fitted(content, "GMMTeacher")["fitted"]
+        state["search_results_"] = {"dict": {"x": "MARK"}}
+        return json.dumps(content).replace('"MARK"', f"[{lists}1]")
+
+    return change
+
+
+def with_history(n_rows, columns, dtype):
+    def change(content, arrays):
+        net = fitted(content, "CertifiedVAE")["fitted"]["net"]["dict"]
+        table = net["history"]["rows"][1]["dict"]
+        for values, _ in table.values():
+            arrays[values["array"]] = np.ones(n_rows, dtype)
+        for i in range(columns):
+            arrays[f"{i}"], table[f"{i}"] = (
+                np.ones(n_rows, dtype),
+                [{"array": f"{i}"}, None],
+            )
+        net["history"]["rows"][0] = n_rows
+
+    return change
+
+
+def with_layers(n_layers):
+    """Many layers of one unit each, with the weights for them."""
+    from skvaecert.networks import make_vae
+
+    def change(content, arrays):
+        node = fitted(content, "CertifiedVAE")
+        node["params"]["hidden_sizes"] = [1] * n_layers
+        net = node["fitted"]["net"]["dict"]
+        for weight in net["weights"]["dict"].values():
+            del arrays[weight["array"]]
+        module = make_vae(5, 2, [1] * n_layers)
+        weights = {k: v.numpy() for k, v in module.state_dict().items()}
+        arrays.update(weights)
+        net["weights"]["dict"] = {name: {"array": name} for name in weights}
+        n_weights = sum(weight.size for weight in weights.values())
+        for name in ("exp_avg", "exp_avg_sq"):
+            arrays[net[name]["array"]] = np.zeros(n_weights, np.float32)
+
+    return change
+
+
+def with_vertices(*shape):
+    def change(content, arrays):
+        node = fitted(content, "CertifiedVAE")
+        node["params"]["latent_dim"] = shape[1]
+        node["fitted"]["teacher_"] = None
+        arrays[node["fitted"]["vertices_"]["array"]] = np.zeros(shape)
+
+    return change
+
+
+def with_texts(n_texts):
+    def change(content, arrays):
+        arrays["texts"] = np.full((n_texts, 1), 0x4E00, np.uint32)
+        results = {"dict": {"x": {"objects": "texts"}}}
+        fitted(content, "GMMTeacher")["fitted"]["search_results_"] = results
+
+    return change
+
+
+def memory(path):
+    """Attacks on memory: as much as is allowed, and more; by name."""
+    lists, deep = "[[[]]]," * 80_000, "[" * 10**5 + "]" * 10**5
+    attacks = {
+        "JSON": with_json("GMMTeacher", "verbose", f"[{lists}1]"),
+        "JSON of a state": with_state("[[[]]]," * 80_000),
+        "more JSON": with_json("GMMTeacher", "verbose", f"[{lists * 2}1]"),
+        "wide JSON": with_json("GMMTeacher", "verbose", '"' + "😀" * 150_000 + '"'),
+        "deep JSON": with_json("GMMTeacher", "verbose", deep),
+        "long list": with_json("GMMTeacher", "n_components", f"[{'1,' * 250_000}1]"),
+        "long number": with_json("GMMTeacher", "max_iter", "9" * 4000),
+        "epochs": with_history(22_000, 0, np.uint8),
+        "more epochs": with_history(60_000, 0, np.uint8),
+        "columns": with_history(1000, 300, np.uint8),
+        "layers": with_layers(400),
+        "more layers": with_layers(2000),
+        "huge layer": with_json("CertifiedVAE", "hidden_sizes", "[1000000000]"),
+        "many layers": with_json("CertifiedVAE", "hidden_sizes", f"[{'1,' * 900}1]"),
+        "many vertices": with_vertices(50_000, 1),
+        "no vertices": with_vertices(0, 10**9),
+        "texts": with_texts(380_000),
+        "more texts": with_texts(10**6),
+    }
+    return {name: large(path, change) for name, change in attacks.items()}
+
+
+def mutated(path):
+    """Take all mutations: how many there were of each outcome."""
     from skvaecert.persistence import load
 
     X = np.load(path.with_suffix(".npy"))
-    warnings.simplefilter("ignore")
     assert outcome(path, X) == "finite"
-    assert repr(parts_of(path)) and repr(load(path))
+    assert repr(load(path))
     # What errors and their text need is imported before nothing may be any more.
-    mutated = path.with_name("mutated")
-    for made in list(mutations(path, seed=1))[::20]:
-        mutated.write_bytes(made)
-        outcome(mutated, X)
+    place = path.with_name("mutated")
+    for made in list(mutations(path, seed=1))[::50]:
+        place.write_bytes(made)
+        outcome(place, X)
     files = list(mutations(path))
-    descriptor = os.open(mutated, os.O_RDWR)
+    descriptor = os.open(place, os.O_RDWR)
     limit_memory(64 * MIB + 4 * path.stat().st_size)
     sys.addaudithook(forbid)
     counts = Counter()
     for made in files:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, made, 0)
-        counts[outcome(mutated, X)] += 1
-    print(json.dumps({"files": len(files), **counts}))
+        counts[outcome(place, X)] += 1
+    return counts
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    warnings.simplefilter("ignore")
+    file = Path(sys.argv[1])
+    print(json.dumps({"memory": memory(file), "mutated": mutated(file)}))

@@ -40,7 +40,12 @@ from skvaecert._teacher.search import (
 from skvaecert._teacher.state import FITTED, check_gmm
 from skvaecert.exceptions import UninformativeTeacherWarning
 from skvaecert.metrics import teacher_information
-from skvaecert.simplex import Floats, analytic_energy, temper
+from skvaecert.simplex import (
+    Floats,
+    analytic_energy,
+    check_teacher_proba,
+    temper,
+)
 
 __all__ = ["GMMTeacher", "counts_of"]
 
@@ -607,6 +612,10 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
         self._validate_params()
         check_gmm(state)
         put(self, state, FITTED)
+        # A sample one standard deviation off the mean must have a posterior.
+        deviations = np.sqrt(self.pca_.explained_variance_)[np.newaxis]
+        sample = self.pca_.inverse_transform(deviations)
+        check_teacher_proba(self._read_posterior(sample))
 
 
 def _refuse(fit_params: dict[str, Any]) -> None:

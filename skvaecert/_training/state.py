@@ -87,7 +87,10 @@ def _moments(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[np.float32]]
 
 
 def filled_module(
-    make: Callable[[Sequence[str]], VAE], state: Mapping[str, Any], own: Sequence[str]
+    make: Callable[[Sequence[str]], VAE],
+    state: Mapping[str, Any],
+    own: Sequence[str],
+    n_features: int,
 ) -> VAE:
     """Make a module, once it is known that it is as large as the saved weights are.
 
@@ -107,9 +110,19 @@ def filled_module(
             raise OwnModuleError(
                 f"modules must be those that were saved as {own}, got others: {error}"
             ) from error
+    if not own:
+        _check_finite(module, n_features)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in state["frozen"])
     return module
+
+
+def _check_finite(module: VAE, n_features: int) -> None:
+    """Check what a VAE makes of one drawn sample, which takes little memory."""
+    with torch.no_grad(), seeded(0, torch.device("cpu")):
+        result = module.eval()(torch.randn(1, n_features))
+    if not all(part.isfinite().all() for part in result):
+        raise ValueError("a net must compute finite values from its weights.")
 
 
 def _check_weights(

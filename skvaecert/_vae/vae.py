@@ -1293,7 +1293,7 @@ class CertifiedVAE(
         self._split_seed, net = state["split_seed"], state["net"]
         device = device_for(self.device)
         self.net_ = self._make_net(
-            filled_module(self._make_module, net, own),
+            filled_module(self._make_module, net, own, self.n_features_in_),
             device,
             kl_weight=net["kl_weight"],
             alignment_weight=saved_alignment(net, device),

@@ -39,7 +39,7 @@ class Budget:
     """Memory that everything but the values of arrays may take, in bytes."""
 
     def __init__(self) -> None:
-        self.left = 48 * 2**20
+        self.left = 40 * 2**20
 
     def spend(self, n_bytes: int, what: str) -> None:
         """Take a part of it, before the memory itself is taken."""

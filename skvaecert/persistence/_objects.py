@@ -100,6 +100,8 @@ _NOT_SAVED = ("callbacks", "memory")
 # A row of a table is a dict, and may be so twice: in the history of a net and of a VAE.
 _ROW_COST, _CELL_COST = 600, 80
 _TEXT_COST = 100
+# Items of parameters are hashed one by one, to tell later whether they changed.
+_MOST_ITEMS = 1000
 
 
 def _table(kind: type, params: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -134,6 +136,21 @@ def _check_inside(owner: type | None, value: Any, where: str) -> None:
             f"{type(inner).__name__}. For anything else use pickle, for yourself "
             "only, or export_onnx."
         )
+
+
+def _check_params(kind: type, params: Mapping[str, Any]) -> None:
+    """Check that parameters are those that are saved: plain values, or a few."""
+    known = _PARAMS.get(kind, params.keys())
+    for name, value in params.items():
+        is_row = isinstance(value, list | tuple | np.ndarray)
+        items = list(value[: _MOST_ITEMS + 1]) if is_row else [value]
+        nested = any(isinstance(i, list | tuple | dict | np.ndarray) for i in items)
+        unsaved = name not in known or (name in _NOT_SAVED and value is not None)
+        if unsaved or nested or len(items) > _MOST_ITEMS:
+            raise ValueError(
+                f"{name} of a {kind.__name__} must be a plain value or a list of at "
+                f"most {_MOST_ITEMS} to be saved."
+            )
 
 
 class _Place(NamedTuple):
@@ -324,10 +341,8 @@ class Unpacker:
     def _make(self, type: str, params: Any, fitted: Any) -> Any:
         kind = self._owner = _TYPES[type]
         params = {k: self._value(v) for k, v in params.items()}
-        if unknown := params.keys() - _PARAMS.get(kind, params.keys()):
-            raise ValueError(f"a {type} in it has parameters {sorted(unknown)[:3]}.")
-        if any(params.get(name) is not None for name in _NOT_SAVED):
-            raise ValueError(f"it has {_NOT_SAVED}, which are never saved.")
+        if issubclass(kind, BaseEstimator):
+            _check_params(kind, params)
         made = kind(**params)
         if kind is FrozenEstimator:
             check_is_fitted(made)
@@ -357,6 +372,8 @@ class Unpacker:
         return self._kinds[kind](content)
 
     def _object(self, number: int) -> Any:
+        if type(number) is not int or not 0 <= number < len(self._made):
+            raise ValueError("an object in it refers to none before it.")
         value = self._made[number]
         _check_inside(self._owner, value, "an object in it")
         self._used.add(number)

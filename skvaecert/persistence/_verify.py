@@ -116,15 +116,19 @@ class Verification:
         if not (isinstance(stored, float) and isinstance(recomputed, float)):
             return bool(stored == recomputed)
         both_nan = math.isnan(stored) and math.isnan(recomputed)
-        slack = self._slack if name in _MARGINS else 0.0
+        slack = self._slack.get(name, 0.0)
         return both_nan or math.isclose(
             stored, recomputed, rel_tol=_CLOSE, abs_tol=slack
         )
 
     @property
-    def _slack(self) -> float:
+    def _slack(self) -> dict[str, float]:
+        """How far margins may differ, beside their relative difference."""
         assert self.recomputed is not None
-        return min(self.recomputed.tolerance, self.recomputed.teacher_information)
+        information = self.recomputed.teacher_information
+        slack = min(self.recomputed.tolerance, information)
+        share = slack / information if information else 0.0
+        return dict.fromkeys(_MARGINS, slack) | {"relative_margin": share}
 
 
 def verify(
