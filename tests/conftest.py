@@ -47,16 +47,18 @@ def _close_figures():
         sys.modules["matplotlib.pyplot"].close("all")
 
 
-def four_groups():
+@pytest.fixture(scope="session")
+def shared_blobs():
+    """The blobs, for fixtures that live longer than a test."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(4, 6)) * 4
     return centres[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
 
 
 @pytest.fixture
-def blobs():
+def blobs(shared_blobs):
     """Four groups in six dimensions: small, and easy to tell apart."""
-    return four_groups()
+    return shared_blobs.copy()
 
 
 def quick_vae(teacher):
@@ -79,10 +81,10 @@ def small_vae():
 
 
 @pytest.fixture(scope="session")
-def fitted():
+def fitted(shared_blobs):
     """A certifier fitted on ``blobs[::2]``. It is shared: do not fit or change it."""
     teacher = GMMTeacher(4, covariance_type="spherical", random_state=0)
-    return CollapseCertifier(quick_vae(teacher)).fit(four_groups()[::2])
+    return CollapseCertifier(quick_vae(teacher)).fit(shared_blobs[::2])
 
 
 @pytest.fixture(
