@@ -14,7 +14,7 @@ PACKAGE = Path(skvaecert.__file__).parent
 
 # Every module may import those above its own line, and packages as far as listed.
 FLOORS = [
-    {"exceptions", "_readers"},
+    {"exceptions"},
     {"_archive"},
     {"simplex"},
     {"metrics"},

@@ -1,8 +1,8 @@
 """Readers of the official files of MNIST, CIFAR-10, CIFAR-100 and Tiny-ImageNet.
 
-Each takes the folder of the unpacked files and returns a Bunch: `data`, uint8 samples of
-shape (n_samples, channels * height * width), `target`, the labels from 0, and
-`image_shape`, (channels, height, width).
+Each takes the folder of the files and returns a Bunch: `data`, uint8 samples of shape
+(n_samples, channels * height * width), `target`, the labels from 0, and `image_shape`,
+(channels, height, width).
 """
 
 import gzip
@@ -89,15 +89,15 @@ def read_idx(path, *shape):
     head = struct.pack(f">{2 + len(shape)}I", 0x801 + len(shape), n, *shape)
     if len(contents) != n_head + n * size or contents[:n_head].tobytes() != head:
         raise ValueError(
-            f"{path} must be an IDX file of bytes, of shape {('n', *shape)}: the header "
-            f"of {len(contents)} bytes must be {head.hex(' ', 4)}, got "
+            f"{path} must be an IDX file of bytes, of shape {('n', *shape)}: with "
+            f"{len(contents)} bytes it must begin with {head.hex(' ', 4)}, got "
             f"{contents[:n_head].tobytes().hex(' ', 4)}."
         )
     return contents[n_head:].reshape(n, *shape)
 
 
 def read_cifar(path, n_classes):
-    """Map the records of a CIFAR file: labels, each of so many classes, and an image."""
+    """Map the records of a CIFAR file, each of one or two labels and an image."""
     size = len(n_classes) + 3 * 32 * 32
     contents = read_bytes(path)
     if len(contents) % size:
@@ -141,8 +141,8 @@ def tiny_imagenet_val(folder, classes):
     }
     if None in found.values() or {*found} != {*folder.glob("images/*.JPEG")}:
         raise ValueError(
-            f"{listed} must list the images in {folder / 'images'}, each with a WordNet "
-            "id of wnids.txt."
+            f"{listed} must list the images in {folder / 'images'}, each with a "
+            "WordNet id of wnids.txt."
         )
     return found
 
