@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
+from inspect import cleandoc
 from typing import Any
 
 import numpy as np
@@ -41,56 +42,54 @@ __all__ = [
 LOWEST_SCORE = float(np.finfo(np.float32).min)
 
 
-class Scorer:
-    """A score without labels for the parameter ``scoring``: ``scorer(estimator, X)``.
+# What the docstrings of all scorers share.
+_CALL = """
+Parameters
+----------
+estimator : fitted estimator
+    A :class:`CollapseCertifier` or :class:`CertifiedVAE`, a Pipeline that ends in one,
+    or a search over one.
+X : array-like of shape (n_samples, n_features)
+    Samples. They pass through the steps before the certifier.
+y : Ignored
+    Present by convention.
+**options : dict
+    The options named above, if any; set them with :func:`functools.partial`.
 
-    The estimator is a fitted :class:`CollapseCertifier` or :class:`CertifiedVAE`, a
-    Pipeline that ends in one, or a search over one. `X` goes through the steps before
-    it. The score is a finite float, and greater is better. :func:`functools.partial`
-    sets options. An estimator that has no such score raises a TypeError.
+Returns
+-------
+float
+    Finite, and greater is better. `LOWEST_SCORE` if there is no value.
 
-    Examples
-    --------
-    >>> from functools import partial
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.model_selection import KFold, cross_validate
-    >>> from skvaecert import CertifiedVAE, GMMTeacher
-    >>> from skvaecert.model_selection import lower_bound_scorer, margin_scorer
-    >>> vae = CertifiedVAE(
-    ...     GMMTeacher(n_components=3), latent_dim=2, max_epochs=50, device="cpu",
-    ...     random_state=0)
-    >>> bound_scorer = partial(lower_bound_scorer, confidence=0.9)
-    >>> scoring = {"margin": margin_scorer, "bound": bound_scorer}
-    >>> folds = KFold(3, shuffle=True, random_state=0)
-    >>> scores = cross_validate(vae, load_iris().data, scoring=scoring, cv=folds)
-    >>> bool((scores["test_margin"] > scores["test_bound"]).all())
-    True
-    """
-
-    def __init__(self, name: str, doc: str) -> None:
-        self.name = name
-        self.__doc__ = doc
-
-    def __call__(
-        self, estimator: Any, X: ArrayLike, y: Any = None, **options: Any
-    ) -> float:
-        return float(getattr(_Scored(estimator, X), self.name)(**options))
-
-    def __repr__(self) -> str:
-        return f"{self.name}_scorer"
-
-    def __reduce__(self) -> str:
-        # Pickled and copied by name, as a function is.
-        return repr(self)
+Raises
+------
+TypeError
+    If the estimator is of another kind, or has no such score.
+"""
 
 
-margin_scorer = Scorer(
+def _scorer(name: str, summary: str, notes: str = "") -> Callable[..., float]:
+    """Make the function that asks for one score of an estimator."""
+
+    def scorer(estimator: Any, X: ArrayLike, y: Any = None, **options: Any) -> float:
+        return float(getattr(_Scored(estimator, X), name)(**options))
+
+    # Pickled by name, as other functions are.
+    scorer.__name__ = scorer.__qualname__ = f"{name}_scorer"
+    scorer.__doc__ = "\n\n".join(map(cleandoc, [summary, _CALL, notes])).rstrip()
+    return scorer
+
+
+margin_scorer = _scorer(
     "margin",
-    """Margin G = I_T - A in nats, as :meth:`CollapseCertifier.score`.
+    """Score by the margin G = I_T - A in nats, as :meth:`CollapseCertifier.score` does.
 
-    It is at most the teacher information. Below 0 its order means little: a constant
-    code reaches 0, and a healthy code that was not aligned may have less.
-
+    The margin is at most the teacher information. Below 0 its order means little: a
+    constant code reaches 0, and a healthy code that was not aligned may have less.
+    """,
+    """
+    Notes
+    -----
     The margin rises with the alignment weight, so a search that maximises nothing else
     takes the largest weight of its grid. Use :func:`best_certified` or
     :func:`smallest_certifying_weight` to choose.
@@ -98,35 +97,54 @@ margin_scorer = Scorer(
     References
     ----------
     Theory section 2; arXiv:2605.05813, arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import KFold, cross_val_score
+    >>> from skvaecert import CertifiedVAE, GMMTeacher
+    >>> from skvaecert.model_selection import margin_scorer
+    >>> vae = CertifiedVAE(
+    ...     GMMTeacher(n_components=3), latent_dim=2, max_epochs=50, device="cpu",
+    ...     random_state=0)
+    >>> folds = KFold(3, shuffle=True, random_state=0)
+    >>> X = load_iris().data
+    >>> bool((cross_val_score(vae, X, scoring=margin_scorer, cv=folds) > 0.5).all())
+    True
     """,
 )
 
-relative_margin_scorer = Scorer(
+relative_margin_scorer = _scorer(
     "relative_margin",
-    """Share G / I_T of the teacher information that the margin reaches, at most 1.
+    """Score by the share G / I_T of the teacher information that the margin reaches.
 
-    It forgives a weak teacher: all of 0.1 nats scores higher than half of 2 nats. Use
-    it where the teacher stays the same. `LOWEST_SCORE` where the teacher does not tell
-    the samples apart.
+    It is at most 1, and has no value where the teacher does not tell the samples apart.
     """,
-)
-
-lower_bound_scorer = Scorer(
-    "lower_bound",
-    """Lower confidence bound on the margin of the population, in nats.
-
-    Options are `bound`, a function of :mod:`skvaecert.bounds` (default:
-    :func:`~skvaecert.bounds.betting_bound`), and the keywords of that function,
-    `confidence` for example. The samples must be drawn independently from the
-    population, and must not have been used in a fit.
-
+    """
     Notes
     -----
-    *Guarantee.* For one fitted model, over the draw of the samples of one test fold,
-    the score of that fold is at most the margin of the population with probability
-    `confidence` or more. The mean over folds is no bound, and neither is the score of
-    the best of several candidates: bound the chosen model on samples that took no part
-    in the search.
+    The share forgives a weak teacher: all of 0.1 nats scores higher than half of 2
+    nats. Use it where the teacher stays the same.
+    """,
+)
+
+lower_bound_scorer = _scorer(
+    "lower_bound",
+    """Score by a lower confidence bound on the margin of the population, in nats.
+
+    The samples must be drawn independently from the population, and must not have been
+    used in a fit. Options are `bound`, a function of :mod:`skvaecert.bounds`
+    (:func:`~skvaecert.bounds.betting_bound` by default), and the keywords of that
+    function: `confidence`, 0.95 by default, and `floor`.
+    """,
+    """
+    Notes
+    -----
+    *Guarantee.* That of :func:`skvaecert.bounds.betting_bound`: for one fitted model,
+    over the draw of the samples of one test fold, the score of that fold is at most the
+    margin of the population with probability `confidence` or more. The mean over folds
+    is no bound, and neither is the score of the best of several candidates: bound the
+    chosen model on samples that took no part in the search.
 
     References
     ----------
@@ -134,49 +152,52 @@ lower_bound_scorer = Scorer(
     """,
 )
 
-elbo_scorer = Scorer(
+elbo_scorer = _scorer(
     "elbo",
-    """Mean evidence lower bound in nats per sample, as :meth:`CertifiedVAE.score`.
+    """Score by the mean evidence lower bound, as :meth:`CertifiedVAE.score` does.
 
-    The encoder must be a :class:`CertifiedVAE`. The ELBO is a density of the samples
-    that reach the VAE: compare only candidates whose earlier steps are the same.
+    The encoder must be a :class:`CertifiedVAE`. The score, in nats per sample, is a
+    density of the samples that reach the VAE: compare only candidates whose earlier
+    steps are the same.
     """,
 )
 
-reconstruction_scorer = Scorer(
+reconstruction_scorer = _scorer(
     "reconstruction",
-    r"""Minus the share of variance that reconstructions leave unexplained, at most 0.
+    """Score by minus the share of variance that reconstructions leave unexplained.
 
     With x' the reconstruction of the latent mean of x, this is::
 
         - sum_ij (x_ij - x'_ij)^2 / sum_ij (x_ij - mean x_j)^2
 
-    The share has no unit, so that data sets and scales compare; a decoder that returns
-    the mean sample scores about -1. The encoder must have `inverse_transform`. The
-    samples are those that reach the encoder, after the steps before it.
+    It is at most 0 and has no unit, so that data sets and scales compare; a decoder
+    that returns the mean sample scores about -1. The encoder must have
+    `inverse_transform`. The samples are those that reach the encoder, after the steps
+    before it.
     """,
 )
 
-sampled_information_scorer = Scorer(
+sampled_information_scorer = _scorer(
     "sampled_information",
-    """Information in drawn codes in nats, a lower bound on I(x; z).
+    """Score by the information in drawn codes, a lower bound on I(x; z), in nats.
 
     This is the margin of ``certify(X, kind="sampled")``. On samples of the fit, which
     `certify` refuses, it is a training score and too high. The option `n_draws` is the
     number of codes drawn per sample, 8 by default.
 
     The estimator must have a :class:`CollapseCertifier`, whose fit tempers the witness
-    for drawn codes. A ValueError says if its encoder has no `encode`.
-
+    for drawn codes. If its encoder has no `encode`, a ValueError says so.
+    """,
+    """
     References
     ----------
     Theory section 6.
     """,
 )
 
-certified_scorer = Scorer(
+certified_scorer = _scorer(
     "certified",
-    """1.0 if the latent mean is certified on the samples, else 0.0.
+    """Score 1.0 if the latent mean is certified on the samples, else 0.0.
 
     Samples that a witness was fitted on count as not certified.
     """,
