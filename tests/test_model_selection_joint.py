@@ -122,6 +122,7 @@ def test_default_estimator_and_certifiers_seed(blobs, stacks):
         "estimator__max_epochs": [2],
         "estimator__device": ["cpu"],
         "estimator__teacher__n_components": [4],
+        "estimator__teacher__covariance_type": ["spherical"],
     }
     assert_same_results(*both(CollapseCertifier(), grid, blobs))
     # Two architectures.
