@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
-from inspect import cleandoc
+from inspect import getdoc
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,174 @@ __all__ = [
 LOWEST_SCORE = float(np.finfo(np.float32).min)
 
 
-# What the docstrings of all scorers share.
+class _Scored:
+    """An estimator and samples; each method is a score, and says what it is."""
+
+    def __init__(self, estimator: Any, X: ArrayLike) -> None:
+        inner, self.samples = _certifying_part(estimator, X)
+        self.has_certifier = isinstance(inner, CollapseCertifier)
+        if not self.has_certifier:
+            inner = CollapseCertifier(FrozenEstimator(inner)).fit(self.samples)
+        check_is_fitted(inner)
+        self.certifier: CollapseCertifier = inner
+
+    @cached_property
+    def _means(self) -> NDArray[np.floating]:
+        return np.asarray(self.certifier.transform(self.samples))
+
+    @cached_property
+    def _part(self) -> PartialCertificate:
+        return self.certifier.partial_certificate(self.samples, part=0)
+
+    @cached_property
+    def _certificate(self) -> Certificate:
+        return _concluded(self._part)
+
+    @property
+    def _encoder(self) -> Any:
+        encoder = self.certifier.estimator_
+        encoder = getattr(encoder, "best_estimator_", encoder)
+        return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
+
+    def certified(self) -> float:
+        """Score 1.0 if the latent mean is certified on the samples, else 0.0.
+
+        Samples that a witness was fitted on count as not certified.
+        """
+        try:
+            certificate = self._part.certificate()
+        except ValueError:  # samples that the witness was fitted on
+            return 0.0
+        return float(certificate.verdict == "certified")
+
+    def margin(self) -> float:
+        """Score by the margin G = I_T - A in nats, as CollapseCertifier.score does.
+
+        The margin is at most the teacher information. Below 0 its order means little: a
+        constant code reaches 0, and a healthy code that was not aligned may have less.
+
+        The margin rises with the alignment weight, so a search that maximises nothing
+        else takes the largest weight of its grid. Use :func:`best_certified` or
+        :func:`smallest_certifying_weight` to choose (theory section 2;
+        arXiv:2605.05813, arXiv:2605.18224).
+        """
+        return self._certificate.margin
+
+    def relative_margin(self) -> float:
+        """Score by the share G / I_T of the teacher information that the margin reaches.
+
+        It is at most 1, and has no value where the teacher does not tell the samples
+        apart. It forgives a weak teacher: all of 0.1 nats scores higher than half of 2
+        nats. Use it where the teacher stays the same.
+        """
+        return _finite(self._certificate.relative_margin)
+
+    def lower_bound(
+        self, bound: Callable[..., float] = betting_bound, **options: Any
+    ) -> float:
+        """Score by a lower confidence bound on the margin of the population, in nats.
+
+        The samples must be drawn independently from the population, and must not have
+        been used in a fit. Options are `bound`, a function of :mod:`skvaecert.bounds`
+        (:func:`~skvaecert.bounds.betting_bound` by default), and the keywords of that
+        function: `confidence`, 0.95 by default, and `floor`.
+
+        *Guarantee.* For one fitted model, over the draw of the samples of one test
+        fold, the score of that fold is at most the margin of the population with
+        probability `confidence` or more. The mean over folds is no bound, and neither
+        is the score of the best of several candidates: bound the chosen model on
+        samples that took no part in the search (theory section 13).
+        """
+        teacher, n_samples = self.certifier.teacher_, len(self._means)
+        proba = posterior_of(teacher, self.samples, n_samples=n_samples)
+        log_q = self.certifier.witness_.log_proba(self._means)
+        return _finite(bound(proba, log_q, **options))
+
+    def elbo(self) -> float:
+        """Score by the mean evidence lower bound, as CertifiedVAE.score does.
+
+        The encoder must be a :class:`CertifiedVAE`. The score, in nats per sample, is a
+        density of the samples that reach the VAE: compare only candidates whose earlier
+        steps are the same.
+        """
+        if not isinstance(self._encoder, CertifiedVAE):
+            raise TypeError(
+                "estimator must have a CertifiedVAE as its encoder for the ELBO, got "
+                f"{type(self._encoder).__name__}, whose likelihood is unknown. Use "
+                "reconstruction_scorer or sampled_information_scorer."
+            )
+        return _finite(self._encoder.score(self.samples))
+
+    def reconstruction(self) -> float:
+        """Score by minus the share of variance that reconstructions leave unexplained.
+
+        With x' the reconstruction of the latent mean of x, this is::
+
+            - sum_ij (x_ij - x'_ij)^2 / sum_ij (x_ij - mean x_j)^2
+
+        It is at most 0 and has no unit, so that data sets and scales compare; a decoder
+        that returns the mean sample scores about -1. The encoder must have
+        `inverse_transform`. The samples are those that reach the encoder, after the
+        steps before it.
+        """
+        if not hasattr(self.certifier, "inverse_transform"):
+            raise TypeError(
+                "estimator must have an inverse_transform, its decoder, to be scored "
+                f"by reconstruction; {type(self._encoder).__name__} has none."
+            )
+        output = np.asarray(self.certifier.inverse_transform(self._means))
+        samples: Floats = np.asarray(self.samples, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            error = np.square(samples - output).sum()
+            return _finite(-error / np.square(samples - samples.mean(axis=0)).sum())
+
+    def sampled_information(self, n_draws: int = 8) -> float:
+        """Score by the information in drawn codes, a lower bound on I(x; z), in nats.
+
+        This is the margin of ``certify(X, kind="sampled")``. On samples of the fit,
+        which `certify` refuses, it is a training score and too high. The option
+        `n_draws` is the number of codes drawn per sample, 8 by default.
+
+        The estimator must have a :class:`CollapseCertifier`, whose fit tempers the
+        witness for drawn codes. If its encoder has no `encode`, a ValueError says so
+        (theory section 6).
+        """
+        if not self.has_certifier:
+            name = type(self._encoder).__name__
+            raise TypeError(
+                "estimator must be a CollapseCertifier to be scored by drawn codes, "
+                f"because its fit tempers the witness; got {name}. Use "
+                f"CollapseCertifier({name}(...))."
+            )
+        drawn: dict[str, Any] = {"kind": "sampled", "n_draws": n_draws}
+        try:
+            return self.certifier.certify(self.samples, **drawn).margin
+        except ValueError:
+            # Samples of the fit are refused, but searches also ask for training scores.
+            part = self.certifier.partial_certificate(self.samples, part=0, **drawn)
+            return _concluded(part).margin
+
+    def every_score(self) -> dict[str, float]:
+        scores = {
+            "certified": self.certified(),
+            "margin": self.margin(),
+            "relative_margin": self.relative_margin(),
+            "lower_bound": self.lower_bound(),
+        }
+        if hasattr(self.certifier, "inverse_transform"):
+            scores["reconstruction"] = self.reconstruction()
+        if isinstance(self._encoder, CertifiedVAE):
+            scores["elbo"] = self.elbo()
+        if self.has_certifier:
+            # Encoders without standard deviations fail here, each in its own way.
+            with suppress(Exception):
+                scores["sampled_information"] = self.sampled_information()
+        return scores
+
+
+# The end of every scorer's docstring.
 _CALL = """
+
 Parameters
 ----------
 estimator : fitted estimator
@@ -65,143 +231,32 @@ Raises
 ------
 TypeError
     If the estimator is of another kind, or has no such score.
+
+See Also
+--------
+certificate_scorers : All scores at once; an example.
 """
 
 
-def _scorer(name: str, summary: str, notes: str = "") -> Callable[..., float]:
-    """Make the function that asks for one score of an estimator."""
+def _scorer(score: Callable[..., float]) -> Callable[..., float]:
+    """Make a scorer in scikit-learn's form from a method of `_Scored`."""
 
     def scorer(estimator: Any, X: ArrayLike, y: Any = None, **options: Any) -> float:
-        return float(getattr(_Scored(estimator, X), name)(**options))
+        return float(score(_Scored(estimator, X), **options))
 
     # Pickled by name, as other functions are.
-    scorer.__name__ = scorer.__qualname__ = f"{name}_scorer"
-    scorer.__doc__ = "\n\n".join(map(cleandoc, [summary, _CALL, notes])).rstrip()
+    scorer.__name__ = scorer.__qualname__ = f"{score.__name__}_scorer"
+    scorer.__doc__ = f"{getdoc(score)}{_CALL}"
     return scorer
 
 
-margin_scorer = _scorer(
-    "margin",
-    """Score by the margin G = I_T - A in nats, as :meth:`CollapseCertifier.score` does.
-
-    The margin is at most the teacher information. Below 0 its order means little: a
-    constant code reaches 0, and a healthy code that was not aligned may have less.
-    """,
-    """
-    Notes
-    -----
-    The margin rises with the alignment weight, so a search that maximises nothing else
-    takes the largest weight of its grid. Use :func:`best_certified` or
-    :func:`smallest_certifying_weight` to choose.
-
-    References
-    ----------
-    Theory section 2; arXiv:2605.05813, arXiv:2605.18224.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.model_selection import KFold, cross_val_score
-    >>> from skvaecert import CertifiedVAE, GMMTeacher
-    >>> from skvaecert.model_selection import margin_scorer
-    >>> vae = CertifiedVAE(
-    ...     GMMTeacher(n_components=3), latent_dim=2, max_epochs=50, device="cpu",
-    ...     random_state=0)
-    >>> folds = KFold(3, shuffle=True, random_state=0)
-    >>> X = load_iris().data
-    >>> bool((cross_val_score(vae, X, scoring=margin_scorer, cv=folds) > 0.5).all())
-    True
-    """,
-)
-
-relative_margin_scorer = _scorer(
-    "relative_margin",
-    """Score by the share G / I_T of the teacher information that the margin reaches.
-
-    It is at most 1, and has no value where the teacher does not tell the samples apart.
-    """,
-    """
-    Notes
-    -----
-    The share forgives a weak teacher: all of 0.1 nats scores higher than half of 2
-    nats. Use it where the teacher stays the same.
-    """,
-)
-
-lower_bound_scorer = _scorer(
-    "lower_bound",
-    """Score by a lower confidence bound on the margin of the population, in nats.
-
-    The samples must be drawn independently from the population, and must not have been
-    used in a fit. Options are `bound`, a function of :mod:`skvaecert.bounds`
-    (:func:`~skvaecert.bounds.betting_bound` by default), and the keywords of that
-    function: `confidence`, 0.95 by default, and `floor`.
-    """,
-    """
-    Notes
-    -----
-    *Guarantee.* That of :func:`skvaecert.bounds.betting_bound`: for one fitted model,
-    over the draw of the samples of one test fold, the score of that fold is at most the
-    margin of the population with probability `confidence` or more. The mean over folds
-    is no bound, and neither is the score of the best of several candidates: bound the
-    chosen model on samples that took no part in the search.
-
-    References
-    ----------
-    Theory section 13.
-    """,
-)
-
-elbo_scorer = _scorer(
-    "elbo",
-    """Score by the mean evidence lower bound, as :meth:`CertifiedVAE.score` does.
-
-    The encoder must be a :class:`CertifiedVAE`. The score, in nats per sample, is a
-    density of the samples that reach the VAE: compare only candidates whose earlier
-    steps are the same.
-    """,
-)
-
-reconstruction_scorer = _scorer(
-    "reconstruction",
-    """Score by minus the share of variance that reconstructions leave unexplained.
-
-    With x' the reconstruction of the latent mean of x, this is::
-
-        - sum_ij (x_ij - x'_ij)^2 / sum_ij (x_ij - mean x_j)^2
-
-    It is at most 0 and has no unit, so that data sets and scales compare; a decoder
-    that returns the mean sample scores about -1. The encoder must have
-    `inverse_transform`. The samples are those that reach the encoder, after the steps
-    before it.
-    """,
-)
-
-sampled_information_scorer = _scorer(
-    "sampled_information",
-    """Score by the information in drawn codes, a lower bound on I(x; z), in nats.
-
-    This is the margin of ``certify(X, kind="sampled")``. On samples of the fit, which
-    `certify` refuses, it is a training score and too high. The option `n_draws` is the
-    number of codes drawn per sample, 8 by default.
-
-    The estimator must have a :class:`CollapseCertifier`, whose fit tempers the witness
-    for drawn codes. If its encoder has no `encode`, a ValueError says so.
-    """,
-    """
-    References
-    ----------
-    Theory section 6.
-    """,
-)
-
-certified_scorer = _scorer(
-    "certified",
-    """Score 1.0 if the latent mean is certified on the samples, else 0.0.
-
-    Samples that a witness was fitted on count as not certified.
-    """,
-)
+certified_scorer = _scorer(_Scored.certified)
+margin_scorer = _scorer(_Scored.margin)
+relative_margin_scorer = _scorer(_Scored.relative_margin)
+lower_bound_scorer = _scorer(_Scored.lower_bound)
+elbo_scorer = _scorer(_Scored.elbo)
+reconstruction_scorer = _scorer(_Scored.reconstruction)
+sampled_information_scorer = _scorer(_Scored.sampled_information)
 
 
 def certificate_scorers(
@@ -246,8 +301,9 @@ def certificate_scorers(
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import KFold, cross_val_score
     >>> from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-    >>> from skvaecert.model_selection import certificate_scorers
+    >>> from skvaecert.model_selection import certificate_scorers, margin_scorer
     >>> X = load_iris().data
     >>> vae = CertifiedVAE(
     ...     GMMTeacher(n_components=3), latent_dim=2, max_epochs=50, device="cpu",
@@ -255,114 +311,11 @@ def certificate_scorers(
     >>> scores = certificate_scorers(CollapseCertifier(vae).fit(X), X)
     >>> scores["certified"], scores["margin"] > scores["lower_bound"] > 0
     (1.0, True)
+    >>> folds = KFold(3, shuffle=True, random_state=0)
+    >>> bool((cross_val_score(vae, X, scoring=margin_scorer, cv=folds) > 0.5).all())
+    True
     """
     return _Scored(estimator, X).every_score()
-
-
-class _Scored:
-    """An estimator and samples, and what several of its scores share."""
-
-    def __init__(self, estimator: Any, X: ArrayLike) -> None:
-        inner, self.samples = _certifying_part(estimator, X)
-        self.has_certifier = isinstance(inner, CollapseCertifier)
-        if not self.has_certifier:
-            inner = CollapseCertifier(FrozenEstimator(inner)).fit(self.samples)
-        check_is_fitted(inner)
-        self.certifier: CollapseCertifier = inner
-
-    @cached_property
-    def means(self) -> NDArray[np.floating]:
-        return np.asarray(self.certifier.transform(self.samples))
-
-    @cached_property
-    def part(self) -> PartialCertificate:
-        """The sums of the certificate, of which none is refused."""
-        return self.certifier.partial_certificate(self.samples, part=0)
-
-    @cached_property
-    def certificate(self) -> Certificate:
-        return _concluded(self.part)
-
-    @property
-    def encoder(self) -> Any:
-        encoder = self.certifier.estimator_
-        encoder = getattr(encoder, "best_estimator_", encoder)
-        return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
-
-    def certified(self) -> float:
-        try:
-            certificate = self.part.certificate()
-        except ValueError:  # samples that the witness was fitted on
-            return 0.0
-        return float(certificate.verdict == "certified")
-
-    def margin(self) -> float:
-        return self.certificate.margin
-
-    def relative_margin(self) -> float:
-        return _finite(self.certificate.relative_margin)
-
-    def lower_bound(
-        self, bound: Callable[..., float] = betting_bound, **options: Any
-    ) -> float:
-        teacher, n_samples = self.certifier.teacher_, len(self.means)
-        proba = posterior_of(teacher, self.samples, n_samples=n_samples)
-        log_q = self.certifier.witness_.log_proba(self.means)
-        return _finite(bound(proba, log_q, **options))
-
-    def elbo(self) -> float:
-        if not isinstance(self.encoder, CertifiedVAE):
-            raise TypeError(
-                "estimator must have a CertifiedVAE as its encoder for the ELBO, got "
-                f"{type(self.encoder).__name__}, whose likelihood is unknown. Use "
-                "reconstruction_scorer or sampled_information_scorer."
-            )
-        return _finite(self.encoder.score(self.samples))
-
-    def reconstruction(self) -> float:
-        if not hasattr(self.certifier, "inverse_transform"):
-            raise TypeError(
-                "estimator must have an inverse_transform, its decoder, to be scored "
-                f"by reconstruction; {type(self.encoder).__name__} has none."
-            )
-        output = np.asarray(self.certifier.inverse_transform(self.means))
-        samples: Floats = np.asarray(self.samples, dtype=np.float64)
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            error = np.square(samples - output).sum()
-            return _finite(-error / np.square(samples - samples.mean(axis=0)).sum())
-
-    def sampled_information(self, n_draws: int = 8) -> float:
-        if not self.has_certifier:
-            name = type(self.encoder).__name__
-            raise TypeError(
-                "estimator must be a CollapseCertifier to be scored by drawn codes, "
-                f"because its fit tempers the witness; got {name}. Use "
-                f"CollapseCertifier({name}(...))."
-            )
-        drawn: dict[str, Any] = {"kind": "sampled", "n_draws": n_draws}
-        try:
-            return self.certifier.certify(self.samples, **drawn).margin
-        except ValueError:
-            # Samples of the fit are refused, but searches also ask for training scores.
-            part = self.certifier.partial_certificate(self.samples, part=0, **drawn)
-            return _concluded(part).margin
-
-    def every_score(self) -> dict[str, float]:
-        scores = {
-            "certified": self.certified(),
-            "margin": self.margin(),
-            "relative_margin": self.relative_margin(),
-            "lower_bound": self.lower_bound(),
-        }
-        if hasattr(self.certifier, "inverse_transform"):
-            scores["reconstruction"] = self.reconstruction()
-        if isinstance(self.encoder, CertifiedVAE):
-            scores["elbo"] = self.elbo()
-        if self.has_certifier:
-            # Encoders without standard deviations fail here, each in its own way.
-            with suppress(Exception):
-                scores["sampled_information"] = self.sampled_information()
-        return scores
 
 
 def _concluded(part: PartialCertificate) -> Certificate:
