@@ -96,7 +96,7 @@ class _Scored:
         return self._certificate.margin
 
     def relative_margin(self) -> float:
-        """Score by the share G / I_T of the teacher information that the margin reaches.
+        """Score by G / I_T, the share of the teacher information that is reached.
 
         It is at most 1, and has no value where the teacher does not tell the samples
         apart. It forgives a weak teacher: all of 0.1 nats scores higher than half of 2
