@@ -58,7 +58,7 @@ JUNK = [
     *([], {}, [1] * 50, {"float": "nan"}, {"float": "-inf"}, {"object": 0}),
     *({"object": -1}, {"object": 10**6}, {"array": "x"}, {"tuple": [1, 1]}),
     *({"module": "encoder"}, {"evil": 1}, {"rows": [10**9, {"dict": {}}]}),
-    *({"error": "x"}, {"dict": {"a": 1}}, {"random_state": [1, 2, 3, 4]}),
+    *({"error": "x"}, {"dict": {"a": 1}}, {"generator": [1, 2, 3, 4]}),
 ]
 
 
@@ -261,13 +261,15 @@ def with_history(n_rows, columns, dtype):
     def change(content, arrays):
         net = fitted(content, "CertifiedVAE")["fitted"]["net"]["dict"]
         table = net["history"]["rows"][1]["dict"]
-        for values, _ in table.values():
-            arrays[values["array"]] = np.ones(n_rows, dtype)
-        for i in range(columns):
-            arrays[f"{i}"], table[f"{i}"] = (
+        places = np.arange(n_rows, dtype=np.uint16)
+        for place, values in table.values():
+            arrays[place["array"]], arrays[values["array"]] = (
+                places,
                 np.ones(n_rows, dtype),
-                [{"array": f"{i}"}, None],
             )
+        for i in range(columns):
+            arrays[f"{i}"], arrays[f"{i} at"] = np.ones(n_rows, dtype), places
+            table[f"{i}"] = [{"array": f"{i} at"}, {"array": f"{i}"}]
         net["history"]["rows"][0] = n_rows
 
     return change
@@ -307,7 +309,7 @@ def with_vertices(*shape):
 def with_texts(n_texts):
     def change(content, arrays):
         arrays["texts"] = np.full((n_texts, 1), 0x4E00, np.uint32)
-        results = {"dict": {"x": {"objects": "texts"}}}
+        results = {"dict": {"x": {"texts": "texts"}}}
         fitted(content, "GMMTeacher")["fitted"]["search_results_"] = results
 
     return change

@@ -23,6 +23,7 @@ from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert._training.processes import _Ranks
 from skvaecert.baselines import AggressiveEncoder, SigmaVAE
 from skvaecert.model_selection import fit_together
+from skvaecert.persistence import load, save
 
 RANK = int(os.environ.get("RANK", "0"))
 
@@ -265,9 +266,9 @@ def gone_on():
     """Warm starts, another epoch, and files in between."""
     vae = small(prefit_alpha=1.0, prefit_epochs=2, warm_start=True).fit(X)
     vae = pickle.loads(pickle.dumps(vae)).fit(X)
-    path = Path(sys.argv[1]) / f"{RANK}.skvaecert"
-    vae.save(path)
-    return told(CertifiedVAE.load(path).partial_fit(X))
+    path = Path(sys.argv[1]) / f"{RANK}.safetensors"
+    save(vae, path)
+    return told(load(path).partial_fit(X))
 
 
 def from_disk():
@@ -352,7 +353,7 @@ CASES = {
 def killed():
     """The fit of the second process ends in the middle; is there a model after it?"""
     vae = small(callbacks=[OnOneRank(2, die, amid=True)]).fit(X)
-    vae.save(Path(sys.argv[1]) / "model.skvaecert")
+    save(vae, Path(sys.argv[1]) / "model.safetensors")
 
 
 def run_all():

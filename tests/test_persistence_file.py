@@ -213,7 +213,7 @@ def test_estimators_within_estimators_without_end_are_refused(path):
         objects.append({"type": "CertifiedVAE", "params": params, "fitted": None})
 
     attacks.forge(path, change)
-    assert_refused(path, "must be one of GMMTeacher")
+    assert_refused(path, "what a CertifiedVAE holds must be")
 
 
 # What arrays may be.

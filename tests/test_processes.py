@@ -18,6 +18,7 @@ import torch
 import skvaecert
 from skvaecert import CollapseCertifier
 from skvaecert._training.processes import ALONE, _Ranks, join_processes
+from skvaecert.persistence import load, save
 
 SCRIPT = Path(cases.__file__)
 ROOT = Path(skvaecert.__file__).parents[1]
@@ -229,8 +230,8 @@ def test_one_process_trains_the_same_bits_with_and_without():
 
 def test_parameter_is_kept_by_files_and_clones(tmp_path):
     certifier = CollapseCertifier(cases.small(max_epochs=1)).fit(cases.X)
-    certifier.save(tmp_path / "certifier")
-    loaded = CollapseCertifier.load(tmp_path / "certifier")
+    save(certifier, tmp_path / "certifier")
+    loaded = load(tmp_path / "certifier")
     assert loaded.estimator_.accelerate is True
     assert loaded.estimator_.fit(cases.X).n_iter_ == 1
 

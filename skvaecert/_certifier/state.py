@@ -44,6 +44,7 @@ FITTED = {
 }
 _HIDDEN = {"calibration": Calibration, "certified_on": dict, "origin": str}
 _CERTIFIED_ON = {"rows": (str, None), "teacher_proba": (str, None)}
+_WITNESS = {"weights": Array("K d"), "bias": Array("K"), "name": str}
 _CALIBRATION = {
     "rows": Array("*", np.uint64),
     "witness": (LinearWitness, ValueError),
@@ -106,7 +107,10 @@ def _check_witnesses(
     check_state("Calibration", vars(calibration), _CALIBRATION, {})
     for read in (witness, calibration.witness):
         if isinstance(read, LinearWitness):
-            _check_witness(read, name, sizes)
+            fields = {k: getattr(read, k) for k in _WITNESS}
+            check_state("LinearWitness", fields, _WITNESS, sizes)
+            if read.name != name:
+                raise ValueError(f"witness_ must be {name}, got {read.name}.")
     if isinstance(calibration.tempering, Tempering):
         check_state("Tempering", vars(calibration.tempering), _TEMPERING, {})
     if name == "raw":
@@ -114,16 +118,6 @@ def _check_witnesses(
         check_simplex(vertices, scale)
         if witness.bias.any() or not np.array_equal(witness.weights, scale * vertices):
             raise ValueError("witness_ must be that of vertices_ and witness_scale_.")
-
-
-def _check_witness(read: LinearWitness, name: str, sizes: dict[str, int]) -> None:
-    table = {
-        "weights": Array("K d"),
-        "bias": Array("K"),
-        "name": StrOptions({name}),
-    }
-    fields = {"weights": read.weights, "bias": read.bias, "name": read.name}
-    check_state("LinearWitness", fields, table, sizes)
 
 
 def _check_certificate(c: Certificate, witness: str) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from skvaecert._state import NOT_NEGATIVE, NUMBER, POSITIVE, Array, check_state
 from skvaecert._training.device import resolve_device, seeded
@@ -69,21 +68,21 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 def _moments(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[np.float32]]:
     """Lay the moments of all parameters end to end; 0 where no step was made."""
     parameters = optimizer.param_groups[0]["params"]
-    states = [optimizer.state.get(p, {}) for p in parameters]
-
-    def joined(name: str) -> NDArray[np.float32]:
-        parts = [
-            state.get(name, torch.zeros_like(p))
-            for p, state in zip(parameters, states, strict=True)
-        ]
-        return torch.cat([part.flatten().float() for part in parts]).cpu().numpy()
-
-    steps = np.array([float(s.get("step", 0)) for s in states], dtype=np.float32)
-    return {
-        "exp_avg": joined("exp_avg"),
-        "exp_avg_sq": joined("exp_avg_sq"),
-        "steps": steps,
+    states = [
+        optimizer.state.get(p)
+        or {
+            "step": 0,
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
+        for p in parameters
+    ]
+    joined = {
+        name: torch.cat([state[name].flatten().float() for state in states])
+        for name in ("exp_avg", "exp_avg_sq")
     }
+    steps = np.array([float(state["step"]) for state in states], dtype=np.float32)
+    return {k: v.cpu().numpy() for k, v in joined.items()} | {"steps": steps}
 
 
 def filled_module(
@@ -156,12 +155,11 @@ def saved_alignment(
     """Return the weight of the alignment loss, or the guard that sets it."""
     if state["guard"] is None:
         return float(state["alignment_weight"])
-    check_state("guard", state["guard"], _GUARD, {})
-    gap = state["guard"]["gap"]
-    margin, information = state["guard"]["target_margin"], state["guard"]["information"]
-    guard = LagrangeWeight(margin, information, device)
+    saved = state["guard"]
+    check_state("guard", saved, _GUARD, {})
+    guard = LagrangeWeight(saved["target_margin"], saved["information"], device)
     guard.weight.fill_(state["alignment_weight"])
-    guard.gap = gap
+    guard.gap = saved["gap"]
     return guard
 
 
@@ -169,28 +167,23 @@ def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
     """Give a new net moments and history."""
     optimizer = net.optimizer_
     parameters = optimizer.param_groups[0]["params"]
-    sizes = [parameter.numel() for parameter in parameters]
     steps = state["steps"]
     if len(steps) != len(parameters):  # all in one vector, or not any more
         steps = np.full(len(parameters), steps.max(), dtype=np.float32)
-    pieces = [
-        torch.from_numpy(state[k]).split(sizes) for k in ("exp_avg", "exp_avg_sq")
-    ]
+    sizes = [parameter.numel() for parameter in parameters]
+    means, squares = (
+        torch.from_numpy(state[name]).split(sizes) for name in ("exp_avg", "exp_avg_sq")
+    )
+    every = enumerate(zip(parameters, steps.tolist(), means, squares, strict=True))
     moments = {
-        i: {"step": torch.tensor(step), "exp_avg": mean, "exp_avg_sq": square}
-        for i, (step, mean, square) in enumerate(_shaped(parameters, steps, *pieces))
-        if step > 0
+        i: {
+            "step": torch.tensor(n),
+            "exp_avg": m.view_as(p),
+            "exp_avg_sq": q.view_as(p),
+        }
+        for i, (p, n, m, q) in every
+        if n > 0
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     net.interrupted_ = state["interrupted"]
     net.history.extend({"batches": [], **row} for row in state["history"])
-
-
-def _shaped(
-    parameters: list[Tensor],
-    steps: NDArray[np.float32],
-    means: tuple[Tensor, ...],
-    squares: tuple[Tensor, ...],
-) -> list[tuple[float, Tensor, Tensor]]:
-    every = zip(parameters, steps.tolist(), means, squares, strict=True)
-    return [(s, m.view_as(p), q.view_as(p)) for p, s, m, q in every]

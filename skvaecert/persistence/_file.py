@@ -8,7 +8,6 @@ import math
 import os
 import stat
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 __all__ = [
     "Arrays",
     "Budget",
-    "can_hold",
     "from_bytes",
     "read_bytes",
     "to_bytes",
@@ -58,11 +56,6 @@ def _safetensors() -> Any:
     return safetensors
 
 
-def can_hold(array: NDArray[Any]) -> bool:
-    """Tell whether an array holds truth values, integers or floats that files know."""
-    return array.dtype.kind in "biuf" and array.dtype.itemsize <= 8
-
-
 def to_bytes(content: Any, arrays: Arrays) -> bytes:
     """Write JSON values and arrays, with a checksum of both."""
     text = json.dumps(content, allow_nan=False)
@@ -84,20 +77,15 @@ def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
     budget.spend(_ARRAY_COST * len(header), "arrays")
     # Refuses headers that do not describe the bytes that follow.
     arrays = safetensors.load(data)
-    text, checksum = _metadata(header["__metadata__"])
-    if checksum != _checksum(text, arrays):
+    metadata = header["__metadata__"]
+    text, checksum = metadata.pop("skvaecert"), metadata.pop("sha256")
+    if metadata or checksum != _checksum(text, arrays):
         raise ValueError("its checksum is another one: it was damaged or edited.")
     for name, array in arrays.items():
         # Any byte but 0 and 1 would be a truth value that is neither.
         if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
             raise ValueError(f"array {name!r} holds other bytes than 0 and 1.")
     return _parse(text), arrays, checksum
-
-
-def _metadata(metadata: Mapping[str, str]) -> tuple[str, str]:
-    if metadata.keys() != {"skvaecert", "sha256"}:
-        raise ValueError("its metadata are not of skvaecert.")
-    return metadata["skvaecert"], metadata["sha256"]
 
 
 def _checksum(text: str, arrays: Arrays) -> str:

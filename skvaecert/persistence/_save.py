@@ -24,6 +24,7 @@ from skvaecert.persistence._file import (
     write_bytes,
 )
 from skvaecert.persistence._objects import Modules, Packer, Unpacker
+from skvaecert.persistence._registry import ADVICE
 
 __all__ = ["Path", "load", "naming", "save"]
 
@@ -122,7 +123,7 @@ def _check_loads(data: bytes, modules: Modules) -> None:
     except Exception as error:
         raise ValueError(
             "estimator must be one that load can read again, got one that it cannot: "
-            f"{error} Use pickle for it, for yourself only."
+            f"{error} {ADVICE}"
         ) from error
 
 

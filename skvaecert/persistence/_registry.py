@@ -1,0 +1,126 @@
+"""What may be in a file: types, and which of them may stand inside which."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
+from sklearn.mixture import GaussianMixture
+
+import skvaecert.baselines as baselines
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certifier.calibration import Calibration, Tempering
+from skvaecert._certifier.certifier import CollapseCertifier
+from skvaecert._state import ABSENT, COUNT, NUMBER, Array, Size
+from skvaecert._teacher.gmm import GMMTeacher
+from skvaecert._vae.vae import CertifiedVAE
+from skvaecert.objectives import Objective
+from skvaecert.witnesses import LinearWitness
+
+__all__ = [
+    "ADVICE",
+    "NOT_SAVED",
+    "ROOTS",
+    "SOME_PARAMS",
+    "TYPES",
+    "check_inside",
+    "check_params",
+    "sklearn_table",
+]
+
+ADVICE = (
+    "What can be saved is a GMMTeacher, a CertifiedVAE, or a CollapseCertifier of one, "
+    "with objectives of skvaecert.baselines, FrozenEstimator around estimators, and "
+    "modules of your own as encoder and decoder. For others use pickle, for yourself "
+    "only, or export_onnx."
+)
+ROOTS = (CertifiedVAE, CollapseCertifier, GMMTeacher)
+_BASELINES = [getattr(baselines, name) for name in baselines.__all__]
+_OBJECTIVES = [Objective, *(kind for kind in _BASELINES if isinstance(kind, type))]
+_INSIDE: dict[type, list[type]] = {
+    CollapseCertifier: [
+        *(CertifiedVAE, GMMTeacher),
+        *(Calibration, Certificate, LinearWitness),
+    ],
+    CertifiedVAE: [GMMTeacher, *_OBJECTIVES],
+    GMMTeacher: [PCA, GaussianMixture],
+    FrozenEstimator: [CertifiedVAE, GMMTeacher],
+    Calibration: [LinearWitness, Tempering],
+}
+TYPES = {kind.__name__: kind for kinds in _INSIDE.values() for kind in kinds} | {
+    kind.__name__: kind for kind in _INSIDE
+}
+NOT_SAVED = ("callbacks", "memory")
+# What GMMTeacher sets; the rest of their parameters is as scikit-learn has it.
+SOME_PARAMS: dict[type, list[str]] = {
+    PCA: ["n_components"],
+    GaussianMixture: [
+        *("n_components", "covariance_type"),
+        *("reg_covar", "n_init", "max_iter"),
+    ],
+}
+# Items of parameters are hashed one by one, to tell later whether they changed.
+_MOST_ITEMS = 1000
+_PCA = {
+    "n_features_in_": Size("p"),
+    "mean_": Array("p"),
+    "noise_variance_": NUMBER,
+    "n_samples_": COUNT,
+    "n_components_": Size("c"),
+    "components_": Array("c p"),
+    "explained_variance_": Array("c"),
+    "explained_variance_ratio_": Array("c"),
+    "singular_values_": Array("c"),
+}
+_COVARIANCES = {"full": "K c c", "tied": "c c", "diag": "K c", "spherical": "K"}
+
+
+def sklearn_table(estimator: Any) -> dict[str, Any] | None:
+    """Return what is saved of a fit of scikit-learn's estimators."""
+    if type(estimator) is PCA:
+        return _PCA
+    if type(estimator) is not GaussianMixture:
+        return None
+    covariances = Array(_COVARIANCES[estimator.covariance_type])
+    return {
+        "n_features_in_": Size("c"),
+        "weights_": Array("K", sums_to_1=True),
+        "means_": Array("K c"),
+        "covariances_": covariances,
+        "precisions_cholesky_": covariances,
+        "precisions_": covariances,
+        "lower_bound_": NUMBER,
+        "lower_bounds_": (list, ABSENT),
+        "n_iter_": COUNT,
+        "converged_": bool,
+    }
+
+
+def check_inside(owner: type, value: Any) -> None:
+    """Check that something may stand inside an object, frozen or not."""
+    inner = value.estimator if type(value) is FrozenEstimator else value
+    allowed = _INSIDE.get(owner, [])
+    if type(inner) not in allowed:
+        raise ValueError(
+            f"what a {owner.__name__} holds must be one of "
+            f"{[kind.__name__ for kind in allowed]}, got a {type(inner).__name__}."
+        )
+
+
+def check_params(kind: type, params: Mapping[str, Any]) -> None:
+    """Check that parameters are those that are saved: plain values, or a few."""
+    if not issubclass(kind, BaseEstimator):
+        return
+    for name, value in params.items():
+        is_row = isinstance(value, list | tuple | np.ndarray)
+        items = list(value[: _MOST_ITEMS + 1]) if is_row else [value]
+        nested = any(isinstance(i, list | tuple | dict | np.ndarray) for i in items)
+        unsaved = name in NOT_SAVED and value is not None
+        unknown = name not in SOME_PARAMS.get(kind, params)
+        if unsaved or unknown or nested or len(items) > _MOST_ITEMS:
+            raise ValueError(
+                f"{name} of a {kind.__name__} must be a plain value or a list of at "
+                f"most {_MOST_ITEMS}."
+            )
