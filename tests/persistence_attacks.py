@@ -201,7 +201,13 @@ def outcome(path, X):
         if str(error).startswith("modules must have the"):  # which nobody brings
             return "refused"
         raise
-    return "finite" if np.isfinite(loaded.transform(X)).all() else "not finite"
+    try:
+        means = loaded.transform(X)
+    except ValueError as error:
+        if str(error).startswith("X must be within"):  # what X is for this model
+            return "declined"
+        raise
+    return "finite" if np.isfinite(means).all() else "not finite"
 
 
 def peak(function):

@@ -142,7 +142,7 @@ def test_guide_on_saving_runs(tmp_path, monkeypatch, capsys):
     section = (ROOT / "docs/guide.md").read_text().split("## Saving and sharing")[1]
     snippet = re.findall(r"```python\n(.*?)```", section.split("\n## ")[0], re.S)[0]
     exec(snippet, {})
-    assert capsys.readouterr().out.startswith("Confirmed: these are the rows")
+    assert capsys.readouterr().out.startswith("Confirmed: on these samples")
 
 
 def test_readme_shows_a_picture_and_links_that_are_there():

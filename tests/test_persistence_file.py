@@ -70,7 +70,7 @@ def outcomes(saved):
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
 def test_mutated_files_are_refused_or_give_finite_values(outcomes):
     counts = outcomes["mutated"]
-    assert counts.keys() == {"refused", "finite"}
+    assert counts.keys() - {"declined"} == {"refused", "finite"}
     assert sum(counts.values()) >= 5000
     assert counts["finite"] > 100
 
