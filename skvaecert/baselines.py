@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from skvaecert._samples import CHUNK
 from skvaecert.networks import Pass, bounded, unbounded
 from skvaecert.objectives import (
-    HeldCallback,
+    ReleasedCallback,
     Objective,
     gaussian_loss,
     kl_per_dimension,
@@ -825,7 +825,7 @@ class SigmaVAE(Objective):
         return [("optimal_noise", OptimalNoise())]
 
 
-class EncoderFirst(HeldCallback):
+class EncoderFirst(ReleasedCallback):
     """Trains the encoder alone before each step, which is then the decoder's alone.
 
     Records "mutual_information", on the monitored rows in lots of 256, and

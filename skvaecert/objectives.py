@@ -259,7 +259,7 @@ class Objective(BaseEstimator):
         return []
 
 
-class HeldCallback(Callback):
+class ReleasedCallback(Callback):
     """A callback that holds data only while a net trains."""
 
     def release(self) -> None:

@@ -1,9 +1,12 @@
 """Training for some epochs, the prefit before them."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from skvaecert._training.device import seeded
 from skvaecert._training.monitors import Observer
 from skvaecert._training.net import VAENet
 from skvaecert._training.processes import ALONE, Processes
-from skvaecert.objectives import HeldCallback
+from skvaecert.objectives import ReleasedCallback
 
 __all__ = ["prefit", "stand_in", "train"]
 
@@ -65,30 +68,49 @@ def train(
     """Train for `net.max_epochs` more epochs, or have it done by `stand_in`."""
     other = _stand_in.get()
     watched = observer is not None and observer.watched
-    net.processes = processes
+    net.processes, net.observer, net.ctrl_c = processes, observer, False
     try:
         if other is None or not other(net, dataset, watched):
-            _train(net, dataset, observer)
+            _train(net, dataset)
     finally:
-        del net.processes
+        del net.processes, net.observer, net.ctrl_c
 
 
-def _train(net: VAENet, dataset: TrainingSet, observer: Observer | None) -> None:
+def _train(net: VAENet, dataset: TrainingSet) -> None:
     processes, n_epochs = net.processes, len(net.history)
     processes.check_batches(len(dataset), net.batch_size)
     processes.copy_first(_tensors(net))
-    net.observer = observer
     try:
-        with processes.holding_back_interrupts(), _own_codes(net):
+        with _noting_ctrl_c(net), processes.holding_back_interrupts(), _own_codes(net):
             net.partial_fit(dataset)
     finally:
-        net.observer = None
         for _, callback in net.callbacks_:
-            if isinstance(callback, HeldCallback):
+            if isinstance(callback, ReleasedCallback):
                 callback.release()
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt
     _check_weights_agree(net)
+
+
+@contextmanager
+def _noting_ctrl_c(net: VAENet) -> Iterator[None]:
+    """Tell the net of Ctrl-C, which does what it always does."""
+    before = signal.getsignal(signal.SIGINT)
+    # Python hands signals to the main thread only.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not (in_main_thread and callable(before)):
+        yield
+        return
+
+    def note(*args: Any) -> None:
+        net.ctrl_c = True
+        before(*args)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_weights_agree(net: VAENet) -> None:
@@ -113,7 +135,7 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def _own_codes(net: VAENet) -> AbstractContextManager[None]:
-    """Let every process draw noise of its own, the first what it would draw alone."""
+    """Seed each process separately; the first keeps the single-process seed."""
     rank = net.processes.rank
     if rank == 0:
         return nullcontext()

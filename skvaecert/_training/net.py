@@ -1,12 +1,9 @@
 """The skorch net: steps, history, callbacks; the last complete epoch on errors."""
 
 import copy
-import dis
-import io
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,11 +17,10 @@ from skvaecert._training.batches import Batches, TrainingSet
 from skvaecert._training.monitors import (
     Completion,
     MarginMonitor,
-    Observed,
     Observer,
     Progress,
-    Stop,
     ValidationMonitor,
+    record_with_best,
 )
 from skvaecert._training.optimizer import FlatAdam
 from skvaecert._training.processes import ALONE, Processes
@@ -44,22 +40,32 @@ __all__ = [
 
 
 # What a net has only while epochs run.
-_OF_EPOCHS = "_batch_records", "_batch_size", "_by_hand", "_forward", "_compiled"
+_OF_EPOCHS = (
+    "_batch_records",
+    "_batch_size",
+    "_batch_terms",
+    "_by_hand",
+    "_compiled",
+    "_completed",
+    "_forward",
+)
 
 # What is noted of every batch.
 _PARTS = ("train_loss", *Terms._fields)
 
 
 class VAENet(NeuralNet):
-    """Skorch net with the aligned ELBO as its loss, on rows and posteriors in memory.
+    """Skorch net with the aligned ELBO as its loss, on samples and their posteriors.
 
     Beyond skorch's own, every epoch in `history` has the batch means of
     "reconstruction" and "kl" and what :class:`MarginMonitor` records. Ctrl-C and
     losses that are not finite leave the weights of the last completed epoch.
     """
 
-    # Others only while it trains, so that they are never pickled.
+    # Set on the instance only while it trains, so that they are never pickled.
     processes: Processes = ALONE
+    observer: Observer | None = None
+    ctrl_c = False
 
     def __init__(
         self,
@@ -69,33 +75,20 @@ class VAENet(NeuralNet):
         **kwargs: Any,
     ) -> None:
         self.forward_backend = forward_backend
-        self.observer: Observer | None = None
-        self.stop_wanted = False
         self.autocast = autocast
         super().__init__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled, with tensors on the CPU wherever they are trained."""
-        net = object.__new__(type(self))
-        net.__dict__.update(self.__dict__)
-        if torch.device(self.device).type != "cpu":
-            net.__dict__.update(_on_cpu(self._trained))
-        state = super(VAENet, net).__getstate__()
+        state = super().__getstate__()
         if self.initialized_:
-            # The same as `module_`, which skorch sees to.
+            # The same as `module_`, which skorch pickles for any device.
             del state["module"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what was pickled, onto the CPU where the device is not there."""
         super().__setstate__(state)
         if self.initialized_:
-            self.__dict__.setdefault("module", self.module_)
-
-    @property
-    def _trained(self) -> dict[str, Any]:
-        parts = ("module_", "criterion_", "optimizer_")
-        return {k: v for k, v in vars(self).items() if k.startswith(parts)}
+            self.__dict__["module"] = self.module_
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
@@ -104,8 +97,35 @@ class VAENet(NeuralNet):
             *self.criterion__objective.callbacks(),
             ("validation", ValidationMonitor()),
             ("completion", Completion()),
-            ("observed", Observed()),
         ]
+
+    @property
+    def monitored(self) -> Tensor:
+        """The samples whose margin is recorded, while the net trains."""
+        return dict(self.callbacks_)["monitor"].watched_.rows
+
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Call a method of all callbacks; stop early if one of them wishes so."""
+        if method_name != "on_epoch_end":
+            super().notify(method_name, **kwargs)
+            return
+        stop = False
+        try:
+            super().notify(method_name, **kwargs)
+        except KeyboardInterrupt:
+            # So callbacks of skorch ask for a stop. Ctrl-C is no such wish, also if it
+            # arrives while they run: the epoch is kept, but the user is warned.
+            if self.ctrl_c or self._amid_an_epoch:
+                raise
+            stop = True
+        if self.observer is not None:
+            stop |= self.observer.end()
+        if self.processes.vote(stop):
+            raise KeyboardInterrupt if self.processes.interrupted else _StopEarly
+
+    @property
+    def _amid_an_epoch(self) -> bool:
+        return len(self.history) > self._completed.n_epochs
 
     def get_iterator(self, dataset: TrainingSet, training: bool = False) -> Batches:
         """Return the batches of an epoch, or the share of this process in them."""
@@ -141,7 +161,7 @@ class VAENet(NeuralNet):
             self.optimizer_.tie()
         result = self._gradient(*batch)
         if self.processes.n_processes > 1:
-            self._put_together(len(batch[0]))
+            self._sum_over_processes(len(batch[0]))
         self.notify(
             "on_grad_computed",
             named_parameters=self.get_all_learnable_params(),
@@ -150,8 +170,8 @@ class VAENet(NeuralNet):
         )
         self.optimizer_.step()
         if self.criterion_.guard is not None:
-            self.criterion_.guard.update(self._noted[-1][-1])
-        return {"loss": self._noted[-1][1], "y_pred": result}
+            self.criterion_.guard.update(self._batch_terms[-1][-1])
+        return {"loss": self._batch_terms[-1][1], "y_pred": result}
 
     def _gradient(self, x: Tensor, teacher_proba: Tensor) -> Pass:
         """Fill `grad` of the parameters, by hand or by autograd."""
@@ -166,15 +186,15 @@ class VAENet(NeuralNet):
         self._note(terms).backward()
         return result
 
-    def _put_together(self, n_share: int) -> None:
+    def _sum_over_processes(self, n_share: int) -> None:
         """Make gradient and losses of a share those of the batch."""
         gradients = self._gradients()
-        n_rows, *noted = self._noted.pop()
+        n_rows, *noted = self._batch_terms.pop()
         # Means over shares of unequal length do not weigh the same.
         whole = self.processes.sum([*gradients, *noted], n_share / n_rows)
         for own, gradient in zip(gradients, whole, strict=False):
             own.copy_(gradient)
-        self._noted.append((n_rows, *whole[len(gradients) :]))
+        self._batch_terms.append((n_rows, *whole[len(gradients) :]))
 
     def _gradients(self) -> list[Tensor]:
         if isinstance(self.optimizer_, FlatAdam):
@@ -207,30 +227,23 @@ class VAENet(NeuralNet):
     def _note(self, terms: Terms) -> Tensor:
         loss = self.criterion_.total(terms)
         noted = loss.detach(), *(t.detach() for t in terms)
-        self._noted.append((self._batch_size, *noted))
+        self._batch_terms.append((self._batch_size, *noted))
         return loss
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
-        """Run the epochs; on Ctrl-C or an error, return to the last full one."""
+        """Run the epochs; on Ctrl-C or an error, return to the last complete one."""
         # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
         self.interrupted_ = True
-        self._noted: list[tuple[Any, ...]] = []
         self._completed = Snapshot(self)
-        self._n_voted = len(self.history)
         self._compiled = self._compile()
         if isinstance(self.optimizer_, FlatAdam):
             self.optimizer_.bind([p for _, p in self.get_all_learnable_params()])
         try:
-            super().fit_loop(*args, **kwargs)
+            with suppress(_StopEarly):
+                super().fit_loop(*args, **kwargs)
             self.interrupted_ = False
-        except KeyboardInterrupt as stop:
-            if self._n_voted < len(self.history):
-                self.agree_to_stop(True)
-            unfinished = len(self.history) > self._completed.n_epochs
-            # skorch's early stopping raises this too, at the end of an epoch.
-            ctrl_c = not _raised_in_code(stop) or self.processes.interrupted
-            self.interrupted_ = unfinished or ctrl_c
-            if unfinished:
+        except KeyboardInterrupt:
+            if self._amid_an_epoch:
                 self._completed.restore(self)
         except BaseException:
             self._completed.restore(self)
@@ -238,18 +251,9 @@ class VAENet(NeuralNet):
             self.optimizer_.state.clear()
             raise
         finally:
-            del self._completed, self._noted, self._n_voted
             for name in _OF_EPOCHS:
                 self.__dict__.pop(name, None)
         return self
-
-    def agree_to_stop(self, wish: bool) -> bool:
-        """Return whether training ends with this epoch, as any process may wish.
-
-        Each has one vote an epoch, also if a callback of its own ends it before others.
-        """
-        self._n_voted = len(self.history)
-        return self.processes.vote(wish)
 
     def _compile(self) -> Callable[..., Any] | None:
         if self.forward_backend is None:
@@ -259,7 +263,9 @@ class VAENet(NeuralNet):
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Start the epoch's record."""
         super().on_epoch_begin(net, **kwargs)
-        self._noted = []
+        if self.observer is not None:
+            self.observer.begin()
+        self._batch_terms: list[tuple[Any, ...]] = []
         self._batch_records = self.history[-1]["batches"]
         self._choose_step()
         self._began = time.perf_counter()
@@ -267,7 +273,7 @@ class VAENet(NeuralNet):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
-        sizes, *columns = zip(*self._noted, strict=True)
+        sizes, *columns = zip(*self._batch_terms, strict=True)
         # The one time in an epoch that waits for the device.
         values = torch.stack([torch.stack(column) for column in columns]).tolist()
         self.record_losses(sizes, values)
@@ -287,11 +293,9 @@ class VAENet(NeuralNet):
         )
         if not np.isfinite(means["train_loss"]):
             raise _not_finite("loss", len(self.history), _first_not_finite(values))
-        for name in ("train_loss", "reconstruction", "kl"):
+        record_with_best(self, "train_loss", float(means["train_loss"]))
+        for name in ("reconstruction", "kl"):
             self.history.record(name, float(means[name]))
-        best = min((row["train_loss"] for row in self.history[:-1]), default=math.inf)
-        # What skorch's Checkpoint asks for.
-        self.history.record("train_loss_best", bool(means["train_loss"] < best))
         self.history.record("kl_weight", self.criterion_.kl_weight)
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
 
@@ -307,12 +311,8 @@ class VAENet(NeuralNet):
         self._completed = Snapshot(self, with_optimizer=False)
 
 
-def _on_cpu(parts: dict[str, Any]) -> dict[str, Any]:
-    """Copy all of them at once: they share tensors."""
-    memory = io.BytesIO()
-    torch.save(parts, memory)
-    memory.seek(0)
-    return torch.load(memory, map_location="cpu", weights_only=False)
+class _StopEarly(Exception):
+    """Ends the epochs because a callback wishes so."""
 
 
 class Snapshot:
@@ -345,11 +345,12 @@ def make_net(
     **settings: Any,
 ) -> VAENet:
     """Put a VAE and its loss into an initialised skorch net."""
+    objective = settings.setdefault("criterion__objective", Objective())
     net = VAENet(
         vae,
         criterion=AlignedELBO,
         criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
-        optimizer=_optimizer_for(vae, settings["criterion__objective"], callbacks),
+        optimizer=_optimizer_for(vae, objective, callbacks),
         optimizer__fused=device.type in ("cpu", "cuda"),
         train_split=None,
         callbacks=_all_callbacks(callbacks, verbose),
@@ -383,7 +384,7 @@ def resume_net(
     alignment_weight: float | LagrangeWeight,
     **settings: Any,
 ) -> None:
-    """Give an initialised net new settings and keep its weights and moments."""
+    """Give an initialised net new settings; it keeps its weights and moments."""
     net.set_params(**settings)
     for group in net.optimizer_.param_groups:
         # A learning rate schedule that joins late starts from here.
@@ -397,9 +398,7 @@ def resume_net(
 
 def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
     own = [("progress", Progress())] if verbose else []
-    check_callbacks(callbacks)
-    theirs = [_copied(given) for given in callbacks or []]
-    return [*own, *theirs, ("stop_where_wanted", Stop())]
+    return [*own, *map(_copied, callbacks or [])]
 
 
 def check_callbacks(callbacks: Sequence[Any] | None) -> None:
@@ -436,23 +435,6 @@ def _copied(given: Any) -> Any:
         return copy.deepcopy(given)
     except TypeError:  # it holds a lock or a file
         return given
-
-
-def _raised_in_code(stop: KeyboardInterrupt) -> bool:
-    """Tell early stopping, where skorch raises this error itself, from Ctrl-C.
-
-    Ctrl-C arrives between two instructions, not at a raise statement.
-    """
-    *_, traceback = _tracebacks(stop)
-    instruction = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
-    return dis.opname[instruction] == "RAISE_VARARGS"
-
-
-def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
-    traceback = error.__traceback__
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
 
 
 def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from skorch.callbacks import EpochTimer
 from torch import nn
 
-from skvaecert import _together as together
+from skvaecert._training import joint as together
 from skvaecert._training.batches import Resident, Standardisation, TrainingSet
 from skvaecert._training.device import seeded
 from skvaecert._training.joint import (
