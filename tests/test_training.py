@@ -7,12 +7,12 @@ from skorch.callbacks import Callback, EarlyStopping, Freezer, Unfreezer
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
 
 from skvaecert import baselines
+from skvaecert._training import net as net_module
 from skvaecert._training.batches import Resident, TrainingSet
 from skvaecert._training.device import resolve_device, seeded
 from skvaecert._training.inference import decode, encode, evidence_bound
 from skvaecert._training.loop import train
 from skvaecert._training.monitors import MarginMonitor
-from skvaecert._training import net as net_module
 from skvaecert._training.net import Snapshot, make_net, resume_net
 from skvaecert._training.optimizer import FlatAdam
 from skvaecert.baselines import AggressiveEncoder, EncoderFirst, SigmaVAE

@@ -196,7 +196,7 @@ def test_searches_choose_alike(results):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("objective", "objective must not be an AggressiveEncoder with accelerate"),
+        ("objective", "objective must train encoder and decoder together"),
         ("device", "device must be 'auto' or 'cpu' with accelerate=True"),
         ("batch_size", "batch_size must be such that every batch has at least 4 rows"),
         ("X", "X, teacher_proba and parameters must be the same on all 2 processes"),

@@ -94,7 +94,7 @@ def _train(net: VAENet, dataset: TrainingSet) -> None:
 
 @contextmanager
 def _noting_ctrl_c(net: VAENet) -> Iterator[None]:
-    """Tell the net of Ctrl-C, which does what it always does."""
+    """Tell the net if Ctrl-C raises KeyboardInterrupt, so that it knows from where."""
     before = signal.getsignal(signal.SIGINT)
     # Python hands signals to the main thread only.
     in_main_thread = threading.current_thread() is threading.main_thread()
@@ -103,8 +103,11 @@ def _noting_ctrl_c(net: VAENet) -> Iterator[None]:
         return
 
     def note(*args: Any) -> None:
-        net.ctrl_c = True
-        before(*args)
+        try:
+            before(*args)
+        except KeyboardInterrupt:
+            net.ctrl_c = True
+            raise
 
     signal.signal(signal.SIGINT, note)
     try:

@@ -32,7 +32,6 @@ from skvaecert.objectives import AlignedELBO, LagrangeWeight, Objective, Terms
 __all__ = [
     "Snapshot",
     "VAENet",
-    "check_backend",
     "check_callbacks",
     "make_net",
     "resume_net",
@@ -44,10 +43,10 @@ _OF_EPOCHS = (
     "_batch_records",
     "_batch_size",
     "_batch_terms",
+    "_began",
     "_by_hand",
     "_compiled",
     "_completed",
-    "_forward",
 )
 
 # What is noted of every batch.
@@ -145,11 +144,9 @@ class VAENet(NeuralNet):
             self._batch_size = iterator.sizes[number]
             self.notify("on_batch_begin", batch=batch, training=True)
             step = self.train_step(batch)
-            record = {
-                "train_loss": step["loss"],
-                "train_batch_size": self._batch_size,
-            }
-            self._batch_records[-1].update(record)
+            self._batch_records[-1].update(
+                train_loss=step["loss"], train_batch_size=self._batch_size
+            )
             self.notify("on_batch_end", batch=batch, training=True, **step)
         self.history.record("train_batch_count", n_batches)
 
@@ -182,19 +179,20 @@ class VAENet(NeuralNet):
         self.optimizer_.zero_grad()
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
-            result, terms = self._forward(x, teacher_proba)
+            forward = self._compiled or self._forward_pass
+            result, terms = forward(x, teacher_proba)
         self._note(terms).backward()
         return result
 
     def _sum_over_processes(self, n_share: int) -> None:
         """Make gradient and losses of a share those of the batch."""
         gradients = self._gradients()
-        n_rows, *noted = self._batch_terms.pop()
+        n_batch, *noted = self._batch_terms.pop()
         # Means over shares of unequal length do not weigh the same.
-        whole = self.processes.sum([*gradients, *noted], n_share / n_rows)
+        whole = self.processes.sum([*gradients, *noted], n_share / n_batch)
         for own, gradient in zip(gradients, whole, strict=False):
             own.copy_(gradient)
-        self._batch_terms.append((n_rows, *whole[len(gradients) :]))
+        self._batch_terms.append((n_batch, *whole[len(gradients) :]))
 
     def _gradients(self) -> list[Tensor]:
         if isinstance(self.optimizer_, FlatAdam):
@@ -209,14 +207,12 @@ class VAENet(NeuralNet):
         result = self.module_(x)
         return result, self.criterion_.terms(result, x, teacher_proba)
 
-    def _choose_step(self) -> None:
-        """Decide by whom gradients are computed, as things are in this epoch."""
-        self._forward = self._compiled or self._forward_pass
-        plain = self._forward == self._forward_pass and not self.autocast
-        plain &= isinstance(self.optimizer_, FlatAdam)
-        self._by_hand = (
-            GradientByHand.of(self.module_, self.criterion_) if plain else None
-        )
+    def _choose_step(self) -> GradientByHand | None:
+        """Return who computes gradients as things are in this epoch, or None."""
+        plain = self._compiled is None and not self.autocast
+        if not (plain and isinstance(self.optimizer_, FlatAdam)):
+            return None
+        return GradientByHand.of(self.module_, self.criterion_)
 
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
@@ -267,7 +263,7 @@ class VAENet(NeuralNet):
             self.observer.begin()
         self._batch_terms: list[tuple[Any, ...]] = []
         self._batch_records = self.history[-1]["batches"]
-        self._choose_step()
+        self._by_hand = self._choose_step()
         self._began = time.perf_counter()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -288,14 +284,13 @@ class VAENet(NeuralNet):
         records = self.history[-1]["batches"]
         for record, loss in zip(records, values[0], strict=True):
             record["train_loss"] = loss
-        means = dict(
-            zip(_PARTS, np.average(values, axis=1, weights=sizes), strict=True)
-        )
+        averages = np.average(values, axis=1, weights=sizes)
+        means = dict(zip(_PARTS, map(float, averages), strict=True))
         if not np.isfinite(means["train_loss"]):
             raise _not_finite("loss", len(self.history), _first_not_finite(values))
-        record_with_best(self, "train_loss", float(means["train_loss"]))
+        record_with_best(self, "train_loss", means["train_loss"])
         for name in ("reconstruction", "kl"):
-            self.history.record(name, float(means[name]))
+            self.history.record(name, means[name])
         self.history.record("kl_weight", self.criterion_.kl_weight)
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
 
@@ -415,18 +410,6 @@ def check_callbacks(callbacks: Sequence[Any] | None) -> None:
 
 def _unnamed(given: Any) -> Any:
     return given[1] if isinstance(given, tuple) and len(given) == 2 else given
-
-
-def check_backend(name: str | None) -> None:
-    """Check that :func:`torch.compile` knows a backend."""
-    if name is None:
-        return
-    known = torch.compiler.list_backends(())
-    if name not in known:
-        raise ValueError(
-            "torch_compile must be True, False or one of "
-            f"{sorted(known)}, got {name!r}."
-        )
 
 
 def _copied(given: Any) -> Any:
