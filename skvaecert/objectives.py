@@ -419,10 +419,8 @@ class AlignedELBO(nn.Module):
         self.guard: LagrangeWeight | None = None
         self.alignment_weight: float | Tensor
         if isinstance(alignment_weight, LagrangeWeight):
-            self.guard, self.alignment_weight = (
-                alignment_weight,
-                alignment_weight.weight,
-            )
+            self.guard = alignment_weight
+            self.alignment_weight = alignment_weight.weight
         else:
             self.alignment_weight = alignment_weight
 
