@@ -252,8 +252,8 @@ def test_convolutions_do_not_mix_rows(image_shape):
         ),
         (
             {"decoder": "conv", "image_shape": (3, 8, 8)},
-            r"as many values as there are features, 64, for decoder='conv', got \(3, 8, 8\), which "
-            "holds 192",
+            r"as many values as there are features, 64, for decoder='conv', got "
+            r"\(3, 8, 8\), which holds 192",
         ),
         (
             {"encoder": "conv", "image_shape": (16, 2, 2)},
