@@ -1,4 +1,5 @@
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -79,6 +80,26 @@ class Interrupt(Callback):
     def on_batch_end(self, net, **kwargs):
         if len(net.history) == self.epoch and len(net.history[-1]["batches"]) == 2:
             signal.raise_signal(signal.SIGINT)
+
+
+class AtEnd(Callback):
+    """Does something at the end of an epoch, as callbacks of users do."""
+
+    def __init__(self, epoch, action):
+        self.epoch = epoch
+        self.action = action
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            self.action()
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 class Raising:
@@ -202,6 +223,40 @@ def test_interrupt_before_the_loop_is_not_lost(rows, proba, monkeypatch):
     assert torch.equal(weights(net), before)
 
 
+def test_interrupt_while_callbacks_run_keeps_the_epoch(rows, proba):
+    """It is complete by then, but no callback asked for a stop."""
+    net = trained(rows, proba, callbacks=[AtEnd(2, press_ctrl_c)], max_epochs=10)
+    assert net.interrupted_
+    assert [row["epoch"] for row in net.history] == [1, 2]
+    assert torch.equal(weights(net), weights(trained(rows, proba, max_epochs=2)))
+
+
+def test_a_signal_that_raises_nothing_is_no_interrupt(rows, proba):
+    """The user's own handler is called, stays, and a stop after it is a stop."""
+    pressed = []
+    handler = lambda *args: pressed.append(args)  # noqa: E731
+    signal.signal(signal.SIGINT, handler)  # the fixture of all tests gives it back
+    callbacks = [Interrupt(epoch=1), ("stop", AtEnd(3, stop))]
+    net = trained(rows, proba, callbacks=callbacks, max_epochs=10)
+    assert len(pressed) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not net.interrupted_
+    assert len(net.history) == 3
+
+
+def test_fits_in_other_threads_stop_early(rows, proba):
+    nets = []
+
+    def fit():
+        nets.append(trained(rows, proba, callbacks=[AtEnd(2, stop)]))
+
+    thread = threading.Thread(target=fit)
+    thread.start()
+    thread.join()
+    assert not nets[0].interrupted_
+    assert len(nets[0].history) == 2
+
+
 def test_early_stopping_is_no_interrupt(rows, proba):
     stop = EarlyStopping("train_loss", patience=2, lower_is_better=False, sink=len)
     net = trained(rows, proba, callbacks=[stop], max_epochs=50)
@@ -317,10 +372,8 @@ def moved(before, after):
 
 
 def test_encoder_and_decoder_take_turns(rows, proba, monkeypatch):
-    information = iter([1.0, 2.0, 1.9, 3.0])
-    monkeypatch.setattr(
-        baselines, "_monitored_information", lambda net: next(information)
-    )
+    information = map(torch.tensor, [1.0, 2.0, 1.9, 3.0])
+    monkeypatch.setattr(baselines, "mutual_information", lambda *_: next(information))
     net = trained(
         rows,
         proba,
@@ -356,9 +409,8 @@ def test_encoder_stops_when_a_window_rises(losses, n_steps, monkeypatch):
 
 
 def test_aggressive_training_remembers_that_it_ended(rows, proba, monkeypatch):
-    monkeypatch.setattr(
-        baselines, "_monitored_information", lambda net: -len(net.history)
-    )
+    information = map(torch.tensor, [-1.0, -2.0, -3.0, -4.0])
+    monkeypatch.setattr(baselines, "mutual_information", lambda *_: next(information))
     net = trained(
         rows, proba, max_epochs=2, criterion__objective=AggressiveEncoder(2, 6)
     )
