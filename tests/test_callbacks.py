@@ -107,7 +107,7 @@ def test_bad_parameters(blobs, small_vae, params, message):
 
 
 @needs_callbacks
-@pytest.mark.parametrize("n_jobs", [1, 2])
+@pytest.mark.parametrize("n_jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_epochs_of_a_search_over_pipelines_are_logged(blobs, small_vae, n_jobs):
     monitor = HistoryMonitor()
     search = GridSearchCV(

@@ -1,4 +1,4 @@
-"""Training for some epochs, the prefit before them."""
+"""The training loop around the net, and the prefit before it."""
 
 import signal
 import threading
@@ -43,7 +43,7 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
             optimizer.step()
 
 
-# What trains in place of `train`, if it returns True.
+# Trains in place of `train` if it returns True.
 Trainer = Callable[[VAENet, TrainingSet, bool], bool]
 
 _stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
@@ -51,7 +51,7 @@ _stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
 
 @contextmanager
 def stand_in(trainer: Trainer) -> Iterator[None]:
-    """Let :func:`train` ask another trainer first, inside the block."""
+    """Let another trainer try first in :func:`train`, inside the block."""
     token = _stand_in.set(trainer)
     try:
         yield
@@ -65,7 +65,7 @@ def train(
     observer: Observer | None = None,
     processes: Processes = ALONE,
 ) -> None:
-    """Train for `net.max_epochs` more epochs, or have it done by `stand_in`."""
+    """Train for `net.max_epochs` more epochs; Ctrl-C in the first is an error."""
     other = _stand_in.get()
     watched = observer is not None and observer.watched
     net.processes, net.observer, net.ctrl_c = processes, observer, False
