@@ -866,7 +866,7 @@ def test_convolutions_are_pickled_and_go_on(patches, conv_vae):
         ({"image_shape": None}, "image_shape must be .* got None. Set it"),
         (
             {"image_shape": (3, 8, 9)},
-            r"a row, 192, .* got \(3, 8, 9\), which holds 216",
+            r"features, 192, .* got \(3, 8, 9\), which holds 216",
         ),
         ({"image_shape": 8}, "'image_shape' parameter.*Got 8"),
         ({"encoder": "cnn"}, "'encoder' parameter .* {'conv'}.*Got 'cnn'"),
