@@ -1,3 +1,4 @@
+import pickle
 import signal
 import threading
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from skorch.callbacks import Callback, EarlyStopping, Freezer, Unfreezer
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
+from skorch.exceptions import DeviceWarning
 
 from skvaecert import baselines
 from skvaecert._training import net as net_module
@@ -20,7 +22,7 @@ from skvaecert.baselines import AggressiveEncoder, EncoderFirst, SigmaVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin
 from skvaecert.networks import make_vae
-from skvaecert.objectives import Objective
+from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import simplex_vertices, witness_log_proba
 
 CPU = torch.device("cpu")
@@ -52,11 +54,10 @@ def net_for(callbacks=None, max_epochs=3, verbose=0, **settings):
             criterion__likelihood="gaussian",
             criterion__scale=1.5,
             criterion__kl_weight=1.0,
-            criterion__alignment_weight=5.0,
             lr=1e-2,
             batch_size=64,
             max_epochs=max_epochs,
-            **settings,
+            **{"criterion__alignment_weight": 5.0} | settings,
         )
 
 
@@ -283,6 +284,24 @@ def test_training_rows_are_forgotten(rows, proba):
     for _, callback in net.callbacks_:
         held = [v for v in vars(callback).values() if isinstance(v, torch.Tensor)]
         assert not held
+
+
+def test_a_net_pickled_on_a_gpu_loads_without_one(rows, proba, monkeypatch):
+    """skorch sees to it; the guard's tensors are none of the module."""
+    guard = LagrangeWeight(0.5, 1.0, CPU)
+    net = trained(rows, proba, criterion__alignment_weight=guard)
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        on_gpu.setattr(net, "device", "cuda")
+        pickled = pickle.dumps(net)
+    assert b"cuda:0" in pickled
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(DeviceWarning):
+        loaded = pickle.loads(pickled)
+    assert torch.equal(weights(loaded), weights(net))
+    assert loaded.criterion_.guard.weight == net.criterion_.guard.weight
+    train(loaded, training_set(rows, proba))
+    assert len(loaded.history) == 6
 
 
 def test_snapshot_restores_weights_moments_and_history(rows, proba):
