@@ -451,7 +451,7 @@ class AggressiveEncoder(Objective):
         list of (str, skorch.callbacks.Callback)
             Its name and the callback.
         """
-        first = EncoderFirst(self.window, self.max_inner_steps)
+        first = _EncoderFirst(self.window, self.max_inner_steps)
         return [("encoder_first", first)]
 
 
@@ -841,10 +841,10 @@ class SigmaVAE(Objective):
         list of (str, skorch.callbacks.Callback)
             Its name and the callback.
         """
-        return [("optimal_noise", OptimalNoise())]
+        return [("optimal_noise", _OptimalNoise())]
 
 
-class EncoderFirst(ReleasedCallback):
+class _EncoderFirst(ReleasedCallback):
     """Trains the encoder alone before each step, which is then the decoder's alone.
 
     Records "mutual_information", on the monitored samples in lots of 256, and
@@ -858,7 +858,6 @@ class EncoderFirst(ReleasedCallback):
         self.max_inner_steps = max_inner_steps
 
     def on_train_begin(self, net: NeuralNet, X: Any, **kwargs: Any) -> None:
-        """Take the samples; continue as the previous fit ended."""
         self.dataset_ = X
         self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
         encoder = net.module_.encoder.parameters()
@@ -885,11 +884,9 @@ class EncoderFirst(ReleasedCallback):
         self._freeze(True)
 
     def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Let the encoder take part again."""
         self._freeze(False)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Record the mutual information and whether to continue."""
         history = net.history
         before = history[-2]["mutual_information"] if len(history) > 1 else -math.inf
         now = _monitored_information(net)
@@ -898,7 +895,6 @@ class EncoderFirst(ReleasedCallback):
         history.record("aggressive", self.aggressive_)
 
     def release(self) -> None:
-        """Drop samples and optimizer."""
         if hasattr(self, "parameters_"):  # Ctrl-C in a step finds them frozen
             self._freeze(False)
         for name in ("dataset_", "optimizer_", "parameters_"):
@@ -928,11 +924,10 @@ def _monitored_information(net: NeuralNet) -> float:
     return float(np.mean([value.item() for value in values]))
 
 
-class OptimalNoise(Callback):
+class _OptimalNoise(Callback):
     """Sets the noise variance of the VAE to the MSE of the monitored samples."""
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Set it after each epoch."""
         net.module_.eval()
         with torch.no_grad():
             rows = net.monitored

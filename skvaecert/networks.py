@@ -437,42 +437,32 @@ def make_vae(
     >>> type(make_vae(64, 4, (), "conv", image_shape=(1, 8, 8)).encoder[1])
     <class 'torch.nn.modules.conv.Conv2d'>
     """
+    sizes, hidden = (n_features, latent_dim), tuple(hidden_sizes)
+    inwards, outwards = (n_features, 2 * latent_dim), (latent_dim, n_features)
     return VAE(
-        _encoder(encoder, n_features, latent_dim, hidden_sizes, image_shape),
-        _decoder(decoder, n_features, latent_dim, hidden_sizes[::-1], image_shape),
+        _network("encoder", encoder, sizes, inwards, hidden, image_shape),
+        _network("decoder", decoder, sizes, outwards, hidden[::-1], image_shape),
         posterior,
     )
 
 
-def _encoder(
+def _network(
+    name: str,
     given: ModuleOrFactory | str | None,
-    n_features: int,
-    latent_dim: int,
+    sizes: tuple[int, int],
+    widths: tuple[int, int],
     hidden_sizes: Sequence[int],
     image_shape: Sequence[int] | None,
 ) -> nn.Module:
-    wide = 2 * latent_dim
+    n_inputs, n_outputs = widths
     if given is None:
-        return mlp(n_features, hidden_sizes, wide)
-    if isinstance(given, str):
-        shape = check_image_shape("encoder", given, image_shape, n_features)
-        return conv_encoder(shape, hidden_sizes, wide)
-    return _own("encoder", given, (n_features, latent_dim), (n_features, wide))
-
-
-def _decoder(
-    given: ModuleOrFactory | str | None,
-    n_features: int,
-    latent_dim: int,
-    hidden_sizes: Sequence[int],
-    image_shape: Sequence[int] | None,
-) -> nn.Module:
-    if given is None:
-        return mlp(latent_dim, hidden_sizes, n_features)
-    if isinstance(given, str):
-        shape = check_image_shape("decoder", given, image_shape, n_features)
-        return conv_decoder(latent_dim, hidden_sizes, shape)
-    return _own("decoder", given, (n_features, latent_dim), (latent_dim, n_features))
+        return mlp(n_inputs, hidden_sizes, n_outputs)
+    if not isinstance(given, str):
+        return _own(name, given, sizes, widths)
+    shape = check_image_shape(name, given, image_shape, sizes[0])
+    if name == "encoder":
+        return conv_encoder(shape, hidden_sizes, n_outputs)
+    return conv_decoder(n_inputs, hidden_sizes, shape)
 
 
 def check_image_shape(

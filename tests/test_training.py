@@ -18,7 +18,7 @@ from skvaecert._training.loop import train
 from skvaecert._training.monitors import MarginMonitor
 from skvaecert._training.net import Snapshot, make_net, resume_net
 from skvaecert._training.optimizer import FlatAdam
-from skvaecert.baselines import AggressiveEncoder, EncoderFirst, SigmaVAE
+from skvaecert.baselines import AggressiveEncoder, SigmaVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin
 from skvaecert.networks import make_vae
@@ -420,8 +420,8 @@ def test_encoder_and_decoder_take_turns(rows, proba, monkeypatch):
 )
 def test_encoder_stops_when_a_window_rises(losses, n_steps, monkeypatch):
     taken = iter(losses)
-    monkeypatch.setattr(EncoderFirst, "_step", lambda self, net: next(taken))
-    callback = EncoderFirst(window=2, max_inner_steps=10)
+    ((_, callback),) = AggressiveEncoder(window=2, max_inner_steps=10).callbacks()
+    monkeypatch.setattr(callback, "_step", lambda net: next(taken))
     callback.aggressive_, callback.parameters_ = True, []
     callback.on_batch_begin(net_for())
     assert len(losses) - len(list(taken)) == n_steps

@@ -307,7 +307,7 @@ def test_joint_training_gives_every_fit_its_net(monkeypatch):
         {"likelihood": "bernoulli"},
         {"rows": data(n=100)},
     ],
-    ids=str,
+    ids=lambda other: next(iter(other)),
 )
 def test_only_like_fits_are_joined(other, monkeypatch):
     makers = [
