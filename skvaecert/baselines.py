@@ -285,7 +285,7 @@ class FreeBits(Objective):
     Parameters
     ----------
     nats : float, default=0.25
-        KL that costs no more than a smaller one, at least 0.
+        Free nats, at least 0. The penalty does not decrease below them.
     per : {"dimension", "batch"}, default="dimension"
         Whether `nats` is for each dimension or for their sum.
 
@@ -366,8 +366,8 @@ class DeltaVAE(Objective):
 
     References
     ----------
-    Razavi et al., arXiv:1901.03416. The default is ours; models of text use values as
-    small.
+    Razavi et al., arXiv:1901.03416. The default is ours; models of text use similarly
+    small values.
 
     Examples
     --------

@@ -15,7 +15,7 @@ from skvaecert.objectives import gaussian_kl
 __all__ = ["decode", "encode", "evidence_bound", "posterior"]
 
 
-# Larger chunks for small fully connected networks, where calls cost more than sums.
+# Larger chunks for small fully connected networks: there calls cost the most.
 _SMALL_NET_CHUNK, _FEW_PARAMETERS = 1024, 2**16
 
 

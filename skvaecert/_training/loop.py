@@ -94,7 +94,7 @@ def _train(net: VAENet, dataset: TrainingSet) -> None:
 
 @contextmanager
 def _noting_ctrl_c(net: VAENet) -> Iterator[None]:
-    """Tell the net if Ctrl-C raises KeyboardInterrupt, so that it knows from where."""
+    """Set `net.ctrl_c` if Ctrl-C raises KeyboardInterrupt: it is no early stopping."""
     before = signal.getsignal(signal.SIGINT)
     # Python hands signals to the main thread only.
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -40,7 +40,7 @@ _MOST_MONITORED = 8192
 def record_with_best(
     net: NeuralNet, name: str, value: float, *, lower_is_better: bool = True
 ) -> None:
-    """Record a value and whether it is the best yet, which skorch's Checkpoint asks."""
+    """Record a value and, for skorch's Checkpoint, whether it is the best so far."""
     earlier = [row[name] for row in net.history[:-1]]
     if lower_is_better:
         is_best = value < min(earlier, default=math.inf)

@@ -104,7 +104,7 @@ class VAENet(NeuralNet):
         return dict(self.callbacks_)["monitor"].watched_.rows
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
-        """Call a method of all callbacks; stop early if one of them wishes so."""
+        """Call a method of all callbacks; stop early if one of them asks for it."""
         if method_name != "on_epoch_end":
             super().notify(method_name, **kwargs)
             return
@@ -112,8 +112,8 @@ class VAENet(NeuralNet):
         try:
             super().notify(method_name, **kwargs)
         except KeyboardInterrupt:
-            # So callbacks of skorch ask for a stop. Ctrl-C is no such wish, also if it
-            # arrives while they run: the epoch is kept, but the user is warned.
+            # By this error skorch's callbacks stop a training. Ctrl-C raises it too. If
+            # it arrives while they run, the epoch is kept, but the user must be warned.
             if self.ctrl_c or self._amid_an_epoch:
                 raise
             stop = True
@@ -307,7 +307,7 @@ class VAENet(NeuralNet):
 
 
 class _StopEarly(Exception):
-    """Ends the epochs because a callback wishes so."""
+    """Ends the epochs because a callback asks for it."""
 
 
 class Snapshot:
