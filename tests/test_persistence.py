@@ -22,7 +22,6 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from skorch import NeuralNet
 from skorch.callbacks import EpochScoring
 from torch import nn
 
@@ -607,29 +606,6 @@ def test_hash_of_rows_does_not_depend_on_what_holds_them(tmp_path):
         dask.array.from_array(rows, chunks=(999, 1)),
     ]
     assert {digest_samples(table) for table in held} == {digest_samples(rows)}
-
-
-def test_pickles_hold_no_tensors_of_an_accelerator(rows, monkeypatch):
-    vae = tiny(alignment_weight="auto", target_margin=0.1).fit(rows)
-    net = vae.net_
-    criterion, module = net.criterion_, net.module_
-    tensors = [
-        *module.state_dict().values(),
-        criterion.vertices,
-        criterion.guard.weight,
-    ]
-    tensors += [t for s in net.optimizer_.state.values() for t in s.values()]
-    places = {t.untyped_storage().data_ptr() for t in tensors}
-    named = torch.serialization.location_tag
-
-    def as_if(storage):
-        inner = getattr(storage, "_untyped_storage", storage)
-        return "cuda:0" if inner.data_ptr() in places else named(storage)
-
-    monkeypatch.setattr(torch.serialization, "location_tag", as_if)
-    monkeypatch.setattr(net, "device", "cuda")
-    assert b"cuda:0" in pickle.dumps(NeuralNet.__getstate__(net))
-    assert b"cuda:0" not in pickle.dumps(net)
 
 
 def test_pickles_hold_the_network_once(rows):
