@@ -197,23 +197,21 @@ def test_text_that_is_no_plain_json_is_refused(path, change, reason):
     assert_refused(path, reason)
 
 
-def test_estimators_within_estimators_without_end_are_refused(path):
+@pytest.mark.parametrize("last", ["FrozenEstimator", "CertifiedVAE"])
+def test_estimators_within_estimators_without_end_are_refused(path, last):
     """A frozen VAE as the teacher of a VAE, and so on, would double their names."""
 
     def change(content, arrays):
         objects = content["objects"]
-        (number,) = [
-            i
-            for i, n in enumerate(objects)
-            if n["type"] == "CertifiedVAE" and n["fitted"]
-        ]
-        frozen = {"type": "FrozenEstimator", "fitted": None}
-        objects.append(frozen | {"params": {"estimator": {"object": number}}})
-        params = {"teacher": {"object": len(objects) - 1}}
-        objects.append({"type": "CertifiedVAE", "params": params, "fitted": None})
+        number = objects.index(attacks.fitted(content, "CertifiedVAE"))
+        params = {"estimator": {"object": number}}
+        objects.append({"type": "FrozenEstimator", "params": params, "fitted": None})
+        name = "teacher" if last == "CertifiedVAE" else "estimator"
+        params = {name: {"object": len(objects) - 1}}
+        objects.append({"type": last, "params": params, "fitted": None})
 
     attacks.forge(path, change)
-    assert_refused(path, "what a CertifiedVAE holds must be")
+    assert_refused(path, f"what a {last} holds must be")
 
 
 # What arrays may be.

@@ -186,4 +186,4 @@ def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     net.interrupted_ = state["interrupted"]
-    net.history.extend({"batches": [], **row} for row in state["history"])
+    net.history.extend({**row, "batches": []} for row in state["history"])

@@ -21,6 +21,7 @@ __all__ = [
     "Budget",
     "from_bytes",
     "read_bytes",
+    "safetensors",
     "to_bytes",
     "write_bytes",
 ]
@@ -46,14 +47,15 @@ class Budget:
         self.left -= n_bytes
 
 
-def _safetensors() -> Any:
+def safetensors() -> Any:
+    """Import the package, or say how to get it."""
     try:
-        from safetensors import numpy as safetensors
+        from safetensors import numpy
     except ImportError as error:
         raise ImportError(
             "save and load need safetensors: pip install 'skvaecert[save]'."
         ) from error
-    return safetensors
+    return numpy
 
 
 def to_bytes(content: Any, arrays: Arrays) -> bytes:
@@ -65,21 +67,25 @@ def to_bytes(content: Any, arrays: Arrays) -> bytes:
         for name, array in arrays.items()
     }
     metadata = {"skvaecert": text, "sha256": _checksum(text, plain)}
-    return bytes(_safetensors().save(plain, metadata))
+    return bytes(safetensors().save(plain, metadata))
 
 
 def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
     """Return JSON values, arrays and the checksum of a file, without trust in it."""
-    safetensors = _safetensors()
     n_header = int.from_bytes(data[:8], "little")
+    if n_header > len(data):
+        raise ValueError("it is no safetensors file.")
     budget.spend(_JSON_COST * n_header, "JSON")
     header = _parse(data[8 : 8 + n_header].decode())
     budget.spend(_ARRAY_COST * len(header), "arrays")
     # Refuses headers that do not describe the bytes that follow.
-    arrays = safetensors.load(data)
-    metadata = header["__metadata__"]
-    text, checksum = metadata.pop("skvaecert"), metadata.pop("sha256")
-    if metadata or checksum != _checksum(text, arrays):
+    loaded = safetensors().load(data)
+    arrays = {k: np.require(array, requirements="AW") for k, array in loaded.items()}
+    metadata = header.get("__metadata__", {})
+    if metadata.keys() != {"skvaecert", "sha256"}:
+        raise ValueError("its metadata are not those of skvaecert.")
+    text, checksum = metadata["skvaecert"], metadata["sha256"]
+    if checksum != _checksum(text, arrays):
         raise ValueError("its checksum is another one: it was damaged or edited.")
     for name, array in arrays.items():
         # Any byte but 0 and 1 would be a truth value that is neither.

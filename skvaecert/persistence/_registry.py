@@ -100,7 +100,8 @@ def sklearn_table(estimator: Any) -> dict[str, Any] | None:
 
 def check_inside(owner: type, value: Any) -> None:
     """Check that something may stand inside an object, frozen or not."""
-    inner = value.estimator if type(value) is FrozenEstimator else value
+    is_frozen = type(value) is FrozenEstimator and owner is not FrozenEstimator
+    inner = value.estimator if is_frozen else value
     allowed = _INSIDE.get(owner, [])
     if type(inner) not in allowed:
         raise ValueError(

@@ -20,6 +20,7 @@ from skvaecert.persistence._file import (
     Budget,
     from_bytes,
     read_bytes,
+    safetensors,
     to_bytes,
     write_bytes,
 )
@@ -169,6 +170,7 @@ def load(path: Path, *, modules: Modules | None = None) -> Any:
             "modules must have keys among 'encoder' and 'decoder', got "
             f"{sorted(unknown)}."
         )
+    safetensors()
     budget = Budget()
     with naming(path):
         return _restore(*from_bytes(read_bytes(path), budget), modules, budget)
@@ -179,7 +181,7 @@ def naming(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file inside the block into an error that names it."""
     try:
         yield
-    except (InvalidFileError, OwnModuleError, OSError, ImportError):
+    except (InvalidFileError, OwnModuleError, OSError):
         raise
     except Exception as error:  # whatever taking wrong data for right ones ends in
         reason = f"{type(error).__name__}: {error}"[:500]
