@@ -19,7 +19,6 @@ __all__ = [
     "check_teacher_proba",
     "log_odds_energy",
     "prior_matched_scale",
-    "resolve_witness_scale",
     "simplex_vertices",
     "temper",
     "witness_log_proba",
