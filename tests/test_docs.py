@@ -1,5 +1,6 @@
 """What the documents say is run, or looked up."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -82,11 +83,11 @@ def start(monkeypatch, tmp_path):
     defaults = skvaecert.CertifiedVAE.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "max_epochs", 3)
     # Workers take seconds to start, and test_engines.py is about them.
-    in_turn = joblib.parallel_config("sequential")
-    monkeypatch.setattr(joblib, "parallel_config", lambda *_, **__: in_turn)
+    one_process = functools.partial(joblib.parallel_config, "sequential")
+    monkeypatch.setattr(joblib, "parallel_config", lambda *_, **__: one_process())
     monkeypatch.chdir(tmp_path)
     scope = {}
-    with sklearn.config_context(), in_turn:
+    with sklearn.config_context(), one_process():
         for code in runnable(ROOT / "docs/index.md"):
             exec(code, scope)
         yield scope
