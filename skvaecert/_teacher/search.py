@@ -175,7 +175,7 @@ class _Evaluator:
     fitter: Fitter
     error_score: float | str
     seeds: NDArray[np.integer]
-    _starts: dict[tuple[int, int], list[NDArray[np.floating]]] = field(
+    _groups: dict[tuple[int, int], list[NDArray[np.integer]]] = field(
         default_factory=dict
     )
     _lock: Any = field(default_factory=Lock)
@@ -211,10 +211,11 @@ class _Evaluator:
 
     def _best_restart(self, configuration: Configuration) -> Candidate:
         split = self.split.first_samples(_FIRST_SAMPLES)
-        fitted, held_out = split.first_features(configuration.pca_components)
+        n_components, n_features, covariance_type = configuration
+        fitted, held_out = split.first_features(n_features)
         mixtures = [
-            self.fitter.fit(fitted, start, configuration.covariance_type)
-            for start in self._shared_starts(fitted, configuration.n_components)
+            self.fitter.fit(fitted, np.eye(n_components)[:, labels], covariance_type)
+            for labels in self._shared_groups(fitted, n_components)
         ]
         populated = _populated(mixtures, len(fitted))
         log_probas = [log_joint(held_out, mixture).T for mixture in mixtures]
@@ -238,15 +239,15 @@ class _Evaluator:
         candidate = replace(candidate, n_samples=len(fitted))
         return self._measured(candidate, mixture, log_joint(held_out, mixture).T)
 
-    def _shared_starts(
+    def _shared_groups(
         self, samples: Floats, n_components: int
-    ) -> list[NDArray[np.floating]]:
-        """Return groups of k-means, by restart; all covariance types share them."""
+    ) -> list[NDArray[np.integer]]:
+        """Return the groups of each restart, from which all covariance types start."""
         key = n_components, samples.shape[1]
         with self._lock:
-            if key not in self._starts:
-                self._starts[key] = _kmeans_starts(samples, n_components, self.seeds)
-            return self._starts[key]
+            if key not in self._groups:
+                self._groups[key] = _kmeans_groups(samples, n_components, self.seeds)
+            return self._groups[key]
 
     def _measured(
         self, candidate: Candidate, mixture: Mixture, log_proba: NDArray[np.floating]
@@ -264,10 +265,10 @@ class _Evaluator:
         )
 
 
-def _kmeans_starts(
+def _kmeans_groups(
     samples: Floats, n_components: int, seeds: NDArray[np.integer]
-) -> list[NDArray[np.floating]]:
-    """Return the groups of k-means as responsibilities, for each seed."""
+) -> list[NDArray[np.integer]]:
+    """Return the labels that k-means gives the samples, for each seed."""
     least = _SAMPLES_PER_COMPONENT * n_components
     if len(samples) < least:
         raise ValueError(
@@ -275,7 +276,7 @@ def _kmeans_starts(
             f"mixture on, got {len(samples)}"
         )
     kmeans = [KMeans(n_components, n_init=1, random_state=seed) for seed in seeds]
-    return [np.eye(n_components)[:, each.fit(samples).labels_] for each in kmeans]
+    return [each.fit(samples).labels_ for each in kmeans]
 
 
 def _populated(mixtures: list[Mixture], n_samples: int) -> list[int]:
@@ -360,7 +361,7 @@ def _run(
 def _results(
     evaluate: Callable[[Any], Candidate], items: Sequence[Any], n_threads: int
 ) -> Generator[tuple[int, Candidate]]:
-    """Yield the results by index: in threads, of one core each, if there are some."""
+    """Yield the results by index: from threads, of one core each, if there are several."""
     if n_threads == 1:
         yield from enumerate(map(evaluate, items))
         return
