@@ -361,7 +361,7 @@ def _run(
 def _results(
     evaluate: Callable[[Any], Candidate], items: Sequence[Any], n_threads: int
 ) -> Generator[tuple[int, Candidate]]:
-    """Yield the results by index: from threads, of one core each, if there are several."""
+    """Yield the results by index; several threads take one core each."""
     if n_threads == 1:
         yield from enumerate(map(evaluate, items))
         return
