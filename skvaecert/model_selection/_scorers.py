@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection._search import BaseSearchCV
@@ -15,10 +15,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.certifier import CollapseCertifier
+from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
+from skvaecert._certifier.kinds import MeanKind, make_kind
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.bounds import betting_bound
 from skvaecert.exceptions import NotCertifiedError
-from skvaecert.simplex import Floats
 
 __all__ = [
     "LOWEST_SCORE",
@@ -339,20 +340,14 @@ class _Scored:
             inner = CollapseCertifier(FrozenEstimator(inner)).fit(self.rows)
         check_is_fitted(inner)
         self.certifier: CollapseCertifier = inner
-
-    @cached_property
-    def means(self) -> NDArray[np.floating]:
-        return self.certifier._means(self.rows)
-
-    @cached_property
-    def proba(self) -> Floats:
-        return self.certifier._posterior(self.rows, None, len(self.means))
+        self.samples = EncodedSamples(inner.estimator_, inner.teacher_, self.rows)
 
     @cached_property
     def certificate(self) -> Certificate:
-        """That of :meth:`CollapseCertifier.certify`, from means that are there."""
-        every = np.arange(len(self.means))
-        return self.certifier._conclude(self.rows, self.means, self.proba, every)
+        """That of :meth:`CollapseCertifier.certify`, on training samples too."""
+        kind = MeanKind(self.certifier.witness_)
+        kind.add(self.samples)
+        return kind.conclude(self.certifier.safety_margin)
 
     @property
     def certified(self) -> float:
@@ -369,13 +364,13 @@ class _Scored:
         return _finite(self.certificate.relative_margin)
 
     def lower_bound(self, bound: Callable[..., float], **options: Any) -> float:
-        log_q = self.certifier.witness_.log_proba(self.means)
-        return _finite(bound(self.proba, log_q, **options))
+        log_q = self.certifier.witness_.log_proba(self.samples.means)
+        return _finite(bound(self.samples.posterior, log_q, **options))
 
     @property
     def vae(self) -> Any:
         """The encoder, where it is the estimator of this package."""
-        owner = self.certifier._owner
+        owner = fitted_encoder(self.certifier.estimator_)
         return owner.estimator if isinstance(owner, FrozenEstimator) else owner
 
     @property
@@ -399,7 +394,7 @@ class _Scored:
                 "estimator must have an inverse_transform, its decoder, to be scored "
                 f"by reconstruction; {type(self.vae).__name__} has none."
             )
-        output = self.certifier._models.decode(self.means)
+        output = self.samples.reconstruction
         rows = np.asarray(self.rows, dtype=np.float64)
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             error = np.square(rows - output).sum()
@@ -414,9 +409,15 @@ class _Scored:
                 f"CollapseCertifier({type(self.vae).__name__}(...))."
             )
         # certify would refuse training rows, whose scores a search may want.
-        read = self.certifier._kind("sampled", n_draws, confidence=0.95)
-        read.add(self.certifier._models, self.rows, None, None)
-        return read.conclude(self.certifier.safety_margin).margin
+        kind = make_kind(
+            "sampled",
+            self.certifier.witness_,
+            self.certifier.calibration_,
+            n_draws=n_draws,
+            random_state=self.certifier.random_state,
+        )
+        kind.add(self.samples)
+        return kind.conclude(self.certifier.safety_margin).margin
 
     def every_score(self) -> dict[str, float]:
         scores = {
@@ -429,7 +430,7 @@ class _Scored:
             scores["reconstruction"] = self.reconstruction
         if isinstance(self.vae, CertifiedVAE):
             scores["elbo"] = self.elbo
-        tempered = self.certifier._calibration.witness
+        tempered = self.certifier.calibration_.witness
         if self.has_certifier and not isinstance(tempered, Exception):
             scores["sampled_information"] = self.sampled_information(n_draws=8)
         return scores
