@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from skvaecert._archive import Archive, can_hold, naming, read_archive, write_archive
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.calibration import Calibration, Tempering
-from skvaecert._certifier.certifier import CollapseCertifier, certify_training
+from skvaecert._certifier.certifier import CollapseCertifier
 from skvaecert._certifier.encoded import EncodedSamples
 from skvaecert._samples import digests
 from skvaecert._teacher.gmm import GMMTeacher
@@ -168,7 +168,7 @@ _STATES: dict[type, tuple[str, ...]] = {
         "witness_scale_",
         "witness_",
         "mean_proba_",
-        "calibration_",
+        "_calibration",
     ),
     FrozenEstimator: (),
 }
@@ -319,7 +319,7 @@ def save(estimator: BaseEstimator, path: Path) -> None:
                 name: packer.pack(value, f"certificate.{name}")
                 for name, value in estimator.certificate_.to_dict().items()
             },
-            "certified_on": dict(estimator.certified_on_),
+            "certified_on": dict(estimator._certified_on),
             "saved": datetime.now(UTC).isoformat(timespec="seconds"),
             "written_with": written_with,
         }
@@ -433,7 +433,7 @@ def verify(
     samples = EncodedSamples(*models, X, teacher_proba)
     # Rows that were certified once are not to blame if they cannot be any more.
     with naming(path) if same_rows and not modules else contextlib.nullcontext():
-        again = certify_training(certifier, samples)
+        again = certifier._certify_training(samples)
     return Verification(
         same_rows=same_rows,
         agrees=_agree(stored, again),
@@ -740,8 +740,8 @@ def _restore(archive: Archive, modules: Modules) -> tuple[Any, dict[str, Any] | 
     _check_certified(estimator)
     digests = _entries(record["certified_on"], "hashes", "rows", "teacher_proba")
     _require(all(map(_is_digest, digests.values())), "its hashes are no SHA-256.")
-    estimator.certified_on_ = digests
-    estimator.fit_id_ = origin
+    estimator._certified_on = digests
+    estimator._origin = origin
     return estimator, digests
 
 
@@ -1268,8 +1268,8 @@ def _check_certifier(certifier: CollapseCertifier) -> None:
     n_components = len(witness.bias)
     _check_shapes("certifier", vars(certifier), mean_proba_=(n_components,))
     _check_proba("mean posterior of a certifier", certifier.mean_proba_)
-    _require(type(certifier.calibration_) is Calibration, "its calibration is none.")
-    tempered = certifier.calibration_.witness
+    _require(type(certifier._calibration) is Calibration, "its calibration is none.")
+    tempered = certifier._calibration.witness
     if isinstance(tempered, LinearWitness):
         right = tempered.weights.shape == witness.weights.shape
         _require(right and tempered.name == witness.name, "its calibration's witness.")

@@ -57,7 +57,7 @@ from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.simplex import Floats, resolve_witness_scale, simplex_vertices
 from skvaecert.witnesses import simplex_witness
 
-__all__ = ["CollapseCertifier", "certify_training"]
+__all__ = ["CollapseCertifier"]
 
 
 def _template(certifier: "CollapseCertifier") -> Any:
@@ -128,16 +128,8 @@ class CollapseCertifier(
         What reads the code.
     mean_proba_ : ndarray of shape (n_components,)
         The mean teacher on the samples of :meth:`fit`.
-    calibration_ : Calibration
-        What the kinds "sampled" and "round_trip" need: a tempered `witness`, a
-        `tempering` of the teacher, and fingerprints of the samples they come from.
     certificate_ : Certificate
         On the training samples; for a fitted witness, on those it was not fitted on.
-    certified_on_ : dict
-        SHA-256 of the training samples and of `teacher_proba`, None where there is
-        none.
-    fit_id_ : str
-        Identifies this fit; only parts of one fit are merged.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -249,10 +241,11 @@ class CollapseCertifier(
             samples = EncodedSamples(estimator, self.teacher_, X, teacher_proba)
             self.mean_proba_ = samples.posterior.mean(axis=0)
             self._fit_witness(samples, warm)
-            self.calibration_ = calibrate(samples, self.witness_)
-            self.certificate_ = certify_training(self, samples)
-            self.certified_on_ = digests(X, teacher_proba)
-            self.fit_id_ = uuid4().hex
+            self._calibration = calibrate(samples, self.witness_)
+            self.certificate_ = self._certify_training(samples)
+            self._certified_on = digests(X, teacher_proba)
+            # Of this fit alone: parts of a certificate are merged within one.
+            self._origin = uuid4().hex
         if breakdown is not None:
             raise breakdown
         tasks.end()
@@ -573,6 +566,15 @@ class CollapseCertifier(
             self.witness_scale_ = resolve_witness_scale("prior", proba)
         self.witness_ = simplex_witness(self.vertices_, self.witness_scale_)
 
+    def _certify_training(self, samples: EncodedSamples) -> Certificate:
+        """Certify on the samples of `fit`, those that the witness was not fitted on."""
+        kind = MeanKind(self.witness_)
+        means, proba = samples.means, samples.posterior
+        _, others = split_for_witness(self.witness_.name, len(means))
+        kind.sums.update(proba[others], means[others])
+        kind.look_again(samples)
+        return kind.conclude(self.safety_margin)
+
     def _pieces(
         self,
         X: ArrayLike,
@@ -596,7 +598,7 @@ class CollapseCertifier(
         collected = make_kind(
             kind,
             self.witness_,
-            self.calibration_,
+            self._calibration,
             n_draws=n_draws,
             confidence=confidence,
             random_state=self.random_state,
@@ -607,26 +609,14 @@ class CollapseCertifier(
         for samples in pieces:
             collected.add(samples)
             if must_be_others:
-                n_known += self.calibration_.count_known(samples.X)
+                n_known += self._calibration.count_known(samples.X)
         return PartialCertificate(
             parts=frozenset(() if part is None else (part,)),
             n_known=n_known,
-            origin=self.fit_id_,
+            origin=self._origin,
             safety_margin=self.safety_margin,
             collected=collected,
         )
-
-
-def certify_training(
-    certifier: CollapseCertifier, samples: EncodedSamples
-) -> Certificate:
-    """Certify on the samples of `fit`, for a fitted witness on those it did not see."""
-    kind = MeanKind(certifier.witness_)
-    means, proba = samples.means, samples.posterior
-    _, others = split_for_witness(certifier.witness_.name, len(means))
-    kind.sums.update(proba[others], means[others])
-    kind.look_again(samples)
-    return kind.conclude(certifier.safety_margin)
 
 
 def _check_template(template: Any) -> None:

@@ -27,7 +27,7 @@ class PartialCertificate:
         How many of the samples fitted the witness or the tempering that reads them; 0
         if the kind needs none.
     origin : str
-        `fit_id_` of the certifier.
+        Identifies the fit of the certifier.
     safety_margin : float
         tau, nats.
     collected : Kind

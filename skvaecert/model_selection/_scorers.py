@@ -412,7 +412,7 @@ class _Scored:
         kind = make_kind(
             "sampled",
             self.certifier.witness_,
-            self.certifier.calibration_,
+            self.certifier._calibration,
             n_draws=n_draws,
             random_state=self.certifier.random_state,
         )
@@ -430,7 +430,7 @@ class _Scored:
             scores["reconstruction"] = self.reconstruction
         if isinstance(self.vae, CertifiedVAE):
             scores["elbo"] = self.elbo
-        tempered = self.certifier.calibration_.witness
+        tempered = self.certifier._calibration.witness
         if self.has_certifier and not isinstance(tempered, Exception):
             scores["sampled_information"] = self.sampled_information(n_draws=8)
         return scores
