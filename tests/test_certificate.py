@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax, softmax
 
 from skvaecert import Certificate, certify, certify_batches
-from skvaecert._certificate.rounding import MeanSums, noise_margin
-from skvaecert._certificate.sums import CertificateSums
+from skvaecert._certificate.rounding import RoundingSums, noise_margin
+from skvaecert._certificate.sums import MeanSums
 from skvaecert.metrics import collapse_margin, escape_force, escape_force_rms
 from skvaecert.simplex import (
     analytic_code,
@@ -65,7 +65,7 @@ def test_summation_error_covers_the_true_error(n, K, size, sharpness):
     exact = exact_margin(proba, mean, vertices, scale, weight)
     error = abs(float(exact - collapse_margin(proba, log_q, weight)))
     witness = simplex_witness(vertices, scale)
-    sums = CertificateSums(witness).update(proba, mean, weight)
+    sums = MeanSums(witness).update(proba, mean, weight)
     bound = sums.summation_error
     assert error <= bound
     # The twin: the bound is of the order of rounding, not a blanket refusal.
@@ -253,7 +253,7 @@ def test_codes_of_few_digits_can_still_be_certified():
 
 
 def test_values_beyond_float32():
-    sums = MeanSums()
+    sums = RoundingSums()
     sums.add(np.array([[1e100], [1.0000001e100]]), np.full(2, 0.5))
     assert sums.rounding_noise == pytest.approx(32 * 2.0**-23 * 1e100, rel=1e-6)
 
@@ -371,7 +371,7 @@ def test_sentences(certificates):
         name: name for name in certificates
     }
     assert str(certificates["certified"]).startswith(
-        "Certified: on these 60 rows the encoder mean is not constant; margin "
+        "Certified: on these 60 samples the encoder mean is not constant; margin "
     )
     assert "(100 %)" in str(certificates["certified"])
     assert "hardly vary" in str(certificates["inconclusive"])
@@ -487,7 +487,7 @@ def test_no_batches_at_all():
 def test_precision_is_seen_over_all_batches():
     """One batch that fits in 16 bits, or is constant, says nothing of the others."""
     values = np.r_[np.zeros(100), np.full(100, 0.5), np.pi * np.ones(100)][:, None]
-    sums, whole = MeanSums(), MeanSums()
+    sums, whole = RoundingSums(), RoundingSums()
     for part in np.split(values, 3):
         sums.add(part, np.ones(100))
     whole.add(values, np.ones(300))

@@ -18,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer, MinMaxScaler
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, _certifier, certify
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
 from skvaecert.baselines import BatchNormVAE, DeltaVAE, MuForcing, SigmaVAE
 from skvaecert.datasets import DatasetSamples
 from skvaecert.exceptions import NonFiniteLossError, UnstableEncoderWarning
@@ -291,7 +291,7 @@ def test_teacher_proba_by_routing_is_cut_with_the_folds(blobs, small_vae, teache
     assert best.teacher_ is None
     assert best.score(blobs, teacher_proba=proba) == best.certificate_.margin
     assert best.certify(blobs, teacher_proba=proba) == best.certificate_
-    with pytest.raises(ValueError, match="teacher_proba must be given for the rows"):
+    with pytest.raises(ValueError, match="teacher_proba must be given for these samples"):
         best.score(blobs)
 
 
@@ -685,7 +685,7 @@ def test_many_rows_are_read_in_pieces(blobs, certifier, monkeypatch, tmp_path):
     assert batches.margin == pytest.approx(certifier.score(blobs), rel=1e-12)
     seen = []
     encode = type(certifier.estimator_).transform
-    monkeypatch.setattr(_certifier, "_MOST_ROWS", 50)
+    monkeypatch.setattr("skvaecert._samples._MOST_SAMPLES", 50)
     monkeypatch.setattr(
         type(certifier.estimator_),
         "transform",

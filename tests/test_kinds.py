@@ -316,7 +316,7 @@ def test_no_constant_encoder_is_certified_by_a_fitted_witness(
 def test_rows_of_the_fit_are_refused(clusters, teacher, vae, digits):
     fitted = certifier(Gaussian(), teacher, clusters[0])
     for kind in ("mean", "sampled", "round_trip"):
-        with pytest.raises(ValueError, match=r"not fitted on, got \d+ of 700 rows"):
+        with pytest.raises(ValueError, match=r"not fitted on, got \d+ of 700 samples"):
             fitted.certify(clusters[0], kind=kind)
         mixed = np.r_[clusters[0][:50], clusters[1]]
         with pytest.raises(ValueError, match="not fitted on"):

@@ -15,8 +15,8 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
-from skvaecert._certificate.sums import CertificateSums, RoundTripSums, SampledSums
-from skvaecert._certifier.kinds import EncoderStability
+from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
+from skvaecert._certifier.kinds import Stability
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.metrics import MarginSums, SpreadSums
 from skvaecert.persistence import load, save
@@ -104,7 +104,7 @@ def test_a_part_can_be_sent(certifier, rows):
     assert len(pickle.dumps(few)) == pytest.approx(len(sent), abs=200)
     assert len(sent) < 10_000
     assert pickle.loads(sent).certificate() == many.certificate()
-    assert repr(many) == "<PartialCertificate of 320 rows in 1 part(s)>"
+    assert repr(many) == "<PartialCertificate of 320 samples in 1 part(s)>"
 
 
 def test_copies_of_a_certifier_make_parts_of_one_certificate(certifier, rows, tmp_path):
@@ -209,7 +209,7 @@ def test_a_part_has_a_number(certifier, rows, part):
 def test_rows_of_the_fit_are_found_in_parts_too(certifier, rows):
     parts = parts_of(certifier, np.r_[rows[1], rows[0][:40]], [320, 40], kind="sampled")
     assert parts[0].certificate().verdict == "certified"
-    with pytest.raises(ValueError, match="40 of 360 rows that were in fit"):
+    with pytest.raises(ValueError, match="40 of 360 samples that were in fit"):
         parts[0].merge(parts[1]).certificate()
 
 
@@ -261,7 +261,7 @@ def test_no_constant_code_in_parts_is_certified(sizes, dtype, seed):
 def merged_sums(proba, means, sizes, vertices, scale):
     witness, cuts = simplex_witness(vertices, scale), np.cumsum(sizes)[:-1]
     pieces = zip(np.split(proba, cuts), np.split(means, cuts), strict=True)
-    parts = [CertificateSums(witness).update(*piece) for piece in pieces]
+    parts = [MeanSums(witness).update(*piece) for piece in pieces]
     return reduce(lambda a, b: a.merge(b), parts)
 
 
@@ -282,7 +282,7 @@ def test_sums_of_parts_are_those_of_all_rows():
     centred = values - np.average(values, axis=0, weights=weight)
     expected = np.average(centred**2, axis=0, weights=weight)
     np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
-    with pytest.raises(ValueError, match="4 columns, as the rows before, got 2"):
+    with pytest.raises(ValueError, match="4 columns, as the samples before, got 2"):
         merged.merge(MarginSums().update([[0.5, 0.5]], np.log([[0.5, 0.5]])))
 
 
@@ -314,7 +314,7 @@ def test_rounding_in_many_small_parts_is_still_called_constant():
 
 def test_sums_of_two_witnesses_are_not_merged():
     vertices = simplex_vertices(4, 3)
-    one, other = (CertificateSums(simplex_witness(vertices, b)) for b in (1.0, 2.0))
+    one, other = (MeanSums(simplex_witness(vertices, b)) for b in (1.0, 2.0))
     with pytest.raises(ValueError, match="same witness"):
         one.merge(other)
 
@@ -343,7 +343,7 @@ def stored(rows, tmp_path):
 @pytest.mark.parametrize("form", ["zarr", "dask", "uneven", "memmap"])
 @pytest.mark.parametrize("size", [10, 100, 10_000])
 def test_stored_rows_are_certified(certifier, rows, stored, form, size, monkeypatch):
-    monkeypatch.setattr("skvaecert._certifier._MOST_ROWS", size)
+    monkeypatch.setattr("skvaecert._samples._MOST_SAMPLES", size)
     for kind in KINDS:
         whole = certifier.certify(rows[1], kind=kind)
         certificate = certifier.certify(stored[form], kind=kind)
@@ -381,7 +381,7 @@ def test_whole_chunks_are_read_and_no_more(
     certifier, rows, monkeypatch, chunks, expected
 ):
     """Once each: rows that are encoded again are at hand."""
-    monkeypatch.setattr("skvaecert._certifier._MOST_NUMBERS", 80 * 6)
+    monkeypatch.setattr("skvaecert._samples._MOST_VALUES", 80 * 6)
     watched = Watched(rows[1], chunks)
     assert certifier.certify(watched).verdict == "certified"
     assert watched.read == expected
@@ -481,7 +481,7 @@ def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
     index = np.arange(1, 4)
     seen = []
     for magnitude, moved in ((1.0, 0.0), (1e6, 1.0)):
-        repeated, means = EncoderStability(), np.full((4, 2), magnitude)
+        repeated, means = Stability(), np.full((4, 2), magnitude)
         again = means[index] + [moved, 0.0]
         repeated.compare(means, means, lambda rows, again=again: again[: len(rows)])
         seen.append(repeated)

@@ -177,7 +177,7 @@ def test_what_a_foreign_encoder_cannot_is_told_with_its_reason(teacher, rows, tm
 
 def test_rows_of_the_fit_have_no_certificate_of_drawn_codes(certifier, rows, tmp_path):
     _, page = read(write_report(certifier, rows[::2], tmp_path / "fit.html"))
-    assert page.text.count("rows that were in fit") == 2
+    assert page.text.count("samples that were in fit") == 2
     assert str(certifier.certify(rows[::2])) in page.text
 
 

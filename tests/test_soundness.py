@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA, TruncatedSVD
 
 from skvaecert import CollapseCertifier, certify
-from skvaecert._certificate.sums import CertificateSums, SampledSums
+from skvaecert._certificate.sums import MeanSums, SampledSums
 from skvaecert.simplex import analytic_code, simplex_vertices
 from skvaecert.witnesses import LinearWitness, fit_linear, fit_procrustes
 
@@ -260,7 +260,7 @@ def test_steep_witnesses_overflow_to_a_refusal():
     for size in (1e-90, 1e-110, 1e-158, 1e-300):
         mean = np.array([[0.0], [size]] * 2)
         for fit in (fit_linear, fit_procrustes):
-            sums = CertificateSums(fit(mean, proba)).update(proba, mean)
+            sums = MeanSums(fit(mean, proba)).update(proba, mean)
             assert sums.certificate().verdict != "certified"
 
 
@@ -274,7 +274,7 @@ def test_summation_error_covers_logits_with_a_large_common_part():
         bias = offset + rng.normal(size=K)
         witness = LinearWitness(rng.normal(size=(K, 1)), bias, "linear")
         codes = rng.normal(size=(5, 1))
-        sums = CertificateSums(witness).update(proba, codes)
+        sums = MeanSums(witness).update(proba, codes)
         worst = max(worst, abs(sums.margin - _margin(proba, witness, codes, mpmath)))
         assert worst <= sums.summation_error
     assert worst > 0

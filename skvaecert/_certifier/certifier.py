@@ -266,8 +266,9 @@ class CollapseCertifier(
             Latent means.
         """
         check_is_fitted(self)
+        means = encode(self.estimator_, X)
         validate_data(self, X, reset=False, skip_check_array=True)
-        return encode(self.estimator_, X)
+        return means
 
     @available_if(_has_inverse)
     def inverse_transform(self, Z: ArrayLike) -> Any:
@@ -581,10 +582,11 @@ class CollapseCertifier(
         teacher_proba: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Iterator[EncodedSamples]:
-        """Check the features of X, and yield it in pieces that fit into memory."""
-        validate_data(self, X, reset=False, skip_check_array=True)
+        """Yield X in pieces that fit into memory, and check its features."""
         for piece in cut_pieces(X, teacher_proba, sample_weight):
             yield EncodedSamples(self.estimator_, self.teacher_, *piece)
+        # Last, because the errors of the estimator say more.
+        validate_data(self, X, reset=False, skip_check_array=True)
 
     def _collect(
         self,
