@@ -107,9 +107,10 @@ def test_the_interval_is_wider_where_few_draws_tell_its_width():
     witness = LinearWitness(np.array([[1.0], [-1.0]]), np.zeros(2), "raw")
 
     def interval(seed, n_draws):
-        sums = SampledSums(witness, n_draws, np.random.default_rng(seed))
+        generator = np.random.default_rng(seed)
+        sums = SampledSums(witness, n_draws, generator, confidence=0.9)
         sums.update(proba, np.array([[0.5], [0.0], [1.0]]), np.ones((3, 1)))
-        return sums.certificate(confidence=0.9)
+        return sums.certificate()
 
     truth = interval(0, 5000).margin
     tries = [interval(seed, 2) for seed in range(1, 401)]
