@@ -358,8 +358,8 @@ def teacher_information(
 ) -> float:
     """Teacher information: I_T = sum_i p_i KL(T_i || mean T).
 
-    The mutual information between the row and the teacher's component: what the
-    best constant student pays, and the most that any margin can reach.
+    The mutual information between the sample and the component of the teacher: the
+    alignment loss of the best constant student, and the most that a margin can reach.
 
     Parameters
     ----------
@@ -371,7 +371,7 @@ def teacher_information(
     Returns
     -------
     float
-        Nats, in [0, log K]; 0, to within rounding, for one sample or equal rows.
+        Nats, in [0, log K]; 0, to within rounding, for one sample or equal ones.
 
     Raises
     ------
@@ -499,7 +499,7 @@ def margin_contributions(
     witness_log_proba: ArrayLike,
     sample_weight: ArrayLike | None = None,
 ) -> Floats:
-    """Contribution of each row to the margin: g_i = sum_k T_ik log(q_ik / mean T_k).
+    """Contribution of each sample to the margin: g_i = sum_k T_ik log(q_ik / mean T_k).
 
     Parameters
     ----------
@@ -590,7 +590,7 @@ def escape_force(
     Returns
     -------
     ndarray of shape (n_samples, latent_dim)
-        The descent direction of each row's alignment loss, nats per latent unit.
+        Descent direction of each sample's alignment loss, nats per latent unit.
 
     References
     ----------
@@ -598,7 +598,7 @@ def escape_force(
 
     Examples
     --------
-    On a collapsed code every row is pushed its own way.
+    On a collapsed code the force differs between samples.
 
     >>> from skvaecert.metrics import escape_force
     >>> from skvaecert.simplex import simplex_vertices
@@ -819,13 +819,13 @@ def component_visibility(
     witness_log_proba: ArrayLike,
     sample_weight: ArrayLike | None = None,
 ) -> Floats:
-    """How well the witness tells each component's rows from the others.
+    """How well the witness tells the samples of each component from the others.
 
     V_k = sum_i p_i T_ik log(q_ik / mean q_k), with the witness's own mean. Both
     p(i|k) = p_i T_ik / mean T_k and r(i|k) = p_i q_ik / mean q_k are distributions
-    over rows, and V_k = I_k - mean T_k KL(p(i|k) || r(i|k)). So V_k is at most I_k, and
-    component k is invisible where V_k is not above 0: the witness places its rows no
-    better than a constant does.
+    over samples, and V_k = I_k - mean T_k KL(p(i|k) || r(i|k)). So V_k is at most I_k,
+    and component k is invisible where V_k is not above 0: the witness places its
+    samples no better than a constant does.
 
     Parameters
     ----------
@@ -894,8 +894,8 @@ def view_gap(
     own_view_proba : array-like of shape (n_samples, n_components)
         T(x_i): posteriors of what the encoder sees, every entry above 0.
     target_view_proba : array-like of shape (n_samples, n_components)
-        T(v_i): posteriors of what it is aligned with, every entry above 0, row by row
-        of the same samples.
+        T(v_i): posteriors of what it is aligned with, every entry above 0, of the same
+        samples in the same order.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 

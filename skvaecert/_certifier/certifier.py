@@ -527,9 +527,8 @@ class CollapseCertifier(
     def _estimator_to_fit(self, warm: bool) -> Any:
         template = _template(self)
         _check_template(template)
-        if warm:
-            return _continued(self.estimator_, template)
-        return _seeded_copy(template, self.random_state)
+        estimator = _seeded_copy(template, self.random_state)
+        return _continued(self.estimator_, estimator) if warm else estimator
 
     def _fitted_teacher(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, warm: bool
