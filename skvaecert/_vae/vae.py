@@ -60,7 +60,6 @@ from skvaecert._training.loop import prefit, train
 from skvaecert._training.net import (
     Snapshot,
     VAENet,
-    check_backend,
     check_callbacks,
     make_net,
     resume_net,
@@ -905,7 +904,6 @@ class CertifiedVAE(
                 f"prefit_alpha={self.prefit_alpha}, prefit_energy={self.prefit_energy}."
             )
         check_callbacks(self.callbacks)
-        check_backend(self._forward_backend)
         for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
