@@ -35,8 +35,8 @@ from skvaecert._archive import Archive, can_hold, naming, read_archive, write_ar
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.calibration import Calibration, Tempering
 from skvaecert._certifier.certifier import CollapseCertifier
-from skvaecert._fingerprint import fingerprints
-from skvaecert._samples import digest_samples
+from skvaecert._certifier.encoded import EncodedSamples
+from skvaecert._samples import digests
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._training.batches import Standardisation
 from skvaecert._training.device import resolve_device, seeded
@@ -425,14 +425,15 @@ def verify(
             f"{os.fspath(path)} must hold a CollapseCertifier to be verified, got a "
             f"{type(certifier).__name__}, which has no certificate."
         )
-    given = None if teacher_proba is None else digest_samples(teacher_proba)
-    digests = {"rows": digest_samples(X), "teacher_proba": given}
-    same_rows = digests == certified_on and digests["rows"] is not None
+    found = digests(X, teacher_proba)
+    same_rows = found == certified_on and found["rows"] is not None
     stored = certifier.certificate_
     certifier.safety_margin = stored.safety_margin
+    models = certifier.estimator_, certifier.teacher_
+    samples = EncodedSamples(*models, X, teacher_proba)
     # Rows that were certified once are not to blame if they cannot be any more.
     with naming(path) if same_rows and not modules else contextlib.nullcontext():
-        again = certifier._certify_again(X, teacher_proba)
+        again = certifier._certify_training(samples)
     return Verification(
         same_rows=same_rows,
         agrees=_agree(stored, again),
@@ -617,8 +618,6 @@ class _Packer:
         if isinstance(value, CertifiedVAE):
             value._check_unchanged()
             state["net_"] = self._net(value.net_, f"{where}.net_")
-        elif isinstance(value, CollapseCertifier) and hasattr(value, "_teacher_prints"):
-            value._check_same_teacher(None)
         return state
 
     def _net(self, net: VAENet, where: str) -> Node:
@@ -966,9 +965,6 @@ class _Unpacker:
         _STATE_CHECKS[kind](estimator)
         if net is not None:
             self._fill_net(estimator, net)
-        elif kind is CollapseCertifier and not _from_owner(estimator):
-            template = estimator._teacher_template
-            estimator._teacher_prints = fingerprints("teacher", template)
 
     def _fill_net(self, vae: CertifiedVAE, node: Any) -> None:
         names = (
@@ -1130,12 +1126,6 @@ def _moved(guard: LagrangeWeight, device: torch.device) -> LagrangeWeight:
 
 def _are_numbers(value: Any) -> bool:
     return all(map(_is_number, value if isinstance(value, tuple) else [value]))
-
-
-def _from_owner(certifier: CollapseCertifier) -> bool:
-    """Tell whether the teacher is the encoder's, or none."""
-    theirs = getattr(certifier._owner, "teacher_", None)
-    return theirs is not None or certifier.teacher_ is None
 
 
 def _has_names(estimator: Any) -> bool:
