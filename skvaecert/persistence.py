@@ -35,13 +35,14 @@ from skvaecert._archive import Archive, can_hold, naming, read_archive, write_ar
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.calibration import Calibration, Tempering
 from skvaecert._certifier.certifier import CollapseCertifier
-from skvaecert._fingerprint import fingerprints
+from skvaecert._estimator import check_unchanged, remember_params, warn_user
 from skvaecert._samples import digest_samples
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._training.batches import Standardisation
 from skvaecert._training.device import resolve_device, seeded
 from skvaecert._training.net import VAENet
 from skvaecert._training.optimizer import FlatAdam
+from skvaecert._vae.history import history_table
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.baselines import (
     AggressiveEncoder,
@@ -326,10 +327,10 @@ def save(estimator: BaseEstimator, path: Path) -> None:
     write_archive(path, Archive(config, certificate, packer.arrays))
     if packer.left_out:
         names = " and ".join(sorted(packer.left_out))
-        warnings.warn(
-            f"{names} cannot be saved and will be None after load: set them again.",
-            NotSavedWarning,
-            stacklevel=2,
+        warn_user(
+            NotSavedWarning(
+                f"{names} cannot be saved and will be None after load: set them again."
+            )
         )
 
 
@@ -615,9 +616,9 @@ class _Packer:
             if hasattr(value, name)
         }
         if isinstance(value, CertifiedVAE):
-            value._check_unchanged()
+            check_unchanged(value)
             state["net_"] = self._net(value.net_, f"{where}.net_")
-        elif isinstance(value, CollapseCertifier) and hasattr(value, "_teacher_prints"):
+        elif isinstance(value, CollapseCertifier) and hasattr(value, "_remembered"):
             value._check_same_teacher(None)
         return state
 
@@ -967,8 +968,7 @@ class _Unpacker:
         if net is not None:
             self._fill_net(estimator, net)
         elif kind is CollapseCertifier and not _from_owner(estimator):
-            template = estimator._teacher_template
-            estimator._teacher_prints = fingerprints("teacher", template)
+            remember_params(estimator)
 
     def _fill_net(self, vae: CertifiedVAE, node: Any) -> None:
         names = (
@@ -1005,8 +1005,8 @@ class _Unpacker:
         self._fill_optimizer(vae.net_, node["optimizer"])
         vae.net_.interrupted_ = bool(node["interrupted"])
         self._fill_history(vae.net_, node["history"])
-        vae.history_ = vae._history()
-        vae._structure = vae._fingerprints()
+        vae.history_ = history_table(vae.net_.history, vae._preprocessor.log_unit)
+        remember_params(vae)
 
     def _module_of(self, vae: CertifiedVAE, weights: Any, frozen: Any) -> VAE:
         """Make the module, once it is known to be as large as its weights are."""
@@ -1102,7 +1102,7 @@ def _expected(
             tuple(vae.hidden_sizes),
             None if "encoder" in own else vae.encoder,
             None if "decoder" in own else vae.decoder,
-            vae._own_objective().posterior(vae.latent_dim),
+            (vae.objective or Objective()).posterior(vae.latent_dim),
             vae.image_shape,
         )
     return {

@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import _num_samples, check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
+from skvaecert._estimator import warn_user
 from skvaecert._samples import digest_samples, take_samples
 from skvaecert.plotting import (
     ContributionDisplay,
@@ -270,7 +271,7 @@ def _find(
             except Exception as error:
                 errors[kind] = error
     for warning in caught:
-        warnings.warn(warning.message, stacklevel=3)
+        warn_user(warning.message)
     if not certificates:
         raise errors["mean"]
     told = list(dict.fromkeys(str(warning.message) for warning in caught))

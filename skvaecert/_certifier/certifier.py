@@ -34,11 +34,12 @@ from skvaecert._estimator import (
     FitTasks,
     NestedDefaultMixin,
     SavedMixin,
+    check_unchanged,
+    remember_params,
     restored_on_error,
     seed_unset,
     with_callbacks,
 )
-from skvaecert._fingerprint import fingerprints
 from skvaecert._samples import (
     Piece,
     count_samples,
@@ -167,6 +168,9 @@ class CollapseCertifier(
     """
 
     _nested_defaults: ClassVar = {"estimator": CertifiedVAE, "teacher": GMMTeacher}
+
+    # What a warm start cannot change.
+    _fixed: ClassVar = ("teacher",)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "estimator": [HasMethods("transform"), None],
@@ -583,7 +587,7 @@ class CollapseCertifier(
         else:
             self.teacher_ = self._seeded(self._teacher_template)
             self.teacher_.fit(X, None)
-            self._teacher_prints = fingerprints("teacher", self._teacher_template)
+            remember_params(self)
         return self._posterior(X, teacher_proba, None)
 
     @property
@@ -599,12 +603,8 @@ class CollapseCertifier(
                 + ("without" if teacher_proba is None else "with")
                 + " a teacher."
             )
-        prints = fingerprints("teacher", self._teacher_template)
-        if self.teacher_ is not None and self._teacher_prints != prints:
-            raise ValueError(
-                "teacher must stay as it was in the fit that warm_start continues, got "
-                f"{self.teacher!r}. Set it back, or set warm_start=False."
-            )
+        if self.teacher_ is not None:
+            check_unchanged(self)
 
     def _fit_witness(
         self, X: ArrayLike, means: NDArray[np.floating], proba: Floats, *, keep: bool

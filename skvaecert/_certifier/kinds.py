@@ -1,6 +1,5 @@
 """Kinds of certificates: what is asked of encoder, decoder and teacher, row by row."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,6 +10,7 @@ from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.rounding import rounded
 from skvaecert._certificate.sums import CertificateSums, RoundTripSums, SampledSums
 from skvaecert._certifier.calibration import Models, Tempering
+from skvaecert._estimator import warn_user
 from skvaecert._samples import take_samples
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.simplex import Floats
@@ -215,15 +215,14 @@ class EncoderStability:
     def warn_if_unstable(self) -> None:
         """Warn if means moved by more than rounding explains."""
         if self.moved > _UNSTABLE * self._largest:
-            warnings.warn(
+            warn_user(
                 UnstableEncoderWarning(
                     f"The encoder moved the mean of a row by {self.moved:.2g} when the "
                     "row came in another batch. Put modules into evaluation mode "
                     "(dropout, batch normalisation) and return means, not drawn codes. "
                     "The difference is counted as noise, so nothing will be certified "
                     "by it."
-                ),
-                stacklevel=5,
+                )
             )
 
 

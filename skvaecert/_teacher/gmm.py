@@ -1,7 +1,6 @@
 """GMMTeacher: soft cluster memberships, found without labels, as fixed targets."""
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import product
 from numbers import Integral, Real
@@ -23,7 +22,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._estimator import SavedMixin, restored_on_error
+from skvaecert._estimator import SavedMixin, restored_on_error, warn_user
 from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
 from skvaecert._teacher.em import Mixture
 from skvaecert._teacher.search import (
@@ -320,7 +319,7 @@ class GMMTeacher(
             self._fit_mixture(scores, configurations, random_state)
             self._measure(scores[:, : self.pca_.n_components_])
         if self.information_ < _LITTLE_INFORMATION:
-            warnings.warn(self._little_information(), stacklevel=3)
+            warn_user(self._little_information())
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -479,7 +478,7 @@ class GMMTeacher(
             mixture = finished(rows, best, self.reg_covar, self.max_iter)
             _set_fitted(self.mixture_, mixture)
             if not self.mixture_.converged_:
-                warnings.warn(_not_converged(self.max_iter), stacklevel=4)
+                warn_user(_not_converged(self.max_iter))
         else:
             self.mixture_.fit(rows)
         self.n_iter_ = self.mixture_.n_iter_

@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -21,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_info, threadpool_limits
 from tqdm import tqdm
 
+from skvaecert._estimator import warn_user
 from skvaecert._samples import numpy_only
 from skvaecert._teacher.em import Mixture, expect, fit_fast, log_joint
 from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
@@ -59,9 +59,6 @@ _ROWS_PER_COMPONENT = 5
 _LEAST_RESTARTS = 3
 
 _INTERRUPTED = "interrupted"
-
-# Frames from a warning here up to the call of GMMTeacher.fit.
-_USER = 7
 
 # A row of the table is no place for a traceback.
 _LONGEST_ERROR = 200
@@ -452,10 +449,10 @@ def finished(
         return _continued(rows, start, reg_covar, max_iter).rescaled(scale)
     except KeyboardInterrupt:
         message = f"The fit was interrupted: {unfinished}."
-        warnings.warn(message, InterruptedFitWarning, stacklevel=_USER - 2)
+        warn_user(InterruptedFitWarning(message))
     except np.linalg.LinAlgError as error:
         message = f"A covariance collapsed ({error}): {unfinished}. Raise reg_covar."
-        warnings.warn(message, FitFailedWarning, stacklevel=_USER - 2)
+        warn_user(FitFailedWarning(message))
     return found.mixture
 
 
@@ -569,14 +566,14 @@ def _warn_of(
         message += "out, or stay as judged on fewer rows: " + "; ".join(
             f"{c.configuration}: {c.error}" for c in failed
         )
-        warnings.warn(message, FitFailedWarning, stacklevel=_USER)
+        warn_user(FitFailedWarning(message))
     if interrupted:
         done = sum(c.error != _INTERRUPTED for c in candidates)
         message = f"The search was interrupted after {done} of {len(candidates)} "
         message += f"candidates: {best.configuration} is the best as far as judged."
-        warnings.warn(message, InterruptedFitWarning, stacklevel=_USER)
+        warn_user(InterruptedFitWarning(message))
     if _disagree(best, criterion):
-        warnings.warn(_unstable(best, criterion), stacklevel=_USER)
+        warn_user(_unstable(best, criterion))
 
 
 def _unstable(best: Candidate, criterion: Criterion) -> UnstableTeacherWarning:

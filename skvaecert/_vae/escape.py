@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skvaecert._certificate.arrays import certify
+from skvaecert._samples import CHUNK
 from skvaecert.metrics import escape_force, escape_force_rms
 from skvaecert.networks import VAE
 from skvaecert.simplex import Floats
@@ -201,12 +202,14 @@ def report_escape(
     teacher_proba: Floats,
     vertices: Floats,
     scale: float,
+    device: torch.device,
 ) -> EscapeReport:
-    """Measure force, gradient and dead units of an encoder."""
+    """Measure force, gradient and dead units of an encoder on standardised chunks."""
     certificate = certify(teacher_proba, latent_mean, vertices, scale)
     force = escape_force(teacher_proba, latent_mean, vertices, scale)
     with _watched(vae) as units:
-        gradient = _Gradient.of(vae, chunks, force)
+        inputs = (x.to(device) for chunk in chunks for x in chunk.split(CHUNK))
+        gradient = _Gradient.of(vae, inputs, force)
     information = certificate.teacher_information
     if certificate.verdict == "certified":
         verdict = "not collapsed"
@@ -255,7 +258,7 @@ class _Gradient(NamedTuple):
     rounding: float
 
     @classmethod
-    def of(cls, vae: VAE, chunks: Iterable[Tensor], force: Floats) -> Self:
+    def of(cls, vae: VAE, inputs: Iterable[Tensor], force: Floats) -> Self:
         # All that stands between rows and means: an objective may have a posterior of
         # its own. What is frozen cannot follow the force.
         parts = [*vae.encoder.parameters(), *vae.posterior.parameters()]
@@ -265,7 +268,7 @@ class _Gradient(NamedTuple):
         kinds = np.stack([force, force - force.mean(axis=0), np.abs(force)])
         total = np.zeros((len(kinds), sum(part.numel() for part in parameters)))
         start = 0
-        for x in chunks:
+        for x in inputs:
             share = kinds[:, start : start + len(x)] / len(force)
             total += _pulled_back(vae, x, share, parameters)
             start += len(x)
