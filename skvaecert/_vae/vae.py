@@ -42,7 +42,6 @@ from skvaecert._training.loop import prefit, train
 from skvaecert._training.net import (
     Snapshot,
     VAENet,
-    check_backend,
     check_callbacks,
     make_net,
     resume_net,
@@ -50,17 +49,13 @@ from skvaecert._training.net import (
 from skvaecert._training.processes import ALONE, Processes, join_processes
 from skvaecert._vae.data import Data, Preprocessor, fit_standardisation, split
 from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
+from skvaecert._vae.guard import make_guard, warn_if_unreached
 from skvaecert._vae.history import Epochs, history_table
 from skvaecert._vae.prefit import Prefit
 from skvaecert._vae.shared import check_shareable
 from skvaecert._vae.teacher import fit_teacher
-from skvaecert.exceptions import (
-    InterruptedFitWarning,
-    NonFiniteLossError,
-    UnreachedMarginWarning,
-)
+from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
 from skvaecert.forecast import ForecastCurve, forecast_curve
-from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.networks import VAE, ModuleOrFactory, check_image_shape, make_vae
 from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import (
@@ -75,12 +70,6 @@ __all__ = ["CertifiedVAE"]
 
 
 _SEEDS = 2**31 - 1
-
-# Teacher information of samples that differ by rounding only, nats.
-_NO_INFORMATION = 1e-9
-
-# How far below its target a guarded margin may end without a warning.
-_GUARD_SLACK = 0.05
 
 
 class CertifiedVAE(
@@ -827,7 +816,7 @@ class CertifiedVAE(
         """Find what is wrong before a teacher is fitted, which may take long."""
         Prefit.of(self.prefit)
         check_callbacks(self.callbacks)
-        check_backend(_backend(self.torch_compile))
+        _backend(self.torch_compile)
         for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
@@ -935,18 +924,7 @@ class CertifiedVAE(
     ) -> float | LagrangeWeight:
         if not self._guarded:
             return float(self.alignment_weight)
-        information = teacher_information(data.steering[1])
-        if information >= _NO_INFORMATION:
-            guard = LagrangeWeight(self.target_margin, information, device)
-            if earlier is not None:
-                guard.resume_from(earlier)
-            return guard
-        if earlier is not None:  # a chunk of a stream may be all alike
-            return earlier
-        raise ValueError(
-            "alignment_weight must be a number for this teacher, got 'auto': its "
-            "posterior is the same for all samples, so there is no margin to hold."
-        )
+        return make_guard(self.target_margin, data.steering[1], device, earlier)
 
     def _prefit(self, data: Data, device: torch.device) -> None:
         """Begin with a regression on the scaled analytic code (theory section 11)."""
@@ -986,24 +964,11 @@ class CertifiedVAE(
         self.n_iter_ = len(self.history_) - n_earlier
 
     def _warn_of_margin(self, data: Data) -> None:
-        """Warn if the guard did not reach its target."""
         samples, proba = data.steering
-        information = teacher_information(proba)
-        if information < _NO_INFORMATION:
-            return
         means = self._means(samples)
         log_q = witness_log_proba(means, self.vertices_, self.witness_scale_)
-        reached = collapse_margin(proba, log_q) / information
-        if reached >= self.target_margin - _GUARD_SLACK:
-            return
         weight = float(self.net_.criterion_.alignment_weight)
-        message = (
-            f"The guard reached a relative margin of {reached:.3f} in {self.n_iter_} "
-            f"epochs, not target_margin={self.target_margin}; its weight stands at "
-            f"{weight:.3g}. Fit on with warm_start=True or use more max_epochs; if the "
-            "margin has stopped rising, use a lower target_margin or kl_weight."
-        )
-        warn_user(UnreachedMarginWarning(message))
+        warn_if_unreached(proba, log_q, self.target_margin, weight, self.n_iter_)
 
 
 def _seeds(random_state: int | np.random.RandomState | None) -> tuple[int, ...]:
@@ -1020,9 +985,16 @@ def _own_copy(objective: Objective | None) -> Objective:
 
 
 def _backend(torch_compile: bool | str) -> str | None:
-    if isinstance(torch_compile, str):
-        return torch_compile
-    return "inductor" if torch_compile else None
+    """Return the backend for :func:`torch.compile`; None for none."""
+    if isinstance(torch_compile, bool | np.bool_):
+        return "inductor" if torch_compile else None
+    known = torch.compiler.list_backends(())
+    if torch_compile not in known:
+        raise ValueError(
+            f"torch_compile must be True, False or one of {sorted(known)}, got "
+            f"{torch_compile!r}."
+        )
+    return torch_compile
 
 
 def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
