@@ -1,7 +1,10 @@
 """The papers' experiments: kept, resumed, repeated to the bit, and judged."""
 
 import copy
+import functools
+import gzip
 import importlib
+import io
 import os
 import signal
 import struct
@@ -12,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from skorch.callbacks import Callback
 
 PAPERS = Path(__file__).parents[1] / "examples" / "papers"
 NAMES = [path.stem for path in PAPERS.glob("*.py") if path.stem != "__main__"]
+# The forecast runs as a whole, as the command.
 EXPERIMENTS = [
     "prevention",
     "targets",
@@ -22,7 +28,6 @@ EXPERIMENTS = [
     "stress",
     "escape",
     "mitigations",
-    "forecast",
 ]
 
 
@@ -38,15 +43,26 @@ def papers():
             del sys.modules[name]
 
 
-def command(*options, data=("digits",), preset="seconds"):
-    base = [sys.executable, str(PAPERS), "--data", *data, "--preset", preset]
-    return [*base[:2], options[0], *base[2:], *map(str, options[1:])]
+def entry():
+    path = PAPERS / "__main__.py"
+    spec = importlib.util.spec_from_file_location("papers_entry", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def run(*options, **choices):
-    return subprocess.run(
-        command(*options, **choices), capture_output=True, text=True, check=False
-    )
+def arguments(name, out, *options):
+    chosen = "--data", "digits", "--preset", "seconds", "--out", str(out)
+    return [str(PAPERS), name, *chosen, *map(str, options)]
+
+
+def run(main, *options):
+    """Run the command within this process and return its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments(*options))
+        with pytest.raises(SystemExit) as stop:
+            main.main()
+    return stop.value.code
 
 
 def outputs(folder):
@@ -60,11 +76,10 @@ def outputs(folder):
 
 
 @pytest.fixture(scope="module")
-def clean(tmp_path_factory):
+def clean(papers, tmp_path_factory):
     """A whole run of the forecast."""
     folder = tmp_path_factory.mktemp("clean")
-    done = run("forecast", "--out", folder)
-    assert done.returncode == 0, done.stderr
+    assert run(entry(), "forecast", folder) == 0
     return folder
 
 
@@ -78,70 +93,75 @@ def test_a_run_writes_table_records_claims_picture_and_what_it_ran_on(clean):
         assert f'"{key}"' in told
 
 
-def test_two_processes_give_the_same_bytes(clean, tmp_path):
-    done = run("forecast", "--out", tmp_path, "--n-jobs", 2)
-    assert done.returncode == 0, done.stderr
-    assert outputs(tmp_path) == outputs(clean)
+def kept(folder, name="forecast"):
+    """The finished cells and when they were written."""
+    cells = (folder / "seconds" / name).glob("*.json")
+    return {path: path.stat().st_mtime_ns for path in cells}
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
-def test_a_run_that_is_stopped_goes_on_and_loses_nothing(clean, tmp_path, name):
+def test_a_killed_run_goes_on_and_two_processes_do_not_show(clean, tmp_path):
     process = subprocess.Popen(
-        command("forecast", "--out", tmp_path),
+        [sys.executable, *arguments("forecast", tmp_path)],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+        stderr=subprocess.DEVNULL,
     )
-    cells = tmp_path / "seconds" / "forecast"
     limit = time.monotonic() + 60
-    while len(list(cells.glob("*.json"))) < 3:
+    while len(kept(tmp_path)) < 3:
         assert time.monotonic() < limit
         assert process.poll() is None
         time.sleep(0.01)
-    os.killpg(process.pid, getattr(signal, name))
-    told = process.communicate()[1]
-    if name == "SIGINT":
-        assert "go on with the same command" in told
-    finished = {path: path.stat().st_mtime_ns for path in cells.glob("*.json")}
-    assert 3 <= len(finished) < 14
-    assert run("forecast", "--out", tmp_path).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = kept(tmp_path)
+    assert 3 <= len(killed) < 14
+    command = [sys.executable, *arguments("forecast", tmp_path, "--n-jobs", 2)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert killed.items() <= kept(tmp_path).items()
     assert outputs(tmp_path) == outputs(clean)
 
 
 def test_a_finished_run_computes_nothing_again(clean):
-    before = outputs(clean)
-    started = {path: path.stat().st_mtime_ns for path in clean.rglob("*-*.json")}
-    assert run("forecast", "--out", clean).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in started} == started
+    before, written = outputs(clean), kept(clean)
+    assert len(written) == 14
+    assert run(entry(), "forecast", clean) == 0
+    assert kept(clean) == written
     assert outputs(clean) == before
 
 
-@pytest.mark.parametrize("experiment", sorted({*EXPERIMENTS} - {"forecast"}))
-def test_every_experiment_runs(papers, experiment, tmp_path):
-    cells, settings, tables = (papers[k] for k in ("cells", "settings", "tables"))
-    main = entry()
-    chosen = main.EXPERIMENTS[experiment]
-    # Of mitigations and stress a few: they differ in what is told of one fit.
-    some = chosen._replace(cells=lambda setting: chosen.cells(setting)[:4])
-    store = cells.Store(tmp_path / "cells")
-    setting = settings.make_setting("seconds", "digits")
-    results, failures = cells.run(some, [setting], store, memory=str(tmp_path / "t"))
-    assert not failures
-    claims, text = tables.write(tmp_path, some, results)
-    assert len(results) == min(4, len(chosen.cells(setting)))
+def test_data_that_do_not_ship_need_a_folder(papers, tmp_path, capsys):
+    assert run(entry(), "forecast", tmp_path, "--data", "mnist") == 2
+    assert "--data-dir is needed for mnist" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def results(papers, tmp_path_factory):
+    """Up to four cells of each experiment, which share their teachers."""
+    memory = str(tmp_path_factory.mktemp("teachers"))
+    setting = papers["settings"].make_setting("seconds", "digits")
+
+    @functools.cache
+    def of(name):
+        chosen = entry().EXPERIMENTS[name]
+        # Of mitigations and stress a few: they differ in what is told of one fit.
+        some = chosen._replace(cells=lambda setting: chosen.cells(setting)[:4])
+        store = papers["cells"].Store(tmp_path_factory.mktemp(name))
+        found, failures = papers["cells"].run(some, [setting], store, memory=memory)
+        assert not failures
+        assert len(found) == min(4, len(chosen.cells(setting)))
+        return some, found
+
+    return of
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_runs(papers, results, name, tmp_path):
+    experiment, found = results(name)
+    claims, text = papers["tables"].write(tmp_path, experiment, found)
     assert claims
     assert all(claim.sentence in text for claim in claims)
-    assert (tmp_path / f"{experiment}.png").exists()
-
-
-def entry():
-    path = PAPERS / "__main__.py"
-    spec = importlib.util.spec_from_file_location("papers_entry", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    assert (tmp_path / f"{name}.png").exists()
 
 
 def an_experiment(papers, compute, claims=None):
@@ -176,6 +196,33 @@ def test_a_cell_that_fails_does_not_take_the_others_along(papers, tmp_path):
     assert len(failures) == 1
     assert "no luck today" in failures[0]
     assert "'seed': 1" in failures[0]
+
+
+def test_ctrl_c_within_a_training_keeps_no_part_of_it(papers, tmp_path, monkeypatch):
+    class CtrlC(Callback):
+        def on_epoch_begin(self, net, **kwargs):
+            if len(net.history) == 2:
+                signal.raise_signal(signal.SIGINT)
+
+    def compute(lab, seed):
+        rows = lab.rows(seed)
+        callbacks = [CtrlC()] if seed == 1 and not goes_on else []
+        vae = lab.vae(rows, "mean", seed, callbacks=callbacks).fit(rows.train)
+        record = {"data": "digits", "seed": seed, "epochs": vae.n_iter_}
+        return {"records": [record]}
+
+    goes_on = False
+    example = an_experiment(papers, compute)
+    main = entry()
+    monkeypatch.setattr(main, "EXPERIMENTS", {"example": example})
+    assert "go on with the same command" in run(main, "example", tmp_path)
+    interrupted = kept(tmp_path, "example")
+    assert len(interrupted) == 1
+    goes_on = True
+    assert run(main, "example", tmp_path) == 0
+    assert interrupted.items() < kept(tmp_path, "example").items()
+    lines = (tmp_path / "seconds" / "example.csv").read_text().splitlines()
+    assert lines == ["data,seed,epochs", *(f"digits,{seed},2" for seed in range(3))]
 
 
 @pytest.mark.parametrize(
@@ -226,9 +273,8 @@ def test_the_digest_of_code_sees_every_change(papers, tmp_path):
     assert len({first, digest(a="x = 2"), digest(a="", b="x = 1"), digest(c="")}) == 4
 
 
-def test_a_rescue_has_the_epochs_of_the_first_training(papers):
-    lab = papers["lab"].Lab(papers["settings"].make_setting("seconds", "digits"))
-    records = papers["prevention"].compute(lab, "mean", 0)["records"]
+def test_a_rescue_has_the_epochs_of_the_first_training(results):
+    records = results("prevention")[1][0]["records"]
     assert {record["phase"]: record["epochs"] for record in records} == {
         "aligned": 2,
         "alignment removed": 4,
@@ -243,11 +289,7 @@ def test_check_fails_for_what_must_show(papers, tmp_path, monkeypatch, must, cod
     main, claim = entry(), papers["tables"].Claim("the moon is green", False, must)
     example = an_experiment(papers, record, lambda records: [claim])
     monkeypatch.setattr(main, "EXPERIMENTS", {"example": example})
-    options = ["--data", "digits", "--preset", "seconds", "--out", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", ["papers", "example", *options, "--check"])
-    with pytest.raises(SystemExit) as stop:
-        main.main()
-    assert stop.value.code == code
+    assert run(main, "example", tmp_path, "--check") == code
 
 
 def of(verdict, **values):
@@ -343,25 +385,189 @@ def test_an_escape_that_stays_above_zero_is_told_from_one_that_falls_back(papers
     assert steps(-1, 0.1, 0.2, -0.3) == 4
 
 
-@pytest.fixture
-def mnist_files(tmp_path):
-    """A folder with files of MNIST's format, of noise."""
-    rng = np.random.default_rng(0)
+def write_mnist(folder, end=""):
+    """Write files of MNIST's format, of noise; return images and labels for tests."""
+    rng, opened = np.random.default_rng(0), gzip.open if end else open
     for name, n in (("train", 90), ("t10k", 60)):
-        pixels = rng.integers(256, size=(n, 28, 28), dtype=np.uint8).tobytes()
+        images = rng.integers(256, size=(n, 784), dtype=np.uint8)
+        labels = np.arange(n, dtype=np.uint8) % 10
         head = struct.pack(">4B3I", 0, 0, 8, 3, n, 28, 28)
-        (tmp_path / f"{name}-images-idx3-ubyte").write_bytes(head + pixels)
-        labels = struct.pack(">4BI", 0, 0, 8, 1, n) + bytes(i % 10 for i in range(n))
-        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(labels)
-    return tmp_path
+        with opened(folder / f"{name}-images-idx3-ubyte{end}", "wb") as file:
+            file.write(head + images.tobytes())
+        head = struct.pack(">4BI", 0, 0, 8, 1, n)
+        with opened(folder / f"{name}-labels-idx1-ubyte{end}", "wb") as file:
+            file.write(head + labels.tobytes())
+    return images, labels
 
 
-def test_the_largest_preset_takes_images_from_files(papers, mnist_files):
+def write_mnist_gz(folder):
+    return write_mnist(folder, ".gz")
+
+
+def write_cifar(folder, names, *n_classes):
+    """Write files of CIFAR's binary version; return those of the last one."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        images = rng.integers(256, size=(7, 3072), dtype=np.uint8)
+        labels = [rng.integers(n, size=(7, 1), dtype=np.uint8) for n in n_classes]
+        (folder / name).write_bytes(np.hstack([*labels, images]).tobytes())
+    return images, labels[-1].ravel()
+
+
+def write_cifar10(folder):
+    names = [f"data_batch_{i}.bin" for i in range(1, 6)]
+    return write_cifar(folder, [*names, "test_batch.bin"], 10)
+
+
+def write_cifar100(folder):
+    return write_cifar(folder, ["train.bin", "test.bin"], 20, 100)
+
+
+def jpeg(mode, color, side=64, form="JPEG"):
+    file = io.BytesIO()
+    Image.new(mode, (side, side), color).save(file, form)
+    return file.getvalue()
+
+
+def write_tiny_imagenet(folder):
+    """Write one red or grey image for each of 200 classes, and three to test on."""
+    wnids = [f"n{i:08d}" for i in range(200, 0, -1)]
+    (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
+    both = jpeg("RGB", (200, 10, 20)), jpeg("L", 90)
+    for i, wnid in enumerate(wnids):
+        (folder / "train" / wnid / "images").mkdir(parents=True)
+        path = folder / "train" / wnid / "images" / f"{wnid}_0.JPEG"
+        path.write_bytes(both[i % 2])
+    (folder / "val" / "images").mkdir(parents=True)
+    labels, lines = [150, 3, 150], []
+    for i, label in enumerate(labels):
+        (folder / "val" / "images" / f"val_{i}.JPEG").write_bytes(both[i % 2])
+        lines.append(f"val_{i}.JPEG\t{wnids[label]}\t0\t32\t44\t62\n")
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
+    pixels = np.repeat([[200, 10, 20], [90, 90, 90]], 64 * 64, axis=1)
+    return pixels[[0, 1, 0]], labels
+
+
+FORMATS = {
+    "mnist": (write_mnist, (1, 28, 28), 90),
+    "mnist.gz": (write_mnist_gz, (1, 28, 28), 90),
+    "cifar10": (write_cifar10, (3, 32, 32), 35),
+    "cifar100": (write_cifar100, (3, 32, 32), 7),
+    "tiny-imagenet": (write_tiny_imagenet, (3, 64, 64), 200),
+}
+
+
+@pytest.fixture
+def read(papers):
+    """Read files by the name of their format."""
+    readers = papers["settings"].READERS
+    return lambda name, *args: readers[name.removesuffix(".gz")][0](*args)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_official_files_are_read(read, tmp_path, name):
+    write, image_shape, n_train = FORMATS[name]
+    images, labels = write(tmp_path)
+    train, test = (read(name, tmp_path, subset) for subset in ("train", "test"))
+    assert train.image_shape == test.image_shape == image_shape
+    assert len(train.data) == len(train.target) == n_train
+    assert train.data.shape == (n_train, np.prod(image_shape))
+    assert test.data[:].dtype == np.uint8
+    assert test.target.dtype == np.int64
+    np.testing.assert_array_equal(test.target, labels)
+    # JPEG may lose two of 255.
+    lost = 2 if name == "tiny-imagenet" else 0
+    np.testing.assert_allclose(test.data[:].astype(int), images, rtol=0, atol=lost)
+
+
+def test_files_of_cifar10_are_joined_in_order(read, tmp_path):
+    write_cifar10(tmp_path)
+    train = read("cifar10", tmp_path)
+    third = np.fromfile(tmp_path / "data_batch_3.bin", np.uint8).reshape(7, 3073)
+    np.testing.assert_array_equal(train.target[14:21], third[:, 0])
+    np.testing.assert_array_equal(train.data[14:21], third[:, 1:])
+
+
+def test_classes_of_tiny_imagenet_are_in_the_order_of_the_list(read, tmp_path):
+    write_tiny_imagenet(tmp_path)
+    train = read("tiny-imagenet", tmp_path)
+    np.testing.assert_array_equal(train.target, np.arange(200))
+    np.testing.assert_allclose(train.data[1], 90, atol=2)
+
+
+def cut(n):
+    return lambda contents: contents[:-n]
+
+
+def at(place, byte):
+    return lambda contents: contents[:place] + bytes([byte]) + contents[place + 1 :]
+
+
+def flip(place):
+    return lambda contents: at(place, contents[place] ^ 255)(contents)
+
+
+def instead(*args):
+    return lambda contents: jpeg(*args)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "damage", "message"),
+    [
+        ("mnist", "train-images-idx3-ubyte", cut(1), "must be an IDX file"),
+        ("mnist", "train-images-idx3-ubyte", cut(784), "00000059 .*0000005a"),
+        ("mnist", "train-images-idx3-ubyte", cut(90 * 784 + 3), "must be an IDX file"),
+        ("mnist", "train-images-idx3-ubyte", at(2, 9), "must be .*, got 00000903"),
+        ("mnist", "train-images-idx3-ubyte", at(11, 27), "shape .'n', 28, 28"),
+        ("mnist", "train-labels-idx1-ubyte", at(3, 3), "must be an IDX file"),
+        ("mnist", "train-labels-idx1-ubyte", lambda contents: b"", "is empty"),
+        ("mnist.gz", "train-images-idx3-ubyte.gz", cut(9), "damaged"),
+        ("mnist.gz", "train-images-idx3-ubyte.gz", at(0, 0), "damaged"),
+        ("mnist.gz", "train-images-idx3-ubyte.gz", flip(500), "damaged"),
+        ("cifar10", "data_batch_3.bin", cut(1), "a multiple of 3073 bytes, got 21510"),
+        ("cifar10", "data_batch_3.bin", at(3073, 10), r"below \[10\], got .* \[10\]"),
+        ("cifar100", "train.bin", cut(3073), "a multiple of 3074 bytes"),
+        ("cifar100", "train.bin", at(0, 20), r"labels below \[20, 100\], got"),
+        ("cifar100", "train.bin", lambda contents: b"", "is empty"),
+        ("tiny-imagenet", "wnids.txt", cut(10), "200 different WordNet ids, got 199"),
+        ("tiny-imagenet", "wnids.txt", cut(3), "none in n000000/images"),
+        ("tiny-imagenet", "val/val_annotations.txt", cut(30), "must list the images"),
+        ("tiny-imagenet", "val/val_annotations.txt", cut(50), "must list the images"),
+        ("tiny-imagenet", "val/images/val_1.JPEG", cut(99), "must be a whole JPEG"),
+        ("tiny-imagenet", "val/images/val_1.JPEG", instead("L", 9, 32), r"\(32, 32\)"),
+        ("tiny-imagenet", "val/images/val_1.JPEG", instead("L", 9, 64, "PNG"), "JPEG"),
+    ],
+)
+def test_damaged_files_are_refused(read, tmp_path, name, file, damage, message):
+    FORMATS[name][0](tmp_path)
+    path = tmp_path / file
+    path.write_bytes(damage(path.read_bytes()))
+    subset = "test" if file.startswith("val") else "train"
+    with pytest.raises(ValueError, match=message) as caught:
+        read(name, tmp_path, subset).data[:]
+    # Where the list of classes is cut, images of one are missing.
+    named = tmp_path / "train" if "none in" in message else path
+    assert str(named) in str(caught.value)
+
+
+def test_images_and_labels_of_mnist_belong_together(read, tmp_path):
+    write_mnist(tmp_path)
+    name = "{}-labels-idx1-ubyte".format
+    (tmp_path / name("t10k")).rename(tmp_path / name("train"))
+    with pytest.raises(ValueError, match="got 90 images and 60 labels"):
+        read("mnist", tmp_path)
+
+
+def test_the_largest_preset_takes_images_from_files(papers, tmp_path):
+    (tmp_path / "mnist").mkdir()
+    write_mnist(tmp_path / "mnist")
     settings = papers["settings"]
     setting = settings.make_setting("large", "mnist")
     network = setting.network | {"max_epochs": 1, "hidden_sizes": (8,), "latent_dim": 4}
-    setting = setting._replace(teacher={"n_components": 3}, network=network)
-    lab = papers["lab"].Lab(setting, data_dir=str(mnist_files))
+    # Of noise there are no clusters to agree on.
+    teacher = {"n_components": 3, "min_agreement": 0.0}
+    setting = setting._replace(teacher=teacher, network=network)
+    lab = papers["lab"].Lab(setting, data_dir=str(tmp_path))
     rows = lab.rows(0)
     assert rows.image_shape == (1, 28, 28)
     found = papers["lab"].measure(

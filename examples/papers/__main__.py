@@ -9,8 +9,8 @@ table and claims as JSON and Markdown, and a picture.
     python examples/papers prevention --data digits --preset five-minutes
     python examples/papers all --preset hour --n-jobs 2
 
-Data sets that are no part of the dependencies (mnist, cifar10, cifar100, tiny-imagenet)
-are read from --data-dir or the environment variable SKVAECERT_DATA.
+The files of mnist, cifar10, cifar100 and tiny-imagenet are read from the folders mnist,
+cifar-10-batches-bin, cifar-100-binary and tiny-imagenet-200 in --data-dir.
 """
 
 import argparse
@@ -59,13 +59,16 @@ def parsed():
     )
     parser.add_argument("--preset", default="five-minutes", choices=PRESETS)
     parser.add_argument("--out", type=Path, default=Path("papers-results"))
-    parser.add_argument("--data-dir", help="where files of the papers' data sets are")
+    parser.add_argument("--data-dir", help="the folder of the papers' data sets")
     parser.add_argument("--n-jobs", type=int, default=1, help="processes")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--check", action="store_true", help="fail if what must show does not"
     )
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.data_dir is None and {*arguments.data} & {*READERS}:
+        parser.error(f"--data-dir is needed for {', '.join(READERS)}")
+    return arguments
 
 
 def perform(experiment, arguments):

@@ -1,17 +1,20 @@
 """What is trained, on how many rows: presets, and the data sets by name."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from readers import read_cifar10, read_cifar100, read_mnist, read_tiny_imagenet
 from sklearn.utils import check_random_state
 
 from skvaecert import datasets
 
 SHIPPED = ("digits", "patches16", "patches32")
+# What reads a data set, and the folder of its files.
 READERS = {
-    "mnist": datasets.load_mnist,
-    "cifar10": datasets.load_cifar10,
-    "cifar100": datasets.load_cifar100,
-    "tiny-imagenet": datasets.load_tiny_imagenet,
+    "mnist": (read_mnist, "mnist"),
+    "cifar10": (read_cifar10, "cifar-10-batches-bin"),
+    "cifar100": (read_cifar100, "cifar-100-binary"),
+    "tiny-imagenet": (read_tiny_imagenet, "tiny-imagenet-200"),
 }
 # Of the ELBO summed over features, nats a sample.
 ALIGNMENT_WEIGHT = 10.0
@@ -47,7 +50,8 @@ def load_rows(data, subset, n_samples, seed, data_dir=None):
     if data == "digits":
         bunch = datasets.load_digits(subset=subset, random_state=seed)
     else:
-        bunch = READERS[data](data_dir, subset=subset)
+        read, folder = READERS[data]
+        bunch = read(Path(data_dir) / folder, subset)
     chosen = check_random_state(seed).permutation(len(bunch.data))[:n_samples]
     return bunch.data[chosen], bunch.image_shape
 
