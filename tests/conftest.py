@@ -1,4 +1,7 @@
+import copy
+import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,10 @@ from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from skvaecert import CertifiedVAE, GMMTeacher
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+
+# No window opens.
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 # How fast an example runs is the machine's affair.
 settings.register_profile("skvaecert", deadline=None)
@@ -35,19 +41,30 @@ def digits():
     return train_test_split(load_digits().data / 16, random_state=0)
 
 
-@pytest.fixture
-def blobs():
-    """Four groups in six dimensions: small, and easy to tell apart."""
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="session")
+def shared_blobs():
+    """The blobs, for fixtures that live longer than a test."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(4, 6)) * 4
     return centres[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
 
 
 @pytest.fixture
-def small_vae():
-    """An unfitted VAE that fits the blobs in a fraction of a second."""
+def blobs(shared_blobs):
+    """Four groups in six dimensions: small, and easy to tell apart."""
+    return shared_blobs.copy()
+
+
+def quick_vae(teacher):
     return CertifiedVAE(
-        GMMTeacher(n_components=4),
+        teacher,
         latent_dim=4,
         hidden_sizes=(32,),
         batch_size=32,
@@ -56,6 +73,39 @@ def small_vae():
         device="cpu",
         random_state=0,
     )
+
+
+@pytest.fixture
+def small_vae():
+    """An unfitted VAE that fits the blobs in a fraction of a second."""
+    return quick_vae(GMMTeacher(n_components=4))
+
+
+@pytest.fixture(scope="session")
+def fitted(shared_blobs):
+    """A certifier fitted on ``blobs[::2]``. It is shared: do not fit or change it."""
+    teacher = GMMTeacher(4, covariance_type="spherical", random_state=0)
+    return CollapseCertifier(quick_vae(teacher)).fit(shared_blobs[::2])
+
+
+@pytest.fixture
+def vae():
+    """An unfitted VAE that fits the blobs in 30 ms."""
+    teacher = GMMTeacher(4, covariance_type="spherical")
+    return quick_vae(teacher).set_params(max_epochs=5)
+
+
+@pytest.fixture(scope="session")
+def shared_vae(shared_blobs):
+    """A VAE fitted on the blobs. It is shared: do not fit or change it."""
+    teacher = GMMTeacher(4, covariance_type="spherical")
+    return quick_vae(teacher).fit(shared_blobs)
+
+
+@pytest.fixture
+def trained(shared_vae):
+    """A VAE fitted on the blobs, to fit again or change."""
+    return copy.deepcopy(shared_vae)
 
 
 @pytest.fixture(

@@ -640,7 +640,7 @@ class ConstantModule(nn.Module):
     [
         {},
         {"alignment_weight": "auto"},
-        {"prefit_alpha": 1.0},
+        {"prefit": "analytic"},
         {"validation_fraction": 0.25},
         {"autocast": True},
         {"torch_compile": "eager"},

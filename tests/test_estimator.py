@@ -1,18 +1,30 @@
+import copy
+import linecache
+import pickle
 import threading
-from itertools import count
+import warnings
+from functools import partial
 
 import numpy as np
 import pytest
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from torch import nn
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert._estimator import restored_on_error, seed_unset
-from skvaecert._training.joint import shared_call, sharing_results
-
-COUNTER = count()
+from skvaecert._estimator import (
+    check_unchanged,
+    remember_params,
+    restored_on_error,
+    seed_unset,
+)
+from skvaecert.baselines import FreeBits
+from skvaecert.exceptions import UnreachedMarginWarning
+from skvaecert.networks import mlp
 
 
 def test_setting_a_nested_parameter_makes_a_default_of_its_own():
@@ -88,39 +100,161 @@ def test_seed_unset_leaves_frozen_estimators_alone():
     assert teacher.random_state is None
 
 
-def states():
-    return np.random.get_state()  # noqa: NPY002
+class Factory:
+    def __init__(self, width):
+        self.width = width
+
+    def build(self, n_features, latent_dim):
+        return mlp(n_features, (self.width,), 2 * latent_dim)
 
 
-def test_calls_are_shared_inside_the_block_only():
-    calls = []
+def encoder(n_features, latent_dim):
+    return nn.Linear(n_features, 2 * latent_dim)
 
-    def listed(*args):
-        calls.append(args)
-        return list(args)
 
-    assert shared_call(states, listed, 1) == shared_call(states, listed, 1) == [1]
-    assert len(calls) == 2
-    with sharing_results():
-        first, again = shared_call(states, listed, 1), shared_call(states, listed, 1)
-        assert shared_call(states, listed, 2) == [2]
-        assert len(calls) == 4
-        first.append(3)
-        assert again == shared_call(states, listed, 1) == [1]
-    shared_call(states, listed, 1)
-    assert len(calls) == 5
+def closure(width):
+    return lambda n_features, latent_dim: mlp(n_features, (width,), 2 * latent_dim)
+
+
+def with_weights(scale):
+    module = nn.Linear(2, 2)
+    nn.init.constant_(module.weight, scale)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+def frozen(seed, **params):
+    X = np.random.default_rng(0).normal(size=(40, 3))
+    teacher = GMMTeacher(2, covariance_type="full", random_state=seed, **params)
+    return FrozenEstimator(teacher.fit(X))
+
+
+def pipeline(n_components, means=None, **params):
+    means = np.zeros((2, 3)) if means is None else means
+    return make_pipeline(PCA(n_components), GMMTeacher(means, **params))
+
+
+SAME, OTHER = closure(8), closure(8)
 
 
 @pytest.mark.parametrize(
-    ("function", "argument"),
+    ("name", "first", "second"),
     [
-        (lambda _: np.random.rand(), 1),  # noqa: NPY002
-        (lambda _: next(COUNTER), threading.Lock()),
+        ("latent_dim", 4, 5),
+        ("hidden_sizes", (32,), (32, 32)),
+        ("image_shape", (1, 2, 3), (1, 3, 2)),
+        ("image_shape", None, (1, 2, 3)),
+        ("likelihood", "gaussian", "bernoulli"),
+        ("witness_scale", "prior", 2.0),
+        ("validation_fraction", None, 0.1),
+        ("device", "cpu", "auto"),
+        ("objective", None, FreeBits()),
+        ("objective__nats", FreeBits(0.5), FreeBits(0.6)),
+        ("encoder", None, encoder),
+        ("encoder", SAME, OTHER),
+        ("encoder", partial(SAME), partial(OTHER)),
+        ("encoder", partial(encoder, 1), partial(encoder, 2)),
+        ("encoder", Factory(8).build, Factory(9).build),
+        ("encoder", with_weights(1.0), with_weights(2.0)),
+        ("decoder", nn.Linear, nn.Identity),
+        ("teacher", None, frozen(0)),
+        ("teacher", frozen(0), frozen(0, pca_components=1)),
+        ("teacher__n_components", GMMTeacher(3), GMMTeacher(4)),
+        ("teacher__n_components", None, GMMTeacher(4)),
+        ("teacher", GMMTeacher(3), PCA(3)),
+        ("teacher__pca", pipeline(1), pipeline(2)),
+        ("teacher__steps", pipeline(1), pipeline(1, np.ones((2, 3)))),
     ],
-    ids=["draws from NumPy's generator", "cannot be compared"],
+    ids=str,
 )
-def test_other_calls_are_not_shared(function, argument):
-    with sharing_results():
-        assert shared_call(states, function, argument) != shared_call(
-            states, function, argument
-        )
+def test_a_parameter_that_changed_is_named(name, first, second):
+    owner = name.partition("__")[0]
+    vae = CertifiedVAE(**{owner: first})
+    remember_params(vae)
+    check_unchanged(vae)
+    vae.set_params(**{owner: second})
+    message = f"(?s)^{name} must stay as it was .* Set it back"
+    with pytest.raises(ValueError, match=message):
+        check_unchanged(vae)
+    vae.set_params(**{owner: first})
+    check_unchanged(vae)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("latent_dim", 4, np.int64(4)),
+        ("hidden_sizes", (32, 16), [32, 16]),
+        ("hidden_sizes", (32, 16), np.array([32, 16])),
+        ("witness_scale", 2, 2.0),
+        ("objective", FreeBits(1), FreeBits(1.0)),
+        ("encoder", SAME, SAME),
+        ("encoder", partial(encoder, 1), partial(encoder, 1)),
+        ("encoder", Factory(8).build, Factory(8).build),
+        ("encoder", with_weights(1.0), with_weights(1.0)),
+        ("teacher", None, GMMTeacher()),
+        ("teacher", GMMTeacher(3), GMMTeacher(3, random_state=7, n_jobs=2, verbose=1)),
+        ("teacher", GMMTeacher([2, 3]), GMMTeacher((2, 3))),
+        ("teacher", pipeline(1), pipeline(1, random_state=7)),
+        ("teacher", pipeline(1), pipeline(1, np.asfortranarray(np.zeros((2, 3))))),
+        ("teacher", frozen(0), frozen(0)),
+    ],
+    ids=str,
+)
+def test_equal_parameters_pass_after_pickling_too(name, first, second):
+    vae = CertifiedVAE(**{name: first})
+    remember_params(vae)
+    vae.set_params(**{name: second})
+    check_unchanged(vae)
+    check_unchanged(copy.deepcopy(vae))
+    if first is not SAME:
+        check_unchanged(pickle.loads(pickle.dumps(vae)))
+
+
+def test_a_teacher_that_is_changed_in_place_has_changed():
+    vae = CertifiedVAE(frozen(0))
+    remember_params(vae)
+    vae.teacher.estimator.fit(np.random.default_rng(1).normal(size=(40, 3)))
+    with pytest.raises(ValueError, match="^teacher must stay"):
+        check_unchanged(vae)
+
+
+def test_fitting_a_teacher_that_is_to_be_cloned_does_not_change_it():
+    vae = CertifiedVAE(make_pipeline(PCA(1), GMMTeacher(2, covariance_type="full")))
+    remember_params(vae)
+    vae.teacher.fit(np.random.default_rng(1).normal(size=(40, 3)))
+    check_unchanged(vae)
+    check_unchanged(vae.set_params(teacher=clone(vae.teacher)))
+
+
+def test_what_cannot_be_pickled_stands_for_itself():
+    class Locked:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+    vae = CertifiedVAE(encoder=Locked())
+    remember_params(vae)
+    check_unchanged(vae)
+    with pytest.raises(ValueError, match="^encoder must stay"):
+        check_unchanged(vae.set_params(encoder=Locked()))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda vae: vae,
+        lambda vae: CollapseCertifier(vae),
+        lambda vae: make_pipeline(MinMaxScaler(), vae),
+        lambda vae: GridSearchCV(vae, {"latent_dim": [3, 4]}, cv=2),
+    ],
+    ids=["alone", "certifier", "pipeline", "search"],
+)
+def test_warnings_point_at_the_line_of_the_user(blobs, vae, around):
+    vae.set_params(alignment_weight="auto", target_margin=0.99, kl_weight=20)
+    model = around(vae.set_params(max_epochs=1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(blobs)  # here
+    assert {w.category for w in caught} == {UnreachedMarginWarning}
+    lines = {(w.filename, linecache.getline(w.filename, w.lineno)) for w in caught}
+    assert lines == {(__file__, "        model.fit(blobs)  # here\n")}
