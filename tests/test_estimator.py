@@ -215,7 +215,7 @@ def test_a_teacher_that_is_changed_in_place_has_changed():
     vae = CertifiedVAE(frozen(0))
     remember_params(vae)
     vae.teacher.estimator.fit(np.random.default_rng(1).normal(size=(40, 3)))
-    with pytest.raises(ValueError, match="^teacher must stay"):
+    with pytest.raises(ValueError, match=r"^teacher must stay"):
         check_unchanged(vae)
 
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_pickled_stands_for_itself():
     vae = CertifiedVAE(encoder=Locked())
     remember_params(vae)
     check_unchanged(vae)
-    with pytest.raises(ValueError, match="^encoder must stay"):
+    with pytest.raises(ValueError, match=r"^encoder must stay"):
         check_unchanged(vae.set_params(encoder=Locked()))
 
 

@@ -150,9 +150,13 @@ def test_held_out_samples_are_not_fitted_on(blobs, vae):
             seen.append(X)
             return super().fit(X)
 
+    class Inputs(Callback):
+        def on_train_begin(self, net, X=None, **kwargs):
+            seen.append(X.rows.values)
+
     vae.set_params(teacher=Teacher(4), validation_fraction=0.25, max_epochs=10)
-    vae.fit(blobs)
-    (fitted,) = seen
+    vae.set_params(callbacks=[Inputs()]).fit(blobs)
+    fitted, inputs = seen
     assert len(fitted) == 90
     held_out = np.array([x for x in blobs if not (fitted == x).all(axis=1).any()])
     assert len(held_out) == 30
@@ -166,6 +170,8 @@ def test_held_out_samples_are_not_fitted_on(blobs, vae):
         teacher_information(proba), abs=1e-5
     )
     # The standardisation is that of the training samples, and so is the margin.
+    np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-6)
+    assert inputs.var(axis=0, correction=0).mean() == pytest.approx(1, abs=1e-5)
     assert last["teacher_information"] == pytest.approx(
         teacher_information(vae.teacher_.predict_proba(fitted)), abs=1e-5
     )

@@ -48,7 +48,8 @@ def test_without_the_guard_there_is_no_margin_to_hold(blobs, vae):
 def test_guard_lets_go_of_a_margin_that_costs_nothing(blobs, vae):
     vae.set_params(alignment_weight="auto", target_margin=0.1, max_epochs=60)
     weights = [row["alignment_weight"] for row in vae.fit(blobs).history_]
-    assert weights[-1] < 0.1 * weights[0]
+    assert weights[0] > 0.9
+    assert weights[-1] == pytest.approx(0.1)  # the least that a guard takes
 
 
 def test_guard_says_what_it_did_not_reach(blobs, vae):
@@ -101,7 +102,9 @@ def test_a_stream_may_have_chunks_that_are_all_alike(blobs, vae):
 def test_a_warm_fit_on_samples_all_alike_says_nothing_of_the_margin(blobs, vae):
     vae.set_params(alignment_weight="auto", warm_start=True, witness_scale=1.0)
     first = np.where(blobs[:, :1] > blobs[:, 0].mean(), 0.9, 0.1)
-    vae.set_params(max_epochs=20).fit(blobs, teacher_proba=np.hstack([first, 1 - first]))
+    vae.set_params(max_epochs=20).fit(
+        blobs, teacher_proba=np.hstack([first, 1 - first])
+    )
     alike = np.full((len(blobs), 2), [0.25, 0.75])
     assert vae.set_params(max_epochs=1).fit(blobs, teacher_proba=alike).n_iter_ == 1
 
