@@ -75,17 +75,16 @@ class NotCertifiedWarning(UserWarning):
 class NotCertifiedError(Exception):
     """What had to be certified is not.
 
-    Raised by :class:`skvaecert.model_selection.CertificationGate`, by
-    :func:`skvaecert.model_selection.require_certified`, and by the refit rules there
-    if they are asked to. It is no ValueError, so that code which catches those, because
-    data may be wrong, does not let it pass.
+    Raised by :func:`skvaecert.model_selection.require_certified`, and by the refit
+    rules with ``if_none="raise"``. It is not a ValueError, so that code which catches
+    errors in data does not catch it.
 
     Parameters
     ----------
     message : str
         Why.
     certificate : Certificate or None, default=None
-        What was found; None where many models were looked at.
+        The certificate; None for a search, which has many.
 
     Attributes
     ----------

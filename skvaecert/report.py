@@ -1,4 +1,4 @@
-"""A fitted certifier's report: one HTML file with verdicts, numbers and pictures."""
+"""Report on a fitted certifier: one HTML file with verdicts, values and pictures."""
 
 import os
 import platform
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.utils.validation import _num_samples, check_is_fitted
+from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._estimator import warn_user
-from skvaecert._samples import digest_samples, take_samples
+from skvaecert._samples import count_samples, digest_samples, take_samples
 from skvaecert.plotting import (
     ContributionDisplay,
     InformationBracketDisplay,
@@ -29,10 +29,9 @@ from skvaecert.plotting import (
     MarginHistoryDisplay,
     ReconstructionDisplay,
 )
-from skvaecert.plotting._style import image_shape_of
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["write_report"]
 
@@ -42,62 +41,62 @@ _QUESTIONS = {
     "round_trip": "Do reconstructions still show what the teacher sees?",
 }
 _SYMBOLS = {"certified": "&#10003;", "inconclusive": "?", "constant": "&#10007;"}
-# Fields of a certificate, and what they are called.
-_NUMBERS = {
+# Fields of a certificate, and their labels.
+_FIELDS = {
     "verdict": "verdict",
     "margin": "margin (nats)",
-    "margin_low": "low end of its interval over draws (nats)",
-    "margin_high": "high end of its interval over draws (nats)",
+    "margin_low": "lower end of its interval over draws (nats)",
+    "margin_high": "upper end of its interval over draws (nats)",
     "confidence": "confidence of the interval",
     "information_bound": "upper bound on the information (nats)",
-    "teacher_information": "teacher information, the most a margin can be (nats)",
+    "teacher_information": "teacher information, the largest possible margin (nats)",
     "relative_margin": "margin / teacher information",
     "alignment_loss": "alignment loss (nats)",
-    "tolerance": "tolerance: what rounding could have added (nats)",
-    "safety_margin": "safety margin: what was asked for on top (nats)",
+    "tolerance": "tolerance: what rounding may have added (nats)",
+    "safety_margin": "safety margin: required on top (nats)",
     "dispersion": "distance of the means from their average (latent units)",
-    "dispersion_bound": "that distance, certified to be at least (latent units)",
+    "dispersion_bound": "certified lower bound on that distance (latent units)",
     "witness": "witness",
-    "n_samples": "rows",
+    "n_samples": "samples",
     "n_components": "teacher components",
     "latent_dim": "latent dimensions",
 }
 _WITNESSES = {
-    "raw": "The witness that reads the code is the fixed simplex, which is fitted on "
-    "nothing.",
-    "procrustes": "The witness that reads the code is the simplex, turned, shifted and "
-    "scaled to half of the rows of fit: not the papers' certificate, but it proves as "
-    "much about other rows.",
+    "raw": "The witness that reads the code is the fixed simplex. It is not fitted.",
+    "procrustes": "The witness that reads the code is the simplex, rotated, shifted "
+    "and scaled to half of the samples of fit. This is not the papers' certificate, "
+    "but it proves as much about other samples.",
     "linear": "The witness that reads the code is a softmax of a linear map, fitted on "
-    "half of the rows of fit: not the papers' certificate, but it proves as much about "
-    "other rows.",
+    "half of the samples of fit. This is not the papers' certificate, but it proves as "
+    "much about other samples.",
 }
 _ASSUMED = {
-    "mean": "Each latent mean is right to 32 machine epsilons of float32 at magnitude "
-    "max(1, |mean|), to 8 of 16 bits where all values of a dimension fit in those, or "
-    "to what encoding some of the rows twice has shown, if that is more. This is an "
-    "assumption about encoders, not a theorem; it makes a tolerance of {} nats.",
-    "sampled": "For drawn codes: q(z|x) is the Gaussian whose mean and deviation the "
-    "encoder returns, both right to the same rounding (tolerance {} nats). The verdict "
-    "asks for five standard errors over draws, which luck exceeds three times in ten "
-    "million.",
+    "mean": "Each latent mean is accurate to 32 machine epsilons of float32 at "
+    "magnitude max(1, |mean|), to 8 machine epsilons of a 16-bit type where all values "
+    "of a dimension fit in that type, or to the difference found by encoding some "
+    "samples twice, if that is more. This is an assumption about encoders, not a "
+    "theorem. It makes a tolerance of {} nats.",
+    "sampled": "For drawn codes: q(z|x) is the Gaussian whose mean and standard "
+    "deviation the encoder returns, both accurate to the same rounding (tolerance {} "
+    "nats). The verdict requires five standard errors over draws, which chance exceeds "
+    "three times in ten million.",
     "round_trip": "For reconstructions: the teacher is smooth at the scale of "
-    "rounding. That was tried on some rows, and four times the most that the loss of "
-    "one changed is the tolerance of {} nats.",
+    "rounding. This was tried on some samples. Four times the largest change in the "
+    "loss of one sample is the tolerance of {} nats.",
 }
 _NOT_SAID = (
     "“Inconclusive” is no proof of collapse: a healthy code may vary in ways that the "
     "witness does not read.",
-    "“Not constant” is not “useful”: means may differ by less than the posterior's "
-    "noise. The question on drawn codes is about that.",
-    "Nothing is said of rows that were not scored. For the population that they were "
-    "drawn from there are the confidence bounds of skvaecert.bounds.",
-    "Nothing is said of single latent dimensions, of which some may be unused, nor of "
-    "how good reconstructions or samples are.",
-    "The statements are about the encoder as computed here, on these versions: one "
-    "that turns rounding errors of its input into large outputs is not constant as "
-    "computed.",
-    "Pictures show, and prove nothing.",
+    "“Not constant” is not “useful”: means may differ by less than the noise of the "
+    "posterior. The question on drawn codes is about that.",
+    "Nothing is said about samples that were not scored. For the population that they "
+    "were drawn from, use the confidence bounds of skvaecert.bounds.",
+    "Nothing is said about single latent dimensions, of which some may be unused, or "
+    "about how good reconstructions or generated samples are.",
+    "The statements are about the encoder as computed here, with these versions: an "
+    "encoder that turns rounding errors of its input into large outputs is not "
+    "constant as computed.",
+    "Pictures prove nothing.",
 )
 _PACKAGES = (
     "skvaecert",
@@ -108,9 +107,9 @@ _PACKAGES = (
     "skorch",
     "matplotlib",
 )
-# Rows that are drawn, where there are more.
-_DRAWN_ROWS = 2000
-_SHOWN_ROWS = 10
+# At most so many samples are drawn, and so many beside their reconstructions.
+_MOST_DRAWN = 2000
+_MOST_RECONSTRUCTED = 10
 _DPI = 180
 _MOST_NAMES = 100
 _STYLE = """
@@ -156,29 +155,28 @@ def write_report(
     n_draws: int = 8,
     confidence: float = 0.95,
 ) -> Path:
-    """Certify rows and write what came out to an HTML file that needs no other.
+    """Certify samples and write the results to a single HTML file.
 
-    The file holds the three kinds of certificates, and for those that cannot be had
-    the reason; their numbers; pictures of the information bracket, of what rows and
-    components contribute, of latent means, of reconstructions and of the training,
-    where there are any; what was assumed and what is not said; and parameters,
-    versions and the SHA-256 of the rows, to make it again. It has no script and loads
-    nothing.
+    The file has the three kinds of certificates, or the reason why one is missing, with
+    all values; pictures of the information bracket, of the contributions of samples and
+    components, of latent means, of reconstructions and of the training; the assumptions
+    and what is not said; and parameters, versions and the SHA-256 of the samples, to
+    reproduce it. It contains no script and loads nothing.
 
     Parameters
     ----------
     certifier : CollapseCertifier
         Fitted.
     X : array-like of shape (n_samples, n_features)
-        Rows, best such as were not in `fit`. At most 2,000 of them are drawn.
+        Samples, preferably held out. The pictures show at most 2,000 of them.
     path : str or path-like
-        The file, which is replaced as a whole if there is one. Its folder must exist.
+        The file. An existing one is replaced in one step. Its folder must exist.
     title : str or None, default=None
-        Of the page; "Report on ..." with the encoder's class when None.
+        Title of the page; "Report on ..." with the class of the encoder when None.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
         Posteriors to use in place of the teacher's.
     image_shape : (channels, height, width) or None, default=None
-        For rows that are images of 1 or 3 channels; that of a CertifiedVAE when None.
+        For samples that are images of 1 or 3 channels; that of the encoder when None.
     n_draws : int, default=8
         As in :meth:`skvaecert.CollapseCertifier.certify`.
     confidence : float, default=0.95
@@ -192,15 +190,15 @@ def write_report(
     Raises
     ------
     ValueError
-        If the certifier is none or not fitted, or no kind of certificate can be made
-        of these rows; then nothing is written.
+        If the certifier is of another class or not fitted, or if these samples allow no
+        kind of certificate. Then nothing is written.
     ImportError
         If matplotlib is missing.
 
     Warns
     -----
     UnstableEncoderWarning
-        As `certify`; it stands in the report too.
+        As `certify`. The report shows it too.
 
     Examples
     --------
@@ -220,25 +218,24 @@ def write_report(
     """
     _check_certifier(certifier)
     findings = _find(certifier, X, teacher_proba, n_draws, confidence)
-    shape = image_shape or image_shape_of(certifier)
     name = type(certifier.estimator_).__name__
     page = _page(
         f"Report on {name}" if title is None else str(title),
         [
             _verdicts(findings),
-            _numbers(findings.certificates),
-            _pictures(certifier, X, teacher_proba, findings, shape),
+            _values(findings.certificates),
+            _pictures(certifier, X, teacher_proba, findings, image_shape),
             _assumptions(certifier, findings),
             _provenance(certifier, X, teacher_proba),
         ],
-        n_samples=_num_samples(X),
+        n_samples=count_samples(X),
     )
     return _write(Path(path), page)
 
 
 @dataclass(frozen=True)
 class _Findings:
-    """Certificates by kind, why others are missing, and what was warned of."""
+    """Certificates by kind, why others are missing, and warnings."""
 
     certificates: Mapping[str, Certificate]
     missing: Mapping[str, str]
@@ -249,33 +246,39 @@ def _check_certifier(certifier: Any) -> None:
     if not hasattr(certifier, "certify"):
         raise ValueError(
             f"certifier must be a CollapseCertifier, got {type(certifier).__name__}. "
-            "Of a pipeline that ends in one, give the last step, and rows as the steps "
-            "before it return them."
+            "Of a pipeline that ends in one, pass the last step, and the samples that "
+            "the steps before it return."
         )
     check_is_fitted(certifier)
 
 
 def _find(
-    certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None, *drawing: Any
+    certifier: Any,
+    X: ArrayLike,
+    teacher_proba: ArrayLike | None,
+    n_draws: int,
+    confidence: float,
 ) -> _Findings:
     certificates, errors = {}, {}
-    n_draws, confidence = drawing
-    drawn = {"n_draws": n_draws, "confidence": confidence}
+    options: dict[str, Any] = {
+        "teacher_proba": teacher_proba,
+        "n_draws": n_draws,
+        "confidence": confidence,
+    }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for kind in _QUESTIONS:
-            given = {"kind": kind, "teacher_proba": teacher_proba, **drawn}
             # An encoder of others may fail in any way.
             try:
-                certificates[kind] = certifier.certify(X, **given)
+                certificates[kind] = certifier.certify(X, kind=kind, **options)
             except Exception as error:
                 errors[kind] = error
     for warning in caught:
         warn_user(warning.message)
     if not certificates:
         raise errors["mean"]
-    told = list(dict.fromkeys(str(warning.message) for warning in caught))
-    return _Findings(certificates, {k: str(e) for k, e in errors.items()}, told)
+    messages = list(dict.fromkeys(str(warning.message) for warning in caught))
+    return _Findings(certificates, {k: str(e) for k, e in errors.items()}, messages)
 
 
 def _page(title: str, sections: Iterable[str], n_samples: int) -> str:
@@ -293,7 +296,7 @@ def _page(title: str, sections: Iterable[str], n_samples: int) -> str:
 <body>
 <header>
 <h1>{escape(title)}</h1>
-<p>{n_samples:,} rows, certified <time datetime="{now:%Y-%m-%dT%H:%M:%SZ}">{
+<p>{n_samples:,} samples, certified <time datetime="{now:%Y-%m-%dT%H:%M:%SZ}">{
         now:%Y-%m-%d
 %H:%M} UTC</time> by skvaecert {escape(_version("skvaecert"))}. All information is in
 nats (natural logarithms).</p>
@@ -348,37 +351,37 @@ def _empty_card(question: str, reason: str) -> str:
     )
 
 
-def _numbers(certificates: Mapping[str, Certificate]) -> str:
+def _values(certificates: Mapping[str, Certificate]) -> str:
     kinds = "".join(
         f'<th scope="col">{kind.replace("_", " ")}</th>' for kind in certificates
     )
-    rows = "".join(_number_row(field, certificates.values()) for field in _NUMBERS)
+    rows = "".join(_table_row(field, certificates.values()) for field in _FIELDS)
     return _section(
-        "Numbers",
-        "<p>A column for each kind; n/a is what a kind does not have.</p>\n"
-        '<div class="wide" role="region" aria-label="Table of numbers" tabindex="0">\n'
+        "Values",
+        "<p>A column for each kind; n/a where a kind has no such value.</p>\n"
+        '<div class="wide" role="region" aria-label="Table of values" tabindex="0">\n'
         "<table>\n<caption>Fields of the certificates</caption>\n"
-        f'<thead><tr><th scope="col">number</th>{kinds}</tr></thead>'
+        f'<thead><tr><th scope="col">field</th>{kinds}</tr></thead>'
         f"\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n",
     )
 
 
-def _number_row(field: str, certificates: Iterable[Certificate]) -> str:
+def _table_row(field: str, certificates: Iterable[Certificate]) -> str:
     cells = "".join(f"<td>{escape(_value(field, one))}</td>" for one in certificates)
-    return f'<tr><th scope="row">{_NUMBERS[field]}</th>{cells}</tr>\n'
+    return f'<tr><th scope="row">{_FIELDS[field]}</th>{cells}</tr>\n'
 
 
 def _value(field: str, certificate: Certificate) -> str:
     drawn = certificate.confidence is not None
-    is_told = {
+    exists = {
         "margin_low": drawn,
         "margin_high": drawn,
         "dispersion_bound": certificate.kind == "mean",
     }
-    return _told(getattr(certificate, field) if is_told.get(field, True) else None)
+    return _formatted(getattr(certificate, field) if exists.get(field, True) else None)
 
 
-def _told(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if value is None:
         return "n/a"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -391,20 +394,19 @@ def _pictures(
     findings: _Findings,
     image_shape: tuple[int, int, int] | None,
 ) -> str:
-    n_samples = _num_samples(X)
-    index = np.unique(
-        np.linspace(0, n_samples - 1, min(n_samples, _DRAWN_ROWS)).astype(np.intp)
-    )
-    rows = take_samples(X, index)
+    n_samples = count_samples(X)
+    n_drawn = min(n_samples, _MOST_DRAWN)
+    index = np.unique(np.linspace(0, n_samples - 1, n_drawn).astype(np.intp))
+    samples = take_samples(X, index)
     proba = None if teacher_proba is None else take_samples(teacher_proba, index)
-    given: dict[str, Any] = {"X": rows, "teacher_proba": proba}
-    few = f" Drawn are {len(index):,} of the rows." if len(index) < n_samples else ""
+    drawn: dict[str, Any] = {"X": samples, "teacher_proba": proba}
+    note = f" Shown: {len(index):,} of the samples." if len(index) < n_samples else ""
     figures = [
         _bracket(findings.certificates),
-        _contributions(certifier, few, given),
-        _components(certifier, few, given),
-        _map(certifier, few, given),
-        _reconstructions(certifier, rows, image_shape),
+        _contributions(certifier, drawn, note),
+        _components(certifier, drawn, note),
+        _map(certifier, drawn, note),
+        _reconstructions(certifier, samples, image_shape),
         _history(certifier),
     ]
     return _section("Pictures", "".join(figures))
@@ -416,43 +418,46 @@ def _bracket(certificates: Mapping[str, Certificate]) -> str:
         return ""
     means = {} if mean is None else {"this model": mean}
 
-    def draw(ax: "Axes") -> str:
+    def draw(figure: "Figure") -> str:
         InformationBracketDisplay.from_certificates(
-            {"this model": sampled}, means, ax=ax
+            {"this model": sampled}, means, ax=figure.subplots()
         )
+        high = _formatted(sampled.information_bound)
         return (
-            f"Bar from {sampled.margin:.3g} to {_told(sampled.information_bound)} nats"
-            f"; teacher information {sampled.teacher_information:.3g} nats"
+            f"Bar from {sampled.margin:.3g} to {high} nats; teacher information "
+            f"{sampled.teacher_information:.3g} nats"
             + (f"; margin of the means {mean.margin:.3g} nats." if mean else ".")
         )
 
     caption = (
-        "Information of drawn codes: it is at least the left end, at most the right."
+        "Information in drawn codes: at least the left end of the bar, at most the "
+        "right end."
     )
     return _figure("the information bracket", draw, caption, (5.4, 2.6))
 
 
-def _contributions(certifier: Any, few: str, given: dict[str, Any]) -> str:
-    def draw(ax: "Axes") -> str:
-        shown = ContributionDisplay.from_estimator(certifier, **given, ax=ax)
+def _contributions(certifier: Any, drawn: dict[str, Any], note: str) -> str:
+    def draw(figure: "Figure") -> str:
+        ax = figure.subplots()
+        display = ContributionDisplay.from_estimator(certifier, **drawn, ax=ax)
         return (
-            "Histogram of what rows contribute to the margin: mean "
-            f"{shown.margin:.3g} nats, {shown.share_below:.1%} of rows below 0."
+            "Histogram of what samples contribute to the margin: mean "
+            f"{display.margin:.3g} nats, {display.share_below:.1%} of samples below 0."
         )
 
     caption = (
-        "What each row adds to the margin of the means. Of rows below 0 the witness "
-        f"says the wrong component.{few}"
+        "What each sample adds to the margin of the means. On samples below 0 the "
+        f"witness is wrong about the component.{note}"
     )
-    return _figure("contributions of rows", draw, caption)
+    return _figure("contributions of samples", draw, caption)
 
 
-def _components(certifier: Any, few: str, given: dict[str, Any]) -> str:
-    def draw(ax: "Axes") -> str:
-        shown = ContributionDisplay.from_estimator(
-            certifier, **given, ax=ax, kind="components"
+def _components(certifier: Any, drawn: dict[str, Any], note: str) -> str:
+    def draw(figure: "Figure") -> str:
+        display = ContributionDisplay.from_estimator(
+            certifier, **drawn, ax=figure.subplots(), kind="components"
         )
-        values = np.asarray(shown.component_contributions)
+        values = np.asarray(display.component_contributions)
         return (
             f"Bars of what {len(values)} teacher components contribute, from "
             f"{values.min():.3g} to {values.max():.3g} nats."
@@ -460,46 +465,53 @@ def _components(certifier: Any, few: str, given: dict[str, Any]) -> str:
 
     caption = (
         "What each teacher component adds to the margin of the means, beside the most "
-        f"that the teacher itself would add. One bar alone proves nothing.{few}"
+        f"that the teacher itself would add. A single bar proves nothing.{note}"
     )
     return _figure("contributions of components", draw, caption)
 
 
-def _map(certifier: Any, few: str, given: dict[str, Any]) -> str:
-    def draw(ax: "Axes") -> str:
-        shown = LatentMapDisplay.from_estimator(certifier, **given, ax=ax)
+def _map(certifier: Any, drawn: dict[str, Any], note: str) -> str:
+    def draw(figure: "Figure") -> str:
+        ax = figure.subplots()
+        display = LatentMapDisplay.from_estimator(certifier, **drawn, ax=ax)
         return (
-            f"Scatter plot of {len(shown.component)} latent means, marked by "
-            f"{len(shown.points_)} teacher components, with an arrow for each "
+            f"Scatter plot of {len(display.component)} latent means, marked by "
+            f"{len(display.points_)} teacher components, with an arrow for each "
             "direction that the witness asks for."
         )
 
     caption = (
         "Latent means, in the two principal directions of what the witness sees. "
-        "Colour and marker tell the teacher's component; arrows point where the "
-        f"witness wants each.{few}"
+        "Colour and marker show the teacher's component. Arrows point where the "
+        f"witness wants each component.{note}"
     )
     return _figure("the latent means", draw, caption, (5.4, 4.6))
 
 
 def _reconstructions(
-    certifier: Any, rows: Any, image_shape: tuple[int, int, int] | None
+    certifier: Any, samples: Any, image_shape: tuple[int, int, int] | None
 ) -> str:
     if not hasattr(certifier, "inverse_transform"):
         return ""
 
-    def draw(ax: "Axes") -> str:
-        shown = ReconstructionDisplay.from_estimator(
-            certifier, rows, n_rows=_SHOWN_ROWS, image_shape=image_shape, ax=ax
+    def draw(figure: "Figure") -> str:
+        display = ReconstructionDisplay.from_estimator(
+            certifier,
+            samples,
+            n_samples=_MOST_RECONSTRUCTED,
+            image_shape=image_shape,
+            ax=figure.subplots(),
         )
+        if display.image_shape is not None:
+            figure.set_size_inches(5.4, 1.4)
+        low, high = display.error.min(), display.error.max()
         return (
-            f"{len(shown.error)} rows above, their reconstructions below; root mean "
-            f"square difference {shown.error.min():.3g} to {shown.error.max():.3g}."
+            f"{len(display.error)} samples above, their reconstructions below; root "
+            f"mean square difference {low:.3g} to {high:.3g}."
         )
 
-    caption = "Rows, and below them what the decoder makes of their latent means."
-    size = (5.4, 1.4) if image_shape else (5.4, 4.4)
-    return _figure("reconstructions", draw, caption, size)
+    caption = "Samples, and below them what the decoder makes of their latent means."
+    return _figure("reconstructions", draw, caption, (5.4, 4.4))
 
 
 def _history(certifier: Any) -> str:
@@ -507,8 +519,9 @@ def _history(certifier: Any) -> str:
     if not history:
         return ""
 
-    def draw(ax: "Axes") -> str:
-        MarginHistoryDisplay.from_history(history, ax=ax)
+    def draw(figure: "Figure") -> str:
+        ax = figure.subplots()
+        MarginHistoryDisplay(history).plot(ax)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         first, last = history[0]["margin"], history[-1]["margin"]
         return (
@@ -517,29 +530,30 @@ def _history(certifier: Any) -> str:
         )
 
     caption = (
-        "Margin during the training, on its own rows; at 0 or below is a constant."
+        "Margin during training, on the training samples. A constant code is at 0 or "
+        "below."
     )
     return _figure("the training", draw, caption, (5.4, 3.2))
 
 
 def _figure(
     what: str,
-    draw: Callable[["Axes"], str],
+    draw: Callable[["Figure"], str],
     caption: str,
     size: tuple[float, float] = (5.4, 3.8),
 ) -> str:
-    """Draw a picture into the page; a model of others may fail to give its numbers."""
+    """Draw a picture into the page; a model of others may fail to give its values."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     try:
-        alt = draw(figure.subplots())
+        alt = draw(figure)
     except Exception as error:
         return f"<p>Not drawn, {what}: {escape(str(error))}</p>\n"
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=_DPI, facecolor="white")
     data = b64encode(stream.getvalue()).decode("ascii")
-    width, height = (round(_DPI * inches) for inches in size)
+    width, height = (round(_DPI * inches) for inches in figure.get_size_inches())
     return (
         f'<figure>\n<img src="data:image/png;base64,{data}" alt="{escape(alt)}" '
         f'width="{width}" height="{height}">\n'
@@ -550,13 +564,12 @@ def _figure(
 def _assumptions(certifier: Any, findings: _Findings) -> str:
     mean = next(iter(findings.certificates.values()))
     assumed = [
-        "The statements are about the rows of this report, and about no others. "
-        "Whether encoder and teacher have seen them in training makes no difference to "
-        "what “mean” says with the fixed witness; “sampled”, “round trip” and fitted "
-        "witnesses refuse rows of fit.",
-        f"{_teacher_told(certifier)} decides which differences between rows count: "
-        f"{mean.teacher_information:.3g} nats of them. That of the rows scored is what "
-        "margins are measured against.",
+        "The statements are about the samples of this report only. With the fixed "
+        "witness, “mean” says the same whether or not encoder and teacher were trained "
+        "on them; “sampled”, “round trip” and fitted witnesses refuse samples of fit.",
+        f"{_teacher_name(certifier)} decides which differences between samples count. "
+        f"Its information on these samples, {mean.teacher_information:.3g} nats, is "
+        "the largest possible margin.",
         _WITNESSES.get(certifier.witness_.name, certifier.witness_.name),
         *(
             _ASSUMED[kind].format(f"{one.tolerance:.2g}")
@@ -568,17 +581,17 @@ def _assumptions(certifier: Any, findings: _Findings) -> str:
     )
 
 
-def _teacher_told(certifier: Any) -> str:
+def _teacher_name(certifier: Any) -> str:
     if certifier.teacher_ is None:
-        return "The array of posteriors that was given as teacher_proba"
+        return "The array of posteriors passed as teacher_proba"
     return f"The teacher, a fitted {type(certifier.teacher_).__name__},"
 
 
 def _provenance(certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -> str:
-    """Tell what it takes to make the report again."""
-    facts = {"Rows": _rows_told(X)}
+    """Say what it takes to reproduce the report."""
+    facts = {"Samples": _shape_and_digest(X)}
     if teacher_proba is not None:
-        facts["Posteriors given"] = _rows_told(teacher_proba)
+        facts["Posteriors"] = _shape_and_digest(teacher_proba)
     names = getattr(certifier, "feature_names_in_", None)
     if names is not None:
         more = len(names) - _MOST_NAMES
@@ -597,23 +610,23 @@ def _provenance(certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -
         ]
     )
     facts["Machine"] = f"{platform.system()}, {platform.machine()}"
-    told = "".join(
+    items = "".join(
         f"<dt>{name}</dt><dd>{escape(value)}</dd>\n" for name, value in facts.items()
     )
     # The whole of it: scikit-learn cuts long ones otherwise.
     code = certifier.__repr__(N_CHAR_MAX=10**9)
     return _section(
-        "How to make it again",
-        "<p>Fit this on the rows of the training, which are not part of this report:"
+        "How to reproduce it",
+        "<p>Fit this on the training samples, which are not part of this report:"
         f'</p>\n<pre tabindex="0"><code>{escape(code)}</code></pre>\n'
-        f"<dl>\n{told}</dl>\n",
+        f"<dl>\n{items}</dl>\n",
     )
 
 
-def _rows_told(X: ArrayLike) -> str:
-    """Tell shape and SHA-256 of an array, the latter as a saved certificate has it."""
-    shape = (_num_samples(X), np.asarray(take_samples(X, slice(0, 1))).shape[1])
-    return f"shape {shape}; SHA-256 of the numbers: {digest_samples(X)}"
+def _shape_and_digest(X: ArrayLike) -> str:
+    """Return shape and SHA-256 of an array, the latter as in a saved certificate."""
+    shape = (count_samples(X), np.asarray(take_samples(X, slice(0, 1))).shape[1])
+    return f"shape {shape}; SHA-256 of the values: {digest_samples(X)}"
 
 
 def _version(package: str) -> str:
@@ -624,7 +637,7 @@ def _version(package: str) -> str:
 
 
 def _write(path: Path, page: str) -> Path:
-    """Write to a file of another name first: one that has this name is whole."""
+    """Write to another file first, so that the file of this name is complete."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         unfinished.write_text(page, encoding="utf-8", newline="\n")

@@ -26,13 +26,13 @@ from torch.distributions import Independent, Normal
 
 __all__ = ["TrainedEncoder"]
 
-_WANTED = {
+_EXPECTED = {
     "encoder": "means, (means, log variances), an object with embedding and "
     "log_covariance, or a Normal distribution",
-    "decoder": "rows, or an object with reconstruction",
+    "decoder": "samples, or an object with reconstruction",
 }
 
-_Values = NDArray[np.floating]
+Values = NDArray[np.floating]
 
 
 def _has_decoder(wrapper: "TrainedEncoder") -> bool:
@@ -42,34 +42,35 @@ def _has_decoder(wrapper: "TrainedEncoder") -> bool:
 class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Wrap an encoder trained elsewhere, and its decoder, as a transformer.
 
-    Latent means are what `encoder` returns for batches of rows, evaluated as one
-    should: modules in evaluation mode, without gradients, in batches of one size, the
-    last one filled up, so that a row's mean does not depend on its company.
+    `encoder` is called on batches of samples and returns latent means. Modules are put
+    into evaluation mode, without gradients. All batches have the same size, the last
+    one padded, so that the mean of a sample does not depend on the other samples.
 
     Parameters
     ----------
     encoder : callable
-        Takes a batch of rows and returns their latent means of shape (n_batch,
+        Takes a batch of samples and returns their latent means of shape (n_batch,
         latent_dim); or (means, log variances) of a Gaussian posterior as tuple or
         list; or an object or mapping with `embedding` and maybe `log_covariance`, as
-        pythae has it; or a :class:`torch.distributions.Normal`. What it is given
-        depends on what it is:
+        in pythae; or a :class:`torch.distributions.Normal`. Its input depends on what
+        it is:
 
         - a :class:`torch.nn.Module`, or a method of one such as ``vae.encode``, gets
-          tensors on the module's device and in its precision, float32 mostly;
-        - any other callable gets NumPy arrays of the dtype of the rows.
+          tensors on the module's device and in its precision, mostly float32;
+        - any other callable gets NumPy arrays of the dtype of the samples.
     decoder : callable or None, default=None
-        Takes a batch of codes in the same way and returns rows in the units of X, of
-        any shape, or an object or mapping with `reconstruction`. None for none.
+        Takes a batch of codes in the same way and returns samples in the units of X, of
+        any shape, or an object or mapping with `reconstruction`. None for no decoder.
     input_shape : tuple of int or None, default=None
-        Shape of one item, for encoders that do not take flat rows: (1, 28, 28), say.
+        Shape of one sample, for encoders that do not take flat samples: for example
+        (1, 28, 28).
     batch_size : int, default=256
-        Rows in every batch, at least 1.
+        Number of samples in each batch, at least 1.
 
     Attributes
     ----------
     latent_dim_ : int
-        Number of latent dimensions. After :meth:`fit` only, like those below.
+        Number of latent dimensions. Like those below, it is set by :meth:`fit` only.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -81,8 +82,9 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     Notes
     -----
-    Give the method that returns means. One that draws codes, like `embed` of pythae's
-    VAE, moves torch's generator and certifies nothing: its noise is counted.
+    Pass the method that returns means. A method that draws codes, like `embed` of
+    pythae's VAE, advances torch's generator and certifies nothing: its noise counts as
+    error of the means.
 
     Examples
     --------
@@ -125,12 +127,12 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Check that the encoder takes such rows; nothing is fitted.
+        """Check that the encoder takes such samples; nothing is fitted.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows; one batch of them is encoded.
+            Samples; one batch of them is encoded.
         y : Ignored
             Present by convention.
 
@@ -139,8 +141,8 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self : TrainedEncoder
             The wrapper.
         """
-        rows = validate_data(self, X)
-        self.latent_dim_ = self._posterior(rows[: self.batch_size])[0].shape[1]
+        samples = validate_data(self, X)
+        self.latent_dim_ = self._posterior(samples[: self.batch_size])[0].shape[1]
         return self
 
     def transform(self, X: ArrayLike) -> Any:
@@ -149,32 +151,32 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         ndarray of shape (n_samples, latent_dim)
-            In float32 if the encoder returns that or less, else in float64.
+            In float32 if the encoder returns that or less precision, else in float64.
 
         Raises
         ------
         ValueError
-            If the encoder returns something else, or values that are not finite.
+            If the encoder returns anything else, or values that are not finite.
         """
-        return self._posterior(self._checked_rows(X))[0]
+        return self._posterior(self._validated(X))[0]
 
-    def encode(self, X: ArrayLike) -> tuple[_Values, _Values]:
+    def encode(self, X: ArrayLike) -> tuple[Values, Values]:
         """Return the parameters of the posterior q(z|x) = N(mean, diag(std^2)).
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         latent_mean : ndarray of shape (n_samples, latent_dim)
-            The same as from :meth:`transform`.
+            As from :meth:`transform`.
         latent_std : ndarray of shape (n_samples, latent_dim)
             Standard deviations, exp(log variance / 2).
 
@@ -183,17 +185,17 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ValueError
             If the encoder returns no log variances, or as :meth:`transform`.
         """
-        means, log_variances = self._posterior(self._checked_rows(X))
+        means, log_variances = self._posterior(self._validated(X))
         if log_variances is None:
             raise ValueError(
                 "encoder must return (means, log variances) for encode, got means "
-                "only. Without them there is transform."
+                "only. Use transform, which needs only means."
             )
         return means, np.exp(log_variances / 2)
 
     @available_if(_has_decoder)
     def inverse_transform(self, Z: ArrayLike) -> Any:
-        """Return the decoder's rows of some codes.
+        """Decode codes.
 
         Parameters
         ----------
@@ -203,31 +205,30 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Flat rows, in whatever units the decoder returns.
+            Flat samples, in the units that the decoder returns.
 
         Raises
         ------
         ValueError
-            If the decoder returns something else, or values that are not finite.
+            If the decoder returns anything else, or values that are not finite.
         """
         self._validate_params()
         codes = check_array(Z, input_name="Z")
-        rows, _ = _evaluated("decoder", self.decoder, codes, self.batch_size)
-        return rows.reshape(len(rows), -1)
+        samples, _ = _evaluate("decoder", self.decoder, codes, self.batch_size)
+        return samples.reshape(len(samples), -1)
 
-    def _checked_rows(self, X: ArrayLike) -> NDArray[np.number]:
+    def _validated(self, X: ArrayLike) -> NDArray[np.number]:
         self._validate_params()
         # Without a fit there are no names to compare with, and no reason to warn.
         if hasattr(self, "n_features_in_"):
             return validate_data(self, X, reset=False)
         return check_array(X, estimator=self, input_name="X")
 
-    def _posterior(self, rows: NDArray[np.number]) -> tuple[_Values, _Values | None]:
-        """Return means, and log variances if the encoder has any."""
-        items = rows if self.input_shape is None else _shaped(rows, self.input_shape)
-        means, log_variances = _evaluated(
-            "encoder", self.encoder, items, self.batch_size
-        )
+    def _posterior(self, X: NDArray[np.number]) -> tuple[Values, Values | None]:
+        """Return means, and log variances if the encoder returns them."""
+        if self.input_shape is not None:
+            X = _reshape(X, self.input_shape)
+        means, log_variances = _evaluate("encoder", self.encoder, X, self.batch_size)
         if means.ndim != 2:
             raise ValueError(
                 "encoder must return means of shape (n_samples, latent_dim), got "
@@ -236,7 +237,7 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return means, log_variances
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Tell that it was trained elsewhere.
+        """Return True: it was trained elsewhere.
 
         Returns
         -------
@@ -246,7 +247,7 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return True
 
     def __sklearn_tags__(self) -> Tags:
-        """Say that there is nothing to fit, and that the model decides on the dtype."""
+        """Declare that nothing is fitted, and that the model decides on the dtype."""
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         tags.transformer_tags.preserves_dtype = []
@@ -257,37 +258,37 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         return self.latent_dim_
 
 
-def _shaped(rows: NDArray[np.number], input_shape: Any) -> NDArray[np.number]:
+def _reshape(X: NDArray[np.number], input_shape: Any) -> NDArray[np.number]:
     shape = tuple(map(int, input_shape))
-    if math.prod(shape) != rows.shape[1]:
+    if math.prod(shape) != X.shape[1]:
         raise ValueError(
             "input_shape must have as many values as X has features, got "
-            f"{shape}, {math.prod(shape)} values, and {rows.shape[1]} features."
+            f"{shape}, {math.prod(shape)} values, and {X.shape[1]} features."
         )
-    return rows.reshape(len(rows), *shape)
+    return X.reshape(len(X), *shape)
 
 
-def _evaluated(
-    name: str, function: Any, rows: NDArray[np.number], size: int
-) -> tuple[_Values, _Values | None]:
-    """Return means and, if there are any, log variances for all rows."""
+def _evaluate(
+    name: str, function: Any, X: NDArray[np.number], size: int
+) -> tuple[Values, Values | None]:
+    """Return means, and log variances if there are any, of all samples."""
     module = _module_of(function)
     means, log_variances = [], []
-    # No inference mode: what a module keeps of its first pass, a table or lazy
-    # parameters, would not be fit for a later training.
+    # No inference mode: what a module keeps from its first pass, a table or lazy
+    # parameters, could not be trained later.
     with torch.no_grad(), _evaluation_mode(module):
-        for piece in gen_batches(len(rows), size):
-            chunk = rows[piece]
-            result = _called(name, function, _filled(chunk, size), module)
-            mean, log_variance = _parameters(name, result, size)
+        for index in gen_batches(len(X), size):
+            batch = X[index]
+            result = _call(name, function, _padded(batch, size), module)
+            mean, log_variance = _arrays(name, result, size)
             # Copies: a callable may return the same memory every time.
-            means.append(mean[: len(chunk)].copy())
+            means.append(mean[: len(batch)].copy())
             if log_variance is not None:
-                log_variances.append(log_variance[: len(chunk)].copy())
-    _check_finite(name, "values", means)
-    _check_finite(name, "log variances", log_variances)
-    joined = np.concatenate(log_variances) if log_variances else None
-    return np.concatenate(means), joined
+                log_variances.append(log_variance[: len(batch)].copy())
+    mean = _joined(name, "values", means)
+    return mean, _joined(
+        name, "log variances", log_variances
+    ) if log_variances else None
 
 
 def _module_of(function: Any) -> nn.Module | None:
@@ -300,7 +301,7 @@ def _module_of(function: Any) -> nn.Module | None:
 
 @contextmanager
 def _evaluation_mode(module: nn.Module | None) -> Iterator[None]:
-    # One by one: some parts may have been frozen in evaluation mode.
+    # Each part by itself: some may have been frozen in evaluation mode.
     parts = [] if module is None else list(module.modules())
     modes = [part.training for part in parts]
     try:
@@ -312,12 +313,12 @@ def _evaluation_mode(module: nn.Module | None) -> Iterator[None]:
             part.training = training
 
 
-def _filled(chunk: NDArray[np.number], size: int) -> NDArray[np.number]:
-    missing = size - len(chunk)
-    return np.concatenate([chunk, np.repeat(chunk[-1:], missing, axis=0)])
+def _padded(batch: NDArray[np.number], size: int) -> NDArray[np.number]:
+    missing = size - len(batch)
+    return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
 
 
-def _called(
+def _call(
     name: str, function: Any, batch: NDArray[np.number], module: nn.Module | None
 ) -> Any:
     kind = f"an array of {batch.dtype}" if module is None else "a tensor"
@@ -332,7 +333,7 @@ def _called(
 
 
 def _tensor(batch: NDArray[np.number], module: nn.Module) -> Tensor:
-    """Put a batch where the module is, in its precision."""
+    """Return the batch on the device of the module, in its precision."""
     state = list(chain(module.parameters(), module.buffers()))
     dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
     exact = np.float64 if dtype == torch.float64 else np.float32
@@ -340,37 +341,39 @@ def _tensor(batch: NDArray[np.number], module: nn.Module) -> Tensor:
     return torch.from_numpy(batch.astype(exact)).to(device, dtype)
 
 
-def _parameters(name: str, result: Any, n_rows: int) -> tuple[_Values, _Values | None]:
-    """Read means, and log variances if any, out of what was returned for a batch."""
-    found, log_variance = _found(result)
+def _arrays(name: str, result: Any, n_samples: int) -> tuple[Values, Values | None]:
+    """Return means, and log variances if there are any, of the result for a batch."""
+    found, log_variance = _parameters(result)
     if found is None:
-        raise ValueError(f"{name} must return {_WANTED[name]}, got {_told(result)}.")
-    mean = _array(name, found)
-    if mean.ndim == 0 or len(mean) != n_rows:
         raise ValueError(
-            f"{name} must return as many rows as it is given, {n_rows}, got "
-            f"{_told(result)}."
+            f"{name} must return {_EXPECTED[name]}, got {_described(result)}."
+        )
+    mean = _floats(name, found)
+    if mean.ndim == 0 or len(mean) != n_samples:
+        raise ValueError(
+            f"{name} must return one row per sample of its batch, {n_samples}, got "
+            f"{_described(result)}."
         )
     if log_variance is None:
         return mean, None
-    spread = _array(name, log_variance)
+    spread = _floats(name, log_variance)
     if spread.shape != mean.shape:
         raise ValueError(
             f"{name} must return log variances of the shape of the means, got "
-            f"{_told(result)}."
+            f"{_described(result)}."
         )
     return mean, spread
 
 
-def _found(result: Any) -> tuple[Any, Any]:
-    """Return means and log variances, None for what is not there."""
+def _parameters(result: Any) -> tuple[Any, Any]:
+    """Return means and log variances, None for what is missing."""
     if hasattr(result, "__array__"):
         return result, None
     normal = result.base_dist if isinstance(result, Independent) else result
     if isinstance(normal, Normal):
         return normal.mean, 2 * normal.stddev.log()
     if isinstance(result, tuple | list):
-        # Of three or more, there is no telling which are the means.
+        # Of three or more, nothing says which are the means.
         return (*result, None)[:2] if len(result) in (1, 2) else (None, None)
     mean = _entry(result, "embedding", "reconstruction")
     return mean, _entry(result, "log_covariance")
@@ -382,8 +385,8 @@ def _entry(result: Any, *names: str) -> Any:
     return next((entry for entry in entries if entry is not None), None)
 
 
-def _array(name: str, values: Any) -> _Values:
-    """Return values as floats, in float32 if they come in that or less."""
+def _floats(name: str, values: Any) -> Values:
+    """Return values as floats, in float32 if they have that precision or less."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         # NumPy does not know all of torch's small types.
@@ -391,29 +394,30 @@ def _array(name: str, values: Any) -> _Values:
             values = values.float()
     array = np.asarray(values)
     if array.dtype.kind not in "fiub":
-        raise ValueError(f"{name} must return numbers, got {_told(values)}.")
+        raise ValueError(f"{name} must return real values, got {_described(values)}.")
     small = array.dtype in (np.float16, np.float32)
     return array.astype(np.float32 if small else np.float64, copy=False)
 
 
-def _check_finite(name: str, what: str, parts: list[_Values]) -> None:
-    if not all(np.isfinite(part).all() for part in parts):
-        rows = (~np.isfinite(part.reshape(len(part), -1)).all(axis=1) for part in parts)
-        n_rows = sum(map(np.count_nonzero, rows))
+def _joined(name: str, what: str, batches: list[Values]) -> Values:
+    values = np.concatenate(batches)
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not finite.all():
         raise ValueError(
-            f"{name} must return finite {what}, got NaN or infinity in {n_rows} of "
-            f"{sum(map(len, parts))} rows."
+            f"{name} must return finite {what}, got NaN or infinity for "
+            f"{np.count_nonzero(~finite)} of {len(values)} samples."
         )
+    return values
 
 
-def _told(result: Any) -> str:
-    """Say what something is: its type, and its shape or its parts."""
+def _described(result: Any) -> str:
+    """Return the type of a result, with its shape or its parts."""
     kind = type(result).__name__
     if hasattr(result, "shape"):
         dtype = f" of {result.dtype}" if hasattr(result, "dtype") else ""
         return f"{kind}{dtype}, shape {tuple(result.shape)}"
     if isinstance(result, tuple | list):
-        return f"{kind} of " + (", ".join(map(_told, result[:5])) or "nothing")
+        return f"{kind} of " + (", ".join(map(_described, result[:5])) or "nothing")
     if isinstance(result, Mapping):
         return f"{kind} with {', '.join(map(str, result)) or 'nothing'}"
     return kind

@@ -21,8 +21,7 @@ FLOORS = [
     {"_training", "_teacher"},
     {"_vae"},
     {"_certifier"},
-    {"persistence", "model_selection", "callbacks"},
-    {"plotting"},
+    {"persistence", "model_selection", "callbacks", "plotting"},
     {"report"},
 ]
 MATHS = {

@@ -8,28 +8,27 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 
-from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert import CollapseCertifier
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.report import write_report
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 KINDS = "mean", "sampled", "round_trip"
 VOID = {"meta", "img", "br", "link"}
 ATTACK = "<script>alert('x')</script>&\"'"
 
 
-def sha256_of(rows):
+def sha256_of(samples):
     """The form that docs/security.md tells of."""
-    head = f"skvaecert rows 1 {rows.dtype} {len(rows)} {rows.shape[1]}\n"
-    return hashlib.sha256(head.encode() + rows.tobytes()).hexdigest()
+    head = f"skvaecert rows 1 {samples.dtype} {len(samples)} {samples.shape[1]}\n"
+    return hashlib.sha256(head.encode() + samples.tobytes()).hexdigest()
 
 
 class Page(HTMLParser):
@@ -68,43 +67,15 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def rows():
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 6)) * 4
-    return centres[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
-
-
-@pytest.fixture(scope="module")
-def teacher():
-    return GMMTeacher(4, covariance_type="full", random_state=0)
-
-
-@pytest.fixture(scope="module")
-def certifier(rows, teacher):
-    vae = CertifiedVAE(
-        teacher,
-        latent_dim=4,
-        hidden_sizes=(16,),
-        max_epochs=15,
-        learning_rate=1e-2,
-        batch_size=32,
-        device="cpu",
-        random_state=0,
-    )
-    return CollapseCertifier(vae).fit(rows[::2])
-
-
-@pytest.fixture(scope="module")
-def written(certifier, rows, tmp_path_factory):
+def written(fitted, shared_blobs, tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    assert write_report(certifier, rows[1::2], path, title=ATTACK) == path
-    return path
+    return write_report(fitted, shared_blobs[1::2], path, title=ATTACK)
 
 
-def test_every_certificate_stands_in_the_report(certifier, rows, written):
+def test_every_certificate_stands_in_the_report(fitted, blobs, written):
     _, page = read(written)
     for kind in KINDS:
-        certificate = certifier.certify(rows[1::2], kind=kind)
+        certificate = fitted.certify(blobs[1::2], kind=kind)
         assert str(certificate) in page.text
         assert f"{certificate.margin:.4g}" in page.text
         assert f"{certificate.tolerance:.2g} nats" in page.text
@@ -112,11 +83,11 @@ def test_every_certificate_stands_in_the_report(certifier, rows, written):
     assert "Not drawn" not in page.text
 
 
-def test_what_was_assumed_and_what_it_takes_to_make_it_again(certifier, rows, written):
+def test_what_was_assumed_and_what_it_takes_to_reproduce(fitted, blobs, written):
     _, page = read(written)
-    assert sha256_of(rows[1::2]) in page.text
+    assert sha256_of(blobs[1::2]) in page.text
     assert "shape (60, 6)" in page.text
-    assert certifier.__repr__(N_CHAR_MAX=10**6) in page.text
+    assert fitted.__repr__(N_CHAR_MAX=10**6) in page.text
     assert "estimator__random_state=0" in page.text
     assert f"numpy {np.__version__}" in page.text
     assert "32 machine epsilons of float32" in page.text
@@ -139,22 +110,34 @@ def test_nothing_is_loaded_and_nothing_runs(written):
     assert policy.startswith("default-src 'none'")
 
 
-def test_titles_and_names_are_text(certifier, teacher, rows, written, tmp_path):
+def test_titles_are_text(written):
     text, page = read(written)
     assert ATTACK in page.text
     assert ATTACK not in text
-    frame = pd.DataFrame(rows, columns=[ATTACK, *"bcdef"])
-    other = CollapseCertifier(PCA(4), teacher=teacher).fit(frame[::2])
-    text, page = read(write_report(other, frame[1::2], tmp_path / "names.html"))
+
+
+def test_names_are_text_and_posteriors_are_named(fitted, blobs, tmp_path):
+    proba = fitted.teacher_.predict_proba(blobs)
+    frame = pd.DataFrame(blobs, columns=[ATTACK, *"bcdef"])
+    other = CollapseCertifier(PCA(4)).fit(frame[::2], teacher_proba=proba[::2])
+    path = tmp_path / "given.html"
+    text, page = read(write_report(other, frame[1::2], path, teacher_proba=proba[1::2]))
     assert ATTACK in page.text
     assert "<script" not in text
+    assert "The array of posteriors passed as teacher_proba" in page.text
+    assert sha256_of(proba[1::2]) in page.text
+    assert "Not drawn" not in page.text
 
 
 class Stubborn:
-    """An encoder whose errors and repr are hostile too."""
+    """An encoder that draws, and whose errors and repr are hostile too."""
+
+    def __init__(self, noise):
+        self.noise = noise
 
     def transform(self, X):
-        return np.asarray(X)[:, :4]
+        drawn = np.random.default_rng().normal(size=(len(X), 4))
+        return np.asarray(X)[:, :4] + self.noise * drawn
 
     def encode(self, X):
         raise RuntimeError(ATTACK)
@@ -163,67 +146,50 @@ class Stubborn:
         return f"Stubborn({ATTACK!r})"
 
 
-def test_what_a_foreign_encoder_cannot_is_told_with_its_reason(teacher, rows, tmp_path):
-    other = CollapseCertifier(Stubborn(), teacher=teacher).fit(rows[::2])
-    text, page = read(write_report(other, rows[1::2], tmp_path / "foreign.html"))
+def foreign(fitted, noise):
+    return CollapseCertifier(Stubborn(noise), teacher=FrozenEstimator(fitted.teacher_))
+
+
+def test_what_a_foreign_encoder_cannot_do_has_its_reason(fitted, blobs, tmp_path):
+    other = foreign(fitted, noise=0).fit(blobs[::2])
+    path = tmp_path / "foreign.html"
+    path.write_text("older", encoding="utf-8")
+    before = dict(mpl.rcParams), plt.get_fignums()
+    assert write_report(other, blobs[1::2], str(path)) == path
+    # No figure stays open and no setting changes.
+    assert (dict(mpl.rcParams), plt.get_fignums()) == before
+    text, page = read(path)
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
     assert page.text.count("not computed") == 2
     assert ATTACK in page.text
     assert "must have an inverse_transform" in page.text
     assert "<script" not in text
-    assert str(other.certify(rows[1::2])) in page.text
+    assert str(other.certify(blobs[1::2])) in page.text
     # Neither bracket nor reconstructions nor history.
     assert len(page.all("img")) == 3
 
 
-def test_rows_of_the_fit_have_no_certificate_of_drawn_codes(certifier, rows, tmp_path):
-    _, page = read(write_report(certifier, rows[::2], tmp_path / "fit.html"))
-    assert page.text.count("rows that were in fit") == 2
-    assert str(certifier.certify(rows[::2])) in page.text
-
-
-def test_posteriors_in_place_of_a_teacher(teacher, rows, tmp_path):
-    proba = teacher.fit(rows).predict_proba(rows)
-    other = CollapseCertifier(PCA(4)).fit(rows[::2], teacher_proba=proba[::2])
-    path = tmp_path / "given.html"
-    _, page = read(write_report(other, rows[1::2], path, teacher_proba=proba[1::2]))
-    assert "array of posteriors that was given" in page.text
-    assert sha256_of(proba[1::2]) in page.text
-    assert "Not drawn" not in page.text
-
-
-def test_warnings_stand_in_the_report_and_are_given(teacher, rows, tmp_path):
-    class Drawing:
-        def transform(self, X):
-            noise = np.random.default_rng().normal(size=(len(X), 4))
-            return np.asarray(X)[:, :4] + 0.1 * noise
-
-    other = CollapseCertifier(Drawing(), teacher=teacher)
+def test_warnings_stand_in_the_report_and_are_given(fitted, blobs, tmp_path):
+    other = foreign(fitted, noise=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        other.fit(rows[::2])
+        other.fit(blobs[::2])
     with pytest.warns(UnstableEncoderWarning) as caught:
-        path = write_report(other, rows[1::2], tmp_path / "drawn.html")
+        path = write_report(other, blobs[1::2], tmp_path / "drawn.html")
     _, page = read(path)
     assert "Warnings" in page.text
     assert any(str(one.message) in page.text for one in caught)
 
 
-def test_images_are_drawn_as_such(digits, tmp_path):
-    train, test = digits[0][:80], digits[1][:40]
-    vae = CertifiedVAE(
-        GMMTeacher(2, covariance_type="spherical"),
-        latent_dim=2,
-        hidden_sizes=(8,),
-        image_shape=(1, 8, 8),
-        max_epochs=2,
-        device="cpu",
-        random_state=0,
-    )
-    certifier = CollapseCertifier(vae).fit(train)
-    _, page = read(write_report(certifier, test, tmp_path / "images.html"))
-    flat = [image for image in page.all("img") if "reconstructions" in image["alt"]]
-    assert len(flat) == 1
-    assert int(flat[0]["width"]) > 3 * int(flat[0]["height"])
+def test_samples_of_the_fit_as_images(fitted, blobs, tmp_path):
+    path = tmp_path / "fit.html"
+    shape = (1, 2, 3)
+    _, page = read(write_report(fitted, blobs[::2], path, image_shape=shape))
+    # Drawn codes and reconstructions are certified on other samples only.
+    assert page.text.count("that were in fit") == 2
+    assert str(fitted.certify(blobs[::2])) in page.text
+    (picture,) = [one for one in page.all("img") if "reconstructions" in one["alt"]]
+    assert int(picture["width"]) > 3 * int(picture["height"])
 
 
 def test_the_page_can_be_read_by_all(written):
@@ -257,8 +223,8 @@ def test_text_has_enough_contrast_in_colour_and_so_in_grey(written):
     assert all(paper / (luminance(colour) + 0.05) > 4.5 for colour in colours)
 
 
-def test_a_report_replaces_an_older_one_as_a_whole(
-    certifier, rows, tmp_path, monkeypatch
+def test_a_report_that_cannot_be_written_leaves_an_older_one(
+    fitted, blobs, tmp_path, monkeypatch
 ):
     path = tmp_path / "report.html"
     path.write_text("older", encoding="utf-8")
@@ -266,30 +232,21 @@ def test_a_report_replaces_an_older_one_as_a_whole(
     def full_disk(*_):
         raise OSError("disk full")
 
-    with monkeypatch.context() as patch:
-        patch.setattr("os.replace", full_disk)
-        with pytest.raises(OSError, match="disk full"):
-            write_report(certifier, rows[1::2], path)
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="disk full"):
+        write_report(foreign(fitted, noise=0).fit(blobs[::2]), blobs[1::2], path)
     assert path.read_text(encoding="utf-8") == "older"
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
-    write_report(certifier, rows[1::2], str(path))
-    assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_no_figure_stays_open_and_no_setting_changes(certifier, rows, tmp_path):
-    before = dict(mpl.rcParams), plt.get_fignums()
-    write_report(certifier, rows[1::2], tmp_path / "report.html")
-    assert (dict(mpl.rcParams), plt.get_fignums()) == before
-
-
-def test_what_is_no_certifier_or_no_rows_makes_no_report(certifier, rows, tmp_path):
+def test_what_is_no_certifier_or_no_sample_makes_no_report(fitted, blobs, tmp_path):
     path = tmp_path / "none.html"
     with pytest.raises(ValueError, match="must be a CollapseCertifier, got Pipeline"):
-        write_report(make_pipeline(PCA(2)), rows, path)
+        write_report(make_pipeline(PCA(2)), blobs, path)
     with pytest.raises(ValueError, match="not fitted"):
-        write_report(CollapseCertifier(), rows, path)
+        write_report(CollapseCertifier(), blobs, path)
     with pytest.raises(ValueError, match="NaN"):
-        write_report(certifier, np.full((4, 6), np.nan), path)
+        write_report(fitted, np.full((4, 6), np.nan), path)
     assert not path.exists()
 
 

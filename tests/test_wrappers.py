@@ -163,7 +163,7 @@ def test_modules_are_evaluated_in_evaluation_mode_and_put_back(model, vae, rows)
 
 def test_modes_come_back_after_an_error(vae, rows):
     vae.encode = types.MethodType(lambda self, x: self.body(x)[:3], vae)
-    with pytest.raises(ValueError, match="as many rows as it is given, 256"):
+    with pytest.raises(ValueError, match="one row per sample of its batch, 256"):
         TrainedEncoder(vae.encode).transform(rows)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         TrainedEncoder(vae.encode).transform(rows[:, :5])
@@ -350,14 +350,14 @@ def test_encode_needs_log_variances(result):
         ({"z": MEANS}, "got dict with z"),
         (Laplace(MEANS, 1.0), "got Laplace"),
         (Independent(Laplace(MEANS, 1.0), 1), "got Independent"),
-        (MEANS[:3], r"given, 4, got Tensor of torch.float32, shape \(3, 2\)"),
-        (torch.tensor(1.0), "as many rows"),
+        (MEANS[:3], r"batch, 4, got Tensor of torch.float32, shape \(3, 2\)"),
+        (torch.tensor(1.0), "one row per sample"),
         (MEANS[:, 0], r"\('n_samples',\). Flatten"),
         (MEANS[:, :, None], r"\('n_samples', 2, 1\). Flatten"),
         ((MEANS, MEANS[:, :1]), "log variances of the shape of the means"),
-        (MEANS.numpy().astype(str), "numbers, got ndarray of <U"),
-        (MEANS + 1j, "numbers, got Tensor of torch.complex64"),
-        (MEANS.log(), "finite values, got NaN or infinity in 1 of 4"),
+        (MEANS.numpy().astype(str), "real values, got ndarray of <U"),
+        (MEANS + 1j, "real values, got Tensor of torch.complex64"),
+        (MEANS.log(), "finite values, got NaN or infinity for 1 of 4"),
         ((MEANS, MEANS.log()), "finite log variances"),
     ],
 )
@@ -369,7 +369,9 @@ def test_errors_say_what_came_back(result, told):
 
 def test_errors_of_the_decoder_name_it():
     model = TrainedEncoder(flat, lambda codes: {"rows": codes})
-    with pytest.raises(ValueError, match=r"decoder must return rows.*dict with rows"):
+    with pytest.raises(
+        ValueError, match=r"decoder must return samples.*dict with rows"
+    ):
         model.inverse_transform(np.ones((4, 2)))
     with pytest.raises(ValueError, match="Input Z contains NaN"):
         model.inverse_transform(np.full((4, 2), np.nan))

@@ -1,4 +1,4 @@
-"""Choosing a model: scores without labels, rules for searches, a gate, joint fits."""
+"""Choosing a model: scores without labels, refit rules for searches, joint fits."""
 
 from skvaecert.model_selection._joint import BatchedGridSearchCV, fit_together
 from skvaecert.model_selection._refit import best_certified, smallest_certifying_weight

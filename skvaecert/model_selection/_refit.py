@@ -26,7 +26,7 @@ def best_certified(
     """Choose the best candidate among those that are certified in every fold.
 
     Use as ``GridSearchCV(..., scoring=certificate_scorers, refit=best_certified)``, and
-    give options by ``functools.partial(best_certified, min_margin=0.5)``.
+    set options with ``functools.partial(best_certified, min_margin=0.5)``.
 
     Parameters
     ----------
@@ -35,11 +35,11 @@ def best_certified(
     by : str, default="elbo"
         The score whose mean over folds decides.
     min_margin : float, default=0.0
-        Nats that the margin must reach in every fold, beside being certified.
+        Nats that the margin must reach in every fold, in addition to being certified.
     if_none : {"warn", "raise"}, default="warn"
-        What to do if no candidate is certified: take the one whose lowest margin is
-        highest, with a warning, or raise. An error loses all results of the search,
-        for scikit-learn keeps them only after the choice.
+        If no candidate is certified, "warn" takes the one whose lowest margin is
+        highest, with a warning. An error loses all results of the search, because
+        scikit-learn keeps them only after the choice.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def best_certified(
 
     See Also
     --------
-    smallest_certifying_weight : Needs no ELBO.
+    smallest_certifying_weight : The same without an ELBO.
 
     Examples
     --------
@@ -73,10 +73,10 @@ def best_certified(
     1
     """
     scores = _means_of(cv_results, by)
-    held = _are_certified(cv_results, min_margin)
-    if not held.any():
+    certified = _are_certified(cv_results, min_margin)
+    if not certified.any():
         return _nearest(cv_results, min_margin, if_none)
-    return int(np.where(held, scores, -np.inf).argmax())
+    return int(np.where(certified, scores, -np.inf).argmax())
 
 
 def smallest_certifying_weight(
@@ -88,11 +88,10 @@ def smallest_certifying_weight(
 ) -> int:
     """Choose the smallest alignment weight that is certified in every fold.
 
-    Of candidates with the same weight, which differ in other parameters, the one with
-    the highest mean ELBO is taken, or margin where there is no ELBO. Weights are
-    compared as they stand, also where `kl_weight` varies: what they disturb is the
-    reconstruction, whose weight is 1. Candidates without a number as their weight,
-    "auto" for example, are left out.
+    Among candidates with the same weight, the highest mean ELBO decides, or the highest
+    margin if there is no ELBO. Weights are compared as given, also where `kl_weight`
+    varies: they compete with the reconstruction, whose weight is 1. Candidates whose
+    weight is not a number, such as "auto", are left out.
 
     Parameters
     ----------
@@ -135,10 +134,10 @@ def smallest_certifying_weight(
     weights = _weights(cv_results, parameter)
     tie = "elbo" if "mean_test_elbo" in cv_results else "margin"
     scores = _means_of(cv_results, tie)
-    held = _are_certified(cv_results, min_margin) & np.isfinite(weights)
-    if not held.any():
+    certified = _are_certified(cv_results, min_margin) & np.isfinite(weights)
+    if not certified.any():
         return _nearest(cv_results, min_margin, if_none)
-    return int(np.lexsort((-scores, np.where(held, weights, np.inf)))[0])
+    return int(np.lexsort((-scores, np.where(certified, weights, np.inf)))[0])
 
 
 def _means_of(cv_results: Mapping[str, Any], name: str) -> Floats:
@@ -159,7 +158,7 @@ def _names(cv_results: Mapping[str, Any]) -> str:
 
 
 def _lowest_if_nan(values: Any) -> Floats:
-    """Let candidates whose fit failed come last."""
+    """Rank candidates whose fit failed last."""
     scores = np.asarray(values, dtype=np.float64)
     return np.where(np.isnan(scores), -np.inf, scores)
 
@@ -174,9 +173,9 @@ def _fold_scores(cv_results: Mapping[str, Any], name: str) -> Floats:
 def _are_certified(
     cv_results: Mapping[str, Any], min_margin: float
 ) -> NDArray[np.bool_]:
-    certified = _fold_scores(cv_results, "certified") == 1
+    in_fold = _fold_scores(cv_results, "certified") == 1
     enough = _fold_scores(cv_results, "margin") >= min_margin
-    return np.asarray((certified & enough).all(axis=0))
+    return np.asarray((in_fold & enough).all(axis=0))
 
 
 def _weights(cv_results: Mapping[str, Any], parameter: str | None) -> Floats:
@@ -203,9 +202,9 @@ def _nearest(cv_results: Mapping[str, Any], min_margin: float, if_none: str) -> 
     index = int(lowest.argmax())
     message = (
         f"No candidate is certified in every fold with a margin of {min_margin} nats "
-        f"or more. The highest that one kept in all folds is {lowest[index]:.3g}, at "
-        f"index {index}. Try larger alignment weights or more epochs; look at the "
-        "teacher's information_, the most that a margin can be."
+        f"or more. The highest margin that one reaches in all folds is "
+        f"{lowest[index]:.3g}, at index {index}. Try larger alignment weights or more "
+        "epochs. The teacher's information_ is the largest possible margin."
     )
     if if_none == "raise":
         raise NotCertifiedError(message)

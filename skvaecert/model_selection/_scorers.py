@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cached_property
+from inspect import getdoc
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.certifier import CollapseCertifier
+from skvaecert._certifier.partial import PartialCertificate
+from skvaecert._teacher.posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.bounds import betting_bound
 from skvaecert.exceptions import NotCertifiedError
@@ -34,249 +38,225 @@ __all__ = [
 ]
 
 
-# What a score is that has no value: NaN would turn means to NaN, infinity their spread.
+# The score where there is no value: NaN would spoil means, infinity their spread.
 LOWEST_SCORE = float(np.finfo(np.float32).min)
 
 
-def margin_scorer(estimator: Any, X: ArrayLike, y: Any = None) -> float:
-    """Score by the margin G = I_T - A, as :meth:`CollapseCertifier.score` does.
+class _Scored:
+    """An estimator and samples; each method is a score, and says what it is."""
 
-    Parameters
-    ----------
-    estimator : fitted estimator
-        A :class:`CollapseCertifier` or :class:`CertifiedVAE`, a Pipeline that ends in
-        one, or a search over one.
-    X : array-like of shape (n_samples, n_features)
-        Rows. They go through the steps before the certifier.
-    y : Ignored
-        Present by convention.
+    def __init__(self, estimator: Any, X: ArrayLike) -> None:
+        inner, self.samples = _certifying_part(estimator, X)
+        self.has_certifier = isinstance(inner, CollapseCertifier)
+        if not self.has_certifier:
+            inner = CollapseCertifier(FrozenEstimator(inner)).fit(self.samples)
+        check_is_fitted(inner)
+        self.certifier: CollapseCertifier = inner
 
-    Returns
-    -------
-    float
-        Nats, at most the teacher information. Below 0 its order means little: a
-        constant code reaches 0, a healthy one that was not aligned may have less.
+    @cached_property
+    def _means(self) -> NDArray[np.floating]:
+        return np.asarray(self.certifier.transform(self.samples))
 
-    Raises
-    ------
-    TypeError
-        If the estimator is of another kind.
+    @cached_property
+    def _part(self) -> PartialCertificate:
+        return self.certifier.partial_certificate(self.samples, part=0)
 
-    Notes
-    -----
-    The margin rises with the alignment weight. A search that maximises nothing else
-    takes the largest weight that it was given: use :func:`best_certified` or
-    :func:`smallest_certifying_weight`.
+    @cached_property
+    def _certificate(self) -> Certificate:
+        return _concluded(self._part)
 
-    References
-    ----------
-    Theory section 2; arXiv:2605.05813, arXiv:2605.18224.
+    @property
+    def _encoder(self) -> Any:
+        encoder = self.certifier.estimator_
+        encoder = getattr(encoder, "best_estimator_", encoder)
+        return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
 
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from sklearn.model_selection import KFold, cross_val_score
-    >>> from skvaecert import CertifiedVAE, GMMTeacher
-    >>> from skvaecert.model_selection import margin_scorer
-    >>> vae = CertifiedVAE(
-    ...     GMMTeacher(n_components=3), latent_dim=2, max_epochs=50, device="cpu",
-    ...     random_state=0)
-    >>> folds = KFold(3, shuffle=True, random_state=0)
-    >>> X = load_iris().data
-    >>> bool((cross_val_score(vae, X, scoring=margin_scorer, cv=folds) > 0.5).all())
-    True
-    """
-    scored = _Scored(estimator, X)
-    return scored.certifier.score(scored.rows)
+    def certified(self) -> float:
+        """Score 1.0 if the latent mean is certified on the samples, else 0.0.
 
+        Samples that a witness was fitted on count as not certified.
+        """
+        try:
+            certificate = self._part.certificate()
+        except ValueError:  # samples that the witness was fitted on
+            return 0.0
+        return float(certificate.verdict == "certified")
 
-def relative_margin_scorer(estimator: Any, X: ArrayLike, y: Any = None) -> float:
-    """Score by the margin's share of the teacher information, G / I_T.
+    def margin(self) -> float:
+        """Score by the margin G = I_T - A in nats, as CollapseCertifier.score does.
 
-    Parameters
-    ----------
-    estimator : fitted estimator
-        As for :func:`margin_scorer`.
-    X : array-like of shape (n_samples, n_features)
-        Rows.
-    y : Ignored
-        Present by convention.
+        The margin is at most the teacher information. Below 0 its order means little: a
+        constant code reaches 0, and a healthy code that was not aligned may have less.
 
-    Returns
-    -------
-    float
-        At most 1. `LOWEST_SCORE` where the teacher tells no rows apart: a share of
-        nothing is no success.
+        The margin rises with the alignment weight, so a search that maximises nothing
+        else takes the largest weight of its grid. Use :func:`best_certified` or
+        :func:`smallest_certifying_weight` to choose (theory section 2;
+        arXiv:2605.05813, arXiv:2605.18224).
+        """
+        return self._certificate.margin
 
-    Notes
-    -----
-    It forgives a weak teacher: all of 0.1 nats scores higher than half of 2. Use it
-    where the teacher stays the same.
-    """
-    return _Scored(estimator, X).relative_margin
+    def relative_margin(self) -> float:
+        """Score by G / I_T, the share of the teacher information that is reached.
 
+        It is at most 1, and has no value where the teacher does not tell the samples
+        apart. It forgives a weak teacher: all of 0.1 nats scores higher than half of 2
+        nats. Use it where the teacher stays the same.
+        """
+        return _finite(self._certificate.relative_margin)
 
-def lower_bound_scorer(
-    estimator: Any,
-    X: ArrayLike,
-    y: Any = None,
-    *,
-    bound: Callable[..., float] = betting_bound,
-    **options: Any,
-) -> float:
-    """Score by a lower confidence bound on the population's margin.
+    def lower_bound(
+        self, bound: Callable[..., float] = betting_bound, **options: Any
+    ) -> float:
+        """Score by a lower confidence bound on the margin of the population, in nats.
 
-    Give options by ``functools.partial(lower_bound_scorer, confidence=0.99)``.
+        The samples must be drawn independently from the population, and must not have
+        been used in a fit. Options are `bound`, a function of :mod:`skvaecert.bounds`
+        (:func:`~skvaecert.bounds.betting_bound` by default), and the keywords of that
+        function: `confidence`, 0.95 by default, and `floor`.
 
-    Parameters
-    ----------
-    estimator : fitted estimator
-        As for :func:`margin_scorer`.
-    X : array-like of shape (n_samples, n_features)
-        Rows that were drawn independently from the population and not used in any
-        `fit`.
-    y : Ignored
-        Present by convention.
-    bound : callable, default=betting_bound
-        One of :mod:`skvaecert.bounds`.
-    **options : dict
-        Handed to `bound`: `confidence`, 0.95 by default, and `floor`, 1e-3.
+        *Guarantee.* For one fitted model, over the draw of the samples of one test
+        fold, the score of that fold is at most the margin of the population with
+        probability `confidence` or more. The mean over folds is no bound, and neither
+        is the score of the best of several candidates: bound the chosen model on
+        samples that took no part in the search (theory section 13).
+        """
+        teacher, n_samples = self.certifier.teacher_, len(self._means)
+        proba = posterior_of(teacher, self.samples, n_samples=n_samples)
+        log_q = self.certifier.witness_.log_proba(self._means)
+        return _finite(bound(proba, log_q, **options))
 
-    Returns
-    -------
-    float
-        Nats.
+    def elbo(self) -> float:
+        """Score by the mean evidence lower bound, as CertifiedVAE.score does.
 
-    Notes
-    -----
-    *Guarantee.* That of :func:`skvaecert.bounds.betting_bound`: for one fitted model,
-    over the draw of the rows of one test fold, the score of that fold is at most the
-    margin of the population with probability `confidence` or more. The mean over folds
-    is no bound, and nor is the score of the best of several candidates: bound the
-    chosen model on rows that took no part in the search.
+        The encoder must be a :class:`CertifiedVAE`. The score, in nats per sample, is a
+        density of the samples that reach the VAE: compare only candidates whose earlier
+        steps are the same.
+        """
+        if not isinstance(self._encoder, CertifiedVAE):
+            raise TypeError(
+                "estimator must have a CertifiedVAE as its encoder for the ELBO, got "
+                f"{type(self._encoder).__name__}, whose likelihood is unknown. Use "
+                "reconstruction_scorer or sampled_information_scorer."
+            )
+        return _finite(self._encoder.score(self.samples))
 
-    References
-    ----------
-    Theory section 13.
-    """
-    return _Scored(estimator, X).lower_bound(bound, **options)
+    def reconstruction(self) -> float:
+        """Score by minus the share of variance that reconstructions leave unexplained.
 
+        With x' the reconstruction of the latent mean of x, this is::
 
-def elbo_scorer(estimator: Any, X: ArrayLike, y: Any = None) -> float:
-    """Score by the mean evidence lower bound, as :meth:`CertifiedVAE.score` does.
+            - sum_ij (x_ij - x'_ij)^2 / sum_ij (x_ij - mean x_j)^2
 
-    Parameters
-    ----------
-    estimator : fitted estimator
-        As for :func:`margin_scorer`; the encoder must be a :class:`CertifiedVAE`.
-    X : array-like of shape (n_samples, n_features)
-        Rows.
-    y : Ignored
-        Present by convention.
+        It is at most 0 and has no unit, so that data sets and scales compare; a decoder
+        that returns the mean sample scores about -1. The encoder must have
+        `inverse_transform`. The samples are those that reach the encoder, after the
+        steps before it.
+        """
+        if not hasattr(self.certifier, "inverse_transform"):
+            raise TypeError(
+                "estimator must have an inverse_transform, its decoder, to be scored "
+                f"by reconstruction; {type(self._encoder).__name__} has none."
+            )
+        output = np.asarray(self.certifier.inverse_transform(self._means))
+        samples: Floats = np.asarray(self.samples, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            error = np.square(samples - output).sum()
+            return _finite(-error / np.square(samples - samples.mean(axis=0)).sum())
 
-    Returns
-    -------
-    float
-        Nats a sample. It is a density of the rows that reach the VAE: compare only
-        candidates whose earlier steps are the same.
+    def sampled_information(self, n_draws: int = 8) -> float:
+        """Score by the information in drawn codes, a lower bound on I(x; z), in nats.
 
-    Raises
-    ------
-    TypeError
-        If the encoder has no ELBO.
-    """
-    return _Scored(estimator, X).elbo
+        This is the margin of ``certify(X, kind="sampled")``. On samples of the fit,
+        which `certify` refuses, it is a training score and too high. The option
+        `n_draws` is the number of codes drawn per sample, 8 by default.
 
+        The estimator must have a :class:`CollapseCertifier`, whose fit tempers the
+        witness for drawn codes. If its encoder has no `encode`, a ValueError says so
+        (theory section 6).
+        """
+        if not self.has_certifier:
+            name = type(self._encoder).__name__
+            raise TypeError(
+                "estimator must be a CollapseCertifier to be scored by drawn codes, "
+                f"because its fit tempers the witness; got {name}. Use "
+                f"CollapseCertifier({name}(...))."
+            )
+        drawn: dict[str, Any] = {"kind": "sampled", "n_draws": n_draws}
+        try:
+            return self.certifier.certify(self.samples, **drawn).margin
+        except ValueError:
+            # Samples of the fit are refused, but searches also ask for training scores.
+            part = self.certifier.partial_certificate(self.samples, part=0, **drawn)
+            return _concluded(part).margin
 
-def reconstruction_scorer(estimator: Any, X: ArrayLike, y: Any = None) -> float:
-    r"""Score by minus the share of variance that reconstructions leave unexplained.
-
-    This is, with x' the reconstruction of the latent mean of x::
-
-        - sum_ij (x_ij - x'_ij)^2 / sum_ij (x_ij - mean x_j)^2
-
-    Parameters
-    ----------
-    estimator : fitted estimator
-        As for :func:`margin_scorer`; the encoder must have `inverse_transform`.
-    X : array-like of shape (n_samples, n_features)
-        Rows, at least two that differ.
-    y : Ignored
-        Present by convention.
-
-    Returns
-    -------
-    float
-        At most 0, and without a unit, so that data sets and scales compare. About -1
-        for a decoder that returns the mean of all rows.
-
-    Raises
-    ------
-    TypeError
-        If the encoder has no decoder.
-
-    Notes
-    -----
-    Rows are those that reach the encoder, after the steps before it.
-    """
-    return _Scored(estimator, X).reconstruction
+    def every_score(self) -> dict[str, float]:
+        scores = {
+            "certified": self.certified(),
+            "margin": self.margin(),
+            "relative_margin": self.relative_margin(),
+            "lower_bound": self.lower_bound(),
+        }
+        if hasattr(self.certifier, "inverse_transform"):
+            scores["reconstruction"] = self.reconstruction()
+        if isinstance(self._encoder, CertifiedVAE):
+            scores["elbo"] = self.elbo()
+        if self.has_certifier:
+            # Encoders without standard deviations fail here, each in its own way.
+            with suppress(Exception):
+                scores["sampled_information"] = self.sampled_information()
+        return scores
 
 
-def sampled_information_scorer(
-    estimator: Any, X: ArrayLike, y: Any = None, *, n_draws: int = 8
-) -> float:
-    """Score by the information that drawn codes carry, a lower bound on I(x; z).
+# The end of every scorer's docstring.
+_CALL = """
 
-    Parameters
-    ----------
-    estimator : fitted estimator
-        As for :func:`margin_scorer`, but with a :class:`CollapseCertifier`, whose
-        encoder must have `encode`.
-    X : array-like of shape (n_samples, n_features)
-        Rows.
-    y : Ignored
-        Present by convention.
-    n_draws : int, default=8
-        Codes drawn of each row, at least 2.
+Parameters
+----------
+estimator : fitted estimator
+    A :class:`CollapseCertifier` or :class:`CertifiedVAE`, a Pipeline that ends in one,
+    or a search over one.
+X : array-like of shape (n_samples, n_features)
+    Samples. They pass through the steps before the certifier.
+y : Ignored
+    Present by convention.
+**options : dict
+    The options named above, if any; set them with :func:`functools.partial`.
 
-    Returns
-    -------
-    float
-        Nats, the margin of ``certify(X, kind="sampled")``. On rows of the fit, which
-        `certify` refuses, it is a training score like others: too good.
+Returns
+-------
+float
+    Finite, and greater is better. `LOWEST_SCORE` if there is no value.
 
-    Raises
-    ------
-    TypeError
-        If there is no certifier.
-    ValueError
-        If the encoder has no `encode`.
+Raises
+------
+TypeError
+    If the estimator is of another kind, or has no such score.
 
-    References
-    ----------
-    Theory section 6.
-    """
-    return _Scored(estimator, X).sampled_information(n_draws)
+See Also
+--------
+certificate_scorers : All scores at once; an example.
+"""
 
 
-def certified_scorer(estimator: Any, X: ArrayLike, y: Any = None) -> float:
-    """Score 1.0 if the latent mean is certified on `X`, else 0.0.
+def _scorer(score: Callable[..., float]) -> Callable[..., float]:
+    """Make a scorer in scikit-learn's form from a method of `_Scored`."""
 
-    Parameters
-    ----------
-    estimator : fitted estimator
-        As for :func:`margin_scorer`.
-    X : array-like of shape (n_samples, n_features)
-        Rows.
-    y : Ignored
-        Present by convention.
+    def scorer(estimator: Any, X: ArrayLike, y: Any = None, **options: Any) -> float:
+        return float(score(_Scored(estimator, X), **options))
 
-    Returns
-    -------
-    float
-        1.0 or 0.0; the latter also on rows that a witness was fitted on.
-    """
-    return _Scored(estimator, X).certified
+    # Pickled by name, as other functions are.
+    scorer.__name__ = scorer.__qualname__ = f"{score.__name__}_scorer"
+    scorer.__doc__ = f"{getdoc(score)}{_CALL}"
+    return scorer
+
+
+certified_scorer = _scorer(_Scored.certified)
+margin_scorer = _scorer(_Scored.margin)
+relative_margin_scorer = _scorer(_Scored.relative_margin)
+lower_bound_scorer = _scorer(_Scored.lower_bound)
+elbo_scorer = _scorer(_Scored.elbo)
+reconstruction_scorer = _scorer(_Scored.reconstruction)
+sampled_information_scorer = _scorer(_Scored.sampled_information)
 
 
 def certificate_scorers(
@@ -290,9 +270,10 @@ def certificate_scorers(
     Parameters
     ----------
     estimator : fitted estimator
-        As for :func:`margin_scorer`.
+        A :class:`CollapseCertifier` or :class:`CertifiedVAE`, a Pipeline that ends in
+        one, or a search over one.
     X : array-like of shape (n_samples, n_features)
-        Rows.
+        Samples.
     y : Ignored
         Present by convention.
 
@@ -301,23 +282,28 @@ def certificate_scorers(
     dict of float
         "certified", "margin", "relative_margin", "lower_bound"; "reconstruction" with a
         decoder, "elbo" with a :class:`CertifiedVAE`, "sampled_information" with a
-        :class:`CollapseCertifier` around an encoder that has `encode`. The names say
-        which scorer it is, with its defaults.
+        :class:`CollapseCertifier` around an encoder that has `encode`. Each is the
+        scorer of that name, with its defaults.
+
+    Raises
+    ------
+    TypeError
+        If the estimator is of another kind.
 
     Notes
     -----
-    Latent means are computed once for all but "elbo" and "sampled_information", which
-    need the network again. Rows, means and posteriors are in memory together.
+    Samples, latent means and posteriors are in memory together.
 
-    scikit-learn asks all candidates for the same names, and cannot go on after an error
-    in a function that returns several scores. So search over encoders of one kind, and
-    what has no value is `LOWEST_SCORE`.
+    scikit-learn needs the same names from all candidates, and cannot continue after an
+    error in a function that returns several scores. So search over encoders of one
+    kind. A score without a value is `LOWEST_SCORE`.
 
     Examples
     --------
     >>> from sklearn.datasets import load_iris
+    >>> from sklearn.model_selection import KFold, cross_val_score
     >>> from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-    >>> from skvaecert.model_selection import certificate_scorers
+    >>> from skvaecert.model_selection import certificate_scorers, margin_scorer
     >>> X = load_iris().data
     >>> vae = CertifiedVAE(
     ...     GMMTeacher(n_components=3), latent_dim=2, max_epochs=50, device="cpu",
@@ -325,146 +311,44 @@ def certificate_scorers(
     >>> scores = certificate_scorers(CollapseCertifier(vae).fit(X), X)
     >>> scores["certified"], scores["margin"] > scores["lower_bound"] > 0
     (1.0, True)
+    >>> folds = KFold(3, shuffle=True, random_state=0)
+    >>> bool((cross_val_score(vae, X, scoring=margin_scorer, cv=folds) > 0.5).all())
+    True
     """
     return _Scored(estimator, X).every_score()
 
 
-class _Scored:
-    """An estimator on some rows, and what several scores of it share."""
-
-    def __init__(self, estimator: Any, X: ArrayLike) -> None:
-        inner, self.rows = _certifying_part(estimator, X)
-        self.has_certifier = isinstance(inner, CollapseCertifier)
-        if not self.has_certifier:
-            inner = CollapseCertifier(FrozenEstimator(inner)).fit(self.rows)
-        check_is_fitted(inner)
-        self.certifier: CollapseCertifier = inner
-
-    @cached_property
-    def means(self) -> NDArray[np.floating]:
-        return self.certifier._means(self.rows)
-
-    @cached_property
-    def proba(self) -> Floats:
-        return self.certifier._posterior(self.rows, None, len(self.means))
-
-    @cached_property
-    def certificate(self) -> Certificate:
-        """That of :meth:`CollapseCertifier.certify`, from means that are there."""
-        every = np.arange(len(self.means))
-        return self.certifier._conclude(self.rows, self.means, self.proba, every)
-
-    @property
-    def certified(self) -> float:
-        if self.certifier.witness_.name == "raw":
-            return float(self.certificate.verdict == "certified")
-        try:
-            certificate = self.certifier.certify(self.rows)
-        except ValueError:  # rows that the witness was fitted on
-            return 0.0
-        return float(certificate.verdict == "certified")
-
-    @property
-    def relative_margin(self) -> float:
-        return _finite(self.certificate.relative_margin)
-
-    def lower_bound(self, bound: Callable[..., float], **options: Any) -> float:
-        log_q = self.certifier.witness_.log_proba(self.means)
-        return _finite(bound(self.proba, log_q, **options))
-
-    @property
-    def vae(self) -> Any:
-        """The encoder, where it is the estimator of this package."""
-        owner = self.certifier._owner
-        return owner.estimator if isinstance(owner, FrozenEstimator) else owner
-
-    @property
-    def elbo(self) -> float:
-        if not isinstance(self.vae, CertifiedVAE):
-            raise TypeError(
-                "estimator must have a CertifiedVAE as its encoder for the ELBO, got "
-                f"{type(self.vae).__name__}, whose decoder and posterior are not "
-                "known. Use reconstruction_scorer or sampled_information_scorer."
-            )
-        return _finite(self.vae.score(self.rows))
-
-    @property
-    def has_decoder(self) -> bool:
-        return hasattr(self.certifier.estimator_, "inverse_transform")
-
-    @property
-    def reconstruction(self) -> float:
-        if not self.has_decoder:
-            raise TypeError(
-                "estimator must have an inverse_transform, its decoder, to be scored "
-                f"by reconstruction; {type(self.vae).__name__} has none."
-            )
-        output = self.certifier._models.decode(self.means)
-        rows = np.asarray(self.rows, dtype=np.float64)
-        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            error = np.square(rows - output).sum()
-            return _finite(-error / np.square(rows - rows.mean(axis=0)).sum())
-
-    def sampled_information(self, n_draws: int) -> float:
-        if not self.has_certifier:
-            raise TypeError(
-                "estimator must be a CollapseCertifier to be scored by drawn codes, "
-                "which are read by a witness tempered in its fit; got "
-                f"{type(self.vae).__name__}. Use "
-                f"CollapseCertifier({type(self.vae).__name__}(...))."
-            )
-        # certify would refuse training rows, whose scores a search may want.
-        read = self.certifier._kind("sampled", n_draws, confidence=0.95)
-        read.add(self.certifier._models, self.rows, None, None)
-        return read.conclude(self.certifier.safety_margin).margin
-
-    def every_score(self) -> dict[str, float]:
-        scores = {
-            "certified": self.certified,
-            "margin": self.certificate.margin,
-            "relative_margin": self.relative_margin,
-            "lower_bound": self.lower_bound(betting_bound),
-        }
-        if self.has_decoder:
-            scores["reconstruction"] = self.reconstruction
-        if isinstance(self.vae, CertifiedVAE):
-            scores["elbo"] = self.elbo
-        tempered = self.certifier._calibration.witness
-        if self.has_certifier and not isinstance(tempered, Exception):
-            scores["sampled_information"] = self.sampled_information(n_draws=8)
-        return scores
+def _concluded(part: PartialCertificate) -> Certificate:
+    """Make a certificate, also of samples of the fit: for scores, not for verdicts."""
+    return part.collected.conclude(part.safety_margin)
 
 
 def _certifying_part(estimator: Any, X: ArrayLike) -> tuple[Any, Any]:
-    """Return the certifier or VAE within an estimator, and the rows that reach it."""
+    """Return the certifier or VAE within an estimator, and the samples it is given."""
     if isinstance(estimator, CollapseCertifier | CertifiedVAE):
         return estimator, X
-    if isinstance(estimator, Pipeline) and len(estimator) > 1:
-        # The steps look at X first: their errors say more.
-        return _certifying_part(estimator[-1], estimator[:-1].transform(X))
-    if isinstance(estimator, BaseSearchCV) and not hasattr(
-        estimator, "best_estimator_"
-    ):
-        raise NotFittedError(
-            f"This {type(estimator).__name__} has no best_estimator_: call fit, with "
-            "refit."
-        )
-    return _certifying_part(_held(estimator, fitted=True), X)
-
-
-def _held(estimator: Any, *, fitted: bool) -> Any:
-    """Return what an estimator wraps; one that wraps nothing is an error."""
     if isinstance(estimator, Pipeline):
-        return estimator[-1]
+        # The steps look at X first: their errors say more.
+        X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+        return _certifying_part(estimator[-1], X)
     if isinstance(estimator, FrozenEstimator):
-        return estimator.estimator
+        return _certifying_part(estimator.estimator, X)
     if isinstance(estimator, BaseSearchCV):
-        return estimator.best_estimator_ if fitted else estimator.estimator
+        return _certifying_part(_best(estimator), X)
     raise TypeError(
         "estimator must be a CollapseCertifier or a CertifiedVAE, a Pipeline that ends "
         f"in one, or a search over one, got {type(estimator).__name__}. Wrap an "
         "encoder of another kind: CollapseCertifier(encoder)."
     )
+
+
+def _best(search: Any) -> Any:
+    if not hasattr(search, "best_estimator_"):
+        raise NotFittedError(
+            f"This {type(search).__name__} has no best_estimator_. Call fit, and leave "
+            "refit switched on."
+        )
+    return search.best_estimator_
 
 
 def _finite(score: float) -> float:
@@ -480,19 +364,19 @@ def require_certified(estimator: Any, X: ArrayLike, **options: Any) -> Certifica
         A :class:`CollapseCertifier` or :class:`CertifiedVAE`, a Pipeline that ends in
         one, or a search over one.
     X : array-like of shape (n_samples, n_features)
-        Rows, best such that were not used in a fit.
+        Samples, preferably held out.
     **options : dict
-        Handed to :meth:`CollapseCertifier.certify`: `kind`, `teacher_proba`, ...
+        Passed to :meth:`CollapseCertifier.certify`: `kind`, `teacher_proba`, ...
 
     Returns
     -------
     Certificate
-        Whose verdict is "certified".
+        Its verdict is "certified".
 
     Raises
     ------
     NotCertifiedError
-        If the verdict is another. Its attribute `certificate` has the numbers.
+        If the verdict is another. Its attribute `certificate` has the values.
     TypeError
         If the estimator is of another kind.
 
@@ -508,15 +392,11 @@ def require_certified(estimator: Any, X: ArrayLike, **options: Any) -> Certifica
     >>> require_certified(CollapseCertifier(vae).fit(X[::2]), X[1::2]).n_samples
     75
     """
-    inner, rows = _certifying_part(estimator, X)
+    inner, samples = _certifying_part(estimator, X)
     if not isinstance(inner, CollapseCertifier):
-        proba = options.get("teacher_proba")
         inner = CollapseCertifier(FrozenEstimator(inner))
-        inner.fit(rows, teacher_proba=proba)
-    return _passed(inner.certify(rows, **options))
-
-
-def _passed(certificate: Certificate) -> Certificate:
+        inner.fit(samples, teacher_proba=options.get("teacher_proba"))
+    certificate = inner.certify(samples, **options)
     if certificate.verdict != "certified":
         raise NotCertifiedError(f"Not certified. {certificate}", certificate)
     return certificate

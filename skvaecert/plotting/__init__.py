@@ -1,10 +1,11 @@
-"""Displays: numbers in, picture out. matplotlib is imported when something is drawn."""
+"""Displays: values in, picture out. matplotlib is imported when something is drawn."""
 
 from skvaecert.plotting._contributions import ContributionDisplay
+from skvaecert.plotting._energy import MarginEnergyDisplay
+from skvaecert.plotting._forecast import ForecastDisplay
 from skvaecert.plotting._history import MarginHistoryDisplay
 from skvaecert.plotting._information import InformationBracketDisplay
 from skvaecert.plotting._latent_map import LatentMapDisplay
-from skvaecert.plotting._margin import ForecastDisplay, MarginEnergyDisplay
 from skvaecert.plotting._pareto import ParetoDisplay
 from skvaecert.plotting._reconstruction import ReconstructionDisplay
 from skvaecert.plotting._teacher_search import TeacherSearchDisplay

@@ -11,8 +11,6 @@ from skvaecert.metrics import (
     margin_contributions,
 )
 from skvaecert.plotting._style import (
-    ABOVE,
-    MOST_BINS,
     area_style,
     array_or_none,
     axes_for,
@@ -27,13 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ContributionDisplay"]
 
+_MOST_BINS = 50
+
 
 class ContributionDisplay:
-    """What each row adds to the margin, or each component of the teacher.
+    """What each sample adds to the margin, or each component of the teacher.
 
-    The contributions g_i of rows average to the margin G, the contributions G_k of
-    components add up to it. Rows below 0 are those of which the witness says the wrong
-    component: it would do better to say the mean teacher.
+    The contributions g_i of the samples average to the margin G; the contributions G_k
+    of the components add up to it. On samples below 0 the witness is wrong about the
+    component: the mean teacher would do better.
 
     Parameters
     ----------
@@ -51,18 +51,18 @@ class ContributionDisplay:
     margin : float
         Weighted mean of the contributions, nats.
     share_below : float
-        Weighted share of rows below 0, from 0 to 1.
+        Weighted share of samples below 0, from 0 to 1.
     ax_ : matplotlib Axes
         Axes with the picture.
     figure_ : matplotlib Figure
         Figure containing it.
     bars_ : matplotlib BarContainer
-        The bars; for ``kind="sorted"`` there is `line_`, a Line2D, in their place.
+        The bars.
 
     See Also
     --------
-    skvaecert.metrics.margin_contributions : Gives the numbers of rows.
-    skvaecert.metrics.component_contributions : Gives those of components.
+    skvaecert.metrics.margin_contributions : Computes those of samples.
+    skvaecert.metrics.component_contributions : Computes those of components.
 
     References
     ----------
@@ -75,7 +75,7 @@ class ContributionDisplay:
     >>> round(display.margin, 2), round(display.share_below, 2)
     (0.4, 0.33)
     >>> display.ax_.get_xlabel()
-    'contribution of a row to the margin (nats)'
+    'contribution of a sample to the margin (nats)'
     """
 
     def __init__(
@@ -104,28 +104,28 @@ class ContributionDisplay:
         sample_weight: ArrayLike | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw the contributions of some rows.
+        """Draw the contributions of some samples.
 
         Parameters
         ----------
         estimator : CollapseCertifier or CertifiedVAE
             Fitted.
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights; uniform when None.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
         ContributionDisplay
             Drawn.
         """
-        read = read_means(estimator, X, teacher_proba)
-        proba, log_q = read.proba, read.witness.log_proba(read.mean)
+        mean, proba, witness = read_means(estimator, X, teacher_proba)
+        log_q = witness.log_proba(mean)
         display = cls(
             margin_contributions(proba, log_q, sample_weight),
             sample_weight=sample_weight,
@@ -145,11 +145,11 @@ class ContributionDisplay:
         ----------
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
-        kind : {"histogram", "sorted", "components"}, default="histogram"
-            How many rows add how much; all rows, the least first; or a bar for each
-            component of the teacher, beside its information.
+        kind : {"histogram", "components"}, default="histogram"
+            A histogram of the samples, or a bar for each component of the teacher,
+            beside its information.
         **kwargs : dict
-            Handed to matplotlib's `bar`, whose colours stay, or for "sorted" to `plot`.
+            Passed to matplotlib's `bar`; the colours are fixed.
 
         Returns
         -------
@@ -159,17 +159,10 @@ class ContributionDisplay:
         Raises
         ------
         ValueError
-            If `kind` is none of these, or there are no numbers for components.
+            If `kind` is neither, or there are no values for components.
         """
-        draw = {
-            "histogram": self._draw_histogram,
-            "sorted": self._draw_sorted,
-            "components": self._draw_components,
-        }.get(kind)
-        if draw is None:
-            raise ValueError(
-                f"kind must be 'histogram', 'sorted' or 'components', got {kind!r}."
-            )
+        if kind not in ("histogram", "components"):
+            raise ValueError(f"kind must be 'histogram' or 'components', got {kind!r}.")
         if kind == "components" and self.component_contributions is None:
             raise ValueError(
                 "component_contributions must be given for kind='components', got "
@@ -177,6 +170,7 @@ class ContributionDisplay:
             )
         self.ax_ = axes_for(ax)
         self.figure_ = self.ax_.figure
+        draw = self._draw_components if kind == "components" else self._draw_histogram
         draw(**kwargs)
         return self
 
@@ -191,30 +185,13 @@ class ContributionDisplay:
             bar.set(**area_style(below=bool(is_below)))
         self.ax_.axvline(self.margin, color="0.1", linestyle="--", label=self._mean)
         self.ax_.set(
-            xlabel="contribution of a row to the margin (nats)",
-            ylabel="share of rows (%)",
+            xlabel="contribution of a sample to the margin (nats)",
+            ylabel="share of samples (%)",
         )
         self._legend(
-            (f"{1 - self.share_below:.1%} of rows at 0 or above", False),
-            (f"{self.share_below:.1%} of rows below 0", True),
+            (f"{1 - self.share_below:.1%} of samples at 0 or above", False),
+            (f"{self.share_below:.1%} of samples below 0", True),
         )
-
-    def _draw_sorted(self, **kwargs: Any) -> None:
-        order = np.argsort(self.contributions, kind="stable")
-        rank, values = (
-            100 * np.cumsum(self.sample_weight[order]),
-            self.contributions[order],
-        )
-        below = values < 0
-        (self.line_,) = self.ax_.plot(rank, values, **{"color": ABOVE} | kwargs)
-        self.ax_.fill_between(rank[below], values[below], 0, **area_style(below=True))
-        self.ax_.axhline(0, color="0.2", linewidth=1)
-        self.ax_.axhline(self.margin, color="0.1", linestyle="--", label=self._mean)
-        self.ax_.set(
-            xlabel="rows, the least first (%)",
-            ylabel="contribution to the margin (nats)",
-        )
-        self._legend((f"{self.share_below:.1%} of rows below 0", True))
 
     def _draw_components(self, **kwargs: Any) -> None:
         values = np.asarray(self.component_contributions)
@@ -251,8 +228,8 @@ class ContributionDisplay:
 
 
 def _edges_with_zero(values: Floats) -> Floats:
-    """Return edges of bins, 0 among them, so that no bin has rows of both sides."""
-    n_bins = min(len(np.histogram_bin_edges(values, "auto")), MOST_BINS)
+    """Return edges of bins, 0 among them, so that no bin has samples of both sides."""
+    n_bins = min(len(np.histogram_bin_edges(values, "auto")), _MOST_BINS)
     low, high = min(0.0, values.min()), max(0.0, values.max())
     width = (high - low) / n_bins or 1.0
     first, last = np.floor(low / width), np.ceil(high / width)

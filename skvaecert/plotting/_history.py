@@ -1,11 +1,12 @@
-"""Margin and loss over epochs."""
+"""Margin over epochs."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
+
+from skvaecert.plotting._style import axes_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,22 +18,21 @@ class MarginHistoryDisplay:
     """Margin after each epoch, between 0 and the teacher information.
 
     Above the zero line the encoder mean cannot be constant; the line at the teacher
-    information is the most that can be reached. A dotted vertical line marks every
+    information is the most that can be reached. A dotted vertical line marks each
     change of the weights, where a warm start began.
 
     Parameters
     ----------
-    epoch : array-like of shape (n_epochs,)
-        Numbers of the epochs.
-    margin : array-like of shape (n_epochs,)
-        Margin after each epoch, nats.
-    teacher_information : array-like of shape (n_epochs,)
-        Teacher information on the rows of the margin, nats.
-    changes : array-like of shape (n_changes,), default=()
-        Epochs after which weights were changed.
+    history : sequence of dict
+        One per epoch, with "epoch", "margin", "teacher_information", "kl_weight" and
+        "alignment_weight", as in the attribute `history_` of :class:`CertifiedVAE`.
 
     Attributes
     ----------
+    epoch, margin, teacher_information : ndarray of shape (n_epochs,)
+        The values drawn; the last two in nats.
+    changes : ndarray of shape (n_changes,)
+        Epochs after which the weights changed.
     ax_ : matplotlib Axes
         Axes with the curve.
     figure_ : matplotlib Figure
@@ -40,60 +40,26 @@ class MarginHistoryDisplay:
     line_ : matplotlib Line2D
         The curve.
 
-    See Also
-    --------
-    CertifiedVAE : Its `history_` holds the numbers.
-
     Examples
     --------
     >>> from skvaecert.plotting import MarginHistoryDisplay
-    >>> display = MarginHistoryDisplay(
-    ...     epoch=[1, 2, 3], margin=[-0.1, 0.5, 0.9], teacher_information=[1, 1, 1])
-    >>> display.plot().ax_.get_ylabel()
+    >>> weights = {"kl_weight": 1.0, "alignment_weight": 10.0}
+    >>> history = [
+    ...     {"epoch": i, "margin": margin, "teacher_information": 1.0, **weights}
+    ...     for i, margin in enumerate([-0.1, 0.5, 0.9])]
+    >>> MarginHistoryDisplay(history).plot().ax_.get_ylabel()
     'margin (nats)'
     """
 
-    def __init__(
-        self,
-        *,
-        epoch: ArrayLike,
-        margin: ArrayLike,
-        teacher_information: ArrayLike,
-        changes: ArrayLike = (),
-    ) -> None:
-        self.epoch = np.asarray(epoch)
-        self.margin = np.asarray(margin)
-        self.teacher_information = np.asarray(teacher_information)
-        self.changes = np.asarray(changes)
-
-    @classmethod
-    def from_history(
-        cls, history: Sequence[Mapping[str, float]], **kwargs: Any
-    ) -> Self:
-        """Draw a history, as :class:`CertifiedVAE` keeps it in `history_`.
-
-        Parameters
-        ----------
-        history : sequence of dict
-            One an epoch, with "epoch", "margin", "teacher_information", "kl_weight"
-            and "alignment_weight".
-        **kwargs : dict
-            Handed to :meth:`plot`.
-
-        Returns
-        -------
-        MarginHistoryDisplay
-            Drawn.
-        """
-        weights = [(row["kl_weight"], row["alignment_weight"]) for row in history]
-        pairs = zip(history, weights, weights[1:], strict=False)
-        display = cls(
-            epoch=[row["epoch"] for row in history],
-            margin=[row["margin"] for row in history],
-            teacher_information=[row["teacher_information"] for row in history],
-            changes=[row["epoch"] for row, old, new in pairs if old != new],
+    def __init__(self, history: Sequence[Mapping[str, float]]) -> None:
+        self.epoch, self.margin, self.teacher_information = (
+            np.array([record[name] for record in history])
+            for name in ("epoch", "margin", "teacher_information")
         )
-        return display.plot(**kwargs)
+        names = "kl_weight", "alignment_weight"
+        weights = np.array([[record[name] for name in names] for record in history])
+        changed = (weights[1:] != weights[:-1]).any(axis=1)
+        self.changes = self.epoch[:-1][changed]
 
     @classmethod
     def from_estimator(cls, estimator: Any, **kwargs: Any) -> Self:
@@ -102,9 +68,9 @@ class MarginHistoryDisplay:
         Parameters
         ----------
         estimator : CertifiedVAE or CollapseCertifier
-            Fitted; of a certifier, the encoder's history is drawn.
+            Fitted; of a certifier, the history of its encoder.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
@@ -118,7 +84,7 @@ class MarginHistoryDisplay:
                 "estimator must have a history_ of its training, as CertifiedVAE has, "
                 f"got {type(encoder).__name__}."
             )
-        return cls.from_history(encoder.history_, **kwargs)
+        return cls(encoder.history_).plot(**kwargs)
 
     def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
         """Draw the curve.
@@ -128,16 +94,14 @@ class MarginHistoryDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
         **line_kwargs : dict
-            Handed to matplotlib's `plot` for the curve.
+            Passed to matplotlib's `plot` for the curve.
 
         Returns
         -------
         MarginHistoryDisplay
             This display.
         """
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1] if ax is None else ax
+        ax = axes_for(ax)
         for change in self.changes:
             ax.axvline(change + 0.5, color="0.6", linestyle=":", linewidth=1)
         ax.axhline(0, color="0.2", linewidth=1)

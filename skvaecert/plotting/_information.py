@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
+from skvaecert.plotting._style import axes_for, legend_above, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,12 +17,13 @@ __all__ = ["InformationBracketDisplay"]
 
 
 class InformationBracketDisplay:
-    """How many nats drawn codes carry: a bar a model, from lower to upper bound.
+    """Information in drawn codes: a bar per model, from lower to upper bound.
 
     The information I(x; z) of codes drawn from q(z|x) lies in the bar, which reaches
-    from the sampled margin to the information bound; the whisker at its left end is the
-    interval over draws. The diamond is the margin of the means, without the posterior's
-    noise, and the vertical stroke the teacher information, which no margin can pass.
+    from the sampled margin to the information bound. The whisker at its left end is the
+    interval over draws. The diamond is the margin of the means, without the noise of
+    the posterior. The vertical stroke is the teacher information, which no margin can
+    exceed.
 
     Parameters
     ----------
@@ -34,7 +36,7 @@ class InformationBracketDisplay:
     teacher_information : array-like of shape (n_models,)
         I_T, nats.
     margin : array-like of shape (n_models,), default=None
-        Of the means, nats; nan or None where it is not known.
+        Of the means, nats; nan or None where it is unknown.
     confidence : float, default=0.95
         Of the interval.
 
@@ -53,7 +55,7 @@ class InformationBracketDisplay:
 
     See Also
     --------
-    skvaecert.CollapseCertifier.certify : ``kind="sampled"`` gives the numbers.
+    skvaecert.CollapseCertifier.certify : ``kind="sampled"`` computes the values.
 
     References
     ----------
@@ -108,7 +110,7 @@ class InformationBracketDisplay:
         mean : mapping of str to Certificate, default=None
             Of ``kind="mean"``, for all or some of the models.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
@@ -124,17 +126,17 @@ class InformationBracketDisplay:
         _check_kind("mean", mean or {})
         if not sampled:
             raise ValueError("sampled must hold at least one certificate, got none.")
-        rows = sampled.values()
+        every = list(sampled.values())
         margins = {name: one.margin for name, one in (mean or {}).items()}
         display = cls(
             names=list(sampled),
-            sampled_margin=[one.margin for one in rows],
-            margin_low=[one.margin_low for one in rows],
-            margin_high=[one.margin_high for one in rows],
-            information_bound=np.array([one.information_bound for one in rows]),
-            teacher_information=[one.teacher_information for one in rows],
+            sampled_margin=[one.margin for one in every],
+            margin_low=[one.margin_low for one in every],
+            margin_high=[one.margin_high for one in every],
+            information_bound=np.array([one.information_bound for one in every]),
+            teacher_information=[one.teacher_information for one in every],
             margin=[margins.get(name, np.nan) for name in sampled],
-            confidence=next(iter(rows)).confidence or np.nan,
+            confidence=every[0].confidence or np.nan,
         )
         return display.plot(**kwargs)
 
@@ -150,16 +152,16 @@ class InformationBracketDisplay:
         confidence: float = 0.95,
         **kwargs: Any,
     ) -> Self:
-        """Certify rows and draw the bracket.
+        """Certify samples and draw the bracket.
 
         Parameters
         ----------
         estimator : CollapseCertifier
             Fitted.
         X : array-like of shape (n_samples, n_features)
-            Rows that were not in `fit`.
+            Samples that were not in `fit`.
         name : str or None, default=None
-            What the bar is called; the class of the encoder when None.
+            Label of the bar; the class of the encoder when None.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's.
         n_draws : int, default=8
@@ -167,7 +169,7 @@ class InformationBracketDisplay:
         confidence : float, default=0.95
             Of the interval.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
@@ -180,11 +182,15 @@ class InformationBracketDisplay:
                 "estimator must be a CollapseCertifier, which has certify, got "
                 f"{type(estimator).__name__}."
             )
-        given: dict[str, Any] = {"teacher_proba": teacher_proba}
-        drawn: dict[str, Any] = {"n_draws": n_draws, "confidence": confidence}
         name = type(estimator.estimator_).__name__ if name is None else name
-        sampled = estimator.certify(X, kind="sampled", **given, **drawn)
-        mean = estimator.certify(X, **given)
+        mean = estimator.certify(X, teacher_proba=teacher_proba)
+        sampled = estimator.certify(
+            X,
+            kind="sampled",
+            teacher_proba=teacher_proba,
+            n_draws=n_draws,
+            confidence=confidence,
+        )
         return cls.from_certificates({name: sampled}, {name: mean}, **kwargs)
 
     def plot(self, ax: "Axes | None" = None, **bar_kwargs: Any) -> Self:
@@ -195,18 +201,14 @@ class InformationBracketDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
         **bar_kwargs : dict
-            Handed to matplotlib's `barh`.
+            Passed to matplotlib's `barh`.
 
         Returns
         -------
         InformationBracketDisplay
             This display.
         """
-        import matplotlib.pyplot as plt
-
-        size = 6.4, 2.2 + 0.6 * len(self.names)
-        if ax is None:
-            _, ax = plt.subplots(figsize=size, layout="constrained")
+        ax = axes_for(ax, (6.4, 2.2 + 0.6 * len(self.names)))
         places = -np.arange(len(self.names))
         ax.axvline(0, color="0.2", linewidth=1)
         look: dict[str, Any] = {"height": 0.5, "color": "#56B4E9", "edgecolor": "0.2"}
@@ -218,11 +220,9 @@ class InformationBracketDisplay:
         )
         self._draw_whiskers(ax, places)
         self._draw_marks(ax, places)
-        ax.set_yticks(places, [name.replace("$", r"\$") for name in self.names])
+        ax.set_yticks(places, [plain_text(name) for name in self.names])
         ax.set(xlabel="nats", ylim=(0.6 - len(self.names), 0.6))
-        ax.legend(
-            loc="lower left", bbox_to_anchor=(0, 1), frameon=False, labelspacing=0.7
-        )
+        legend_above(ax, labelspacing=0.7)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 

@@ -30,15 +30,15 @@ class LatentMapDisplay:
     Parameters
     ----------
     coordinates : array-like of shape (n_samples, 1) or (n_samples, 2)
-        Of the means. With one, the components are drawn above one another.
+        Of the means. With one column, the components are drawn above one another.
     component : array-like of int of shape (n_samples,)
-        The teacher's most likely component of each row.
+        The teacher's most likely component of each sample.
     directions : array-like of shape (n_components, 1) or (n_components, 2), \
             default=None
-        Where the witness wants each component's codes; drawn as arrows from the middle
-        of the means, with lengths that compare with one another only.
+        Where the witness wants the codes of each component, drawn as arrows from the
+        middle of the means. Only the ratios of their lengths mean something.
     axis_labels : sequence of str, default=("1st coordinate", "2nd coordinate")
-        What the axes show.
+        Labels of the axes.
 
     Attributes
     ----------
@@ -47,8 +47,8 @@ class LatentMapDisplay:
     figure_ : matplotlib Figure
         Figure containing the map.
     points_ : list of matplotlib PathCollection
-        One for each component that rows have, in ascending order. No two of the first
-        84 components share colour and marker, and no two of the first 12 a marker.
+        One for each component that occurs, in ascending order. No two of the first 84
+        components share colour and marker, and no two of the first 12 a marker.
     arrows_ : list of matplotlib Annotation
         The numbers at the arrows' tips, or a little outside where two would overlap.
 
@@ -87,22 +87,22 @@ class LatentMapDisplay:
         teacher_proba: ArrayLike | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw the latent means of some rows.
+        """Draw the latent means of some samples.
 
         Parameters
         ----------
         estimator : CollapseCertifier or CertifiedVAE
             Fitted.
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
         subspace : {"witness", "all"}, default="witness"
-            What the two principal directions are those of: the part of the means that
-            the witness sees, for the fixed simplex the first K - 1 dimensions, or all
-            of it.
+            Whose two principal directions are drawn: those of the part of the means
+            that the witness sees (for the fixed simplex, the first K - 1 dimensions),
+            or of all dimensions.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
@@ -116,15 +116,15 @@ class LatentMapDisplay:
         """
         if subspace not in ("witness", "all"):
             raise ValueError(f"subspace must be 'witness' or 'all', got {subspace!r}.")
-        read = read_means(estimator, X, teacher_proba)
-        wanted = read.witness.weights - read.witness.weights.mean(axis=0)
+        mean, proba, witness = read_means(estimator, X, teacher_proba)
+        wanted = witness.weights - witness.weights.mean(axis=0)
         basis = _row_space(wanted) if subspace == "witness" else np.eye(wanted.shape[1])
-        plane = _principal_directions(read.mean @ basis.T) @ basis
+        plane = _principal_directions(mean @ basis.T) @ basis
         whole = {"witness": "of what the witness sees", "all": "of the latent means"}
         labels = (f"{nth} principal direction" for nth in ("1st", "2nd"))
         display = cls(
-            read.mean @ plane.T,
-            read.proba.argmax(axis=1),
+            mean @ plane.T,
+            proba.argmax(axis=1),
             directions=wanted @ plane.T,
             axis_labels=[f"{label}\n{whole[subspace]}" for label in labels],
         )
@@ -138,7 +138,7 @@ class LatentMapDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
         **scatter_kwargs : dict
-            Handed to matplotlib's `scatter`.
+            Passed to matplotlib's `scatter`.
 
         Returns
         -------
@@ -222,13 +222,13 @@ def _spread_out(tips: Floats, room: float) -> Floats:
 
 
 def _row_space(weights: Floats) -> Floats:
-    """Return an orthonormal basis of what the witness tells apart, one vector a row."""
+    """Return an orthonormal basis of what the witness sees, one vector a row."""
     _, sizes, basis = np.linalg.svd(weights, full_matrices=False)
     return np.asarray(basis[sizes > _RANK * sizes.max(initial=0.0)])
 
 
 def _principal_directions(codes: Floats) -> Floats:
-    """Return the first two, or the one that there is, one a row."""
+    """Return the first two principal directions, or the only one, one a row."""
     centred = codes - codes.mean(axis=0)
     _, vectors = np.linalg.eigh(centred.T @ centred)
     directions = vectors.T[::-1][:2]

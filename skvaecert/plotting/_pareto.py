@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert.model_selection._scorers import LOWEST_SCORE
+from skvaecert.plotting._style import axes_for, legend_above
 from skvaecert.simplex import Floats
 
 if TYPE_CHECKING:
@@ -15,19 +15,22 @@ if TYPE_CHECKING:
 __all__ = ["ParetoDisplay"]
 
 
+# Scores below have no value in at least one fold (`LOWEST_SCORE`, -3.4e38).
+_LOWEST_VALUE = -1e30
+
 _SCORES = {
     "reconstruction": "reconstruction (minus the share of variance left unexplained)",
-    "elbo": "ELBO (nats a sample)",
+    "elbo": "ELBO (nats per sample)",
     "sampled_information": "information in drawn codes (nats, lower bound)",
 }
 
 
 class ParetoDisplay:
-    """Margin against another score, one dot a candidate of a search.
+    """Margin against another score, one dot per candidate of a search.
 
-    Both are better when they are greater. Filled dots are certified in every fold,
-    hollow ones are not; a line joins those that no other beats in both scores, and a
-    ring marks the one that was chosen.
+    Greater is better in both. Filled dots are certified in every fold, hollow dots are
+    not. A line joins the candidates that no other beats in both scores. A ring marks
+    the chosen one.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ class ParetoDisplay:
     chosen : int, default=None
         Index of the candidate that was chosen; None for no ring.
     score_name : str, default="score"
-        What the axis calls it.
+        Label of the axis.
 
     Attributes
     ----------
@@ -56,11 +59,11 @@ class ParetoDisplay:
     line_ : matplotlib Line2D
         The Pareto front.
     ring_ : matplotlib Line2D or None
-        Around the chosen one.
+        Around the chosen candidate.
 
     See Also
     --------
-    skvaecert.model_selection.certificate_scorers : Scores a search for it.
+    skvaecert.model_selection.certificate_scorers : Scores for such a search.
 
     Examples
     --------
@@ -102,9 +105,9 @@ class ParetoDisplay:
             Fitted with ``scoring=certificate_scorers``, or with a dict that has the
             scores "margin", "certified" and that named by `against`.
         against : str, default="reconstruction"
-            The score of the horizontal axis; "elbo" for another.
+            Name of the score on the horizontal axis.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
@@ -131,16 +134,14 @@ class ParetoDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
         **line_kwargs : dict
-            Handed to matplotlib's `plot` for the front.
+            Passed to matplotlib's `plot` for the front.
 
         Returns
         -------
         ParetoDisplay
             This display.
         """
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1] if ax is None else ax
+        ax = axes_for(ax)
         x, y, filled = self.score, self.margin, self.certified
         ax.axhline(0, color="0.2", linewidth=1, label="the best constant code")
         look: dict[str, Any] = {"color": "0.5", "linestyle": "--", "zorder": 1}
@@ -158,13 +159,7 @@ class ParetoDisplay:
             ring: dict[str, Any] = dot | {"color": "0.1", "fillstyle": "none"}
             best = [x[self.chosen]], [y[self.chosen]]
             (self.ring_,) = ax.plot(*best, **ring, markersize=14, label="chosen")
-        ax.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=2,
-            frameon=False,
-            fontsize="small",
-        )
+        legend_above(ax, ncols=2, fontsize="small")
         ax.set(xlabel=self.score_name, ylabel="margin (nats)")
         self.ax_, self.figure_ = ax, ax.figure
         return self
@@ -179,8 +174,7 @@ def _mean_score(search: Any, name: str) -> Floats:
             "Fit it with scoring=certificate_scorers."
         )
     scores = np.asarray(search.cv_results_[key], dtype=np.float64)
-    # A single fold without a value shows in the mean of any number of folds.
-    return np.where(scores > LOWEST_SCORE / 1e6, scores, np.nan)
+    return np.where(scores > _LOWEST_VALUE, scores, np.nan)
 
 
 def _pareto_front(score: Floats, margin: Floats) -> NDArray[np.intp]:

@@ -9,9 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skvaecert.plotting._style import (
     BELOW,
-    MOST_BINS,
     axes_for,
-    image_shape_of,
     legend_above,
     tick_label,
     whole_numbers,
@@ -23,44 +21,46 @@ if TYPE_CHECKING:
 
 __all__ = ["ReconstructionDisplay"]
 
-
-# Of an image's height: the gap between originals and reconstructions.
+# Between originals and reconstructions, as a share of an image's height.
 _GAP = 0.15
+
+# More features have no names on the axis.
+_MOST_NAMES = 50
 
 
 class ReconstructionDisplay:
-    """Rows above, and below them what the decoder makes of their latent means.
+    """Samples above, and below them what the decoder makes of their latent means.
 
     Parameters
     ----------
     original : array-like of shape (n_samples, n_features)
-        Rows.
+        Samples.
     reconstruction : array-like of shape (n_samples, n_features)
         Decoder means of their codes.
     image_shape : (channels, height, width) or None, default=None
-        For rows that are images, of 1 or 3 channels.
+        For samples that are images of 1 or 3 channels.
     feature_names : sequence of str or None, default=None
-        Of rows that are none.
+        For samples that are not images.
 
     Attributes
     ----------
     error : ndarray of shape (n_samples,)
-        Root mean square difference of each row from its reconstruction, in the units
-        of the rows.
+        Root mean square difference of each sample from its reconstruction, in the
+        units of the samples.
     ax_ : matplotlib Axes
         Axes with the picture.
     figure_ : matplotlib Figure
         Figure containing it.
     image_ : matplotlib AxesImage
-        For images and for ``kind="heat"``.
+        The picture, for ``kind="auto"``.
     lines_ : list of matplotlib Line2D
         For ``kind="curves"``: originals, then reconstructions.
 
     Examples
     --------
     >>> from skvaecert.plotting import ReconstructionDisplay
-    >>> rows, decoded = [[0.0, 1.0, 1.0, 0.0]], [[0.1, 0.9, 0.9, 0.1]]
-    >>> display = ReconstructionDisplay(rows, decoded, image_shape=(1, 2, 2)).plot()
+    >>> X, decoded = [[0.0, 1.0, 1.0, 0.0]], [[0.1, 0.9, 0.9, 0.1]]
+    >>> display = ReconstructionDisplay(X, decoded, image_shape=(1, 2, 2)).plot()
     >>> display.error.round(3)
     array([0.1])
     """
@@ -88,24 +88,24 @@ class ReconstructionDisplay:
         estimator: Any,
         X: ArrayLike,
         *,
-        n_rows: int = 10,
+        n_samples: int = 10,
         image_shape: tuple[int, int, int] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw the first rows and their reconstructions.
+        """Draw the first samples and their reconstructions.
 
         Parameters
         ----------
         estimator : estimator
             Fitted, with `transform` and `inverse_transform`.
         X : array-like of shape (n_samples, n_features)
-            Rows.
-        n_rows : int, default=10
-            How many to draw.
+            Samples.
+        n_samples : int, default=10
+            Number of samples to draw.
         image_shape : (channels, height, width) or None, default=None
-            For rows that are images; that of a CertifiedVAE when None.
+            For samples that are images; that of the encoder when None.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
@@ -123,13 +123,13 @@ class ReconstructionDisplay:
                 "estimator must have an inverse_transform, its decoder, got "
                 f"{type(estimator).__name__} without."
             )
-        rows = X[:n_rows]  # type: ignore[index]
-        names = getattr(rows, "columns", None)
-        decoded = estimator.inverse_transform(np.asarray(estimator.transform(rows)))
+        samples = X[:n_samples]  # type: ignore[index]
+        names = getattr(samples, "columns", None)
+        decoded = estimator.inverse_transform(np.asarray(estimator.transform(samples)))
         display = cls(
-            np.asarray(rows).reshape(len(decoded), -1),
+            np.asarray(samples).reshape(len(decoded), -1),
             decoded,
-            image_shape=image_shape or image_shape_of(estimator),
+            image_shape=image_shape or _image_shape_of(estimator),
             feature_names=None if names is None else [str(name) for name in names],
         )
         return display.plot(**kwargs)
@@ -137,18 +137,18 @@ class ReconstructionDisplay:
     def plot(
         self, ax: "Axes | None" = None, *, kind: str = "auto", **kwargs: Any
     ) -> Self:
-        """Draw rows and reconstructions.
+        """Draw samples and reconstructions.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
-        kind : {"auto", "images", "heat", "curves"}, default="auto"
-            "auto" draws images where there is an `image_shape`, else "heat": a line a
-            row, a column a feature, grey from the feature's least to its largest value
-            among the originals. "curves" suits rows that are series.
+        kind : {"auto", "curves"}, default="auto"
+            "auto" draws images where there is an `image_shape`, else a heat map: a line
+            per sample, a column per feature, coloured from the least to the largest
+            value of that feature among the originals. "curves" suits series.
         **kwargs : dict
-            Handed to matplotlib's `imshow` or, for "curves", `plot`.
+            Passed to matplotlib's `imshow` or, for "curves", `plot`.
 
         Returns
         -------
@@ -158,44 +158,35 @@ class ReconstructionDisplay:
         Raises
         ------
         ValueError
-            If `kind` is none of these, or there is no `image_shape` for images.
+            If `kind` is neither.
         """
-        if kind == "auto":
-            kind = "heat" if self.image_shape is None else "images"
-        draw = {
-            "images": self._draw_images,
-            "heat": self._draw_heat,
-            "curves": self._draw_curves,
-        }.get(kind)
-        if draw is None:
-            raise ValueError(
-                f"kind must be 'auto', 'images', 'heat' or 'curves', got {kind!r}."
-            )
-        if kind == "images" and self.image_shape is None:
-            raise ValueError("image_shape must be given for kind='images', got None.")
-        self.ax_ = axes_for(ax, self._size if kind == "images" else (6.4, 4.8))
+        if kind not in ("auto", "curves"):
+            raise ValueError(f"kind must be 'auto' or 'curves', got {kind!r}.")
+        shape = None if kind == "curves" else self.image_shape
+        self.ax_ = axes_for(ax, (6.4, 4.8) if shape is None else self._size(shape))
         self.figure_ = self.ax_.figure
-        draw(**kwargs)
+        if kind == "curves":
+            self._draw_curves(**kwargs)
+        elif shape is None:
+            self._draw_heat(**kwargs)
+        else:
+            self._draw_images(shape, **kwargs)
         return self
 
-    @property
-    def _size(self) -> tuple[float, float]:
-        """Width and height of a figure for two lines of images, inches."""
-        assert self.image_shape is not None
-        _, height, width = self.image_shape
+    def _size(self, image_shape: tuple[int, int, int]) -> tuple[float, float]:
+        """Return width and height of a figure for two lines of images, in inches."""
+        _, height, width = image_shape
         share = (2 + _GAP) * height / (len(self.original) * width * (1 + _GAP / 2))
         return 8.0, float(np.clip(6.8 * share + 0.3, 1.0, 12.0))
 
-    def _draw_images(self, **kwargs: Any) -> None:
-        assert self.image_shape is not None
-        channels, height, _ = self.image_shape
+    def _draw_images(self, image_shape: tuple[int, int, int], **kwargs: Any) -> None:
+        channels, height, _ = image_shape
         low, high = self.original.min(), self.original.max()
         gap = max(1, round(_GAP * height))
-        both = (
-            _side_by_side((rows - low) / ((high - low) or 1.0), self.image_shape)
-            for rows in (self.original, self.reconstruction)
+        above, below = (
+            _side_by_side((samples - low) / ((high - low) or 1.0), image_shape)
+            for samples in (self.original, self.reconstruction)
         )
-        above, below = both
         between = np.ones((gap, *above.shape[1:]))
         canvas = np.clip(np.concatenate([above, between, below]), 0, 1)
         look: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
@@ -243,21 +234,21 @@ class ReconstructionDisplay:
         names = "original", "reconstruction"
         self.lines_ = []
         parts = self.original, self.reconstruction
-        for rows, name, look in zip(parts, names, looks, strict=True):
-            shown = rows + offsets[:, None]
+        for samples, name, look in zip(parts, names, looks, strict=True):
+            shown = samples + offsets[:, None]
             lines = self.ax_.plot(places, shown.T, **look | kwargs)
             lines[0].set_label(name)
             self.lines_ += lines
         self.ax_.set_yticks(
             offsets + self.original.mean(), [str(i) for i in range(n_samples)]
         )
-        self.ax_.set_ylabel("row")
+        self.ax_.set_ylabel("sample")
         self._label_features()
         legend_above(self.ax_)
 
     def _label_features(self) -> None:
         n_features = self.original.shape[1]
-        if self.feature_names is None or n_features > MOST_BINS:
+        if self.feature_names is None or n_features > _MOST_NAMES:
             self.ax_.set_xlabel("feature")
             whole_numbers(self.ax_)
         else:
@@ -275,9 +266,20 @@ class ReconstructionDisplay:
         self.ax_.spines[:].set_visible(False)
 
 
-def _side_by_side(rows: Floats, image_shape: tuple[int, int, int]) -> Floats:
+def _image_shape_of(estimator: Any) -> tuple[int, int, int] | None:
+    """Return the image shape of the encoder inside an estimator."""
+    for holder in ("estimator_", "best_estimator_", "estimator"):
+        estimator = getattr(estimator, holder, estimator)
+    shape = getattr(estimator, "image_shape", None)
+    shape = shape or getattr(estimator, "input_shape", None)
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        return None
+    return tuple(shape)
+
+
+def _side_by_side(samples: Floats, image_shape: tuple[int, int, int]) -> Floats:
     """Return images of (channels, height, width) in a line, channels last."""
-    images = rows.reshape(-1, *image_shape).transpose(0, 2, 3, 1)
+    images = samples.reshape(-1, *image_shape).transpose(0, 2, 3, 1)
     gap = max(1, round(_GAP * image_shape[2] / 2))
     width = ((0, 0), (0, 0), (0, gap), (0, 0))
     padded = np.pad(images, width, constant_values=1.0)

@@ -13,10 +13,7 @@ from skvaecert.witnesses import LinearWitness, simplex_witness
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["image_shape_of"]
-
-
-# Those of Okabe and Ito, without yellow, which is hard to see on white.
+# The colours of Okabe and Ito, without yellow, which is hard to see on white.
 COLOURS = (
     "#0072B2",
     "#E69F00",
@@ -29,13 +26,11 @@ COLOURS = (
 
 ABOVE, BELOW = COLOURS[0], COLOURS[1]
 
-MOST_BINS = 50
-
 _LONGEST_NAME = 16
 
 
-class MeansRead(NamedTuple):
-    """What is read off rows."""
+class Readout(NamedTuple):
+    """Latent means of samples, their posteriors, and the witness between the two."""
 
     mean: Floats
     proba: Floats
@@ -44,7 +39,7 @@ class MeansRead(NamedTuple):
 
 def read_means(
     estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None
-) -> MeansRead:
+) -> Readout:
     check_is_fitted(estimator)
     if hasattr(estimator, "witness_"):
         witness = estimator.witness_
@@ -57,18 +52,7 @@ def read_means(
         )
     mean = np.asarray(estimator.transform(X), dtype=np.float64)
     proba = posterior_of(estimator.teacher_, X, teacher_proba, n_samples=len(mean))
-    return MeansRead(mean, proba, witness)
-
-
-def image_shape_of(estimator: Any) -> tuple[int, int, int] | None:
-    """Return the image shape that the encoder inside an estimator was given."""
-    inner = getattr(estimator, "estimator_", estimator)
-    inner = getattr(inner, "best_estimator_", inner)
-    inner = getattr(inner, "estimator", inner)
-    shape = getattr(inner, "image_shape", None) or getattr(inner, "input_shape", None)
-    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
-        return None
-    return tuple(shape)
+    return Readout(mean, proba, witness)
 
 
 def axes_for(ax: "Axes | None", size: tuple[float, float] = (6.4, 4.8)) -> "Axes":
@@ -82,7 +66,7 @@ def legend_above(ax: "Axes", **kwargs: Any) -> None:
 
 
 def area_style(*, below: bool) -> dict[str, Any]:
-    """Return the look of areas; hatches tell it without colour."""
+    """Return the look of areas below 0 or not; hatches show it without colour."""
     return {
         "facecolor": BELOW if below else ABOVE,
         "hatch": "////" if below else "",
@@ -93,8 +77,12 @@ def area_style(*, below: bool) -> dict[str, Any]:
 
 def tick_label(name: str) -> str:
     short = name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 3] + "..."
+    return plain_text(short)
+
+
+def plain_text(name: str) -> str:
     # A dollar sign would begin a formula.
-    return short.replace("$", r"\$")
+    return name.replace("$", r"\$")
 
 
 def whole_numbers(ax: "Axes") -> None:

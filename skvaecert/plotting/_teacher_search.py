@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
+from skvaecert.plotting._style import axes_for, legend_above
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -13,26 +15,26 @@ __all__ = ["TeacherSearchDisplay"]
 
 
 class TeacherSearchDisplay:
-    """Information against energy, one dot a candidate of a search.
+    """Information against energy, one dot per candidate of a search.
 
-    A good teacher is high up, and not too far to the right. Colours tell how far
-    restarts agree; hollow dots were left out, because they cost too much or because
-    their restarts disagree. A ring marks the one that was chosen.
+    A good teacher is high up, and not too far to the right. The colour shows how well
+    restarts agree. Hollow dots are not admissible: their energy is above the budget, or
+    their restarts disagree. A ring marks the chosen candidate.
 
     Parameters
     ----------
     energy : array-like of shape (n_candidates,)
         Energy of the analytic code at witness scale 1, nats.
     information : array-like of shape (n_candidates,)
-        Teacher information on rows held out, nats.
+        Teacher information on held-out samples, nats.
     agreement : array-like of shape (n_candidates,)
-        Adjusted mutual information of restarts.
+        Adjusted mutual information of restarts, at most 1.
     usable : array-like of bool of shape (n_candidates,)
         Whether a candidate could be chosen.
     chosen : int
-        Index of the one that was.
+        Index of the chosen candidate.
     label : str, default="chosen"
-        What the legend calls it.
+        Its label in the legend.
 
     Attributes
     ----------
@@ -41,11 +43,11 @@ class TeacherSearchDisplay:
     figure_ : matplotlib Figure
         Figure containing the dots.
     points_ : matplotlib PathCollection
-        The dots that could be chosen.
+        The admissible candidates.
 
     See Also
     --------
-    GMMTeacher : Its `search_results_` holds the numbers.
+    GMMTeacher : Its `search_results_` has the values.
 
     Examples
     --------
@@ -54,7 +56,7 @@ class TeacherSearchDisplay:
     ...     energy=[10, 20], information=[1.2, 1.9], agreement=[0.9, 0.8],
     ...     usable=[True, True], chosen=1)
     >>> display.plot().ax_.get_ylabel()
-    'information on rows held out (nats)'
+    'information on held-out samples (nats)'
     """
 
     def __init__(
@@ -81,10 +83,10 @@ class TeacherSearchDisplay:
         Parameters
         ----------
         teacher : GMMTeacher
-            Fitted with a list for a parameter. Of a fitted CertifiedVAE or
-            CollapseCertifier, the teacher in `teacher_` is taken.
+            Fitted with a list for a parameter; or a fitted CertifiedVAE or
+            CollapseCertifier with such a teacher.
         **kwargs : dict
-            Handed to :meth:`plot`.
+            Passed to :meth:`plot`.
 
         Returns
         -------
@@ -118,16 +120,14 @@ class TeacherSearchDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
         **scatter_kwargs : dict
-            Handed to matplotlib's `scatter` for the dots.
+            Passed to matplotlib's `scatter` for the dots.
 
         Returns
         -------
         TeacherSearchDisplay
             This display.
         """
-        import matplotlib.pyplot as plt
-
-        ax = plt.subplots()[1] if ax is None else ax
+        ax = axes_for(ax)
         x, y, usable = self.energy, self.information, self.usable
         look: dict[str, Any] = {"vmin": 0, "vmax": 1, "c": self.agreement[usable]}
         ax.scatter(x[~usable], y[~usable], facecolors="none", edgecolors="0.6")
@@ -139,11 +139,11 @@ class TeacherSearchDisplay:
         }
         best = x[self.chosen], y[self.chosen]
         ax.scatter(*best, s=160, label=self.label, **ring)
-        ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+        legend_above(ax)
         ax.figure.colorbar(self.points_, ax=ax, label="agreement of restarts")
         ax.set(
             xlabel="energy of the analytic code at scale 1 (nats)",
-            ylabel="information on rows held out (nats)",
+            ylabel="information on held-out samples (nats)",
         )
         self.ax_, self.figure_ = ax, ax.figure
         return self

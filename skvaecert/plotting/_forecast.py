@@ -1,0 +1,169 @@
+"""Forecast margin and energy."""
+
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skvaecert.forecast import ForecastCurve
+from skvaecert.plotting._style import axes_for, legend_above
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["ForecastDisplay"]
+
+
+class ForecastDisplay:
+    """Forecast margin and energy against alignment_weight / kl_weight.
+
+    The margin, on the left, rises from that of a constant code to the teacher
+    information. The energy, on the right and in another colour, is what the latent
+    means pay for it. A dot on each curve marks the weights of the estimator, or those
+    that ``alignment_weight="auto"`` needs for its target.
+
+    Parameters
+    ----------
+    forecast : ForecastCurve
+        From :meth:`skvaecert.CertifiedVAE.forecast`, with at least one finite ratio
+        above 0. Other ratios have no place on the logarithmic axis and are left out.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Axes with the margin.
+    energy_ax_ : matplotlib Axes
+        Axes with the energy, over the same ratios.
+    figure_ : matplotlib Figure
+        Figure containing both.
+    margin_line_, energy_line_ : matplotlib Line2D
+        The curves.
+    point_ : matplotlib Line2D or None
+        The dot on the margin; None where the weights have no place on the axis.
+
+    See Also
+    --------
+    CertifiedVAE : Its `forecast` computes the values.
+
+    Examples
+    --------
+    >>> from skvaecert.forecast import ForecastCurve
+    >>> from skvaecert.plotting import ForecastDisplay
+    >>> forecast = ForecastCurve(
+    ...     ratio=[0.1, 1, 10], margin=[0.1, 0.6, 0.9], energy=[0.1, 0.8, 2.0],
+    ...     teacher_information=1.0, operating_ratio=1, operating_margin=0.6,
+    ...     operating_energy=0.8, target_margin=None)
+    >>> ForecastDisplay(forecast).plot().ax_.get_ylabel()
+    'forecast margin (nats)'
+    """
+
+    def __init__(self, forecast: ForecastCurve) -> None:
+        self.forecast = forecast
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: ArrayLike,
+        *,
+        ratio: ArrayLike | None = None,
+        teacher_proba: ArrayLike | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Forecast and draw; an unfitted estimator stays unfitted.
+
+        Parameters
+        ----------
+        estimator : CertifiedVAE
+            Fitted or not.
+        X : array-like of shape (n_samples, n_features)
+            Samples.
+        ratio : array-like of shape (n_ratios,), default=None
+            As in :meth:`skvaecert.CertifiedVAE.forecast`.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+        **kwargs : dict
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        ForecastDisplay
+            Drawn.
+        """
+        forecast = estimator.forecast(X, ratio=ratio, teacher_proba=teacher_proba)
+        return cls(forecast).plot(**kwargs)
+
+    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; new axes when None.
+        **line_kwargs : dict
+            Passed to matplotlib's `plot` for the margin.
+
+        Returns
+        -------
+        ForecastDisplay
+            This display.
+        """
+        self.ax_ = ax = axes_for(ax)
+        self.energy_ax_, self.figure_ = ax.twinx(), ax.figure
+        ax.axhline(0, color="0.2", linewidth=1)
+        information = self.forecast.teacher_information
+        ax.axhline(
+            information, color="0.4", linestyle="--", label="teacher information"
+        )
+        self._draw_curves(**line_kwargs)
+        self._draw_point()
+        ax.set(
+            xscale="log",
+            xlabel="alignment_weight / kl_weight",
+            ylabel="forecast margin (nats)",
+        )
+        self.energy_ax_.set_ylabel("energy (nats)", color="C1")
+        self.energy_ax_.tick_params(axis="y", colors="C1")
+        # Both zeros at the same height.
+        (low, high), most = ax.get_ylim(), self.energy_ax_.get_ylim()[1]
+        self.energy_ax_.set_ylim(most * low / high, most)
+        handles = [*ax.get_legend_handles_labels()[0], self.energy_line_]
+        legend_above(ax, handles=handles, ncols=2)
+        return self
+
+    def _draw_curves(self, **line_kwargs: Any) -> None:
+        ratio, margin, energy = map(
+            np.asarray,
+            (self.forecast.ratio, self.forecast.margin, self.forecast.energy),
+        )
+        shown = (ratio > 0) & np.isfinite(ratio)
+        (self.margin_line_,) = self.ax_.plot(
+            ratio[shown],
+            margin[shown],
+            **{"label": "margin", "color": "C0"} | line_kwargs,
+        )
+        (self.energy_line_,) = self.energy_ax_.plot(
+            ratio[shown], energy[shown], color="C1", label="energy"
+        )
+
+    def _draw_point(self) -> None:
+        """Mark the weights, if they have a place on a logarithmic axis."""
+        self.point_ = None
+        forecast = self.forecast
+        if not 0 < forecast.operating_ratio < np.inf:
+            return
+        target = forecast.target_margin
+        whose = "these weights" if target is None else f"for a margin of {target:.0%}"
+        label = f"{whose}: ratio {forecast.operating_ratio:.3g}"
+        self.ax_.axvline(forecast.operating_ratio, color="0.6", linestyle=":")
+        dot: dict[str, Any] = {"marker": "o", "linestyle": "none"}
+        (self.point_,) = self.ax_.plot(
+            forecast.operating_ratio,
+            forecast.operating_margin,
+            **dot,
+            color="C0",
+            label=label,
+        )
+        self.energy_ax_.plot(
+            forecast.operating_ratio, forecast.operating_energy, **dot, color="C1"
+        )
