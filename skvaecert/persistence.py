@@ -42,7 +42,6 @@ from skvaecert._training.batches import Standardisation
 from skvaecert._training.device import resolve_device, seeded
 from skvaecert._training.net import VAENet
 from skvaecert._training.optimizer import FlatAdam
-from skvaecert._vae.history import history_table
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.baselines import (
     AggressiveEncoder,
@@ -1005,7 +1004,7 @@ class _Unpacker:
         self._fill_optimizer(vae.net_, node["optimizer"])
         vae.net_.interrupted_ = bool(node["interrupted"])
         self._fill_history(vae.net_, node["history"])
-        vae.history_ = history_table(vae.net_.history, vae._preprocessor.log_unit)
+        vae.history_ = vae._history()
         remember_params(vae)
 
     def _module_of(self, vae: CertifiedVAE, weights: Any, frozen: Any) -> VAE:

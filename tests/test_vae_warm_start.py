@@ -236,6 +236,20 @@ def test_interrupt_by_code(blobs, vae, where):
     assert len(vae.history_) == 3
 
 
+class InterruptAtTheEnd(Callback):
+    """Sends Ctrl-C when an epoch is complete."""
+
+    def on_epoch_end(self, net, **kwargs):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupt_of_partial_fit_keeps_a_complete_epoch(blobs, vae):
+    vae.set_params(callbacks=[InterruptAtTheEnd()])
+    message = fit_and_get_warning(vae.partial_fit, blobs)
+    assert "1 completed epochs out of 1" in message
+    assert len(vae.history_) == 1
+
+
 def test_interrupt_of_partial_fit_leaves_the_earlier_fit(blobs, trained):
     before = state(trained, blobs)
     with pytest.raises(KeyboardInterrupt):

@@ -140,7 +140,7 @@ class Preprocessor(NamedTuple):
 
     @property
     def log_unit(self) -> float:
-        """Nats that the density of a standardised sample has too many, 0 for bytes."""
+        """Nats that standardisation adds to the log-density of a sample."""
         if self.likelihood == "bernoulli":
             return 0.0
         n_features = len(self.standardisation.location)

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -816,7 +815,7 @@ class CertifiedVAE(
         """Find what is wrong before a teacher is fitted, which may take long."""
         Prefit.of(self.prefit)
         check_callbacks(self.callbacks)
-        _backend(self.torch_compile)
+        _resolve_backend(self.torch_compile)
         for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
@@ -915,7 +914,7 @@ class CertifiedVAE(
             "max_epochs": n_epochs,
             "callbacks": self.callbacks,
             "verbose": self.verbose,
-            "forward_backend": _backend(self.torch_compile),
+            "forward_backend": _resolve_backend(self.torch_compile),
             "autocast": self.autocast,
         }
 
@@ -947,9 +946,8 @@ class CertifiedVAE(
     ) -> None:
         """Train; a fit that goes on from `before` returns to it on an error."""
         dataset = self._preprocessor.training_sets(data, torch.device(self.net_.device))
-        history = partial(history_table, self.net_.history, self._preprocessor.log_unit)
         try:
-            train(self.net_, dataset, Epochs(tasks, history), processes)
+            train(self.net_, dataset, Epochs(tasks, self._history), processes)
             self._take_history(before)
         except BaseException:
             if before is not None:
@@ -957,9 +955,11 @@ class CertifiedVAE(
             self._take_history(before)
             raise
 
+    def _history(self) -> list[dict[str, float]]:
+        return history_table(self.net_.history, self._preprocessor.log_unit)
+
     def _take_history(self, before: Snapshot | None) -> None:
-        log_unit = self._preprocessor.log_unit
-        self.history_ = history_table(self.net_.history, log_unit)
+        self.history_ = self._history()
         n_earlier = 0 if before is None else before.n_epochs
         self.n_iter_ = len(self.history_) - n_earlier
 
@@ -984,7 +984,7 @@ def _own_copy(objective: Objective | None) -> Objective:
     return Objective() if objective is None else clone(objective)
 
 
-def _backend(torch_compile: bool | str) -> str | None:
+def _resolve_backend(torch_compile: bool | str) -> str | None:
     """Return the backend for :func:`torch.compile`; None for none."""
     if isinstance(torch_compile, bool | np.bool_):
         return "inductor" if torch_compile else None
