@@ -1,8 +1,8 @@
 """Mitigations of collapse from the literature, for `CertifiedVAE(objective=...)`.
 
-Each replaces a part of the ELBO; none of them rules a constant mean out, as
-docs/baselines.md shows one by one (theory section 11). What stands in the place of the
-KL term is multiplied by `kl_weight` as a whole. Defaults suit 100 epochs.
+Each replaces a part of the ELBO. None of them rules out a constant mean:
+docs/baselines.md shows it for each (theory section 11). `kl_weight` multiplies the
+whole term that replaces the KL term. The defaults suit 100 epochs.
 """
 
 import math
@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from skvaecert._samples import CHUNK
 from skvaecert.networks import Pass, bounded, unbounded
 from skvaecert.objectives import (
-    HeldCallback,
     Objective,
+    ReleasedCallback,
     gaussian_loss,
     kl_per_dimension,
 )
@@ -81,12 +81,12 @@ class BetaVAE(Objective):
         result : Pass
             What the VAE returned for a batch.
         epoch : float
-            Not used.
+            Epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Nats.
+            Mean over the batch, nats.
         """
         return self.beta * super().penalty(result, epoch)
 
@@ -96,7 +96,20 @@ class _Annealing(Objective):
         raise NotImplementedError
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return the KL term with the weight of this moment."""
+        """Return weight(epoch) * KL.
+
+        Parameters
+        ----------
+        result : Pass
+            What the VAE returned for a batch.
+        epoch : float
+            Epochs trained so far.
+
+        Returns
+        -------
+        Tensor of shape ()
+            Mean over the batch, nats.
+        """
         return self.weight(epoch) * super().penalty(result, epoch)
 
 
@@ -108,7 +121,7 @@ class LinearAnnealing(_Annealing):
     n_epochs : float, default=10
         Epochs until the weight is 1, above 0.
     start : float, default=0.1
-        First weight, in [0, 1].
+        Initial weight, in [0, 1].
 
     References
     ----------
@@ -137,7 +150,7 @@ class LinearAnnealing(_Annealing):
         Parameters
         ----------
         epoch : float
-            Epochs of training so far.
+            Epochs trained so far.
 
         Returns
         -------
@@ -153,9 +166,9 @@ class CyclicalAnnealing(_Annealing):
     Parameters
     ----------
     period : float, default=25
-        Epochs of a cycle, above 0. The default gives four cycles in 100 epochs.
+        Epochs per cycle, above 0. The default gives four cycles in 100 epochs.
     ratio : float, default=0.5
-        Part of a cycle in which the weight rises, in (0, 1].
+        Fraction of a cycle in which the weight rises, in (0, 1].
 
     References
     ----------
@@ -183,7 +196,7 @@ class CyclicalAnnealing(_Annealing):
         Parameters
         ----------
         epoch : float
-            Epochs of training so far.
+            Epochs trained so far.
 
         Returns
         -------
@@ -199,11 +212,11 @@ class Capacity(Objective):
     Parameters
     ----------
     capacity : float, default=25.0
-        C at the end, nats, at least 0.
+        Final value of C, nats, at least 0.
     n_epochs : float, default=25
-        Epochs in which C rises from 0, above 0.
+        Epochs in which C rises from 0 to its final value, above 0.
     gamma : float, default=1000.0
-        At least 0.
+        Weight of the deviation from C, at least 0.
 
     References
     ----------
@@ -236,7 +249,7 @@ class Capacity(Objective):
         Parameters
         ----------
         epoch : float
-            Epochs of training so far.
+            Epochs trained so far.
 
         Returns
         -------
@@ -246,14 +259,14 @@ class Capacity(Objective):
         return self.capacity * min(1.0, epoch / self.n_epochs)
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return gamma * abs(KL - C), with the mean KL of the batch.
+        """Return gamma * abs(KL - C) for the mean KL of the batch.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for a batch.
         epoch : float
-            Epochs of training so far.
+            Epochs trained so far.
 
         Returns
         -------
@@ -265,20 +278,20 @@ class Capacity(Objective):
 
 
 class FreeBits(Objective):
-    """Penalty sum_j max(nats, KL_j), with the batch mean KL_j of each dimension.
+    """Penalty sum_j max(nats, KL_j), where KL_j is the batch mean of dimension j.
 
-    With ``per="batch"`` it is max(nats, KL), all dimensions together.
+    With ``per="batch"`` it is max(nats, KL), for the sum KL over dimensions.
 
     Parameters
     ----------
     nats : float, default=0.25
-        What is free, at least 0: a dimension's share, or all of it.
+        Free nats, at least 0. The penalty does not decrease below them.
     per : {"dimension", "batch"}, default="dimension"
-        What `nats` holds for.
+        Whether `nats` is for each dimension or for their sum.
 
     References
     ----------
-    Kingma et al., arXiv:1606.04934; 0.25 a dimension is in their code.
+    Kingma et al., arXiv:1606.04934; their code uses 0.25 per dimension.
 
     Examples
     --------
@@ -301,19 +314,19 @@ class FreeBits(Objective):
         self.per = per
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return the KL term, as far as it is not free.
+        """Return the KL term, raised to `nats` where it is below.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for a batch.
         epoch : float
-            Not used.
+            Epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Nats, at least what is free.
+            Mean over the batch, nats.
         """
         kl = kl_per_dimension(result.mean, result.log_variance).mean(dim=0)
         if self.per == "batch":
@@ -343,17 +356,18 @@ class DeltaVAE(Objective):
     """ELBO with a posterior whose KL is at least delta in every dimension.
 
     The variance is v_l + (v_u - v_l) * sigmoid(raw), between the two roots of
-    ln v - v + 2 delta + 1 = 0; the mean is sqrt(2 delta + 1 + ln v - v) + max(0, m).
-    (Often printed without the square root; KL >= delta is then false.)
+    ln v - v + 2 delta + 1 = 0. The mean is sqrt(2 delta + 1 + ln v - v) + max(0, m).
+    It is often printed without the square root, but then KL >= delta is false.
 
     Parameters
     ----------
     delta : float, default=0.1
-        Nats a dimension, in (0, 4]; beyond, variances would leave their bounds.
+        Nats per dimension, in (0, 4]. Above 4, variances would leave their bounds.
 
     References
     ----------
-    Razavi et al., arXiv:1901.03416. The default is ours: text models use small ones.
+    Razavi et al., arXiv:1901.03416. The default is ours; models of text use similarly
+    small values.
 
     Examples
     --------
@@ -373,12 +387,12 @@ class DeltaVAE(Objective):
         self.delta = delta
 
     def posterior(self, latent_dim: int) -> nn.Module:
-        """Return the module that keeps KL at delta or above.
+        """Return the module that keeps the KL at delta or above.
 
         Parameters
         ----------
         latent_dim : int
-            Not used.
+            Number of latent dimensions.
 
         Returns
         -------
@@ -389,27 +403,28 @@ class DeltaVAE(Objective):
 
 
 class AggressiveEncoder(Objective):
-    """ELBO; before each step of the decoder, the encoder is trained alone.
+    """ELBO; the encoder is trained alone before each step of the decoder.
 
-    Steps of the encoder, on random batches, go on until the mean loss of `window` of
-    them is above that of the window before. As soon as the mutual information of x and
-    z on the monitored rows falls from one epoch to the next, training goes on as usual.
+    The steps of the encoder use random batches. They stop when the mean loss of a
+    window of steps is above that of the window before. When the mutual information of
+    x and z, estimated on the monitored samples, falls from one epoch to the next, the
+    training continues as usual.
 
     Parameters
     ----------
     window : int, default=10
-        Steps in a window, at least 1.
+        Steps per window, at least 1.
     max_inner_steps : int, default=100
-        Most steps of the encoder for one of the decoder, at least 1.
+        Maximum number of encoder steps before a decoder step, at least 1.
 
     See Also
     --------
-    mutual_information : What is watched.
+    mutual_information : The estimate.
 
     References
     ----------
-    He et al., arXiv:1901.05534, without their annealing of the KL weight; defaults as
-    for their images.
+    He et al., arXiv:1901.05534, without their annealing of the KL weight. The defaults
+    are theirs for images.
 
     Examples
     --------
@@ -434,27 +449,27 @@ class AggressiveEncoder(Objective):
         Returns
         -------
         list of (str, skorch.callbacks.Callback)
-            One.
+            Its name and the callback.
         """
-        first = EncoderFirst(self.window, self.max_inner_steps)
+        first = _EncoderFirst(self.window, self.max_inner_steps)
         return [("encoder_first", first)]
 
 
 def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tensor:
-    """Estimate E[ln q(z|x) - ln q(z)], where q(z) is the mean of q(z|x) over the rows.
+    """Estimate E[ln q(z|x) - ln q(z)], where q(z) averages q(z|x) over the samples.
 
     Parameters
     ----------
     mean, log_variance : Tensor of shape (n_samples, latent_dim)
         Parameters of q(z|x).
     code : Tensor of shape (n_samples, latent_dim)
-        One code a row, drawn from q(z|x).
+        One code per sample, drawn from q(z|x).
 
     Returns
     -------
     Tensor of shape ()
-        Nats, at most about ln n_samples. The expectation of ln q(z|x) is exact, that
-        of ln q(z) is over the codes, so it can be below 0 by chance.
+        Nats, at most about ln n_samples. The expectation of ln q(z|x) is exact. That
+        of ln q(z) is a mean over the codes, so the estimate can be negative.
 
     References
     ----------
@@ -464,7 +479,7 @@ def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tens
     --------
     >>> import torch
     >>> from skvaecert.baselines import mutual_information
-    >>> mean = torch.tensor([[-9.0], [9.0]])  # two rows that nothing confuses: ln 2
+    >>> mean = torch.tensor([[-9.0], [9.0]])  # two codes far apart: ln 2
     >>> mutual_information(mean, torch.zeros(2, 1), mean + 1)
     tensor(0.6931)
     """
@@ -496,9 +511,8 @@ def maximum_mean_discrepancy(
     Returns
     -------
     Tensor of shape ()
-        The squared discrepancy as a U-statistic: pairs of a draw with itself are left
-        out, so that it is unbiased, has mean 0 where q(z) is the prior, and can be
-        negative.
+        The squared discrepancy as a U-statistic, without pairs of a draw with itself.
+        It is unbiased, so its mean is 0 if q(z) is the prior, and it can be negative.
 
     References
     ----------
@@ -532,12 +546,12 @@ class InfoVAE(Objective):
     Parameters
     ----------
     alpha : float, default=1.0
-        Weight taken from the KL term, at most 1. With 1 nothing of it is left, and the
-        discrepancy alone ties the codes to the prior.
+        Weight taken from the KL term, at most 1. With 1 the KL term vanishes, and only
+        the discrepancy draws the codes to the prior.
     strength : float, default=100.0
         lambda; ``alpha + strength - 1`` must be at least 0.
     scales : sequence of float, default=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-        Of the kernel, above 0.
+        Scales of the kernel, above 0.
 
     See Also
     --------
@@ -546,7 +560,7 @@ class InfoVAE(Objective):
     References
     ----------
     Zhao et al., arXiv:1706.02262. They tune lambda so that the term is as large as the
-    reconstruction loss; the default is ours, for tens of nats.
+    reconstruction loss. The default is ours, for losses of tens of nats.
 
     Examples
     --------
@@ -572,45 +586,47 @@ class InfoVAE(Objective):
         self.scales = scales
 
     def check(self, likelihood: str) -> None:
-        """Fail if a parameter, or the weight of the discrepancy, is not allowed.
+        """Check the parameters and the weight of the discrepancy.
 
         Parameters
         ----------
         likelihood : {"gaussian", "bernoulli"}
-            Not used.
+            What the decoder's output means.
 
         Raises
         ------
         ValueError
-            If so.
+            If one of them is invalid.
         """
         super().check(likelihood)
         if self.alpha + self.strength < 1:
             raise ValueError(
                 "alpha + strength - 1 of InfoVAE must be at least 0, or codes would be "
                 f"driven away from the prior; got alpha={self.alpha!r} and "
-                f"strength={self.strength!r}. Raise strength."
+                f"strength={self.strength!r}. Increase strength."
             )
         if not (self.scales and all(s in _ABOVE_0 for s in self.scales)):
             raise ValueError(
-                "scales of InfoVAE must be one or more numbers above 0, got "
+                "scales of InfoVAE must be one or more values above 0, got "
                 f"{self.scales!r}."
             )
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return both terms, the second on the drawn codes and as many of the prior.
+        """Return (1 - alpha) * KL + (alpha + strength - 1) * MMD of the batch.
+
+        The discrepancy compares the codes with as many draws from the prior.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for a batch.
         epoch : float
-            Not used.
+            Epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Nats.
+            Nats; it can be negative.
         """
         prior = torch.randn_like(result.code)
         discrepancy = maximum_mean_discrepancy(result.code, prior, self.scales)
@@ -627,26 +643,28 @@ class _BatchNormPosterior(nn.Module):
     def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         if self.training and len(mean) < 2:
             raise ValueError(
-                "batch_size must be at least 2 for BatchNormVAE, got a batch of 1 row."
+                "batch_size must be at least 2 for BatchNormVAE, got a batch of one "
+                "sample. Increase batch_size."
             )
         return self.norm(mean), bounded(raw)
 
 
 class BatchNormVAE(Objective):
-    """ELBO; the mean is gamma * (m - mean m) / sqrt(var m + 1e-5) + shift.
+    """ELBO with the latent mean gamma * (m - mean m) / sqrt(var m + 1e-5) + shift.
 
-    Moments are those of the batch in training and running averages afterwards. As far
-    as var m is well above 1e-5, the mean KL of a batch is at least
-    latent_dim * gamma^2 / 2, whatever x says.
+    Mean and variance of m are those of the batch in training and running averages
+    afterwards. If var m is well above 1e-5, the mean KL of a batch is at least
+    latent_dim * gamma^2 / 2, whether or not m depends on x.
 
     Parameters
     ----------
     gamma : float, default=0.5
-        Standard deviation of the mean in a batch, above 0; fixed. The shift is free.
+        Standard deviation of the latent mean in a batch, above 0. It is fixed, whereas
+        the shift is learned.
 
     References
     ----------
-    Zhu et al., arXiv:2004.12585; default of their code.
+    Zhu et al., arXiv:2004.12585. The default is that of their code.
 
     Examples
     --------
@@ -665,12 +683,12 @@ class BatchNormVAE(Objective):
         self.gamma = gamma
 
     def posterior(self, latent_dim: int) -> nn.Module:
-        """Return the module that normalises the means.
+        """Return the module that normalises the latent means.
 
         Parameters
         ----------
         latent_dim : int
-            Width of a code.
+            Number of latent dimensions.
 
         Returns
         -------
@@ -686,15 +704,16 @@ class MuForcing(Objective):
     Parameters
     ----------
     threshold : float, default=1.5
-        Least V of a batch, summed over the dimensions, above 0.
+        Minimum of V for a batch, summed over dimensions, above 0.
     strength : float, default=1.0
-        At least 0. Above 1/2 it outweighs the KL term's pull on the means.
+        Weight of the hinge, at least 0. Above 1/2 it outweighs the pull of the KL term
+        on the means.
 
     References
     ----------
-    Liu et al., arXiv:1905.10072; threshold of their code, where V is a mean squared
-    error. If that averages over dimensions too, then multiply `threshold` and divide
-    `strength` by `latent_dim` for the same objective.
+    Liu et al., arXiv:1905.10072. The threshold is that of their code, where V is a mean
+    squared error. If that is a mean over dimensions too, then multiply `threshold` and
+    divide `strength` by `latent_dim` for the same objective.
 
     Examples
     --------
@@ -717,14 +736,14 @@ class MuForcing(Objective):
         self.strength = strength
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return the KL term and what V lacks.
+        """Return KL + strength * max(0, threshold - V) of the batch.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for a batch.
         epoch : float
-            Not used.
+            Epochs trained so far.
 
         Returns
         -------
@@ -737,12 +756,12 @@ class MuForcing(Objective):
 
 
 class SigmaVAE(Objective):
-    """ELBO with the best noise variance for each batch, v = MSE.
+    """ELBO with the optimal noise variance for each batch, v = MSE.
 
-    The reconstruction term becomes n_features / 2 * (ln(2 pi MSE) + 1), with the mean
-    squared error of the batch over rows and features, kept within the bounds of
-    log-variances. After an epoch the VAE's own noise is set to the best one for the
-    monitored rows, so that its score is that of the noise trained with. Needs
+    The reconstruction term becomes n_features / 2 * (ln(2 pi MSE) + 1). MSE is the mean
+    squared error of the batch over samples and features, within the bounds of
+    variances. After each epoch the noise variance of the VAE is set to the MSE of the
+    monitored samples, so that `score` uses such a variance too. Requires
     ``likelihood="gaussian"``.
 
     References
@@ -757,7 +776,7 @@ class SigmaVAE(Objective):
     """
 
     def check(self, likelihood: str) -> None:
-        """Fail if the likelihood has no noise variance.
+        """Check that the likelihood has a noise variance.
 
         Parameters
         ----------
@@ -772,64 +791,64 @@ class SigmaVAE(Objective):
         super().check(likelihood)
         if likelihood != "gaussian":
             raise ValueError(
-                "likelihood must be 'gaussian' for SigmaVAE, whose noise variance is "
-                f"the best one, got {likelihood!r}. Use another objective."
+                "likelihood must be 'gaussian' for SigmaVAE, which sets the noise "
+                f"variance, got {likelihood!r}. Use another objective."
             )
 
     def raw_log_noise(self, result: Pass, x: Tensor) -> Tensor:
-        """Return the parameter of the VAE at which the noise is the best one.
+        """Return the optimal `raw_log_noise` of :class:`skvaecert.networks.VAE`.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for `x`.
         x : Tensor of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         Tensor of shape ()
-            For `raw_log_noise` of :class:`skvaecert.networks.VAE`; without gradient.
+            The raw log-variance at which the noise variance is MSE, without gradient.
         """
         return unbounded((x - result.output).detach().square().mean().log())
 
     def reconstruction(self, losses: Tensor, result: Pass, x: Tensor) -> Tensor:
-        """Return -log p(x|z) at the best noise.
+        """Return -log p(x|z) at the optimal noise variance.
 
         Parameters
         ----------
         losses : Tensor of shape (n_samples,)
-            Not used.
+            -log p(x|z) at the noise variance of the VAE.
         result : Pass
             What the VAE returned for `x`.
         x : Tensor of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         Tensor of shape ()
             Mean over the batch, nats of density.
         """
-        # At the optimum the noise has no gradient to pass on: it may be a constant.
+        # At the optimum the gradient by the noise is 0, so it may be a constant.
         log_noise = bounded(self.raw_log_noise(result, x))
         return gaussian_loss(x, result.output, log_noise).mean()
 
     def callbacks(self) -> list[tuple[str, Callback]]:
-        """Return the callback that sets the noise after each epoch.
+        """Return the callback that sets the noise variance after each epoch.
 
         Returns
         -------
         list of (str, skorch.callbacks.Callback)
-            One.
+            Its name and the callback.
         """
-        return [("optimal_noise", OptimalNoise())]
+        return [("optimal_noise", _OptimalNoise())]
 
 
-class EncoderFirst(HeldCallback):
+class _EncoderFirst(ReleasedCallback):
     """Trains the encoder alone before each step, which is then the decoder's alone.
 
-    Records "mutual_information", on the monitored rows in lots of 256, and
-    "aggressive": whether the next epoch goes on so, which ends when the former falls.
+    Records "mutual_information", on the monitored samples in lots of 256, and
+    "aggressive": whether the next epoch continues so, which ends when the former falls.
 
     He et al., arXiv:1901.05534, algorithm 1.
     """
@@ -838,10 +857,7 @@ class EncoderFirst(HeldCallback):
         self.window = window
         self.max_inner_steps = max_inner_steps
 
-    def on_train_begin(self, net: NeuralNet, X: Any = None, **kwargs: Any) -> None:
-        """Take the rows; go on as the fit before ended."""
-        if X is None:
-            raise ValueError("EncoderFirst needs the training rows, got None.")
+    def on_train_begin(self, net: NeuralNet, X: Any, **kwargs: Any) -> None:
         self.dataset_ = X
         self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
         encoder = net.module_.encoder.parameters()
@@ -849,7 +865,7 @@ class EncoderFirst(HeldCallback):
         if not self.parameters_:
             raise ValueError(
                 "objective must not be an AggressiveEncoder for an encoder without "
-                "trainable parameters, got one that has none."
+                "trainable parameters, got one that has none. Use another objective."
             )
         self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
 
@@ -868,11 +884,9 @@ class EncoderFirst(HeldCallback):
         self._freeze(True)
 
     def on_batch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Let the encoder take part again."""
         self._freeze(False)
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Record the mutual information and whether to go on."""
         history = net.history
         before = history[-2]["mutual_information"] if len(history) > 1 else -math.inf
         now = _monitored_information(net)
@@ -881,29 +895,21 @@ class EncoderFirst(HeldCallback):
         history.record("aggressive", self.aggressive_)
 
     def release(self) -> None:
-        """Forget rows and optimizer, so that they are not pickled with the net."""
         if hasattr(self, "parameters_"):  # Ctrl-C in a step finds them frozen
             self._freeze(False)
         for name in ("dataset_", "optimizer_", "parameters_"):
             self.__dict__.pop(name, None)
 
     def _step(self, net: NeuralNet) -> float:
-        n_rows = len(self.dataset_)
-        index = torch.randint(n_rows, (min(net.batch_size, n_rows),))
+        n_samples = len(self.dataset_)
+        index = torch.randint(n_samples, (min(net.batch_size, n_samples),))
         x, targets = self.dataset_.take(index)
         criterion = net.criterion_
         loss = criterion.total(criterion.terms(net.module_(x), x, targets))
-        gradients = torch.autograd.grad(loss, self.parameters_, allow_unused=True)
-        # The net's own optimizer may need the tensors that it has there.
-        kept = [parameter.grad for parameter in self.parameters_]
-        self._put(gradients)
+        self.optimizer_.zero_grad()
+        loss.backward(inputs=self.parameters_)
         self.optimizer_.step()
-        self._put(kept)
         return loss.item()
-
-    def _put(self, gradients: Sequence[Tensor | None]) -> None:
-        for parameter, gradient in zip(self.parameters_, gradients, strict=True):
-            parameter.grad = gradient
 
     def _freeze(self, frozen: bool) -> None:
         for parameter in self.parameters_:
@@ -913,23 +919,18 @@ class EncoderFirst(HeldCallback):
 def _monitored_information(net: NeuralNet) -> float:
     net.module_.eval()
     with torch.inference_mode():
-        passes = [net.module_(chunk) for chunk in _monitored(net).split(CHUNK)]
+        passes = [net.module_(chunk) for chunk in net.monitored.split(CHUNK)]
         values = [mutual_information(p.mean, p.log_variance, p.code) for p in passes]
     return float(np.mean([value.item() for value in values]))
 
 
-def _monitored(net: NeuralNet) -> Tensor:
-    return dict(net.callbacks_)["monitor"].watched_.rows
-
-
-class OptimalNoise(Callback):
-    """Sets the VAE's noise to the best one for the monitored rows, after each epoch."""
+class _OptimalNoise(Callback):
+    """Sets the noise variance of the VAE to the MSE of the monitored samples."""
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        """Set the noise."""
         net.module_.eval()
         with torch.no_grad():
-            rows = _monitored(net)
+            rows = net.monitored
             best = net.criterion_.objective.raw_log_noise(net.module_(rows), rows)
             net.processes.copy_first([best])
             net.module_.raw_log_noise.copy_(best)

@@ -1,12 +1,16 @@
-"""Callbacks for users: one of skorch, one of scikit-learn."""
+"""Callbacks for users: one for skorch, one for scikit-learn."""
 
 import math
 from numbers import Integral, Real
 from typing import Any
 
+from sklearn.utils._param_validation import (
+    Interval,
+    StrOptions,
+    validate_parameter_constraints,
+)
+from skorch import NeuralNet
 from skorch.callbacks import Callback
-
-from skvaecert._training.net import VAENet
 
 try:
     from sklearn.callback import ScoringMonitor
@@ -15,29 +19,38 @@ except ImportError:  # before scikit-learn 1.9
 
 __all__ = ["HistoryMonitor", "StopWhenCertified"]
 
+_COUNT = Interval(Integral, 1, None, closed="left")
+_CONSTRAINTS = {
+    "relative_margin": [Interval(Real, 0, 1, closed="neither")],
+    "n_epochs": [_COUNT],
+    "monitor": [StrOptions({"margin", "validation_margin"})],
+    "patience": [_COUNT, None],
+}
+
 
 class StopWhenCertified(Callback):
-    """Stop training once the relative margin has held for some epochs.
+    """Stop the training when the relative margin has been reached for some epochs.
 
-    For ``CertifiedVAE(callbacks=[...])``. It looks at the margin that is recorded
-    after each epoch; the certificate itself is computed when the fit has ended.
+    Use it as ``CertifiedVAE(callbacks=[StopWhenCertified()])``. It reads the margin
+    that is recorded after each epoch. The certificate is computed after the fit.
 
     Parameters
     ----------
     relative_margin : float, default=0.6
-        Share of the teacher information, in (0, 1).
+        Margin to reach, as a fraction of the teacher information, in (0, 1).
     n_epochs : int, default=5
-        Epochs in a row that must reach it, at least 1.
+        Number of consecutive epochs that must reach it, at least 1.
     monitor : {"margin", "validation_margin"}, default="margin"
-        Margin of training rows, or of rows held out by `validation_fraction`.
+        The margin of training samples, or of samples held out by
+        `validation_fraction`.
     patience : int or None, default=None
-        If given, at least 1: stop only if the ELBO of rows held out, which needs a
-        `validation_fraction`, has not risen for so many epochs either.
+        If given, stop only if the ELBO of held-out samples has not increased for this
+        number of epochs, at least 1. This requires a `validation_fraction`.
 
     See Also
     --------
-    skorch.callbacks.EarlyStopping : For ``"validation_loss"`` alone, and with
-        ``load_best=True`` for the weights of the best epoch.
+    skorch.callbacks.EarlyStopping : Stops on ``"validation_loss"`` alone; with
+        ``load_best=True`` it restores the weights of the best epoch.
 
     Examples
     --------
@@ -63,40 +76,46 @@ class StopWhenCertified(Callback):
         self.monitor = monitor
         self.patience = patience
 
-    def on_train_begin(self, net: VAENet, **kwargs: Any) -> None:
-        """Check the parameters and start counting.
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Check the parameters and reset the counts.
 
         Parameters
         ----------
-        net : VAENet
+        net : skorch.NeuralNet
             The net in training.
         **kwargs : Any
-            Not used.
+            The other arguments of skorch.
         """
-        self._check()
+        name = type(self).__name__
+        validate_parameter_constraints(_CONSTRAINTS, self.get_params(), name)
         self.n_held_ = self.n_waited_ = 0
         self.best_ = math.inf
 
-    def on_epoch_end(self, net: VAENet, **kwargs: Any) -> None:
-        """Count, and stop if it is time.
+    def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Update the counts, and stop the training if they are reached.
 
         Parameters
         ----------
-        net : VAENet
+        net : skorch.NeuralNet
             The net in training.
         **kwargs : Any
-            Not used.
+            The other arguments of skorch.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            To stop; this is how callbacks of skorch do it.
         """
         row = net.history[-1]
         if self.monitor not in row or (self.patience and "validation_loss" not in row):
             raise ValueError(
                 "validation_fraction of the CertifiedVAE must be given for "
                 f"StopWhenCertified(monitor={self.monitor!r}, "
-                f"patience={self.patience}), got None."
+                f"patience={self.patience}), got None. Set it, for example to 0.1."
             )
         self._count(row)
         if self.n_held_ >= self.n_epochs and self.n_waited_ >= (self.patience or 0):
-            raise KeyboardInterrupt  # how skorch stops early
+            raise KeyboardInterrupt
 
     def _count(self, row: dict[str, float]) -> None:
         held_out = self.monitor == "validation_margin"
@@ -107,21 +126,6 @@ class StopWhenCertified(Callback):
         self.n_waited_ = 0 if loss < self.best_ else self.n_waited_ + 1
         self.best_ = min(loss, self.best_)
 
-    def _check(self) -> None:
-        share, monitors = self.relative_margin, ("margin", "validation_margin")
-        if not (isinstance(share, Real) and 0 < share < 1):
-            raise ValueError(f"relative_margin must be in (0, 1), got {share!r}.")
-        if self.monitor not in monitors:
-            raise ValueError(
-                f"monitor must be one of {monitors}, got {self.monitor!r}."
-            )
-        for name in ("n_epochs", "patience"):
-            value = getattr(self, name)
-            if not (isinstance(value, Integral) and value >= 1):
-                if value is None and name == "patience":
-                    continue
-                raise ValueError(f"{name} must be an integer above 0, got {value!r}.")
-
 
 def _last_epoch(estimator: Any, X: Any, y: Any, **metadata: Any) -> dict[str, float]:
     return estimator.history_[-1]
@@ -130,22 +134,23 @@ def _last_epoch(estimator: Any, X: Any, y: Any, **metadata: Any) -> dict[str, fl
 if ScoringMonitor is None:
 
     class HistoryMonitor:
-        """Stands for a callback that needs scikit-learn 1.9."""
+        """Placeholder: this callback needs scikit-learn 1.9."""
 
         def __init__(self) -> None:
             raise ImportError(
-                "HistoryMonitor needs scikit-learn 1.9 or later, whose callbacks it "
-                "extends. `history_` of a fitted CertifiedVAE holds the same numbers."
+                "HistoryMonitor needs scikit-learn 1.9 or later, because it extends a "
+                "callback of it. `history_` of a fitted CertifiedVAE has the same "
+                "values."
             )
 
 else:
 
     class HistoryMonitor(ScoringMonitor):  # type: ignore[no-redef]
-        """Log every epoch of every :class:`CertifiedVAE` inside a larger fit.
+        """Log each epoch of each :class:`CertifiedVAE` in a search or pipeline.
 
-        For ``set_callbacks`` of scikit-learn 1.9: on a search over pipelines it
-        gathers what `history_` of each VAE holds, margins among it. scikit-learn's
-        own ScoringMonitor logs no score in fits without `y`.
+        Use it with ``set_callbacks`` of scikit-learn 1.9. The log has the entries of
+        `history_` of each VAE, such as the margin. The ScoringMonitor of scikit-learn
+        logs no scores in fits without `y`.
 
         See Also
         --------
@@ -163,7 +168,7 @@ else:
         [1, 2, 3]
         """
 
-        # Reaches the estimators inside a search or a pipeline.
+        # Reach the estimators in a search or a pipeline.
         max_propagation_depth = None
 
         def __init__(self) -> None:
@@ -182,17 +187,18 @@ else:
             Parameters
             ----------
             estimator : estimator
-                In whose fit a task has ended.
+                The estimator in whose fit a task has ended.
             context : sklearn.callback.CallbackContext
-                Of the task.
+                The context of the task.
             X : array-like
-                Training rows.
+                Training samples.
             fitted_estimator : estimator or None
-                The VAE as it is; None where there is nothing to log.
+                The VAE after this epoch; None if there is nothing to log.
             """
             if not hasattr(fitted_estimator, "history_"):
                 return
-            # Set up for the outermost estimator only; and any y will do, but not none.
+            # scikit-learn sets up the outermost estimator only, and logs nothing if y
+            # is None.
             self.setup(estimator, context)
             super().on_fit_task_end(
                 estimator, context, X=X, y=(), fitted_estimator=fitted_estimator

@@ -1,4 +1,4 @@
-"""Torch modules: encoder, decoder, and the VAE that joins them. No loss inside."""
+"""Torch modules: encoder, decoder, and the VAE made of both. They hold no loss."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -38,15 +38,15 @@ ImageShape = tuple[int, int, int]
 def mlp(n_inputs: int, hidden_sizes: Sequence[int], n_outputs: int) -> nn.Sequential:
     """Fully connected layers with SiLU between them.
 
-    SiLU has a gradient everywhere: units that die, as with ReLU, would leave a
-    collapsed encoder deaf to the escape force.
+    SiLU has a gradient everywhere. Units that die, as with ReLU, would stop the escape
+    force from reaching a collapsed encoder.
 
     Parameters
     ----------
     n_inputs : int
         Width of the input.
     hidden_sizes : sequence of int
-        Widths of the hidden layers; a linear map when empty.
+        Widths of the hidden layers; a linear map if empty.
     n_outputs : int
         Width of the output.
 
@@ -72,8 +72,8 @@ def conv_encoder(
 ) -> nn.Sequential:
     """Convolutions that halve an image until it is at most 4 x 4, then an :func:`mlp`.
 
-    Kernels are 3 x 3, stride 2, with SiLU after each; there are 16 channels after the
-    first and twice as many after each next one, 128 at most. No layer mixes rows.
+    Kernels are 3 x 3 with stride 2, and SiLU follows each convolution. The first has 16
+    output channels; each next one has twice as many, up to 128. No layer mixes samples.
 
     Parameters
     ----------
@@ -81,23 +81,23 @@ def conv_encoder(
         (channels, height, width), both sides above 4.
     hidden_sizes : sequence of int
         Widths of the fully connected layers between the last convolution and the
-        output; none when empty.
+        output; none if empty.
     n_outputs : int
         Width of the output.
 
     Returns
     -------
     torch.nn.Sequential
-        Maps rows, flat images in the order of `image_shape`, to (n, n_outputs).
+        Maps images, flattened in the order of `image_shape`, to (n, n_outputs).
 
     Raises
     ------
     ValueError
-        If `image_shape` is not as told.
+        If `image_shape` is not valid.
 
     See Also
     --------
-    conv_decoder : The way back.
+    conv_decoder : The decoder of such images.
 
     Examples
     --------
@@ -118,10 +118,10 @@ def conv_encoder(
 def conv_decoder(
     n_inputs: int, hidden_sizes: Sequence[int], image_shape: Sequence[int]
 ) -> nn.Sequential:
-    """Turn codes into images: an :func:`mlp`, then transposed convolutions.
+    """Map codes to images: an :func:`mlp`, then transposed convolutions.
 
-    They double the image at each step and pass in reverse through the shapes of
-    :func:`conv_encoder`, odd ones too.
+    Each transposed convolution doubles the image. The shapes are those of
+    :func:`conv_encoder` in reverse order, also if a side is odd.
 
     Parameters
     ----------
@@ -129,23 +129,23 @@ def conv_decoder(
         Width of the input.
     hidden_sizes : sequence of int
         Widths of the fully connected layers between the input and the first
-        convolution; none when empty.
+        convolution; none if empty.
     image_shape : sequence of int
         (channels, height, width), both sides above 4.
 
     Returns
     -------
     torch.nn.Sequential
-        Maps (n, n_inputs) to flat images in the order of `image_shape`.
+        Maps (n, n_inputs) to images, flattened in the order of `image_shape`.
 
     Raises
     ------
     ValueError
-        If `image_shape` is not as told.
+        If `image_shape` is not valid.
 
     See Also
     --------
-    conv_encoder : The way there.
+    conv_encoder : The encoder of such images.
 
     Examples
     --------
@@ -172,7 +172,7 @@ def _halvings(image_shape: ImageShape) -> list[ImageShape]:
 
 
 def _doubling(coarse: ImageShape, fine: ImageShape) -> nn.ConvTranspose2d:
-    # Both 7 and 8 pixels halve to 4: this tells which of them comes back.
+    # Both 7 and 8 pixels halve to 4, so the output needs to know which it doubles to.
     even = 1 - fine[1] % 2, 1 - fine[2] % 2
     return nn.ConvTranspose2d(
         coarse[0], fine[0], 3, stride=2, padding=1, output_padding=even
@@ -202,7 +202,7 @@ def _checked_image_shape(image_shape: Sequence[int] | None) -> ImageShape:
 
 
 def bounded(raw: Tensor) -> Tensor:
-    """Squash a raw log-variance smoothly into (-10, 10); the identity near 0.
+    """Bound a raw log-variance smoothly to (-10, 10), close to the identity near 0.
 
     Parameters
     ----------
@@ -225,12 +225,12 @@ def bounded(raw: Tensor) -> Tensor:
 
 
 def bounded_slope(value: Tensor) -> Tensor:
-    """Return the derivative of :func:`bounded` where it has a given value.
+    """Return the derivative of :func:`bounded` from its value.
 
     Parameters
     ----------
     value : Tensor
-        What :func:`bounded` returned.
+        A return value of :func:`bounded`.
 
     Returns
     -------
@@ -248,7 +248,7 @@ def bounded_slope(value: Tensor) -> Tensor:
 
 
 def unbounded(log_variance: Tensor) -> Tensor:
-    """Return the raw value that :func:`bounded` turns into a log-variance.
+    """Return the raw value that :func:`bounded` maps to a log-variance.
 
     Parameters
     ----------
@@ -272,7 +272,7 @@ def unbounded(log_variance: Tensor) -> Tensor:
 
 
 class Pass(NamedTuple):
-    """What one forward pass of a :class:`VAE` returns.
+    """Result of one forward pass of a :class:`VAE`.
 
     Attributes
     ----------
@@ -281,9 +281,9 @@ class Pass(NamedTuple):
     log_variance : Tensor of shape (n_samples, latent_dim)
         log sigma^2 of the codes, in (-10, 10).
     code : Tensor of shape (n_samples, latent_dim)
-        One code a row, drawn from N(mu, sigma^2).
+        One code per sample, drawn from N(mu, sigma^2).
     output : Tensor of shape (n_samples, n_features)
-        What the decoder made of the codes.
+        Output of the decoder for these codes.
     log_noise : Tensor of shape ()
         Log-variance of the Gaussian likelihood, shared by all features.
     """
@@ -296,7 +296,7 @@ class Pass(NamedTuple):
 
 
 class GaussianPosterior(nn.Module):
-    """What the encoder's output means: means, and log-variances within (-10, 10)."""
+    """Reads the encoder's output as means and log-variances in (-10, 10)."""
 
     def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Return the parameters of q(z|x).
@@ -309,7 +309,7 @@ class GaussianPosterior(nn.Module):
         Returns
         -------
         mean, log_variance : Tensor of shape (n_samples, latent_dim)
-            mu as it came and log sigma^2, :func:`bounded`.
+            mu, unchanged, and log sigma^2, :func:`bounded`.
         """
         return mean, bounded(raw)
 
@@ -349,27 +349,27 @@ class VAE(nn.Module):
         self.raw_log_noise = nn.Parameter(torch.zeros(()))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means and the log-variances of the codes.
+        """Return the parameters of q(z|x).
 
         Parameters
         ----------
         x : Tensor of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         mean, log_variance : Tensor of shape (n_samples, latent_dim)
-            Parameters of q(z|x).
+            mu and log sigma^2.
         """
         return self.posterior(*self.encoder(x).chunk(2, dim=1))
 
     def forward(self, x: Tensor) -> Pass:
-        """Encode, draw one code a row by the reparametrisation trick, decode.
+        """Encode, draw one code per sample by the reparametrisation trick, decode.
 
         Parameters
         ----------
         x : Tensor of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
@@ -396,20 +396,21 @@ def make_vae(
     Parameters
     ----------
     n_features : int
-        Width of a row.
+        Number of features.
     latent_dim : int
-        Width of a code.
+        Number of latent dimensions.
     hidden_sizes : sequence of int
-        Hidden widths of the encoder; the decoder has them in reverse. With "conv"
-        those of the fully connected layers between the convolutions and the code.
+        Widths of the hidden layers of the encoder; the decoder has them in reverse
+        order. With "conv" they are the fully connected layers between the convolutions
+        and the code.
     encoder, decoder : torch.nn.Module, callable, "conv" or None
-        A module, which is copied with its weights; a class or factory called with
-        (n_features, latent_dim); "conv" for :func:`conv_encoder` and
+        A module, which is copied with its weights; a class or function, which is called
+        with (n_features, latent_dim); "conv" for :func:`conv_encoder` and
         :func:`conv_decoder`; or None for an :func:`mlp`.
     posterior : torch.nn.Module or None, default=None
         As in :class:`VAE`.
     image_shape : sequence of int or None, default=None
-        (channels, height, width), the order in which rows are flat; for "conv".
+        (channels, height, width), the order in which images are flattened; for "conv".
 
     Returns
     -------
@@ -419,11 +420,11 @@ def make_vae(
     Raises
     ------
     TypeError
-        If a factory returns something else than a module.
+        If a class or function does not return a module.
     ValueError
-        If a module fails on its input or its output has another shape or type than
-        asked, with the layer that it came from; or if "conv" has no image shape that
-        fits the rows.
+        If a module fails on its input, or if its output does not have the required
+        shape and type; the message names the layer. Also if "conv" has no image shape
+        that fits the number of features.
 
     Examples
     --------
@@ -436,69 +437,59 @@ def make_vae(
     >>> type(make_vae(64, 4, (), "conv", image_shape=(1, 8, 8)).encoder[1])
     <class 'torch.nn.modules.conv.Conv2d'>
     """
+    sizes, hidden = (n_features, latent_dim), tuple(hidden_sizes)
+    inwards, outwards = (n_features, 2 * latent_dim), (latent_dim, n_features)
     return VAE(
-        _encoder(encoder, n_features, latent_dim, hidden_sizes, image_shape),
-        _decoder(decoder, n_features, latent_dim, hidden_sizes[::-1], image_shape),
+        _network("encoder", encoder, sizes, inwards, hidden, image_shape),
+        _network("decoder", decoder, sizes, outwards, hidden[::-1], image_shape),
         posterior,
     )
 
 
-def _encoder(
+def _network(
+    name: str,
     given: ModuleOrFactory | str | None,
-    n_features: int,
-    latent_dim: int,
+    sizes: tuple[int, int],
+    widths: tuple[int, int],
     hidden_sizes: Sequence[int],
     image_shape: Sequence[int] | None,
 ) -> nn.Module:
-    wide = 2 * latent_dim
+    n_inputs, n_outputs = widths
     if given is None:
-        return mlp(n_features, hidden_sizes, wide)
-    if isinstance(given, str):
-        shape = check_image_shape("encoder", given, image_shape, n_features)
-        return conv_encoder(shape, hidden_sizes, wide)
-    return _own("encoder", given, (n_features, latent_dim), (n_features, wide))
-
-
-def _decoder(
-    given: ModuleOrFactory | str | None,
-    n_features: int,
-    latent_dim: int,
-    hidden_sizes: Sequence[int],
-    image_shape: Sequence[int] | None,
-) -> nn.Module:
-    if given is None:
-        return mlp(latent_dim, hidden_sizes, n_features)
-    if isinstance(given, str):
-        shape = check_image_shape("decoder", given, image_shape, n_features)
-        return conv_decoder(latent_dim, hidden_sizes, shape)
-    return _own("decoder", given, (n_features, latent_dim), (latent_dim, n_features))
+        return mlp(n_inputs, hidden_sizes, n_outputs)
+    if not isinstance(given, str):
+        return _own(name, given, sizes, widths)
+    shape = check_image_shape(name, given, image_shape, sizes[0])
+    if name == "encoder":
+        return conv_encoder(shape, hidden_sizes, n_outputs)
+    return conv_decoder(n_inputs, hidden_sizes, shape)
 
 
 def check_image_shape(
     name: str, given: str, image_shape: Sequence[int] | None, n_features: int
 ) -> ImageShape:
-    """Check that convolutions can read rows as images.
+    """Check that convolutions can read samples as images.
 
     Parameters
     ----------
     name : {"encoder", "decoder"}
-        Which network.
+        The network.
     given : str
-        What was asked for: "conv".
+        The value of the parameter, "conv".
     image_shape : sequence of int or None
         (channels, height, width).
     n_features : int
-        Width of a row.
+        Number of features.
 
     Returns
     -------
     tuple of int
-        The shape.
+        The image shape.
 
     Raises
     ------
     ValueError
-        If it does not fit, or something else than "conv" was asked for.
+        If the shape does not fit, or `given` is not "conv".
 
     Examples
     --------
@@ -514,9 +505,9 @@ def check_image_shape(
     shape = _checked_image_shape(image_shape)
     if prod(shape) != n_features:
         raise ValueError(
-            f"image_shape must hold as many numbers as a row, {n_features}, for "
-            f"{name}='conv', got {shape}, which holds {prod(shape)}. Rows are flat "
-            "images in the order (channels, height, width)."
+            f"image_shape must hold as many values as there are features, {n_features}"
+            f", for {name}='conv', got {shape}, which holds {prod(shape)}. Samples are "
+            "images, flattened in the order (channels, height, width)."
         )
     return shape
 
@@ -536,46 +527,46 @@ def _own(
 
 
 def _check_output(name: str, module: nn.Module, n_inputs: int, n_outputs: int) -> None:
-    """Run two rows through, in evaluation mode, before the first epoch does."""
+    """Try the module on two samples, in evaluation mode, before the first epoch."""
     tensors = [*module.parameters(), *module.buffers()]
-    rows = torch.zeros(2, n_inputs, device=tensors[0].device if tensors else None)
+    samples = torch.zeros(2, n_inputs, device=tensors[0].device if tensors else None)
     try:
-        output = _evaluated(module, rows)
+        output = _evaluated(module, samples)
     except Exception as error:  # whatever the user's own code may raise
         raise ValueError(
             f"{name} must take an input of shape (n, {n_inputs}), float32, got the "
-            f"error: {error}.{_where(module, rows)}{_advice(name, tensors)}"
+            f"error: {error}.{_where(module, samples)}{_advice(name, tensors)}"
         ) from error
     if _shape(output) != str((2, n_outputs)):
         raise ValueError(
             f"{name} must return a tensor of shape (n, {n_outputs}), float32, for n "
-            f"rows, got {_shape(output)} for 2 rows.{_where(module, rows)}"
+            f"samples, got {_shape(output)} for 2 samples.{_where(module, samples)}"
             f"{_advice(name, tensors)}"
         )
 
 
-def _evaluated(module: nn.Module, rows: Tensor) -> Any:
+def _evaluated(module: nn.Module, samples: Tensor) -> Any:
     was_training = module.training
     try:
         with torch.no_grad():
-            return module.eval()(rows)
+            return module.eval()(samples)
     finally:
         module.train(was_training)
 
 
-def _where(module: nn.Module, rows: Tensor) -> str:
-    """Run the rows once more, to say which layer fails or makes the output."""
+def _where(module: nn.Module, samples: Tensor) -> str:
+    """Run the samples once more, to say which layer fails or makes the output."""
     trail = _Trail(module)
     try:
         with trail:
-            output = _evaluated(module, rows)
+            output = _evaluated(module, samples)
     except Exception:
         return trail.to_the_error()
     return trail.to(output)
 
 
 class _Trail:
-    """While it is open, notes which layers of a module run, and what they return."""
+    """Notes which layers of a module run inside the block, and what they return."""
 
     def __init__(self, module: nn.Module) -> None:
         self.names = {
@@ -607,12 +598,12 @@ class _Trail:
         self.running.pop()
         self.outputs.append((layer, output))
 
-    # The innermost layer that was entered and not left.
     def to_the_error(self) -> str:
+        """Describe the innermost layer that was entered and not left."""
         return "".join(self._line(layer, self.outputs) for layer in self.running[-1:])
 
-    # The innermost layer that returned this very object.
     def to(self, output: Any) -> str:
+        """Describe the innermost layer that returned this very object."""
         for i, (layer, its) in enumerate(self.outputs):
             if its is output:
                 return self._line(layer, self.outputs[:i])

@@ -53,7 +53,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """(mu_j^2 + s_j - log s_j - 1) / 2, the share of each dimension in the KL.
+    """(mu_j^2 + s_j - log s_j - 1) / 2, the contribution of dimension j to the KL.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def gaussian_loss(x: Tensor, output: Tensor, log_noise: Tensor) -> Tensor:
     Parameters
     ----------
     x : Tensor of shape (n_samples, n_features)
-        Rows.
+        Samples.
     output : Tensor of shape (n_samples, n_features)
         Decoder means.
     log_noise : Tensor of shape ()
@@ -113,7 +113,7 @@ def bernoulli_loss(x: Tensor, output: Tensor) -> Tensor:
     Parameters
     ----------
     x : Tensor of shape (n_samples, n_features)
-        Rows in [0, 1].
+        Samples in [0, 1].
     output : Tensor of shape (n_samples, n_features)
         Decoder logits.
 
@@ -136,7 +136,7 @@ def bernoulli_loss(x: Tensor, output: Tensor) -> Tensor:
 def alignment(
     teacher_proba: Tensor, latent_mean: Tensor, vertices: Tensor, scale: float
 ) -> Tensor:
-    """KL(T_i || softmax(beta S mu_i)), with the escape force as minus its gradient.
+    """KL(T_i || softmax(beta S mu_i)); minus its gradient is the escape force.
 
     Parameters
     ----------
@@ -173,8 +173,9 @@ def alignment(
 class Objective(BaseEstimator):
     """The ELBO, in parts that a mitigation of collapse can replace one by one.
 
-    A subclass overrides what its method changes; `skvaecert.baselines` has them. It
-    is a scikit-learn estimator only so that its parameters nest in a grid.
+    A subclass overrides the methods of the parts that it changes. The mitigations in
+    :mod:`skvaecert.baselines` are such subclasses. This is a scikit-learn estimator
+    only so that its parameters can be searched.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
@@ -183,7 +184,7 @@ class Objective(BaseEstimator):
     trains_jointly: ClassVar[bool] = True
 
     def check(self, likelihood: str) -> None:
-        """Fail if a parameter is not allowed, or not with this likelihood.
+        """Check the parameters, also against the likelihood.
 
         Parameters
         ----------
@@ -193,43 +194,43 @@ class Objective(BaseEstimator):
         Raises
         ------
         ValueError
-            If so.
+            If a parameter is invalid, or cannot be used with this likelihood.
         """
         self._validate_params()
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return what stands in the place of the KL term, before `kl_weight`.
+        """Return the term that replaces the KL term, before `kl_weight`.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for a batch.
         epoch : float
-            Epochs of training so far, with the fraction of the present one.
+            Epochs trained so far, including the fraction of the current one.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats; KL(q(z|x) || N(0, I)) unless overridden.
+            Mean over the batch, nats. The default is KL(q(z|x) || N(0, I)).
         """
         return gaussian_kl(result.mean, result.log_variance).mean()
 
     def reconstruction(self, losses: Tensor, result: Pass, x: Tensor) -> Tensor:
-        """Return what stands in the place of the reconstruction term.
+        """Return the term that replaces the reconstruction term.
 
         Parameters
         ----------
         losses : Tensor of shape (n_samples,)
-            -log p(x|z) of every row, by the likelihood.
+            -log p(x|z) of each sample under the likelihood.
         result : Pass
             What the VAE returned for `x`.
         x : Tensor of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats; that of `losses` unless overridden.
+            Mean over the batch, nats. The default is the mean of `losses`.
         """
         return losses.mean()
 
@@ -239,7 +240,7 @@ class Objective(BaseEstimator):
         Parameters
         ----------
         latent_dim : int
-            Width of a code.
+            Number of latent dimensions.
 
         Returns
         -------
@@ -254,16 +255,16 @@ class Objective(BaseEstimator):
         Returns
         -------
         list of (str, skorch.callbacks.Callback)
-            Names and callbacks, new ones at each call; none unless overridden.
+            Names and callbacks, new ones at each call. The default is none.
         """
         return []
 
 
-class HeldCallback(Callback):
-    """A callback that holds data only while a net trains."""
+class ReleasedCallback(Callback):
+    """A callback that holds data, or a resource, only while a net trains."""
 
     def release(self) -> None:
-        """Drop the data, so that they are not pickled with the net."""
+        """Drop them. skorch calls `on_train_end` only if no error ends the training."""
 
 
 class Terms(NamedTuple):
@@ -272,13 +273,13 @@ class Terms(NamedTuple):
     Attributes
     ----------
     reconstruction : Tensor of shape ()
-        -log p(x|z), at one drawn code a row.
+        -log p(x|z), for one drawn code per sample.
     penalty : Tensor of shape ()
-        What the objective puts in the place of the KL term.
+        The term by which the objective replaces the KL term.
     kl : Tensor of shape ()
-        KL(q(z|x) || N(0, I)), with a gradient or not.
+        KL(q(z|x) || N(0, I)), for the history; it may have no gradient.
     alignment : Tensor of shape ()
-        KL(T || witness); 0 where its weight is 0, because it is not computed.
+        KL(T || witness). If its weight is 0, it is not computed and is 0.
     """
 
     reconstruction: Tensor
@@ -288,32 +289,32 @@ class Terms(NamedTuple):
 
 
 class LagrangeWeight:
-    """Holds the margin at a share of the teacher information, by the weight w.
+    """Weight w that holds the margin at a share of the teacher information.
 
-    Takes w for the multiplier of the constraint A <= (1 - m) I_T, and after each step
+    w is the multiplier of the constraint A <= (1 - m) I_T. After each step
 
         log w += 0.05 clip(c, -1, 1),    c = e if e < 0 else 8 e,
         e = (A - (1 - m) I_T) / I_T
 
-    with a running mean of A over batches. A margin that falls below its target is thus
-    brought back faster than one above it is let go.
+    with a running mean of A over batches. So the weight rises faster when the margin
+    is below its target than it falls when the margin is above.
 
     Parameters
     ----------
     target_margin : float
         m, the relative margin to hold, in (0, 1).
     information : float
-        I_T of the rows to hold it on, nats, above 0.
+        I_T of the samples whose margin is held, nats, above 0.
     device : torch.device
-        Where losses are.
+        Device of the losses.
 
     Attributes
     ----------
     weight : Tensor of shape ()
-        w, in [0.1, 1e6]; 1 at the beginning.
+        w, in [0.1, 1e6]. It starts at 1.
     gap : float
-        How much greater A is on the rows to hold the margin on than on those trained
-        on, nats; for whoever trains to set.
+        A of the samples whose margin is held minus A of the training samples, nats.
+        The training sets it.
 
     References
     ----------
@@ -334,23 +335,23 @@ class LagrangeWeight:
         self._mean: Tensor | None = None
 
     def resume_from(self, earlier: "LagrangeWeight") -> None:
-        """Take over the state of a guard, for another target or other rows.
+        """Take over the state of another weight, for a new target or new samples.
 
         Parameters
         ----------
         earlier : LagrangeWeight
-            The guard of the fit before.
+            The weight of the previous fit.
         """
         self.weight.copy_(earlier.weight)
         self.gap = earlier.gap
 
     def update(self, alignment: Tensor) -> None:
-        """Move the weight by the alignment loss of one batch.
+        """Update the weight from the alignment loss of one batch.
 
         Parameters
         ----------
         alignment : Tensor of shape ()
-            A, nats; the device is not waited for.
+            A, nats. This does not synchronise with the device.
         """
         if self._mean is None:
             self._mean = alignment.clone()
@@ -364,7 +365,7 @@ class LagrangeWeight:
 class AlignedELBO(nn.Module):
     """The training loss: reconstruction + kl_weight * penalty + alignment_weight * A.
 
-    The penalty is the KL term unless the objective says otherwise.
+    The penalty is the KL term unless the objective replaces it.
 
     Parameters
     ----------
@@ -377,9 +378,9 @@ class AlignedELBO(nn.Module):
     kl_weight : float
         Weight of the penalty, at least 0.
     alignment_weight : float or LagrangeWeight
-        Weight of the alignment term, at least 0, or what finds it.
+        Weight of the alignment term, at least 0; or a weight that adapts.
     objective : Objective or None, default=None
-        What a mitigation changes; None for the ELBO.
+        Replaces parts of the ELBO; None for the ELBO itself.
 
     References
     ----------
@@ -404,7 +405,7 @@ class AlignedELBO(nn.Module):
         self.kl_weight = kl_weight
         self.set_alignment(alignment_weight)
         self.objective = Objective() if objective is None else objective
-        # Set by whoever trains, for schedules.
+        # The training sets it, for objectives with a schedule.
         self.epoch = 0.0
 
     def set_alignment(self, alignment_weight: float | LagrangeWeight) -> None:
@@ -415,24 +416,23 @@ class AlignedELBO(nn.Module):
         alignment_weight : float or LagrangeWeight
             As for the constructor.
         """
-        self.guard = (
-            alignment_weight if isinstance(alignment_weight, LagrangeWeight) else None
-        )
-        self.alignment_weight = (
-            alignment_weight.weight
-            if isinstance(alignment_weight, LagrangeWeight)
-            else alignment_weight
-        )
+        self.guard: LagrangeWeight | None = None
+        self.alignment_weight: float | Tensor
+        if isinstance(alignment_weight, LagrangeWeight):
+            self.guard = alignment_weight
+            self.alignment_weight = alignment_weight.weight
+        else:
+            self.alignment_weight = alignment_weight
 
     def reconstruction(self, result: Pass, x: Tensor) -> Tensor:
-        """Compute -log p(x|z) of every row, by the likelihood.
+        """Compute -log p(x|z) of each sample under the likelihood.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for `x`.
         x : Tensor of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
@@ -444,14 +444,14 @@ class AlignedELBO(nn.Module):
         return gaussian_loss(x, result.output, result.log_noise)
 
     def terms(self, result: Pass, x: Tensor, teacher_proba: Tensor) -> Terms:
-        """Compute the parts of the loss, not yet weighted.
+        """Compute the parts of the loss, without their weights.
 
         Parameters
         ----------
         result : Pass
             What the VAE returned for `x`.
         x : Tensor of shape (n_samples, n_features)
-            Rows.
+            Samples.
         teacher_proba : Tensor of shape (n_samples, n_components)
             T.
 
@@ -470,7 +470,7 @@ class AlignedELBO(nn.Module):
         )
 
     def total(self, terms: Terms) -> Tensor:
-        """Weigh the parts and add them.
+        """Compute the weighted sum of the parts.
 
         Parameters
         ----------

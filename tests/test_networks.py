@@ -252,8 +252,8 @@ def test_convolutions_do_not_mix_rows(image_shape):
         ),
         (
             {"decoder": "conv", "image_shape": (3, 8, 8)},
-            r"as many numbers as a row, 64, for decoder='conv', got \(3, 8, 8\), which "
-            "holds 192",
+            r"as many values as there are features, 64, for decoder='conv', got "
+            r"\(3, 8, 8\), which holds 192",
         ),
         (
             {"encoder": "conv", "image_shape": (16, 2, 2)},
@@ -277,7 +277,10 @@ def test_images_that_do_not_fit_are_refused(params, message):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (nn.Linear(8, 3), r"got \(2, 3\) for 2 rows\. It comes from Linear\(in_feat"),
+        (
+            nn.Linear(8, 3),
+            r"got \(2, 3\) for 2 samples\. It comes from Linear\(in_feat",
+        ),
         (
             nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3), nn.Dropout()),
             r"got \(2, 3\).*from its layer '2', Linear\(.*'1', Tanh\(\) had returned "
@@ -303,7 +306,7 @@ def test_images_that_do_not_fit_are_refused(params, message):
         ),
         (
             nn.LSTM(8, 4),
-            r"got tuple\(\(2, 4\), tuple\(\(1, 4\), \(1, 4\)\)\) for 2 rows",
+            r"got tuple\(\(2, 4\), tuple\(\(1, 4\), \(1, 4\)\)\) for 2 samples",
         ),
         (
             nn.Linear(8, 4).double(),
@@ -324,7 +327,7 @@ def test_errors_name_the_layer(module, message):
 @pytest.mark.filterwarnings("ignore:`torch.jit.*:DeprecationWarning")
 def test_scripted_modules_have_no_layers_to_name():
     assert make_vae(8, 2, (), torch.jit.script(nn.Linear(8, 4))).encode
-    with pytest.raises(ValueError, match=r"got \(2, 3\) for 2 rows\.$"):
+    with pytest.raises(ValueError, match=r"got \(2, 3\) for 2 samples\.$"):
         make_vae(8, 2, (), torch.jit.script(nn.Linear(8, 3)))
     with pytest.raises(ValueError, match=r"shape \(n, 8\), float32, got the error"):
         make_vae(8, 2, (), torch.jit.script(nn.Linear(7, 4)))

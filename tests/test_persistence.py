@@ -19,7 +19,6 @@ from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
-from skorch import NeuralNet
 from skorch.callbacks import EpochScoring
 from torch import nn
 
@@ -658,29 +657,6 @@ def test_models_of_a_device_that_is_not_there_come_to_the_cpu(path, rows, certif
     loaded = load(path)
     assert loaded.estimator_.net_.device == "cpu"
     assert loaded.score(rows) == certifier.score(rows)
-
-
-def test_pickles_hold_no_tensors_of_an_accelerator(rows, monkeypatch):
-    vae = tiny(alignment_weight="auto", target_margin=0.1).fit(rows)
-    net = vae.net_
-    criterion, module = net.criterion_, net.module_
-    tensors = [
-        *module.state_dict().values(),
-        criterion.vertices,
-        criterion.guard.weight,
-    ]
-    tensors += [t for s in net.optimizer_.state.values() for t in s.values()]
-    places = {t.untyped_storage().data_ptr() for t in tensors}
-    named = torch.serialization.location_tag
-
-    def as_if(storage):
-        inner = getattr(storage, "_untyped_storage", storage)
-        return "cuda:0" if inner.data_ptr() in places else named(storage)
-
-    monkeypatch.setattr(torch.serialization, "location_tag", as_if)
-    monkeypatch.setattr(net, "device", "cuda")
-    assert b"cuda:0" in pickle.dumps(NeuralNet.__getstate__(net))
-    assert b"cuda:0" not in pickle.dumps(net)
 
 
 def test_pickles_hold_the_network_once(rows):

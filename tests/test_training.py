@@ -1,12 +1,16 @@
+import pickle
 import signal
+import threading
 
 import numpy as np
 import pytest
 import torch
 from skorch.callbacks import Callback, EarlyStopping, Freezer, Unfreezer
 from skorch.callbacks import Checkpoint as SkorchCheckpoint
+from skorch.exceptions import DeviceWarning
 
-from skvaecert import _training as training
+from skvaecert import baselines
+from skvaecert._training import net as net_module
 from skvaecert._training.batches import Resident, TrainingSet
 from skvaecert._training.device import resolve_device, seeded
 from skvaecert._training.inference import decode, encode, evidence_bound
@@ -14,11 +18,11 @@ from skvaecert._training.loop import train
 from skvaecert._training.monitors import MarginMonitor
 from skvaecert._training.net import Snapshot, make_net, resume_net
 from skvaecert._training.optimizer import FlatAdam
-from skvaecert.baselines import AggressiveEncoder, EncoderFirst, SigmaVAE
+from skvaecert.baselines import AggressiveEncoder, SigmaVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin
 from skvaecert.networks import make_vae
-from skvaecert.objectives import Objective
+from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import simplex_vertices, witness_log_proba
 
 CPU = torch.device("cpu")
@@ -50,11 +54,10 @@ def net_for(callbacks=None, max_epochs=3, verbose=0, **settings):
             criterion__likelihood="gaussian",
             criterion__scale=1.5,
             criterion__kl_weight=1.0,
-            criterion__alignment_weight=5.0,
             lr=1e-2,
             batch_size=64,
             max_epochs=max_epochs,
-            **settings,
+            **{"criterion__alignment_weight": 5.0} | settings,
         )
 
 
@@ -78,6 +81,26 @@ class Interrupt(Callback):
     def on_batch_end(self, net, **kwargs):
         if len(net.history) == self.epoch and len(net.history[-1]["batches"]) == 2:
             signal.raise_signal(signal.SIGINT)
+
+
+class AtEnd(Callback):
+    """Does something at the end of an epoch, as callbacks of users do."""
+
+    def __init__(self, epoch, action):
+        self.epoch = epoch
+        self.action = action
+
+    def on_epoch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            self.action()
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def stop():
+    raise KeyboardInterrupt
 
 
 class Raising:
@@ -195,10 +218,44 @@ def test_interrupt_before_the_loop_is_not_lost(rows, proba, monkeypatch):
     """Skorch swallows it there too, and would pass for trained."""
     net = trained(rows, proba)
     before = weights(net).clone()
-    monkeypatch.setattr(training, "Snapshot", Raising)
+    monkeypatch.setattr(net_module, "Snapshot", Raising)
     with pytest.raises(KeyboardInterrupt):
         train(net, training_set(rows, proba))
     assert torch.equal(weights(net), before)
+
+
+def test_interrupt_while_callbacks_run_keeps_the_epoch(rows, proba):
+    """It is complete by then, but no callback asked for a stop."""
+    net = trained(rows, proba, callbacks=[AtEnd(2, press_ctrl_c)], max_epochs=10)
+    assert net.interrupted_
+    assert [row["epoch"] for row in net.history] == [1, 2]
+    assert torch.equal(weights(net), weights(trained(rows, proba, max_epochs=2)))
+
+
+def test_a_signal_that_raises_nothing_is_no_interrupt(rows, proba):
+    """The user's own handler is called, stays, and a stop after it is a stop."""
+    pressed = []
+    handler = lambda *args: pressed.append(args)  # noqa: E731
+    signal.signal(signal.SIGINT, handler)  # the fixture of all tests gives it back
+    callbacks = [Interrupt(epoch=1), ("stop", AtEnd(3, stop))]
+    net = trained(rows, proba, callbacks=callbacks, max_epochs=10)
+    assert len(pressed) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not net.interrupted_
+    assert len(net.history) == 3
+
+
+def test_fits_in_other_threads_stop_early(rows, proba):
+    nets = []
+
+    def fit():
+        nets.append(trained(rows, proba, callbacks=[AtEnd(2, stop)]))
+
+    thread = threading.Thread(target=fit)
+    thread.start()
+    thread.join()
+    assert not nets[0].interrupted_
+    assert len(nets[0].history) == 2
 
 
 def test_early_stopping_is_no_interrupt(rows, proba):
@@ -227,6 +284,24 @@ def test_training_rows_are_forgotten(rows, proba):
     for _, callback in net.callbacks_:
         held = [v for v in vars(callback).values() if isinstance(v, torch.Tensor)]
         assert not held
+
+
+def test_a_net_pickled_on_a_gpu_loads_without_one(rows, proba, monkeypatch):
+    """skorch sees to it; the guard's tensors are none of the module."""
+    guard = LagrangeWeight(0.5, 1.0, CPU)
+    net = trained(rows, proba, criterion__alignment_weight=guard)
+    with monkeypatch.context() as on_gpu:
+        on_gpu.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        on_gpu.setattr(net, "device", "cuda")
+        pickled = pickle.dumps(net)
+    assert b"cuda:0" in pickled
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.warns(DeviceWarning):
+        loaded = pickle.loads(pickled)
+    assert torch.equal(weights(loaded), weights(net))
+    assert loaded.criterion_.guard.weight == net.criterion_.guard.weight
+    train(loaded, training_set(rows, proba))
+    assert len(loaded.history) == 6
 
 
 def test_snapshot_restores_weights_moments_and_history(rows, proba):
@@ -258,10 +333,7 @@ def test_resumed_training_keeps_weights_and_optimizer(rows, proba):
     assert torch.equal(weights(net), before)
     assert net.optimizer_ is optimizer
     assert optimizer.param_groups[0]["lr"] == 0.5
-    assert [name for name, _ in net.callbacks_][-2:] == [
-        "Interrupt",
-        "stop_where_wanted",
-    ]
+    assert net.callbacks_[-1][0] == "Interrupt"
     train(net, training_set(rows, proba))
     assert net.history[-1]["kl_weight"] == 7.0
     assert len(net.history[-1]["batches"]) == 10
@@ -319,10 +391,8 @@ def moved(before, after):
 
 
 def test_encoder_and_decoder_take_turns(rows, proba, monkeypatch):
-    information = iter([1.0, 2.0, 1.9, 3.0])
-    monkeypatch.setattr(
-        training, "_monitored_information", lambda net: next(information)
-    )
+    information = map(torch.tensor, [1.0, 2.0, 1.9, 3.0])
+    monkeypatch.setattr(baselines, "mutual_information", lambda *_: next(information))
     net = trained(
         rows,
         proba,
@@ -350,17 +420,16 @@ def test_encoder_and_decoder_take_turns(rows, proba, monkeypatch):
 )
 def test_encoder_stops_when_a_window_rises(losses, n_steps, monkeypatch):
     taken = iter(losses)
-    monkeypatch.setattr(EncoderFirst, "_step", lambda self, net: next(taken))
-    callback = EncoderFirst(window=2, max_inner_steps=10)
+    ((_, callback),) = AggressiveEncoder(window=2, max_inner_steps=10).callbacks()
+    monkeypatch.setattr(callback, "_step", lambda net: next(taken))
     callback.aggressive_, callback.parameters_ = True, []
     callback.on_batch_begin(net_for())
     assert len(losses) - len(list(taken)) == n_steps
 
 
 def test_aggressive_training_remembers_that_it_ended(rows, proba, monkeypatch):
-    monkeypatch.setattr(
-        training, "_monitored_information", lambda net: -len(net.history)
-    )
+    information = map(torch.tensor, [-1.0, -2.0, -3.0, -4.0])
+    monkeypatch.setattr(baselines, "mutual_information", lambda *_: next(information))
     net = trained(
         rows, proba, max_epochs=2, criterion__objective=AggressiveEncoder(2, 6)
     )

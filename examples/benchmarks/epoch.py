@@ -28,10 +28,10 @@ from sklearn.datasets import load_digits
 from skorch import NeuralNet
 
 from skvaecert import CertifiedVAE
-from skvaecert import _training as training
 from skvaecert._training.batches import Resident, TrainingSet
 from skvaecert._training.monitors import MarginMonitor
 from skvaecert._training.net import make_net
+from skvaecert._training.step import GradientByHand
 from skvaecert.networks import make_vae
 from skvaecert.objectives import alignment, gaussian_kl, gaussian_loss
 from skvaecert.simplex import simplex_vertices
@@ -137,11 +137,11 @@ def without_hand(epoch):
     """Return the epoch, with gradients by autograd."""
 
     def run():
-        of, training.GradientByHand.of = training.GradientByHand.of, lambda *args: None
+        of, GradientByHand.of = GradientByHand.of, lambda *args: None
         try:
             epoch()
         finally:
-            training.GradientByHand.of = of
+            GradientByHand.of = of
 
     return run
 

@@ -1,4 +1,4 @@
-"""Rows on their way into the network: standardised, resident or streamed."""
+"""Samples on their way into the network: standardised, resident or streamed."""
 
 from collections.abc import Iterable, Iterator
 from numbers import Integral
@@ -27,22 +27,22 @@ __all__ = [
 # Sums of squares of larger ones overflow in the network's float32.
 _LARGEST_STANDARD = 1e15
 
-# batch_size="auto": steps an epoch if there are few rows, and the limits of a batch.
+# batch_size="auto": steps per epoch if there are few samples, and limits of a batch.
 _STEPS, _BATCH_SIZES = 16, (8, 128)
 
 
 class Standardisation(NamedTuple):
-    """Takes x to (x - location) / scale: one scale for all keeps their geometry."""
+    """Maps x to (x - location) / scale: one scale for all features keeps distances."""
 
     location: Floats
     scale: float
 
     @classmethod
     def to_unit_variance(cls, chunks: Iterable[NDArray[np.floating]]) -> Self:
-        """Take the mean of every feature and the root of the mean variance."""
+        """Take the mean of each feature and the root of the mean variance."""
         n, mean, squares = 0, np.zeros(1), 0.0
         for chunk in chunks:
-            # Two sets of rows as one: means and sums of squares about them.
+            # Mean, and sum of squares about it, of two sets of samples together.
             own = chunk.mean(axis=0, dtype=np.float64)
             shift, total = own - mean, n + len(chunk)
             squares += np.square(chunk - own).sum(dtype=np.float64)
@@ -51,41 +51,37 @@ class Standardisation(NamedTuple):
         return cls(mean, float(np.sqrt(squares / (n * mean.size))) or 1.0)
 
     def apply(self, rows: NDArray[np.number]) -> Tensor:
-        """Standardise rows."""
-        # Twice as fast in float32, where rows that come so are no better known.
+        # Twice as fast in float32, if the samples have no higher precision.
         dtype = np.float32 if rows.dtype == np.float32 else np.float64
         standard = rows - self.location.astype(dtype)
         standard *= dtype(1 / self.scale)
-        # One look for all: only where squares add up to too much is each looked at.
+        # One sum for all: only if it is too large is each value looked at.
         flat = standard.ravel()
         with np.errstate(over="ignore", invalid="ignore"):
             in_doubt = not flat @ flat <= _LARGEST_STANDARD**2  # also for NaN
         if in_doubt and not (largest := np.abs(flat).max()) <= _LARGEST_STANDARD:
             raise ValueError(
-                "X must be within 1e15 standard deviations of the training rows, got "
-                f"{largest:.3g}. Check its units."
+                "X must be within 1e15 standard deviations of the training samples, "
+                f"got {largest:.3g}. Check its units."
             )
         return torch.from_numpy(standard.astype(np.float32, copy=False))
 
     def undo(self, standard: NDArray[np.floating]) -> Floats:
-        """Return to the units of the user's rows."""
         return standard.astype(np.float64) * self.scale + self.location
 
 
 class Rows(Protocol):
-    """Rows of the training set, as the network wants them."""
+    """Samples of the training set, as the network takes them."""
 
     index_device: torch.device
 
-    def __len__(self) -> int:
-        """Count the rows."""
+    def __len__(self) -> int: ...
 
-    def take(self, index: Tensor) -> Tensor:
-        """Return some rows."""
+    def take(self, index: Tensor) -> Tensor: ...
 
 
 class Resident:
-    """Rows that lie on the device: standardised floats, or bytes as they came."""
+    """Samples on the device: standardised floats, or bytes that are not yet."""
 
     def __init__(
         self, values: Tensor, standardisation: Standardisation | None = None
@@ -106,7 +102,7 @@ class Resident:
         standardisation: Standardisation,
         device: torch.device,
     ) -> Self:
-        """Standardise chunk by chunk, without another copy of all rows."""
+        """Standardise chunk by chunk, without another copy of all samples."""
         values = torch.empty(shape, dtype=torch.float32, device=device)
         start = 0
         for chunk in chunks:
@@ -118,7 +114,6 @@ class Resident:
         return len(self.values)
 
     def take(self, index: Tensor) -> Tensor:
-        """Return some rows."""
         rows = self.values[index.to(self.index_device)]
         if self.location is None:
             return rows
@@ -126,7 +121,7 @@ class Resident:
 
 
 class Streamed:
-    """Rows that are read when a batch needs them."""
+    """Samples that are read when a batch needs them."""
 
     def __init__(
         self, source: Any, standardisation: Standardisation, device: torch.device
@@ -140,14 +135,14 @@ class Streamed:
         return len(self.source)
 
     def take(self, index: Tensor) -> Tensor:
-        """Read some rows, in the order in which they lie on the disk."""
+        """Read samples in the order in which they lie on the disk."""
         ordered, place = index.cpu().sort()
         rows = self.standardisation.apply(self.source[ordered.numpy()])
         return rows[place.argsort()].to(self.device)
 
 
 class TrainingSet(Dataset[Tensor]):
-    """Rows and what the teacher, or a regression, wants of them."""
+    """Samples and their targets: posteriors of the teacher, or codes to regress on."""
 
     def __init__(
         self, rows: Rows, targets: Tensor, held_out: "TrainingSet | None" = None
@@ -160,7 +155,6 @@ class TrainingSet(Dataset[Tensor]):
         return len(self.rows)
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Return some rows with their targets."""
         return self.rows.take(index), self.targets[index.to(self.targets.device)]
 
 
@@ -187,7 +181,6 @@ class Batches:
 
 
 def resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
-    """Turn the parameter `batch_size` into a number."""
     if isinstance(batch_size, Integral):
         return int(batch_size)
     least, most = _BATCH_SIZES

@@ -10,7 +10,6 @@ __all__ = ["resolve_device", "seeded"]
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn the parameter `device` into a torch device."""
     if name == "auto":
         has_mps = torch.backends.mps.is_available()
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
@@ -19,7 +18,7 @@ def resolve_device(name: str) -> torch.device:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
-            "device must be 'auto' or a torch device that is there, such as 'cpu' or "
+            "device must be 'auto' or an available torch device, such as 'cpu' or "
             f"'cuda:0', got {name!r}: {error}"
         ) from error
     return device
@@ -30,10 +29,10 @@ _one_thread = threading.RLock()
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside the block and give the user's generators back after it.
+    """Seed torch inside the block, and restore the user's generators after it.
 
-    Threads wait for each other here: all of them draw from the same generators, and
-    each would get numbers that depend on what the others do.
+    Only one thread at a time: all draw from the same generators, so that what one
+    draws would depend on the others.
     """
     accelerator = device.type != "cpu"
     index = [device.index or 0] if accelerator else []

@@ -15,7 +15,7 @@ from skvaecert.objectives import gaussian_kl
 __all__ = ["decode", "encode", "evidence_bound", "posterior"]
 
 
-# Small fully connected networks take more: they wait for torch more than they compute.
+# Larger chunks for small fully connected networks: there calls cost the most.
 _SMALL_NET_CHUNK, _FEW_PARAMETERS = 1024, 2**16
 
 
@@ -35,12 +35,12 @@ def posterior(net: NeuralNet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.flo
 
 
 def decode(net: NeuralNet, codes: Tensor) -> NDArray[np.float32]:
-    """Return what the decoder makes of codes: means, or logits for "bernoulli"."""
+    """Return the decoder's output for codes: means, or logits for "bernoulli"."""
     return _in_chunks(net, net.module_.decoder, codes)
 
 
 def evidence_bound(net: NeuralNet, rows: Tensor) -> NDArray[np.float32]:
-    """Return the ELBO of every row, log p(x|z) - KL, with one code drawn a row."""
+    """Return the ELBO of each sample, log p(x|z) - KL, with one drawn code."""
 
     def bound(x: Tensor) -> Tensor:
         result = net.module_(x)
@@ -68,7 +68,7 @@ def _in_chunks(
 
 
 def _chunk_size(net: NeuralNet) -> int:
-    """Return how many rows go through a network at once, always the same number."""
+    """Return how many samples go through a net at once, the same at every call."""
     plain = all(map(Layers.of, (net.module_.encoder, net.module_.decoder)))
     n_parameters = sum(p.numel() for p in net.module_.parameters())
     return _SMALL_NET_CHUNK if plain and n_parameters <= _FEW_PARAMETERS else CHUNK

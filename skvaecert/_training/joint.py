@@ -24,8 +24,6 @@ from skvaecert._training.loop import stand_in
 from skvaecert._training.monitors import (
     Completion,
     MarginMonitor,
-    Observed,
-    Stop,
     ValidationMonitor,
 )
 from skvaecert._training.net import VAENet
@@ -89,7 +87,7 @@ _STACK_WORK, _LARGEST_STACK = 16_000_000, 64
 
 _NET_WORK, _SMALLEST_STACK = 32_000_000, 4
 
-_PLAIN = [MarginMonitor, ValidationMonitor, Completion, Observed, Stop]
+_PLAIN = [MarginMonitor, ValidationMonitor, Completion]
 
 
 class _Prepared(BaseException):
@@ -471,7 +469,7 @@ class _Monitors:
 
     def __init__(self, fits: Sequence[Fit]) -> None:
         self._nets = [fit.net for fit in fits]
-        self._monitors = [_monitor(net) for net in self._nets]
+        self._monitors = [dict(net.callbacks_)["monitor"] for net in self._nets]
         for fit, monitor in zip(fits, self._monitors, strict=True):
             dataset = TrainingSet(Resident(fit.rows), fit.teacher_proba)
             monitor.on_train_begin(fit.net, X=dataset)
@@ -498,8 +496,3 @@ class _Monitors:
         """Forget the rows."""
         for monitor in self._monitors:
             monitor.release()
-
-
-def _monitor(net: VAENet) -> MarginMonitor:
-    (monitor,) = (c for _, c in net.callbacks_ if isinstance(c, MarginMonitor))
-    return monitor

@@ -1,9 +1,12 @@
-"""Training for some epochs, the prefit before them."""
+"""The training loop around the net, and the prefit before it."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from skvaecert._training.device import seeded
 from skvaecert._training.monitors import Observer
 from skvaecert._training.net import VAENet
 from skvaecert._training.processes import ALONE, Processes
-from skvaecert.objectives import HeldCallback
+from skvaecert.objectives import ReleasedCallback
 
 __all__ = ["prefit", "stand_in", "train"]
 
@@ -40,7 +43,7 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
             optimizer.step()
 
 
-# What trains in place of `train`, if it returns True.
+# Trains in place of `train` if it returns True.
 Trainer = Callable[[VAENet, TrainingSet, bool], bool]
 
 _stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
@@ -48,7 +51,7 @@ _stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
 
 @contextmanager
 def stand_in(trainer: Trainer) -> Iterator[None]:
-    """Let :func:`train` ask another trainer first, inside the block."""
+    """Let another trainer try first in :func:`train`, inside the block."""
     token = _stand_in.set(trainer)
     try:
         yield
@@ -62,33 +65,55 @@ def train(
     observer: Observer | None = None,
     processes: Processes = ALONE,
 ) -> None:
-    """Train for `net.max_epochs` more epochs, or have it done by `stand_in`."""
+    """Train for `net.max_epochs` more epochs; Ctrl-C in the first is an error."""
     other = _stand_in.get()
     watched = observer is not None and observer.watched
-    net.processes = processes
+    net.processes, net.observer, net.ctrl_c = processes, observer, False
     try:
         if other is None or not other(net, dataset, watched):
-            _train(net, dataset, observer)
+            _train(net, dataset)
     finally:
-        del net.processes
+        del net.processes, net.observer, net.ctrl_c
 
 
-def _train(net: VAENet, dataset: TrainingSet, observer: Observer | None) -> None:
+def _train(net: VAENet, dataset: TrainingSet) -> None:
     processes, n_epochs = net.processes, len(net.history)
     processes.check_batches(len(dataset), net.batch_size)
     processes.copy_first(_tensors(net))
-    net.observer = observer
     try:
-        with processes.holding_back_interrupts(), _own_codes(net):
+        with _noting_ctrl_c(net), processes.holding_back_interrupts(), _own_codes(net):
             net.partial_fit(dataset)
     finally:
-        net.observer = None
         for _, callback in net.callbacks_:
-            if isinstance(callback, HeldCallback):
+            if isinstance(callback, ReleasedCallback):
                 callback.release()
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt
     _check_weights_agree(net)
+
+
+@contextmanager
+def _noting_ctrl_c(net: VAENet) -> Iterator[None]:
+    """Set `net.ctrl_c` if Ctrl-C raises KeyboardInterrupt: it is no early stopping."""
+    before = signal.getsignal(signal.SIGINT)
+    # Python hands signals to the main thread only.
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not (in_main_thread and callable(before)):
+        yield
+        return
+
+    def note(*args: Any) -> None:
+        try:
+            before(*args)
+        except KeyboardInterrupt:
+            net.ctrl_c = True
+            raise
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _check_weights_agree(net: VAENet) -> None:
@@ -113,7 +138,7 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def _own_codes(net: VAENet) -> AbstractContextManager[None]:
-    """Let every process draw noise of its own, the first what it would draw alone."""
+    """Seed each process separately; the first keeps the single-process seed."""
     rank = net.processes.rank
     if rank == 0:
         return nullcontext()

@@ -1,12 +1,9 @@
 """The skorch net: steps, history, callbacks; the last complete epoch on errors."""
 
 import copy
-import dis
-import io
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -20,11 +17,10 @@ from skvaecert._training.batches import Batches, TrainingSet
 from skvaecert._training.monitors import (
     Completion,
     MarginMonitor,
-    Observed,
     Observer,
     Progress,
-    Stop,
     ValidationMonitor,
+    record_with_best,
 )
 from skvaecert._training.optimizer import FlatAdam
 from skvaecert._training.processes import ALONE, Processes
@@ -36,7 +32,6 @@ from skvaecert.objectives import AlignedELBO, LagrangeWeight, Objective, Terms
 __all__ = [
     "Snapshot",
     "VAENet",
-    "check_backend",
     "check_callbacks",
     "make_net",
     "resume_net",
@@ -44,22 +39,32 @@ __all__ = [
 
 
 # What a net has only while epochs run.
-_OF_EPOCHS = "_batch_records", "_batch_size", "_by_hand", "_forward", "_compiled"
+_OF_EPOCHS = (
+    "_batch_records",
+    "_batch_size",
+    "_batch_terms",
+    "_began",
+    "_by_hand",
+    "_compiled",
+    "_completed",
+)
 
 # What is noted of every batch.
 _PARTS = ("train_loss", *Terms._fields)
 
 
 class VAENet(NeuralNet):
-    """Skorch net with the aligned ELBO as its loss, on rows and posteriors in memory.
+    """Skorch net with the aligned ELBO as its loss, on samples and their posteriors.
 
     Beyond skorch's own, every epoch in `history` has the batch means of
     "reconstruction" and "kl" and what :class:`MarginMonitor` records. Ctrl-C and
     losses that are not finite leave the weights of the last completed epoch.
     """
 
-    # Others only while it trains, so that they are never pickled.
+    # Set on the instance only while it trains, so that they are never pickled.
     processes: Processes = ALONE
+    observer: Observer | None = None
+    ctrl_c = False
 
     def __init__(
         self,
@@ -69,33 +74,20 @@ class VAENet(NeuralNet):
         **kwargs: Any,
     ) -> None:
         self.forward_backend = forward_backend
-        self.observer: Observer | None = None
-        self.stop_wanted = False
         self.autocast = autocast
         super().__init__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what is pickled, with tensors on the CPU wherever they are trained."""
-        net = object.__new__(type(self))
-        net.__dict__.update(self.__dict__)
-        if torch.device(self.device).type != "cpu":
-            net.__dict__.update(_on_cpu(self._trained))
-        state = super(VAENet, net).__getstate__()
+        state = super().__getstate__()
         if self.initialized_:
-            # The same as `module_`, which skorch sees to.
+            # The same as `module_`, which skorch pickles for any device.
             del state["module"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what was pickled, onto the CPU where the device is not there."""
         super().__setstate__(state)
         if self.initialized_:
-            self.__dict__.setdefault("module", self.module_)
-
-    @property
-    def _trained(self) -> dict[str, Any]:
-        parts = ("module_", "criterion_", "optimizer_")
-        return {k: v for k, v in vars(self).items() if k.startswith(parts)}
+            self.__dict__["module"] = self.module_
 
     @property
     def _default_callbacks(self) -> list[tuple[str, Callback]]:
@@ -104,8 +96,35 @@ class VAENet(NeuralNet):
             *self.criterion__objective.callbacks(),
             ("validation", ValidationMonitor()),
             ("completion", Completion()),
-            ("observed", Observed()),
         ]
+
+    @property
+    def monitored(self) -> Tensor:
+        """The samples whose margin is recorded, while the net trains."""
+        return dict(self.callbacks_)["monitor"].watched_.rows
+
+    def notify(self, method_name: str, **kwargs: Any) -> None:
+        """Call a method of all callbacks; stop early if one of them asks for it."""
+        if method_name != "on_epoch_end":
+            super().notify(method_name, **kwargs)
+            return
+        stop = False
+        try:
+            super().notify(method_name, **kwargs)
+        except KeyboardInterrupt:
+            # By this error skorch's callbacks stop a training. Ctrl-C raises it too. If
+            # it arrives while they run, the epoch is kept, but the user must be warned.
+            if self.ctrl_c or self._amid_an_epoch:
+                raise
+            stop = True
+        if self.observer is not None:
+            stop |= self.observer.end()
+        if self.processes.vote(stop):
+            raise KeyboardInterrupt if self.processes.interrupted else _StopEarly
+
+    @property
+    def _amid_an_epoch(self) -> bool:
+        return len(self.history) > self._completed.n_epochs
 
     def get_iterator(self, dataset: TrainingSet, training: bool = False) -> Batches:
         """Return the batches of an epoch, or the share of this process in them."""
@@ -125,11 +144,9 @@ class VAENet(NeuralNet):
             self._batch_size = iterator.sizes[number]
             self.notify("on_batch_begin", batch=batch, training=True)
             step = self.train_step(batch)
-            record = {
-                "train_loss": step["loss"],
-                "train_batch_size": self._batch_size,
-            }
-            self._batch_records[-1].update(record)
+            self._batch_records[-1].update(
+                train_loss=step["loss"], train_batch_size=self._batch_size
+            )
             self.notify("on_batch_end", batch=batch, training=True, **step)
         self.history.record("train_batch_count", n_batches)
 
@@ -141,7 +158,7 @@ class VAENet(NeuralNet):
             self.optimizer_.tie()
         result = self._gradient(*batch)
         if self.processes.n_processes > 1:
-            self._put_together(len(batch[0]))
+            self._sum_over_processes(len(batch[0]))
         self.notify(
             "on_grad_computed",
             named_parameters=self.get_all_learnable_params(),
@@ -150,8 +167,8 @@ class VAENet(NeuralNet):
         )
         self.optimizer_.step()
         if self.criterion_.guard is not None:
-            self.criterion_.guard.update(self._noted[-1][-1])
-        return {"loss": self._noted[-1][1], "y_pred": result}
+            self.criterion_.guard.update(self._batch_terms[-1][-1])
+        return {"loss": self._batch_terms[-1][1], "y_pred": result}
 
     def _gradient(self, x: Tensor, teacher_proba: Tensor) -> Pass:
         """Fill `grad` of the parameters, by hand or by autograd."""
@@ -162,19 +179,20 @@ class VAENet(NeuralNet):
         self.optimizer_.zero_grad()
         kind = torch.device(self.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
-            result, terms = self._forward(x, teacher_proba)
+            forward = self._compiled or self._forward_pass
+            result, terms = forward(x, teacher_proba)
         self._note(terms).backward()
         return result
 
-    def _put_together(self, n_share: int) -> None:
+    def _sum_over_processes(self, n_share: int) -> None:
         """Make gradient and losses of a share those of the batch."""
         gradients = self._gradients()
-        n_rows, *noted = self._noted.pop()
+        n_batch, *noted = self._batch_terms.pop()
         # Means over shares of unequal length do not weigh the same.
-        whole = self.processes.sum([*gradients, *noted], n_share / n_rows)
+        whole = self.processes.sum([*gradients, *noted], n_share / n_batch)
         for own, gradient in zip(gradients, whole, strict=False):
             own.copy_(gradient)
-        self._noted.append((n_rows, *whole[len(gradients) :]))
+        self._batch_terms.append((n_batch, *whole[len(gradients) :]))
 
     def _gradients(self) -> list[Tensor]:
         if isinstance(self.optimizer_, FlatAdam):
@@ -189,14 +207,12 @@ class VAENet(NeuralNet):
         result = self.module_(x)
         return result, self.criterion_.terms(result, x, teacher_proba)
 
-    def _choose_step(self) -> None:
-        """Decide by whom gradients are computed, as things are in this epoch."""
-        self._forward = self._compiled or self._forward_pass
-        plain = self._forward == self._forward_pass and not self.autocast
-        plain &= isinstance(self.optimizer_, FlatAdam)
-        self._by_hand = (
-            GradientByHand.of(self.module_, self.criterion_) if plain else None
-        )
+    def _choose_step(self) -> GradientByHand | None:
+        """Return who computes gradients as things are in this epoch, or None."""
+        plain = self._compiled is None and not self.autocast
+        if not (plain and isinstance(self.optimizer_, FlatAdam)):
+            return None
+        return GradientByHand.of(self.module_, self.criterion_)
 
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
@@ -207,30 +223,23 @@ class VAENet(NeuralNet):
     def _note(self, terms: Terms) -> Tensor:
         loss = self.criterion_.total(terms)
         noted = loss.detach(), *(t.detach() for t in terms)
-        self._noted.append((self._batch_size, *noted))
+        self._batch_terms.append((self._batch_size, *noted))
         return loss
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
-        """Run the epochs; on Ctrl-C or an error, return to the last full one."""
+        """Run the epochs; on Ctrl-C or an error, return to the last complete one."""
         # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
         self.interrupted_ = True
-        self._noted: list[tuple[Any, ...]] = []
         self._completed = Snapshot(self)
-        self._n_voted = len(self.history)
         self._compiled = self._compile()
         if isinstance(self.optimizer_, FlatAdam):
             self.optimizer_.bind([p for _, p in self.get_all_learnable_params()])
         try:
-            super().fit_loop(*args, **kwargs)
+            with suppress(_StopEarly):
+                super().fit_loop(*args, **kwargs)
             self.interrupted_ = False
-        except KeyboardInterrupt as stop:
-            if self._n_voted < len(self.history):
-                self.agree_to_stop(True)
-            unfinished = len(self.history) > self._completed.n_epochs
-            # skorch's early stopping raises this too, at the end of an epoch.
-            ctrl_c = not _raised_in_code(stop) or self.processes.interrupted
-            self.interrupted_ = unfinished or ctrl_c
-            if unfinished:
+        except KeyboardInterrupt:
+            if self._amid_an_epoch:
                 self._completed.restore(self)
         except BaseException:
             self._completed.restore(self)
@@ -238,18 +247,9 @@ class VAENet(NeuralNet):
             self.optimizer_.state.clear()
             raise
         finally:
-            del self._completed, self._noted, self._n_voted
             for name in _OF_EPOCHS:
                 self.__dict__.pop(name, None)
         return self
-
-    def agree_to_stop(self, wish: bool) -> bool:
-        """Return whether training ends with this epoch, as any process may wish.
-
-        Each has one vote an epoch, also if a callback of its own ends it before others.
-        """
-        self._n_voted = len(self.history)
-        return self.processes.vote(wish)
 
     def _compile(self) -> Callable[..., Any] | None:
         if self.forward_backend is None:
@@ -259,15 +259,17 @@ class VAENet(NeuralNet):
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Start the epoch's record."""
         super().on_epoch_begin(net, **kwargs)
-        self._noted = []
+        if self.observer is not None:
+            self.observer.begin()
+        self._batch_terms: list[tuple[Any, ...]] = []
         self._batch_records = self.history[-1]["batches"]
-        self._choose_step()
+        self._by_hand = self._choose_step()
         self._began = time.perf_counter()
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
-        sizes, *columns = zip(*self._noted, strict=True)
+        sizes, *columns = zip(*self._batch_terms, strict=True)
         # The one time in an epoch that waits for the device.
         values = torch.stack([torch.stack(column) for column in columns]).tolist()
         self.record_losses(sizes, values)
@@ -282,16 +284,13 @@ class VAENet(NeuralNet):
         records = self.history[-1]["batches"]
         for record, loss in zip(records, values[0], strict=True):
             record["train_loss"] = loss
-        means = dict(
-            zip(_PARTS, np.average(values, axis=1, weights=sizes), strict=True)
-        )
+        averages = np.average(values, axis=1, weights=sizes)
+        means = dict(zip(_PARTS, map(float, averages), strict=True))
         if not np.isfinite(means["train_loss"]):
             raise _not_finite("loss", len(self.history), _first_not_finite(values))
-        for name in ("train_loss", "reconstruction", "kl"):
-            self.history.record(name, float(means[name]))
-        best = min((row["train_loss"] for row in self.history[:-1]), default=math.inf)
-        # What skorch's Checkpoint asks for.
-        self.history.record("train_loss_best", bool(means["train_loss"] < best))
+        record_with_best(self, "train_loss", means["train_loss"])
+        for name in ("reconstruction", "kl"):
+            self.history.record(name, means[name])
         self.history.record("kl_weight", self.criterion_.kl_weight)
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
 
@@ -307,12 +306,8 @@ class VAENet(NeuralNet):
         self._completed = Snapshot(self, with_optimizer=False)
 
 
-def _on_cpu(parts: dict[str, Any]) -> dict[str, Any]:
-    """Copy all of them at once: they share tensors."""
-    memory = io.BytesIO()
-    torch.save(parts, memory)
-    memory.seek(0)
-    return torch.load(memory, map_location="cpu", weights_only=False)
+class _StopEarly(Exception):
+    """Ends the epochs because a callback asks for it."""
 
 
 class Snapshot:
@@ -345,11 +340,12 @@ def make_net(
     **settings: Any,
 ) -> VAENet:
     """Put a VAE and its loss into an initialised skorch net."""
+    objective = settings.setdefault("criterion__objective", Objective())
     net = VAENet(
         vae,
         criterion=AlignedELBO,
         criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
-        optimizer=_optimizer_for(vae, settings["criterion__objective"], callbacks),
+        optimizer=_optimizer_for(vae, objective, callbacks),
         optimizer__fused=device.type in ("cpu", "cuda"),
         train_split=None,
         callbacks=_all_callbacks(callbacks, verbose),
@@ -383,7 +379,7 @@ def resume_net(
     alignment_weight: float | LagrangeWeight,
     **settings: Any,
 ) -> None:
-    """Give an initialised net new settings and keep its weights and moments."""
+    """Give an initialised net new settings; it keeps its weights and moments."""
     net.set_params(**settings)
     for group in net.optimizer_.param_groups:
         # A learning rate schedule that joins late starts from here.
@@ -397,9 +393,7 @@ def resume_net(
 
 def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
     own = [("progress", Progress())] if verbose else []
-    check_callbacks(callbacks)
-    theirs = [_copied(given) for given in callbacks or []]
-    return [*own, *theirs, ("stop_where_wanted", Stop())]
+    return [*own, *map(_copied, callbacks or [])]
 
 
 def check_callbacks(callbacks: Sequence[Any] | None) -> None:
@@ -418,41 +412,12 @@ def _unnamed(given: Any) -> Any:
     return given[1] if isinstance(given, tuple) and len(given) == 2 else given
 
 
-def check_backend(name: str | None) -> None:
-    """Check that :func:`torch.compile` knows a backend."""
-    if name is None:
-        return
-    known = torch.compiler.list_backends(())
-    if name not in known:
-        raise ValueError(
-            "torch_compile must be True, False or one of "
-            f"{sorted(known)}, got {name!r}."
-        )
-
-
 def _copied(given: Any) -> Any:
     """Copy a callback, or a pair of name and callback, if it can be copied."""
     try:
         return copy.deepcopy(given)
     except TypeError:  # it holds a lock or a file
         return given
-
-
-def _raised_in_code(stop: KeyboardInterrupt) -> bool:
-    """Tell early stopping, where skorch raises this error itself, from Ctrl-C.
-
-    Ctrl-C arrives between two instructions, not at a raise statement.
-    """
-    *_, traceback = _tracebacks(stop)
-    instruction = traceback.tb_frame.f_code.co_code[traceback.tb_lasti]
-    return dis.opname[instruction] == "RAISE_VARARGS"
-
-
-def _tracebacks(error: BaseException) -> Iterator[TracebackType]:
-    traceback = error.__traceback__
-    while traceback is not None:
-        yield traceback
-        traceback = traceback.tb_next
 
 
 def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -7,7 +7,7 @@ import torch
 from skorch.callbacks import EpochTimer
 from torch import nn
 
-from skvaecert import _together as together
+from skvaecert._training import joint as together
 from skvaecert._training.batches import Resident, Standardisation, TrainingSet
 from skvaecert._training.device import seeded
 from skvaecert._training.joint import (
@@ -27,7 +27,7 @@ from skvaecert.simplex import simplex_vertices
 CPU = torch.device("cpu")
 N, D, LATENT, K = 333, 12, 4, 5
 # Seeds x alignment weights x KL weights.
-WEIGHTS = [(s, a, k) for s in range(2) for a in (0.0, 5.0) for k in (0.0, 1.0, 4.0)]
+WEIGHTS = [(s, a, k) for s in range(2) for a in (0.0, 5.0) for k in (0.0, 4.0)]
 
 
 class Other(Objective):
@@ -60,7 +60,7 @@ def net_for(seed=0, alignment_weight=5.0, kl_weight=1.0, likelihood="gaussian", 
         "criterion__scale": 1.5 + seed,
         "lr": 1e-2,
         "batch_size": 32,
-        "max_epochs": 15,
+        "max_epochs": 4,
     }
     vae = make_vae(D, LATENT, kw.pop("hidden_sizes", (16,)), kw.pop("encoder", None))
     return make_net(
@@ -107,8 +107,10 @@ def assert_same(a, b, atol=ROUNDING):
             assert x["train_batch_size"] == y["train_batch_size"]
 
 
-@pytest.mark.parametrize("hidden_sizes", [(), (16,), (9, 8)])
-@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize(
+    ("likelihood", "hidden_sizes"),
+    [("gaussian", ()), ("gaussian", (9, 8)), ("bernoulli", (16,))],
+)
 def test_nets_are_those_of_separate_fits(likelihood, hidden_sizes):
     kwargs = {"likelihood": likelihood, "hidden_sizes": hidden_sizes}
     fits = [ready(*weights, **kwargs) for weights in WEIGHTS]
@@ -179,7 +181,7 @@ def test_training_can_go_on():
         train(fit.net, training_set(fit.rows, fit.teacher_proba))
     for fit, other in zip(joined, alone, strict=True):
         assert_same(fit.net, other.net)
-        assert len(fit.net.history) == 30
+        assert len(fit.net.history) == 8
 
 
 def test_nets_that_differ_in_the_witness_only_are_not_mixed_up(monkeypatch):
@@ -305,7 +307,7 @@ def test_joint_training_gives_every_fit_its_net(monkeypatch):
         {"likelihood": "bernoulli"},
         {"rows": data(n=100)},
     ],
-    ids=str,
+    ids=lambda other: next(iter(other)),
 )
 def test_only_like_fits_are_joined(other, monkeypatch):
     makers = [
