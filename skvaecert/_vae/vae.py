@@ -35,7 +35,7 @@ from skvaecert._samples import Index, lazy_part, open_samples
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._teacher.posterior import posterior_of
 from skvaecert._training.batches import resolve_batch_size
-from skvaecert._training.device import resolve_device, seeded
+from skvaecert._training.device import resolve_backend, resolve_device, seeded
 from skvaecert._training.inference import decode, encode, evidence_bound, posterior
 from skvaecert._training.loop import prefit, train
 from skvaecert._training.net import (
@@ -815,7 +815,7 @@ class CertifiedVAE(
         """Find what is wrong before a teacher is fitted, which may take long."""
         Prefit.of(self.prefit)
         check_callbacks(self.callbacks)
-        _resolve_backend(self.torch_compile)
+        resolve_backend(self.torch_compile)
         for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
@@ -914,7 +914,7 @@ class CertifiedVAE(
             "max_epochs": n_epochs,
             "callbacks": self.callbacks,
             "verbose": self.verbose,
-            "forward_backend": _resolve_backend(self.torch_compile),
+            "forward_backend": resolve_backend(self.torch_compile),
             "autocast": self.autocast,
         }
 
@@ -982,19 +982,6 @@ def _float_type(samples: Any) -> type[np.floating]:
 
 def _own_copy(objective: Objective | None) -> Objective:
     return Objective() if objective is None else clone(objective)
-
-
-def _resolve_backend(torch_compile: bool | str) -> str | None:
-    """Return the backend for :func:`torch.compile`; None for none."""
-    if isinstance(torch_compile, bool | np.bool_):
-        return "inductor" if torch_compile else None
-    known = torch.compiler.list_backends(())
-    if torch_compile not in known:
-        raise ValueError(
-            f"torch_compile must be True, False or one of {sorted(known)}, got "
-            f"{torch_compile!r}."
-        )
-    return torch_compile
 
 
 def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
