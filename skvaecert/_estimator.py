@@ -158,7 +158,7 @@ def seed_unset(estimator: BaseEstimator, seed: int) -> None:
 
 
 def remember_params(estimator: Any) -> None:
-    """Remember the parameters that a warm start must find unchanged: `_fixed`."""
+    """Remember the parameters in `_fixed`, which a warm start must find unchanged."""
     estimator._remembered = _fixed_params(estimator)
 
 
