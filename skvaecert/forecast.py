@@ -42,6 +42,8 @@ _MAX_STEPS = 50
 _ROOT_TOLERANCE = 1e-12
 # Nats, from rounding alone.
 _NO_INFORMATION = 1e-9
+# From no margin to the analytic code, for scales near 1.
+_RATIOS = np.geomspace(1e-2, 1e4, 37)
 
 
 class Forecast(NamedTuple):
@@ -236,6 +238,39 @@ def ratio_for_margin(
 
     # Half and double, so that rounding does not matter at the ends.
     return _root(excess, low / 2, 2 * high)
+
+
+def forecast_curve(
+    teacher_proba: Floats,
+    scale: float,
+    alignment_weight: float | str,
+    kl_weight: float,
+    *,
+    target_margin: float | None = None,
+    ratio: ArrayLike | None = None,
+) -> ForecastCurve:
+    """Forecast over ratios, and at two weights or, if there is one, at a target."""
+    ratios = np.atleast_1d(np.asarray(_RATIOS if ratio is None else ratio, np.float64))
+    margins, energies = forecast_margin(teacher_proba, scale, ratios)
+    if target_margin is not None:
+        operating = ratio_for_margin(teacher_proba, scale, target_margin)
+    elif kl_weight > 0:
+        operating = float(alignment_weight) / kl_weight
+    else:
+        operating = np.inf if float(alignment_weight) > 0 else np.nan
+    point = Forecast(np.nan, np.nan)
+    if not np.isnan(operating):
+        point = forecast_margin(teacher_proba, scale, operating)
+    return ForecastCurve(
+        ratio=ratios,
+        margin=np.asarray(margins),
+        energy=np.asarray(energies),
+        teacher_information=teacher_information(teacher_proba),
+        operating_ratio=operating,
+        operating_margin=float(point.margin),
+        operating_energy=float(point.energy),
+        target_margin=target_margin,
+    )
 
 
 def guaranteed_margin(

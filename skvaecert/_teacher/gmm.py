@@ -1,7 +1,6 @@
 """GMMTeacher: soft cluster memberships, found without labels, as fixed targets."""
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import product
 from numbers import Integral, Real
@@ -23,7 +22,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._estimator import SavedMixin, restored_on_error
+from skvaecert._estimator import SavedMixin, restored_on_error, warn_user
 from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
 from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
 from skvaecert._teacher.em import Mixture
@@ -319,7 +318,7 @@ class GMMTeacher(
             self._fit_mixture(drawn, configurations, random_state)
             self._measure(projected[:, : self.pca_.n_components_])
         if self.information_ < _LITTLE_INFORMATION:
-            warnings.warn(self._little_information(), stacklevel=3)
+            warn_user(self._little_information())
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -533,7 +532,7 @@ class GMMTeacher(
                 f"The chosen mixture did not converge in max_iter={self.max_iter} "
                 "iterations. Raise max_iter, or check that X has structure."
             )
-            warnings.warn(message, ConvergenceWarning, stacklevel=5)
+            warn_user(message, ConvergenceWarning)
 
     def _set_temperature(self, samples: Floats, configuration: Configuration) -> None:
         criterion = self._criterion()

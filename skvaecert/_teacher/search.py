@@ -2,7 +2,6 @@
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
@@ -21,6 +20,7 @@ from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from skvaecert._estimator import warn_user
 from skvaecert._samples import numpy_only
 from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
 from skvaecert._teacher.em import Mixture, expect, fit_fast, log_joint
@@ -131,7 +131,7 @@ def search_teacher(
     candidates = [_in_original_units(candidate, scale) for candidate in candidates]
     best = candidates[order[0]]
     for warning in _findings(candidates, best, criterion, interrupted):
-        warnings.warn(warning, stacklevel=6)  # at the call of GMMTeacher.fit
+        warn_user(warning)  # at the call of GMMTeacher.fit
     return best, _table(candidates, order, criterion)
 
 
@@ -146,7 +146,7 @@ def refit_on_all(samples: Floats, found: Candidate, fitter: Fitter) -> Mixture:
     try:
         return fitter.resume(samples, start).rescaled(scale)
     except (KeyboardInterrupt, np.linalg.LinAlgError) as error:
-        warnings.warn(_not_refitted(found, error), stacklevel=6)
+        warn_user(_not_refitted(found, error))
     return found.mixture
 
 
