@@ -80,7 +80,9 @@ def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
     budget.spend(_ARRAY_COST * len(header), "arrays")
     # Refuses headers that do not describe the bytes that follow.
     loaded = safetensors().load(data)
-    arrays = {k: np.require(array, requirements="AW") for k, array in loaded.items()}
+    arrays = {
+        k: np.require(array, requirements=["A", "W"]) for k, array in loaded.items()
+    }
     metadata = header.get("__metadata__", {})
     if metadata.keys() != {"skvaecert", "sha256"}:
         raise ValueError("its metadata are not those of skvaecert.")

@@ -115,8 +115,11 @@ def check_params(kind: type, params: Mapping[str, Any]) -> None:
     if not issubclass(kind, BaseEstimator):
         return
     for name, value in params.items():
-        is_row = isinstance(value, list | tuple | np.ndarray)
-        items = list(value[: _MOST_ITEMS + 1]) if is_row else [value]
+        items = [value]
+        if isinstance(value, list | tuple | np.ndarray):
+            items = list(value[: _MOST_ITEMS + 1])
+        elif isinstance(value, dict):
+            items = list(value.values())
         nested = any(isinstance(i, list | tuple | dict | np.ndarray) for i in items)
         unsaved = name in NOT_SAVED and value is not None
         unknown = name not in SOME_PARAMS.get(kind, params)

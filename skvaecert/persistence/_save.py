@@ -13,6 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
+from skvaecert._estimator import warn_user
 from skvaecert._training.state import OwnModuleError
 from skvaecert.exceptions import InvalidFileError, NotSavedWarning
 from skvaecert.persistence._file import (
@@ -105,10 +106,10 @@ def save(estimator: BaseEstimator, path: Path) -> None:
     write_bytes(path, data)
     if packer.left_out:
         names = " and ".join(sorted(packer.left_out))
-        warnings.warn(
-            f"{names} cannot be saved and will be None after load: set them again.",
-            NotSavedWarning,
-            stacklevel=2,
+        warn_user(
+            NotSavedWarning(
+                f"{names} cannot be saved and will be None after load: set them again."
+            )
         )
 
 
