@@ -2,7 +2,7 @@
 
 Functions on NumPy arrays for whoever has posteriors and no estimator. All are
 computed in float64 and given in nats; sums run over components, means over samples.
-They read their arrays once, some rows at a time, so that memory-mapped ones will do.
+They read each array once, in chunks, so that arrays may be memory-mapped.
 """
 
 from collections.abc import Callable, Iterator
@@ -45,24 +45,24 @@ __all__ = [
 
 # log-softmax in float32 with logits up to 1e4 is off by less than this.
 _NORMALISATION_TOLERANCE = 1e-3
-# Numbers that are worked on at a time, so that they stay in a processor's cache.
-_CHUNK_NUMBERS = 2**16
+# Values in a chunk: few enough to stay in a processor's cache.
+_CHUNK_VALUES = 2**16
 
 
 class MarginSums:
-    """Margin, teacher information and alignment loss of rows that come in batches.
+    """Margin, teacher information and alignment loss of samples that come in batches.
 
     With C = -sum_i p_i sum_k T_ik log q_ik, H = -sum_i p_i sum_k T_ik log T_ik and the
     entropy of the mean teacher, H_mean = -sum_k mean T_k log mean T_k::
 
         G = H_mean - C,    I_T = H_mean - H,    A = C - H
 
-    All are made of sums over rows: one pass over them is enough, whatever their number.
+    All are sums over samples: one pass is enough, and parts can be merged.
 
     Attributes
     ----------
     n_samples : int
-        Rows seen.
+        Number of samples so far.
     total_weight : float
         The sum of their weights.
 
@@ -94,7 +94,7 @@ class MarginSums:
         witness_log_proba: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows.
+        """Add samples.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class MarginSums:
         Returns
         -------
         self : MarginSums
-            With these rows added; as before if an argument is not valid.
+            With these samples added; unchanged if an argument is not valid.
 
         Raises
         ------
@@ -123,21 +123,21 @@ class MarginSums:
         witness_logits: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows whose witness is known up to a constant a row.
+        """Add samples whose witness is known up to a constant per sample.
 
         Parameters
         ----------
         teacher_proba : array-like of shape (n_samples, n_components)
             T, every entry above 0, rows summing to 1.
         witness_logits : array-like of shape (n_samples, n_components)
-            Finite numbers of which the witness is the softmax.
+            Finite values; the witness is their softmax.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights, finite and not negative; 1 when None.
 
         Returns
         -------
         self : MarginSums
-            With these rows added; as before if an argument is not valid.
+            With these samples added; unchanged if an argument is not valid.
 
         Raises
         ------
@@ -147,22 +147,22 @@ class MarginSums:
         return self._grow(teacher_proba, witness_logits, sample_weight, _log_sum_exp)
 
     def merge(self, other: "MarginSums") -> Self:
-        """Add the rows that other sums have seen.
+        """Add the samples of other sums.
 
         Parameters
         ----------
         other : MarginSums
-            Of other rows; it stays as it is.
+            Of other samples; it does not change.
 
         Returns
         -------
         self : MarginSums
-            With these rows added.
+            With these samples added.
 
         Raises
         ------
         ValueError
-            If the rows have another number of components.
+            If the samples have another number of components.
         """
         if other.n_samples == 0:
             return self
@@ -176,7 +176,7 @@ class MarginSums:
 
     @property
     def mean_proba(self) -> Floats:  # numpydoc ignore=RT01
-        """The mean teacher of the rows seen, ndarray of shape (n_components,)."""
+        """Mean teacher, ndarray of shape (n_components,)."""
         return np.asarray(self._proba / self.total_weight)
 
     @property
@@ -215,8 +215,8 @@ class MarginSums:
     def _check_components(self, shape: tuple[int, ...]) -> None:
         if self.n_samples and shape != np.shape(self._proba):
             raise ValueError(
-                f"teacher_proba must have {np.size(self._proba)} columns, as the rows "
-                f"before, got {shape[0]}."
+                f"teacher_proba must have {np.size(self._proba)} columns, as the "
+                f"samples before, got {shape[0]}."
             )
 
     def _grow(
@@ -224,7 +224,9 @@ class MarginSums:
         teacher_proba: ArrayLike,
         witness: ArrayLike,
         sample_weight: ArrayLike | None,
-        normaliser: Callable[[Floats], Floats],
+        log_sums: Callable[[Floats], Floats],
+        *,
+        with_entropy: bool = True,
     ) -> Self:
         posteriors = self._checked_posteriors(teacher_proba)
         witnesses = _as_log_proba(witness, posteriors.shape)
@@ -233,9 +235,10 @@ class MarginSums:
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
             sums = check_row_sums(proba)
             grown._add_teacher(proba, weight, sums)
-            excess = normaliser(log_q) - _row_products(proba, log_q) / sums
-            grown._cross_entropy += float(weight @ excess)
-            grown._add_entropy(proba, weight, sums)
+            losses = _cross_entropies(proba, sums, log_q, log_sums)
+            grown._cross_entropy += float(weight @ losses)
+            if with_entropy:
+                grown._add_entropy(proba, weight, sums)
         vars(self).update(vars(grown))
         return self
 
@@ -250,16 +253,17 @@ class MarginSums:
 
 
 class SpreadSums:
-    """Mean and variance of each column of rows that come in batches.
+    """Mean and variance of each column of samples that come in batches.
 
-    Two sets of rows with weights v and w, means a and b, and sums of squares about them
-    make one with mean a + (b - a) w / (v + w) and (b - a)^2 v w / (v + w) more in the
-    sum of squares. All is taken from the first row: equal rows spread by exactly 0.
+    Two sets of samples with weights v and w, means a and b, and sums of squares about
+    these make one with mean a + (b - a) w / (v + w) and (b - a)^2 v w / (v + w) more in
+    the sum of squares. Distances are taken from the first sample, so that equal samples
+    have a variance of exactly 0.
 
     Attributes
     ----------
     first : ndarray of shape (n_columns,)
-        The first row.
+        The first sample.
     total_weight : float
         The sum of the weights.
 
@@ -278,19 +282,19 @@ class SpreadSums:
         self._squares: Floats | float = 0.0
 
     def update(self, rows: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:
-        """Add rows.
+        """Add samples.
 
         Parameters
         ----------
         rows : array-like of shape (n_samples, n_columns)
-            Finite numbers.
+            Finite values.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights, finite and not negative; 1 when None.
 
         Returns
         -------
         self : SpreadSums
-            With these rows added.
+            With these samples added.
         """
         values = np.asanyarray(rows)
         weights = unit_weight(len(values), sample_weight, check_weight)
@@ -299,17 +303,17 @@ class SpreadSums:
         return self
 
     def merge(self, other: "SpreadSums") -> Self:
-        """Add the rows that other sums have seen.
+        """Add the samples of other sums.
 
         Parameters
         ----------
         other : SpreadSums
-            Of other rows with as many columns; it stays as it is.
+            Of other samples with as many columns; it does not change.
 
         Returns
         -------
         self : SpreadSums
-            With these rows added; the first row stays the first.
+            With these samples added; `first` does not change.
         """
         if not len(self.first):
             self.first = other.first.copy()
@@ -325,7 +329,7 @@ class SpreadSums:
 
     @property
     def dispersion(self) -> float:  # numpydoc ignore=RT01
-        """Root mean square distance of the rows from their mean."""
+        """Root mean square distance of the samples from their mean."""
         return float(np.sqrt(self.variance.sum()))
 
     def _add(self, rows: Floats, weight: Floats) -> None:
@@ -341,7 +345,7 @@ class SpreadSums:
     def _join(
         self, mean: Floats | float, squares: Floats | float, added: float
     ) -> None:
-        """Add a set of rows with its mean, its squares about that, and its weight."""
+        """Add samples by their mean, their squares about it and their weight."""
         step, total = mean - self._mean, self.total_weight + added
         self._squares = self._squares + squares
         self._squares += step**2 * self.total_weight * added / total
@@ -354,8 +358,8 @@ def teacher_information(
 ) -> float:
     """Teacher information: I_T = sum_i p_i KL(T_i || mean T).
 
-    The mutual information between the row and the teacher's component: what the
-    best constant student pays, and the most that any margin can reach.
+    The mutual information between the sample and the component of the teacher: the
+    alignment loss of the best constant student, and the most that a margin can reach.
 
     Parameters
     ----------
@@ -367,7 +371,7 @@ def teacher_information(
     Returns
     -------
     float
-        Nats, in [0, log K]; 0, to within rounding, for one sample or equal rows.
+        Nats, in [0, log K]; 0, to within rounding, for one sample or equal ones.
 
     Raises
     ------
@@ -434,8 +438,7 @@ def alignment_loss(
     >>> round(alignment_loss(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]])), 4)
     0.3681
     """
-    n_samples = len(np.asanyarray(teacher_proba))
-    weight = unit_weight(n_samples, sample_weight, check_sample_weight)
+    weight = _normalised_weight(sample_weight, teacher_proba)
     sums = MarginSums().update(teacher_proba, witness_log_proba, weight)
     return sums.alignment_loss
 
@@ -483,17 +486,12 @@ def collapse_margin(
     >>> collapse_margin(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]]))
     0.0
     """
-    posteriors = _as_posteriors(teacher_proba)
-    log_probas = _as_log_proba(witness_log_proba, posteriors.shape)
-    weights = unit_weight(len(posteriors), sample_weight, check_sample_weight)
-    total = MarginSums()
-    # Without the entropy, which takes most of the time.
-    for proba, log_q, weight in _in_chunks(posteriors, log_probas, weights):
-        sums = check_row_sums(proba)
-        total._add_teacher(proba, weight, sums)
-        excess = _log_sums(log_q) - _row_products(proba, log_q) / sums
-        total._cross_entropy += float(weight @ excess)
-    return total.margin
+    weight = _normalised_weight(sample_weight, teacher_proba)
+    # The entropy of the teacher takes most of the time and is not needed.
+    sums = MarginSums()._grow(
+        teacher_proba, witness_log_proba, weight, _log_sums, with_entropy=False
+    )
+    return sums.margin
 
 
 def margin_contributions(
@@ -501,7 +499,7 @@ def margin_contributions(
     witness_log_proba: ArrayLike,
     sample_weight: ArrayLike | None = None,
 ) -> Floats:
-    """Contribution of each row to the margin: g_i = sum_k T_ik log(q_ik / mean T_k).
+    """Contribution of each sample to the margin: g_i = sum_k T_ik log(q_ik / mean T_k).
 
     Parameters
     ----------
@@ -542,14 +540,14 @@ def margin_contributions(
 
 
 def cross_entropies(teacher_proba: ArrayLike, witness_logits: ArrayLike) -> Floats:
-    """Cross entropy of each row: -sum_k T_ik log q_ik, with q the softmax of logits.
+    """Cross entropy of each sample: -sum_k T_ik log q_ik, q the softmax of logits.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1.
     witness_logits : array-like of shape (n_samples, n_components)
-        Finite numbers, log q up to a constant a row.
+        Finite values, log q up to a constant per sample.
 
     Returns
     -------
@@ -567,9 +565,10 @@ def cross_entropies(teacher_proba: ArrayLike, witness_logits: ArrayLike) -> Floa
     >>> cross_entropies([[0.9, 0.1]], [[0.0, 0.0]]).round(4)
     array([0.6931])
     """
-    proba = check_teacher_proba(teacher_proba)
+    proba = np.asarray(teacher_proba, dtype=np.float64)
+    sums = check_row_sums(proba)
     logits = np.asarray(_as_log_proba(witness_logits, proba.shape), dtype=np.float64)
-    return np.asarray(_log_sum_exp(logits) - _row_products(proba, logits))
+    return _cross_entropies(proba, sums, logits, _log_sum_exp)
 
 
 def escape_force(
@@ -591,7 +590,7 @@ def escape_force(
     Returns
     -------
     ndarray of shape (n_samples, latent_dim)
-        The descent direction of each row's alignment loss, nats per latent unit.
+        Descent direction of each sample's alignment loss, nats per latent unit.
 
     References
     ----------
@@ -599,7 +598,7 @@ def escape_force(
 
     Examples
     --------
-    On a collapsed code every row is pushed its own way.
+    On a collapsed code the force differs between samples.
 
     >>> from skvaecert.metrics import escape_force
     >>> from skvaecert.simplex import simplex_vertices
@@ -774,7 +773,7 @@ def component_information(
     """Information in each component: I_k = sum_i p_i T_ik log(T_ik / mean T_k).
 
     Equal to mean T_k KL(p(i|k) || p_i), where p(i|k) = p_i T_ik / mean T_k says how
-    component k is spread over the rows; so it is never below 0.
+    component k is spread over the samples; so it is never below 0.
 
     Parameters
     ----------
@@ -786,7 +785,8 @@ def component_information(
     Returns
     -------
     ndarray of shape (n_components,)
-        Nats, at least 0; their sum is the teacher information I_T.
+        Nats, at least 0, and exactly 0 for equal samples; their sum is the teacher
+        information I_T.
 
     Raises
     ------
@@ -803,10 +803,15 @@ def component_information(
     >>> component_information([[0.9, 0.1], [0.1, 0.9]]).round(3)
     array([0.184, 0.184])
     """
-    proba = check_teacher_proba(teacher_proba)
+    given = np.asarray(teacher_proba, dtype=np.float64)
+    check_row_sums(given)
+    # Unlike a matrix product, this sum rounds equal rows alike.
+    proba = given / given.sum(axis=1, keepdims=True)
     weight = check_sample_weight(sample_weight, len(proba))
-    shares = weight @ (proba * (np.log(proba) - np.log(weight @ proba)))
-    return np.asarray(np.maximum(0.0, shares))
+    # The mean of equal values is that value, whatever the rounding of the weights.
+    are_equal = (proba == proba[0]).all(axis=0)
+    mean = np.where(are_equal, proba[0], weight @ proba)
+    return np.asarray(np.maximum(0.0, weight @ (proba * np.log(proba / mean))))
 
 
 def component_visibility(
@@ -814,13 +819,13 @@ def component_visibility(
     witness_log_proba: ArrayLike,
     sample_weight: ArrayLike | None = None,
 ) -> Floats:
-    """How well the witness tells each component's rows from the others.
+    """How well the witness tells the samples of each component from the others.
 
     V_k = sum_i p_i T_ik log(q_ik / mean q_k), with the witness's own mean. Both
     p(i|k) = p_i T_ik / mean T_k and r(i|k) = p_i q_ik / mean q_k are distributions
-    over rows, and V_k = I_k - mean T_k KL(p(i|k) || r(i|k)). So V_k is at most I_k, and
-    component k is invisible where V_k is not above 0: the witness places its rows no
-    better than a constant does.
+    over samples, and V_k = I_k - mean T_k KL(p(i|k) || r(i|k)). So V_k is at most I_k,
+    and component k is invisible where V_k is not above 0: the witness places its
+    samples no better than a constant does.
 
     Parameters
     ----------
@@ -889,8 +894,8 @@ def view_gap(
     own_view_proba : array-like of shape (n_samples, n_components)
         T(x_i): posteriors of what the encoder sees, every entry above 0.
     target_view_proba : array-like of shape (n_samples, n_components)
-        T(v_i): posteriors of what it is aligned with, every entry above 0, row by row
-        of the same samples.
+        T(v_i): posteriors of what it is aligned with, every entry above 0, of the same
+        samples in the same order.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
@@ -928,7 +933,7 @@ def view_gap(
 
 
 def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
-    """Yield slices of rows that fit into a processor's cache together.
+    """Yield slices of samples that fit into a processor's cache together.
 
     Parameters
     ----------
@@ -946,7 +951,7 @@ def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
     >>> list(gen_rows(5, 2**15))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    size = max(1, _CHUNK_NUMBERS // n_columns)
+    size = max(1, _CHUNK_VALUES // n_columns)
     for start in range(0, n_samples, size):
         yield slice(start, min(start + size, n_samples))
 
@@ -1046,21 +1051,21 @@ def unit_weight(
     sample_weight: ArrayLike | None,
     check: Callable[[ArrayLike, int], Floats],
 ) -> Floats:
-    """Check weights, or return one number that poses as 1 for each row.
+    """Check weights; without any, return a zero-stride array of ones.
 
     Parameters
     ----------
     n_samples : int
-        The number of rows.
+        Number of samples.
     sample_weight : array-like of shape (n_samples,) or None
         Weights.
     check : callable
-        Given weights and the number of rows.
+        Called with the weights and `n_samples`.
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        Read-only where None was given, and without memory of its own.
+        Read-only if `sample_weight` is None.
 
     Examples
     --------
@@ -1077,14 +1082,14 @@ def unit_weight(
 def _in_chunks(
     values: NDArray[Any], *arrays: NDArray[Any]
 ) -> Iterator[tuple[Floats, ...]]:
-    """Yield rows of arrays in float64."""
+    """Yield chunks of arrays in float64."""
     for rows in gen_rows(*values.shape):
         chunks = (a[rows] for a in (values, *arrays))
         yield tuple(np.ascontiguousarray(c, dtype=np.float64) for c in chunks)
 
 
 def _as_posteriors(teacher_proba: ArrayLike) -> NDArray[Any]:
-    """Return an array whose rows are still to be checked, without a copy of it."""
+    """Check the shape only, without a copy of the array."""
     proba = np.asanyarray(teacher_proba)
     if proba.ndim != 2 or proba.size == 0:
         check_teacher_proba(proba)  # which raises
@@ -1106,8 +1111,23 @@ def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
     return np.asarray(log_q - _log_sums(log_q)[:, None])
 
 
+def _normalised_weight(
+    sample_weight: ArrayLike | None, teacher_proba: ArrayLike
+) -> Floats | None:
+    if sample_weight is None:
+        return None
+    return check_sample_weight(sample_weight, len(np.asanyarray(teacher_proba)))
+
+
 def _margin_of(proba: Floats, logits: Floats, weight: Floats) -> float:
     return MarginSums().update_logits(proba, logits, weight).margin
+
+
+def _cross_entropies(
+    proba: Floats, sums: Floats, log_q: Floats, log_sums: Callable[[Floats], Floats]
+) -> Floats:
+    """Return -sum_k T_ik log q_ik; `sums` normalise T, `log_sums` normalises q."""
+    return np.asarray(log_sums(log_q) - _row_products(proba, log_q) / sums)
 
 
 def _row_products(a: Floats, b: Floats) -> Floats:
@@ -1115,7 +1135,7 @@ def _row_products(a: Floats, b: Floats) -> Floats:
 
 
 def _log_sums(log_q: Floats) -> Floats:
-    """Return log sum_k q_ik of rows: an excess e would fake a margin of e."""
+    """Return log sum_k q_ik: an excess e would fake a margin of e."""
     # The largest is about 0 if they are valid: what underflows does not count.
     with np.errstate(over="ignore", divide="ignore"):
         total = np.log(np.exp(log_q) @ np.ones(log_q.shape[1]))

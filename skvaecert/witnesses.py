@@ -1,8 +1,8 @@
 """What reads a code: softmax of a linear map, fixed or fitted (theory sections 6, 8).
 
-A witness that was not fitted on the rows it reads is constant wherever the code is, so
-that a margin above 0 proves that the code is not. The fixed simplex needs no fit; one
-fitted after training serves encoders that were trained without any.
+A witness that was not fitted on the samples it reads is constant wherever the code is,
+so that a margin above 0 proves that the code is not. The fixed simplex needs no fit;
+the others are fitted after training, for encoders that were trained without a witness.
 """
 
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ class LinearWitness:
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Log-probabilities up to a constant a row, in float64.
+            Log-probabilities up to a constant per sample, in float64.
         """
         return np.asarray(
             np.asarray(codes, dtype=np.float64) @ self.weights.T + self.bias
@@ -98,17 +98,17 @@ class LinearWitness:
         return np.asarray(log_softmax(self.logits(codes), axis=1))
 
     def equals(self, other: "LinearWitness") -> bool:
-        """Tell whether another witness is the same, number by number.
+        """Tell whether another witness has the same name and the same values.
 
         Parameters
         ----------
         other : LinearWitness
-            Another one.
+            Another witness.
 
         Returns
         -------
         bool
-            Whether it is.
+            Whether both are equal.
         """
         return (
             self.name == other.name
@@ -127,7 +127,7 @@ class LinearWitness:
         Parameters
         ----------
         mean_proba : ndarray of shape (n_components,)
-            A mean teacher; that of other rows than those to be read.
+            Mean teacher of other samples than those to be read.
         strength : float
             s, at least 0; at 0 the witness is the mean teacher, whatever the code.
 
@@ -189,7 +189,7 @@ def fit_procrustes(
     teacher_proba: ArrayLike,
     sample_weight: ArrayLike | None = None,
 ) -> LinearWitness:
-    """Turn, shift and scale latent means towards the analytic code, in closed form.
+    """Rotate, shift and scale latent means towards the analytic code, in closed form.
 
     With centred means M and analytic codes Z, R = argmin ||M R - Z|| over orthogonal
     matrices comes from the singular values of M^T Z, and their sum over ||M||^2 is the
@@ -198,16 +198,16 @@ def fit_procrustes(
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        Encoder means of calibration rows.
+        Encoder means of calibration samples.
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the same rows, every entry above 0.
+        T of the same samples, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
     Returns
     -------
     LinearWitness
-        Its name is "procrustes". Certify other rows with it.
+        Its name is "procrustes". Certify other samples with it.
 
     Raises
     ------
@@ -262,16 +262,16 @@ def fit_linear(
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        Encoder means of calibration rows.
+        Encoder means of calibration samples.
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the same rows, every entry above 0.
+        T of the same samples, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
     Returns
     -------
     LinearWitness
-        Its name is "linear". Certify other rows with it.
+        Its name is "linear". Certify other samples with it.
 
     Raises
     ------
@@ -317,17 +317,17 @@ def fit_linear(
 def fit_strength(
     logits: ArrayLike, teacher_proba: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> float:
-    """Fit how far a witness is to be trusted: the s >= 0 of q ~ mean T exp(s logits).
+    """Fit the strength of a witness: s >= 0 in q ~ mean T exp(s logits).
 
-    Maximises the margin on calibration rows, which is concave in s. Noise in codes asks
-    for less than 1; at 0 the margin is 0, so it never has to be negative.
+    Maximises the margin on calibration samples, which is concave in s. Noise in the
+    codes makes s smaller than 1; at 0 the margin is 0, so s need not be negative.
 
     Parameters
     ----------
     logits : array-like of shape (n_samples, n_components)
-        Of the witness.
+        Logits of the witness.
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the same rows, every entry above 0.
+        T of the same samples, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
@@ -368,11 +368,11 @@ def fit_strength(
 def _checked(
     values: ArrayLike, teacher_proba: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats]:
-    rows = np.asarray(values, dtype=np.float64)
-    if rows.ndim != 2 or rows.size == 0 or not np.isfinite(rows).all():
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(
             "codes and logits must be 2-d arrays of finite numbers, one row a sample, "
-            f"got shape {rows.shape}."
+            f"got shape {array.shape}."
         )
-    proba = check_teacher_proba(teacher_proba, len(rows))
-    return rows, proba, check_sample_weight(sample_weight, len(rows))
+    proba = check_teacher_proba(teacher_proba, len(array))
+    return array, proba, check_sample_weight(sample_weight, len(array))

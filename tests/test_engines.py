@@ -1,10 +1,11 @@
-"""Other engines have the scores of one process, and what is left if a worker dies."""
+"""Searches and certificates on several processes, also where one of them dies."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, KFold
 from skorch.callbacks import Callback
 from threadpoolctl import threadpool_limits
@@ -25,6 +27,11 @@ from skvaecert.model_selection import (
     best_certified,
     certificate_scorers,
 )
+from skvaecert.wrappers import TrainedEncoder
+
+# Torch and scikit-learn take about 400 MB of it.
+MEMORY_LIMIT = 900_000_000
+N_FEATURES, N_BLOCK, N_BLOCKS = 1000, 4000, 30
 
 PAGE = Path(__file__).parents[1] / "docs" / "scaling.md"
 N_FITS = 6
@@ -130,10 +137,21 @@ def _no_processes_left():
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-@pytest.fixture
-def loky(_no_processes_left):
+def loky():
     """The engine of joblib."""
-    with joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=1):
+    return joblib.parallel_config("loky", n_jobs=2, inner_max_num_threads=1)
+
+
+@contextmanager
+def forking_server():
+    """Fork workers from a process that has imported torch, once for all of them."""
+    if sys.platform == "win32":
+        yield
+        return
+    dask, utils = pytest.importorskip("dask"), pytest.importorskip("distributed.utils")
+    method = {"distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(method):
+        utils.get_mp_context().set_forkserver_preload(["distributed", "skvaecert"])
         yield
 
 
@@ -146,14 +164,20 @@ def dask_client(tmp_path_factory):
 def local_client(folder, n_workers=2, threads_per_worker=1):
     psutil, dask = pytest.importorskip("psutil"), pytest.importorskip("dask")
     distributed = pytest.importorskip("distributed")
+    settings = {
+        "temporary-directory": str(folder),
+        "distributed.scheduler.allowed-failures": 1,
+    }
     options = {
         "n_workers": n_workers,
         "threads_per_worker": threads_per_worker,
+        "memory_limit": MEMORY_LIMIT,
         "dashboard_address": "127.0.0.1:0",
         "local_directory": folder,
     }
     with (
-        dask.config.set({"temporary-directory": str(folder)}),
+        dask.config.set(settings),
+        forking_server(),
         distributed.LocalCluster(**options) as cluster,
         distributed.Client(cluster) as client,
     ):
@@ -205,10 +229,13 @@ def test_another_seed_would_be_noticed(alone, make_search, rows):
     assert {"mean_test_margin", "mean_test_elbo"} <= set(differ)
 
 
-@pytest.mark.usefixtures("loky")
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_processes_left")
 def test_loky_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
     search = make_search(callbacks=[Fatal(str(tmp_path))])
-    assert_same(search.fit(rows), alone, rows)
+    with loky():
+        search.fit(rows)
+    assert_same(search, alone, rows)
     assert_fitted_elsewhere(tmp_path)
 
 
@@ -296,18 +323,21 @@ def saved(folder):
 
 
 @can_kill
-@pytest.mark.usefixtures("loky")
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_processes_left")
 def test_loky_says_so_when_a_worker_dies(alone, make_search, rows, tmp_path):
     folder = tmp_path / "teachers"
     search = make_search(callbacks=[Fatal(str(tmp_path))], memory=str(folder))
     arm(tmp_path)
-    with pytest.raises(TerminatedWorkerError, match=r"SIGKILL\(-9\)"):
+    with loky(), pytest.raises(TerminatedWorkerError, match=r"SIGKILL\(-9\)"):
         search.fit(rows)
     assert_not_fitted(search)
     teachers = saved(folder)
     assert len(teachers) == 2
 
-    assert_same(search.fit(rows), alone, rows)
+    # Here, because processes take seconds to be there again.
+    with threadpool_limits(1):
+        assert_same(search.fit(rows), alone, rows)
     # The third is that of all rows; the others were read.
     assert len(saved(folder)) == 3
     assert teachers.items() <= saved(folder).items()
@@ -318,7 +348,8 @@ def blocks_of_page():
 
 
 @can_kill
-@pytest.mark.usefixtures("loky")
+@pytest.mark.slow
+@pytest.mark.usefixtures("_no_processes_left")
 def test_finished_candidates_survive_a_kill(
     alone, make_search, rows, folds, tmp_path, monkeypatch
 ):
@@ -341,7 +372,10 @@ def test_finished_candidates_survive_a_kill(
     assert 1 <= len(finished) < 3
 
     (tmp_path / "begun").write_text("")
-    exec(recipe, scope)
+    engine = '"loky", n_jobs=2, inner_max_num_threads=1'
+    assert engine in recipe
+    with threadpool_limits(1):
+        exec(recipe.replace(engine, '"sequential"'), scope)
     assert finished.items() <= saved(tmp_path / "finished").items()
     assert len(begun(tmp_path)) == 2 * (3 - len(finished)) + 1
     for name, values in scores(alone).items():
@@ -350,10 +384,12 @@ def test_finished_candidates_survive_a_kill(
     assert scope["best"].score(rows) == alone.best_estimator_.score(rows)
 
 
+@pytest.mark.slow
 def test_script_of_the_page_runs_and_leaves_nothing_behind(tmp_path):
     pytest.importorskip("distributed")
     (code,) = (code for code in blocks_of_page() if "LocalCluster" in code)
     short = code.replace("max_epochs=30", "max_epochs=3")
+    short = short.replace("n_workers=2", "n_workers=1")
     (tmp_path / "search.py").write_text(short)
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -369,3 +405,97 @@ def test_script_of_the_page_runs_and_leaves_nothing_behind(tmp_path):
     assert run.returncode == 0, run.stderr
     assert re.fullmatch(r"{'estimator__alignment_weight': \d+}\n", run.stdout)
     assert [path.name for path in tmp_path.iterdir()] == ["search.py", "temporary"]
+
+
+# Certificates by map and reduce.
+
+
+def mixture(block):
+    """Samples of three groups, the same for the same block whoever asks."""
+    generator = np.random.default_rng(block)
+    samples = generator.random((N_BLOCK, N_FEATURES))
+    samples[np.arange(N_BLOCK), generator.integers(3, size=N_BLOCK)] += 6
+    return samples
+
+
+def first_columns(X):
+    return 0.3 * np.asarray(X)[:, :3]
+
+
+def nothing(X):
+    return np.full((len(X), 3), 0.1)
+
+
+class Deadly:
+    """An encoder that kills the process it runs in, the first times it is called."""
+
+    def __init__(self, folder, n_deaths):
+        self.folder, self.n_deaths, self.owner = folder, n_deaths, os.getpid()
+
+    def transform(self, X):
+        n_before = len(os.listdir(self.folder))
+        if os.getpid() != self.owner and n_before < self.n_deaths:
+            (self.folder / str(n_before)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return first_columns(X)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """Return what fits a certifier of an encoder to a block."""
+    block = mixture(99)
+    teacher = FrozenEstimator(GMMTeacher(n_components=3, random_state=0).fit(block))
+
+    def fit(encoder):
+        certifier = CollapseCertifier(encoder, teacher=teacher, random_state=0)
+        return certifier.fit(block)
+
+    return fit
+
+
+def in_parts(certifier, n_blocks):
+    """What is to be computed: a part for each block, and one of all."""
+    dask = pytest.importorskip("dask")
+    sent = dask.delayed(certifier)
+    parts = [
+        sent.partial_certificate(dask.delayed(mixture)(block), block)
+        for block in range(n_blocks)
+    ]
+    return parts[0].merge(*parts[1:])
+
+
+@pytest.mark.usefixtures("dask_client")
+@pytest.mark.parametrize(
+    ("encode", "n_blocks", "verdict"),
+    [(first_columns, N_BLOCKS, "certified"), (nothing, 4, "constant")],
+)
+def test_more_rows_than_fit_into_a_worker(fitted, encode, n_blocks, verdict):
+    assert N_BLOCKS * mixture(0).nbytes > MEMORY_LIMIT
+    certifier = fitted(TrainedEncoder(encode))
+    merged = in_parts(certifier, n_blocks).compute()
+    certificate = merged.certificate()
+    assert certificate.verdict == verdict
+    assert certificate.n_samples == n_blocks * N_BLOCK
+    assert merged.parts == set(range(n_blocks))
+    here = certifier.certify_batches(map(mixture, range(n_blocks)))
+    assert certificate.margin == pytest.approx(here.margin, abs=here.tolerance)
+
+
+@can_kill
+@pytest.mark.usefixtures("dask_client")
+def test_a_worker_that_is_killed_changes_no_number(fitted, tmp_path):
+    """Its parts are computed again, and count once."""
+    certifier = fitted(Deadly(tmp_path, 1))
+    merged = in_parts(certifier, 4).compute()
+    assert len(os.listdir(tmp_path)) == 1
+    assert merged.parts == set(range(4))
+    alone = [certifier.partial_certificate(mixture(k), k) for k in range(4)]
+    assert merged.certificate() == alone[0].merge(*alone[1:]).certificate()
+
+
+@can_kill
+@pytest.mark.usefixtures("dask_client")
+def test_what_kills_every_worker_is_an_error_and_no_certificate(fitted, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    with pytest.raises(distributed.KilledWorker, match="on 2 different workers"):
+        in_parts(fitted(Deadly(tmp_path, 1000)), 1).compute()

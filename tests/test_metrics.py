@@ -237,7 +237,7 @@ def test_a_batch_that_is_not_valid_adds_nothing(proba, mean):
     bad[-1] = 0.5
     with pytest.raises(ValueError, match="sum to 1"):
         sums.update(bad, np.repeat(log_q, 2000, axis=0))
-    with pytest.raises(ValueError, match="5 columns, as the rows before, got 4"):
+    with pytest.raises(ValueError, match="5 columns, as the samples before, got 4"):
         sums.update(np.full((2, 4), 0.25), np.log(np.full((2, 4), 0.25)))
     assert vars(sums) == before
 
@@ -339,8 +339,13 @@ def test_no_component_is_seen_better_than_it_can_be(seed, sharp):
     np.testing.assert_allclose(component_visibility(proba, np.log(proba)), available)
 
 
-def test_equal_rows_have_no_information_in_any_component():
-    """Rounding alone would say -7e-17."""
+@given(st.integers(1, 70), st.integers(2, 40), st.integers(0, 2**32 - 1))
+def test_equal_rows_have_no_information_in_any_component(n, n_components, seed):
+    """Exactly none, where rounding alone would say some 1e-17."""
+    rng = np.random.default_rng(seed)
+    row = 0.99 * rng.dirichlet(np.ones(n_components)) + 0.01 / n_components
+    information = component_information(np.tile(row, (n, 1)), rng.uniform(size=n))
+    np.testing.assert_array_equal(information, 0)
     assert (component_information(np.full((6, 3), 1 / 3)) == 0).all()
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 from functools import reduce
 
 import dask.array
@@ -15,8 +16,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import FunctionTransformer
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
-from skvaecert._certificate.sums import CertificateSums, RoundTripSums, SampledSums
-from skvaecert._certifier.kinds import EncoderStability
+from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
+from skvaecert._certifier.encoded import EncodedSamples
+from skvaecert._certifier.kinds import Stability
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.metrics import MarginSums, SpreadSums
 from skvaecert.persistence import load, save
@@ -77,10 +79,14 @@ def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
         information = whole.information_bound
         assert certificates[0].information_bound == pytest.approx(information)
     else:
-        assert certificates[0].margin == pytest.approx(whole.margin, abs=1e-6)
-        # That of round trips is found by trying, on other rows in each part.
-        far = 1e-6 if kind == "round_trip" else 1e-3 * whole.tolerance
-        assert certificates[0].tolerance == pytest.approx(whole.tolerance, abs=far)
+        far = whole.tolerance
+        assert certificates[0].margin == pytest.approx(whole.margin, abs=far)
+        # That of round trips is four times the shift that rounding made when it was
+        # tried, on other rows and with other signs in each part. Four times, so that
+        # it covers any other trial: each tolerance is above the other's shift.
+        ratio = certificates[0].tolerance / whole.tolerance
+        low, high = (1 / 4, 4) if kind == "round_trip" else (0.999, 1.001)
+        assert low < ratio < high
 
 
 def test_weights_count_across_parts(certifier, rows):
@@ -104,7 +110,7 @@ def test_a_part_can_be_sent(certifier, rows):
     assert len(pickle.dumps(few)) == pytest.approx(len(sent), abs=200)
     assert len(sent) < 10_000
     assert pickle.loads(sent).certificate() == many.certificate()
-    assert repr(many) == "<PartialCertificate of 320 rows in 1 part(s)>"
+    assert repr(many) == "<PartialCertificate of 320 samples in 1 part(s)>"
 
 
 def test_copies_of_a_certifier_make_parts_of_one_certificate(certifier, rows, tmp_path):
@@ -150,9 +156,8 @@ def test_two_collapsed_encoders_do_not_make_one_that_is_not(rows):
     with pytest.raises(ValueError, match="do not fit it on each"):
         first.merge(last)
     # What the error prevents.
-    forged = copy.deepcopy(first.collected)
-    forged.merge(last.collected)
-    assert forged.conclude(0.0).verdict == "certified"
+    forged = first.merge(replace(last, origin=first.origin))
+    assert forged.certificate().verdict == "certified"
 
 
 def test_rows_do_not_count_twice(certifier, rows):
@@ -209,7 +214,7 @@ def test_a_part_has_a_number(certifier, rows, part):
 def test_rows_of_the_fit_are_found_in_parts_too(certifier, rows):
     parts = parts_of(certifier, np.r_[rows[1], rows[0][:40]], [320, 40], kind="sampled")
     assert parts[0].certificate().verdict == "certified"
-    with pytest.raises(ValueError, match="40 of 360 rows that were in fit"):
+    with pytest.raises(ValueError, match="40 of 360 samples that were in fit"):
         parts[0].merge(parts[1]).certificate()
 
 
@@ -261,7 +266,7 @@ def test_no_constant_code_in_parts_is_certified(sizes, dtype, seed):
 def merged_sums(proba, means, sizes, vertices, scale):
     witness, cuts = simplex_witness(vertices, scale), np.cumsum(sizes)[:-1]
     pieces = zip(np.split(proba, cuts), np.split(means, cuts), strict=True)
-    parts = [CertificateSums(witness).update(*piece) for piece in pieces]
+    parts = [MeanSums(witness).update(*piece) for piece in pieces]
     return reduce(lambda a, b: a.merge(b), parts)
 
 
@@ -282,7 +287,7 @@ def test_sums_of_parts_are_those_of_all_rows():
     centred = values - np.average(values, axis=0, weights=weight)
     expected = np.average(centred**2, axis=0, weights=weight)
     np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
-    with pytest.raises(ValueError, match="4 columns, as the rows before, got 2"):
+    with pytest.raises(ValueError, match="4 columns, as the samples before, got 2"):
         merged.merge(MarginSums().update([[0.5, 0.5]], np.log([[0.5, 0.5]])))
 
 
@@ -314,7 +319,7 @@ def test_rounding_in_many_small_parts_is_still_called_constant():
 
 def test_sums_of_two_witnesses_are_not_merged():
     vertices = simplex_vertices(4, 3)
-    one, other = (CertificateSums(simplex_witness(vertices, b)) for b in (1.0, 2.0))
+    one, other = (MeanSums(simplex_witness(vertices, b)) for b in (1.0, 2.0))
     with pytest.raises(ValueError, match="same witness"):
         one.merge(other)
 
@@ -341,9 +346,8 @@ def stored(rows, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["zarr", "dask", "uneven", "memmap"])
-@pytest.mark.parametrize("size", [10, 100, 10_000])
-def test_stored_rows_are_certified(certifier, rows, stored, form, size, monkeypatch):
-    monkeypatch.setattr("skvaecert._certifier._MOST_ROWS", size)
+def test_stored_rows_are_certified(certifier, rows, stored, form, monkeypatch):
+    monkeypatch.setattr("skvaecert._samples._MOST_SAMPLES", 100)
     for kind in KINDS:
         whole = certifier.certify(rows[1], kind=kind)
         certificate = certifier.certify(stored[form], kind=kind)
@@ -373,18 +377,11 @@ class Watched:
         return self.rows
 
 
-@pytest.mark.parametrize(
-    ("chunks", "expected"),
-    [(None, [80] * 4), ((30, 6), [60] * 5 + [20]), ((200, 6), [200, 120])],
-)
-def test_whole_chunks_are_read_and_no_more(
-    certifier, rows, monkeypatch, chunks, expected
-):
-    """Once each: rows that are encoded again are at hand."""
-    monkeypatch.setattr("skvaecert._certifier._MOST_NUMBERS", 80 * 6)
-    watched = Watched(rows[1], chunks)
+def test_stored_rows_are_read_once(certifier, rows):
+    """Rows that are encoded again are at hand."""
+    watched = Watched(rows[1], (200, 6))
     assert certifier.certify(watched).verdict == "certified"
-    assert watched.read == expected
+    assert watched.read == [320]
 
 
 @pytest.mark.parametrize("form", ["zarr", "dask", "memmap"])
@@ -404,15 +401,6 @@ def test_teacher_proba_may_be_stored_too(certifier, rows, stored, tmp_path):
     array[:] = proba
     expected = certifier.score(rows[1])
     assert certifier.score(stored["zarr"], teacher_proba=array) == expected
-
-
-def test_an_unknown_number_of_rows_is_an_error(certifier, rows):
-    unknown = dask.array.from_array(rows[1], chunks=(50, 6))
-    unknown = unknown[unknown[:, 0] > 0]
-    with pytest.raises(ValueError, match="compute_chunk_sizes"):
-        certifier.certify(unknown)
-    known = unknown.compute_chunk_sizes()
-    assert certifier.certify(known).n_samples == (rows[1][:, 0] > 0).sum()
 
 
 # What is summed, beyond the margin.
@@ -478,14 +466,16 @@ class Moody(BaseEstimator):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
     """Large means move by more; they may all lie in one part."""
-    index = np.arange(1, 4)
     seen = []
     for magnitude, moved in ((1.0, 0.0), (1e6, 1.0)):
-        repeated, means = EncoderStability(), np.full((4, 2), magnitude)
-        again = means[index] + [moved, 0.0]
-        repeated.compare(means, means, lambda rows, again=again: again[: len(rows)])
-        seen.append(repeated)
-    first, second = (copy.deepcopy(seen[place]) for place in order)
+        encoder = FunctionTransformer(
+            lambda X, moved=moved: X + np.array([moved * (len(X) < 4), 0.0])
+        )
+        stability = Stability()
+        samples = EncodedSamples(encoder, None, np.full((4, 2), magnitude))
+        stability.compare(samples, lambda these: these.means)
+        seen.append(stability)
+    first, second = (seen[place] for place in order)
     first.merge(second)
     assert first.moved == 1.0
     first.warn_if_unstable()
@@ -495,7 +485,7 @@ def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
 def test_the_decoder_is_as_unsteady_as_in_its_worst_part(certifier, rows):
     parts = parts_of(certifier, rows[1], [160, 160], kind="round_trip")
     own = [part.certificate().tolerance for part in parts]
-    parts[1].collected._shift += 1.0
+    parts[1].collected.stability.note(1.0)
     for first, second in (parts, parts[::-1]):
         tolerance = first.merge(second).certificate().tolerance
         assert tolerance > 1.0 > max(own)

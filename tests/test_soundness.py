@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA, TruncatedSVD
 
 from skvaecert import CollapseCertifier, certify
-from skvaecert._certificate.sums import CertificateSums, SampledSums
+from skvaecert._certificate.sums import MeanSums, SampledSums
 from skvaecert.simplex import analytic_code, simplex_vertices
 from skvaecert.witnesses import LinearWitness, fit_linear, fit_procrustes
 
@@ -107,9 +107,10 @@ def test_the_interval_is_wider_where_few_draws_tell_its_width():
     witness = LinearWitness(np.array([[1.0], [-1.0]]), np.zeros(2), "raw")
 
     def interval(seed, n_draws):
-        sums = SampledSums(witness, n_draws, np.random.default_rng(seed))
+        generator = np.random.default_rng(seed)
+        sums = SampledSums(witness, n_draws, generator, confidence=0.9)
         sums.update(proba, np.array([[0.5], [0.0], [1.0]]), np.ones((3, 1)))
-        return sums.certificate(confidence=0.9)
+        return sums.certificate()
 
     truth = interval(0, 5000).margin
     tries = [interval(seed, 2) for seed in range(1, 401)]
@@ -260,7 +261,7 @@ def test_steep_witnesses_overflow_to_a_refusal():
     for size in (1e-90, 1e-110, 1e-158, 1e-300):
         mean = np.array([[0.0], [size]] * 2)
         for fit in (fit_linear, fit_procrustes):
-            sums = CertificateSums(fit(mean, proba)).update(proba, mean)
+            sums = MeanSums(fit(mean, proba)).update(proba, mean)
             assert sums.certificate().verdict != "certified"
 
 
@@ -274,7 +275,7 @@ def test_summation_error_covers_logits_with_a_large_common_part():
         bias = offset + rng.normal(size=K)
         witness = LinearWitness(rng.normal(size=(K, 1)), bias, "linear")
         codes = rng.normal(size=(5, 1))
-        sums = CertificateSums(witness).update(proba, codes)
+        sums = MeanSums(witness).update(proba, codes)
         worst = max(worst, abs(sums.margin - _margin(proba, witness, codes, mpmath)))
         assert worst <= sums.summation_error
     assert worst > 0

@@ -1,4 +1,4 @@
-"""The certificate: what is said."""
+"""The certificate: what is said of an encoder, in values, sentences and tables."""
 
 import dataclasses
 import html
@@ -8,74 +8,75 @@ from dataclasses import dataclass
 
 __all__ = ["Certificate"]
 
-
 _COLOURS = {"certified": "seagreen", "inconclusive": "goldenrod", "constant": "crimson"}
 
-_IN_NATS = [
-    "information_bound",
-    "margin",
-    "margin_high",
-    "margin_low",
-    "teacher_information",
-    "alignment_loss",
-    "tolerance",
-    "safety_margin",
-]
-
-_UNITS = dict.fromkeys(_IN_NATS, " nats")
+_UNITS = dict.fromkeys(
+    [
+        "margin",
+        "teacher_information",
+        "alignment_loss",
+        "tolerance",
+        "safety_margin",
+        "margin_low",
+        "margin_high",
+        "information_bound",
+    ],
+    " nats",
+)
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Verdict on constant collapse of an encoder mean, with the numbers behind it.
+    """Verdict on constant collapse of an encoder mean, with the values behind it.
 
-    `str` gives a sentence, notebooks show a table, :meth:`to_json` a record.
+    `str` gives a sentence, notebooks show a table, :meth:`to_json` gives a record.
 
     Attributes
     ----------
     verdict : {"certified", "inconclusive", "constant"}
-        "certified": the margin is above safety margin and tolerance, so the mean is
-        not constant on these rows. "constant": the means are equal to within
-        rounding, on rows that the teacher tells apart. "inconclusive": neither was
-        shown; this is no proof of collapse.
+        "certified": the margin exceeds safety margin plus tolerance, so the mean is
+        not constant on these samples. "constant": the means are equal to within
+        rounding, on samples that the teacher tells apart. "inconclusive": neither was
+        shown; this does not prove collapse.
     margin : float
         G = I_T - A, nats, at most `teacher_information`.
     teacher_information : float
-        I_T on these rows, nats.
+        I_T on these samples, nats.
     alignment_loss : float
-        A on these rows, nats.
+        A on these samples, nats.
     relative_margin : float
         G / I_T, at most 1; nan if the teacher information is 0.
     tolerance : float
         What rounding could have added to the margin, nats.
     safety_margin : float
-        What the user asked for on top, nats.
+        tau, the margin that the user asked for on top, nats.
     dispersion_bound : float
-        The means' root mean square distance from their average is at least this; 0 for
-        kinds that do not say.
+        Certified lower bound on `dispersion`; 0 for kinds that give none.
     dispersion : float
-        That distance as measured, in latent units; the prior's is sqrt(latent_dim).
+        Root mean square distance of the means from their average, in latent units;
+        that of the prior is sqrt(latent_dim).
     witness : str
         The witness that read the code. "raw" is the fixed simplex of the papers;
-        "procrustes" and "linear" were fitted on other rows, which proves as much but is
-        not their certificate; "teacher" reads reconstructions.
+        "procrustes" and "linear" were fitted on other samples, which proves as much
+        but is not the papers' certificate; "teacher" reads reconstructions.
     n_samples : int
-        The number of rows.
+        Number of samples.
     n_components : int
         K.
     latent_dim : int
         d.
     kind : {"mean", "sampled", "round_trip"}
         What is certified: that the mean is not constant; that codes drawn from q(z|x)
-        carry information on x; that encoder and decoder together pass it on.
+        carry information about x; that encoder and decoder together pass it on.
     confidence : float or None
-        Of the interval from `margin_low` to `margin_high`, over the draws of codes;
-        None where nothing is drawn.
+        Confidence level of the interval from `margin_low` to `margin_high`, over the
+        draws of codes; None where nothing is drawn.
     margin_low, margin_high : float
         The Monte-Carlo interval of a sampled margin, nats; else the margin itself.
     information_bound : float or None
-        No code of this encoder carries more on these rows: the smaller of the mean
-        KL(q(z|x) || N(0, I)) and log n, nats; None unless `kind` is "sampled".
+        Upper bound on the information that codes carry about these samples: the
+        smaller of the mean KL(q(z|x) || N(0, I)) and log n, nats; None unless `kind`
+        is "sampled".
 
     See Also
     --------
@@ -91,7 +92,7 @@ class Certificate:
     >>> vertices = simplex_vertices(2, 1)
     >>> code = analytic_code(teacher_proba, vertices, 1.0)
     >>> print(certify(teacher_proba, code, vertices, 1.0))
-    Certified: on these 2 rows the encoder mean is not constant; margin 0.37 of at
+    Certified: on these 2 samples the encoder mean is not constant; margin 0.37 of at
     most 0.37 nats (100 %). The means' distance from their average is 1.10 (root mean
     square), certified to be at least 0.46.
     """
@@ -121,11 +122,11 @@ class Certificate:
             "constant": self._constant_sentence,
             "inconclusive": self._inconclusive_sentence,
         }[self.verdict]()
-        rows = f"on these {self.n_samples} rows"
+        samples = f"on these {self.n_samples} samples"
         if self.kind != "round_trip" and self.witness != "raw":
             # Not the papers' certificate, whose witness is fitted on nothing.
-            rows += f", by a {self.witness} witness fitted on others,"
-        return f"{self.verdict.capitalize()}: {rows} {sentence}"
+            samples += f", by a {self.witness} witness fitted on others,"
+        return f"{self.verdict.capitalize()}: {samples} {sentence}"
 
     def _certified_sentence(self) -> str:
         share = f"{self.relative_margin:.0%}".replace("%", " %")
@@ -137,13 +138,13 @@ class Certificate:
             return f"encoder and decoder together pass input on; {margin}"
         if self.kind == "sampled":
             return (
-                f"a drawn code carries at least {_short(self.margin_low)} nats on its "
-                f"input and at most {_short(self.information_bound)} (lower bound: "
+                f"a drawn code carries at least {_short(self.margin_low)} nats about "
+                f"its input and at most {_short(self.information_bound)} (lower bound: "
                 f"{self._interval()})."
             )
         return (
             f"the encoder mean is not constant; {margin} "
-            + "The means' distance from their average is "
+            "The means' distance from their average is "
             f"{_short(self.dispersion)} (root mean square), certified to be at least "
             f"{_short(self.dispersion_bound)}."
         )
@@ -185,7 +186,7 @@ class Certificate:
         distance = _short(self.dispersion)
         if self.teacher_information <= self.safety_margin + self.tolerance:
             return (
-                "The teacher tells these rows apart by only "
+                "The teacher tells these samples apart by only "
                 f"{_short(self.teacher_information)} nats: no code could do better."
             )
         # A tenth of the prior's width in every dimension.

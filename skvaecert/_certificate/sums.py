@@ -1,7 +1,13 @@
-"""The sums that a certificate is made of, and the verdict on them."""
+"""How a certificate is collected: sums over samples, for each kind of certificate.
+
+Samples come in batches, and sums of parts are merged; no sample is kept. What is said
+of the sums in the end is decided in :mod:`skvaecert._certificate.verdict`.
+"""
 
 import math
-from typing import Any, Self
+from collections.abc import Iterator
+from numbers import Integral
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -9,10 +15,15 @@ from scipy.stats import norm, t
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.rounding import (
-    MeanSums,
+    RoundingSums,
     noise_margin,
     noise_needed,
     summation_error,
+)
+from skvaecert._certificate.verdict import (
+    check_not_negative,
+    checked_margin,
+    conclude,
 )
 from skvaecert.metrics import (
     MarginSums,
@@ -24,17 +35,57 @@ from skvaecert.metrics import (
 from skvaecert.simplex import Floats, check_teacher_proba, check_weight
 from skvaecert.witnesses import LinearWitness
 
-__all__ = ["CertificateSums", "RoundTripSums", "SampledSums", "check_confidence"]
+__all__ = ["MeanSums", "RoundTripSums", "SampledSums", "Sums", "check_shapes"]
+
+# Chance of a wrong verdict on drawn codes: that of five standard errors, 3e-7.
+_CHANCE = float(norm.sf(5.0))
 
 
-class CertificateSums:
-    """What a certificate of the mean needs to know of rows that come in batches."""
+class Sums:
+    """What all kinds share: the witness, and the sums of its margin."""
+
+    kind: ClassVar[str]
 
     def __init__(self, witness: LinearWitness) -> None:
         self.witness = witness
         self.alignment = MarginSums()
+
+    @property
+    def n_samples(self) -> int:
+        return self.alignment.n_samples
+
+    @property
+    def margin(self) -> float:
+        """G of the samples so far, nats; an error if there are none."""
+        return checked_margin(self.alignment)
+
+    def merge(self, other: Any) -> Self:
+        """Add the samples of other sums of this kind."""
+        if not self.witness.equals(other.witness):
+            raise ValueError("parts must be read by the same witness, got two.")
+        self.alignment.merge(other.alignment)
+        return self
+
+    def _conclude(self, **findings: Any) -> Certificate:
+        return conclude(
+            self.alignment,
+            kind=self.kind,
+            witness=self.witness.name,
+            n_samples=self.n_samples,
+            latent_dim=self.witness.weights.shape[1],
+            **findings,
+        )
+
+
+class MeanSums(Sums):
+    """Sums for ``kind="mean"``: the latent mean is not constant (theory section 2)."""
+
+    kind = "mean"
+
+    def __init__(self, witness: LinearWitness) -> None:
+        super().__init__(witness)
         self._forces = SpreadSums()
-        self._means = MeanSums()
+        self._means = RoundingSums()
 
     def update(
         self,
@@ -42,75 +93,55 @@ class CertificateSums:
         latent_mean: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows."""
-        means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
-        shape = self.witness.weights.shape
-        check_shapes(means, posteriors, shape)
-        weights = unit_weight(len(means), sample_weight, check_weight)
-        for rows in gen_rows(len(means), max(shape)):
-            weight = np.ascontiguousarray(weights[rows])
-            self._add(posteriors[rows], _checked(means[rows]), weight)
+        """Add samples."""
+        chunks = _chunks(self.witness, teacher_proba, sample_weight, latent_mean)
+        for proba, weight, (mean,) in chunks:
+            # Checks the posteriors first.
+            self.alignment.update_logits(proba, self.witness.logits(mean), weight)
+            self._forces.update(_force_terms(proba, self.witness), weight)
+            self._means.add(mean, weight)
         return self
 
-    def merge(self, other: "CertificateSums") -> Self:
-        """Add the rows that other sums have seen."""
-        _check_same_witness(self.witness, other.witness)
-        self.alignment.merge(other.alignment)
+    def merge(self, other: "MeanSums") -> Self:
+        """Add the samples of other sums."""
+        super().merge(other)
         self._forces.merge(other._forces)
         self._means.merge(other._means)
         return self
 
     @property
-    def margin(self) -> float:  # numpydoc ignore=RT01
-        """G of the rows so far, nats; an error if there are none."""
-        return _checked_margin(self.alignment)
-
-    @property
-    def summation_error(self) -> float:  # numpydoc ignore=RT01
+    def summation_error(self) -> float:
         """Bound on the error of the computed margin, given teacher and latent means."""
         return summation_error(self.alignment, self.witness, self._means.mean_norm)
 
     def certificate(
         self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
     ) -> Certificate:
-        """Return the certificate of all rows so far."""
-        _check_not_negative("latent_noise", latent_noise)
-        margin = self.margin
+        """Return the certificate of all samples so far."""
+        check_not_negative("latent_noise", latent_noise)
+        margin, arithmetic = self.margin, self.summation_error
         noise = max(self._means.rounding_noise, latent_noise)
-        arithmetic = self.summation_error
-        tolerance = arithmetic + noise_margin(noise, self._force, self.witness.gain)
-        least = noise_needed(margin - tolerance, self._force, self.witness)
-        return _conclude(
-            self.alignment,
+        force = self._forces.dispersion
+        tolerance = arithmetic + noise_margin(noise, force, self.witness.gain)
+        return self._conclude(
             error=arithmetic,
             tolerance=tolerance,
             safety_margin=safety_margin,
             are_constant=self._means.are_constant,
             dispersion=self._means.spread.dispersion,
-            dispersion_bound=least,
-            witness=self.witness.name,
-            n_samples=self.alignment.n_samples,
-            latent_dim=self.witness.weights.shape[1],
+            dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
         )
 
-    def _add(self, proba: ArrayLike, mean: Floats, weight: Floats) -> None:
-        # Checks the posteriors first.
-        self.alignment.update_logits(proba, self.witness.logits(mean), weight)
-        # Forces differ by A^T (T_i - T_j), wherever the code is (theory section 4).
-        self._forces.update(check_teacher_proba(proba) @ self.witness.weights, weight)
-        self._means.add(mean, weight)
 
-    @property
-    def _force(self) -> float:
-        """f_rms of theory section 4."""
-        return self._forces.dispersion
+class SampledSums(Sums):
+    """Sums for ``kind="sampled"``: drawn codes carry information (theory section 6).
 
-
-class SampledSums:
-    """What a certificate of drawn codes needs to know of rows that come in batches.
-
-    Theory section 6 (ours).
+    Codes are drawn twice: for each sample its own, which give the margin, and with the
+    same draws for all samples, where equal posteriors give equal codes, so that luck
+    cannot make a margin. Only a margin in both is certified.
     """
+
+    kind = "sampled"
 
     def __init__(
         self,
@@ -118,26 +149,28 @@ class SampledSums:
         n_draws: int,
         generator: np.random.Generator,
         part: int | None = None,
+        confidence: float = 0.95,
     ) -> None:
-        self.witness = witness
+        super().__init__(witness)
+        _check_draws(n_draws, confidence)
         self.n_draws = n_draws
-        self.alignment = MarginSums()
+        self.confidence = confidence
+        latent_dim = witness.weights.shape[1]
         self._forces = SpreadSums()
-        self._means, self._deviations = MeanSums(), MeanSums()
+        self._means, self._deviations = RoundingSums(), RoundingSums()
         self._variance = self._squared_variance = self._kl = 0.0
         self._narrowest = math.inf
         # Squared errors of mean, log deviation and deviation, in rounding units.
-        self._errors = np.zeros((3, witness.weights.shape[1]))
-        # The same for all rows, so that equal posteriors give equal codes. With the
-        # moments of N(0, 1), for few draws would often miss weak information.
-        noise = generator.standard_normal((n_draws, witness.weights.shape[1]))
+        self._errors = np.zeros((3, latent_dim))
+        # With the moments of N(0, 1), for few draws would often miss weak information.
+        noise = generator.standard_normal((n_draws, latent_dim))
         noise -= noise.mean(axis=0)
         self._shared_noise = noise / noise.std(axis=0)
         self._shared_loss = 0.0
-        self.generator = generator
+        self._generator = generator
         if part is not None:
             seed = int(generator.integers(2**63))
-            self.generator = np.random.default_rng([part, seed])
+            self._generator = np.random.default_rng([part, seed])
 
     def update(
         self,
@@ -146,33 +179,34 @@ class SampledSums:
         latent_std: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows."""
-        means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
-        shape = self.witness.weights.shape
-        check_shapes(means, posteriors, shape)
-        deviations = np.asanyarray(latent_std)
-        if deviations.shape != means.shape or not (deviations > 0).all():
+        """Add samples."""
+        mean, deviation = np.asanyarray(latent_mean), np.asanyarray(latent_std)
+        if deviation.shape != mean.shape or not (deviation > 0).all():
             raise ValueError(
                 "latent_std must have the shape of latent_mean and entries above 0, "
-                f"got shape {deviations.shape} with a smallest entry of "
-                f"{deviations.min()}."
+                f"got shape {deviation.shape} with a smallest entry of "
+                f"{deviation.min()}."
             )
-        weights = unit_weight(len(means), sample_weight, check_weight)
-        for rows in gen_rows(len(means), max(shape)):
-            mean, deviation = _checked(means[rows]), _checked(deviations[rows])
-            weight = np.ascontiguousarray(weights[rows])
-            self._add(posteriors[rows], mean, deviation, weight)
+        chunks = _chunks(self.witness, teacher_proba, sample_weight, mean, deviation)
+        for proba, weight, codes in chunks:
+            self._add_draws(proba, weight, *codes)
+            self._forces.update(_force_terms(proba, self.witness), weight)
+            self._add_rounding(weight, *codes)
         return self
 
     def merge(self, other: "SampledSums") -> Self:
-        """Add the rows that other sums have seen."""
-        _check_same_witness(self.witness, other.witness)
+        """Add the samples of other sums."""
+        if self.confidence != other.confidence:
+            raise ValueError(
+                "parts must have the same confidence, got "
+                f"{self.confidence} and {other.confidence}."
+            )
         if not np.array_equal(self._shared_noise, other._shared_noise):
             raise ValueError(
                 "parts must have the same n_draws, and draws from the same seed, got "
                 "others. Give the certifier an int as random_state."
             )
-        self.alignment.merge(other.alignment)
+        super().merge(other)
         self._forces.merge(other._forces)
         self._means.merge(other._means)
         self._deviations.merge(other._deviations)
@@ -184,24 +218,22 @@ class SampledSums:
         self._shared_loss += other._shared_loss
         return self
 
+    @property
+    def n_samples(self) -> int:
+        return self.alignment.n_samples // self.n_draws
+
     def certificate(
-        self,
-        *,
-        safety_margin: float = 0.0,
-        confidence: float = 0.95,
-        latent_noise: float = 0.0,
+        self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
     ) -> Certificate:
-        """Return the certificate of all rows so far."""
-        check_confidence(confidence)
-        _check_not_negative("latent_noise", latent_noise)
-        margin, total = _checked_margin(self.alignment), self.alignment.total_weight
+        """Return the certificate of all samples so far."""
+        check_not_negative("latent_noise", latent_noise)
+        margin, total = self.margin, self.alignment.total_weight
         standard_error = math.sqrt(self._variance) / total
-        half = float(t.ppf((1 + confidence) / 2, self._freedom)) * standard_error
-        n_samples = self.alignment.n_samples // self.n_draws
+        level = (1 + self.confidence) / 2
+        half = float(t.ppf(level, self._freedom)) * standard_error
         arithmetic = summation_error(self.alignment, self.witness, self._norm)
         shared = self.alignment.mean_entropy - self._shared_loss / total
-        return _conclude(
-            self.alignment,
+        return self._conclude(
             error=arithmetic,
             tolerance=arithmetic + self._noise(latent_noise),
             safety_margin=safety_margin,
@@ -209,56 +241,41 @@ class SampledSums:
             is_luck=not shared > arithmetic + self._shared_tolerance(latent_noise),
             are_constant=self._means.are_constant and self._deviations.are_constant,
             dispersion=self._means.spread.dispersion,
-            dispersion_bound=0.0,
-            witness=self.witness.name,
-            n_samples=n_samples,
-            latent_dim=self.witness.weights.shape[1],
-            kind="sampled",
-            confidence=confidence,
+            confidence=self.confidence,
             margin_low=margin - half,
             margin_high=margin + half,
-            information_bound=min(self._kl / total, math.log(n_samples)),
+            information_bound=min(self._kl / total, math.log(self.n_samples)),
         )
 
-    def _add(
-        self, proba: ArrayLike, mean: Floats, deviation: Floats, weight: Floats
+    def _add_draws(
+        self, proba: NDArray[Any], weight: Floats, mean: Floats, deviation: Floats
     ) -> None:
-        losses = np.empty((self.n_draws, len(mean)))
-        share = weight / self.n_draws
-        # Row by row, so that the draws do not depend on how rows come in batches.
+        losses, share = np.empty((self.n_draws, len(mean))), weight / self.n_draws
+        # Sample by sample, so that the draws do not depend on the batches.
         shape = len(mean), self.n_draws, mean.shape[1]
-        noises = self.generator.standard_normal(shape).swapaxes(0, 1)
+        noises = self._generator.standard_normal(shape).swapaxes(0, 1)
         for draw, noise in enumerate(noises):
             logits = self.witness.logits(mean + deviation * noise)
             self.alignment.update_logits(proba, logits, share)
             losses[draw] = cross_entropies(proba, logits)
-        spread = losses.var(axis=0, ddof=1) / self.n_draws
-        variance = weight**2 * spread
+        variance = weight**2 * (losses.var(axis=0, ddof=1) / self.n_draws)
         self._variance += float(variance.sum())
         self._squared_variance += float(variance @ variance)
         for noise in self._shared_noise:
             logits = self.witness.logits(mean + deviation * noise)
             self._shared_loss += float(share @ cross_entropies(proba, logits))
-        self._forces.update(check_teacher_proba(proba) @ self.witness.weights, weight)
-        squares = mean**2 + deviation**2
-        kl = (squares - 2 * np.log(deviation) - 1).sum(axis=1) / 2
+
+    def _add_rounding(self, weight: Floats, mean: Floats, deviation: Floats) -> None:
+        """Add what tells size and rounding of means and deviations, and the KL term."""
+        kl = (mean**2 + deviation**2 - 2 * np.log(deviation) - 1).sum(axis=1) / 2
         self._kl += float(weight @ kl)
-        self._errors += self._squared_errors(mean, deviation, weight)
+        self._errors += _squared_errors(mean, deviation, weight)
         self._narrowest = min(self._narrowest, float(deviation.min()))
         self._means.add(mean, weight)
         self._deviations.add(deviation, weight)
 
-    @staticmethod
-    def _squared_errors(mean: Floats, deviation: Floats, weight: Floats) -> Floats:
-        """Return those of mean / deviation, log deviation and deviation."""
-        # Networks give the logarithm of a deviation, and round that.
-        logs = np.maximum(np.log(deviation) ** 2, 1)
-        with np.errstate(over="ignore"):
-            means = (np.maximum(np.abs(mean), 1) / deviation) ** 2
-        return np.stack([weight @ means, weight @ logs, weight @ (logs * deviation**2)])
-
     def _noise(self, latent_noise: float) -> float:
-        """Bound the KL of what rounding, or other company, may have moved apart."""
+        """Bound the KL of what rounding, or another batch, may have moved apart."""
         units = np.array([self._means.unit, self._deviations.unit]) ** 2
         errors = self._errors[:2] / self.alignment.total_weight
         # What shows no error has none, were it infinite in units.
@@ -270,7 +287,7 @@ class SampledSums:
         return rounding + float(moved) + min(latent_noise, 1e50) ** 2 * growth
 
     def _shared_tolerance(self, latent_noise: float) -> float:
-        """Bound the margin that noise can fake where rows share their draws."""
+        """Bound the margin that noise can fake where samples share their draws."""
         squares = (self._shared_noise**2).mean(axis=0) / self.alignment.total_weight
         widths = self._errors[2] * squares
         noise = math.sqrt(float(self._deviations.unit**2 @ widths))
@@ -282,30 +299,32 @@ class SampledSums:
     def _freedom(self) -> float:
         """Degrees of freedom of the standard error, by Satterthwaite.
 
-        Fewer where few rows weigh much, or vary most.
+        Fewer where few samples weigh much, or vary most.
         """
         if self._squared_variance == 0:
             return 1.0
-        rows = self._variance**2 / self._squared_variance
-        return (self.n_draws - 1) * max(1.0, rows)
+        effective = self._variance**2 / self._squared_variance
+        return (self.n_draws - 1) * max(1.0, effective)
 
     @property
     def _norm(self) -> float:
         return self._means.mean_norm + self._deviations.mean_norm
 
 
-class RoundTripSums:
-    """What a round-trip certificate needs to know of rows that come in batches.
+class RoundTripSums(Sums):
+    """Sums for ``kind="round_trip"``: reconstructions show the teacher's groups.
 
-    Theory section 7 (ours).
+    The witness is the teacher itself (theory section 7).
     """
 
+    kind = "round_trip"
+
     def __init__(self, n_components: int, latent_dim: int) -> None:
-        self.n_components = n_components
-        self.latent_dim = latent_dim
-        self.alignment = MarginSums()
+        # Only its shape and its name are of use: no logit is computed.
+        weights = np.zeros((n_components, latent_dim))
+        super().__init__(LinearWitness(weights, np.zeros(1), "teacher"))
         self._means = SpreadSums()
-        self._outputs = MeanSums()
+        self._outputs = RoundingSums()
 
     def update(
         self,
@@ -315,7 +334,7 @@ class RoundTripSums:
         output: ArrayLike,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add rows."""
+        """Add samples."""
         log_q = np.log(check_teacher_proba(round_trip_proba))
         weight = check_weight(sample_weight, len(log_q))
         self.alignment.update(teacher_proba, log_q, weight)
@@ -324,8 +343,8 @@ class RoundTripSums:
         return self
 
     def merge(self, other: "RoundTripSums") -> Self:
-        """Add the rows that other sums have seen."""
-        self.alignment.merge(other.alignment)
+        """Add the samples of other sums."""
+        super().merge(other)
         self._means.merge(other._means)
         self._outputs.merge(other._outputs)
         return self
@@ -333,96 +352,66 @@ class RoundTripSums:
     def certificate(
         self, *, safety_margin: float = 0.0, shift: float = 0.0
     ) -> Certificate:
-        """Return the certificate of all rows so far."""
-        _checked_margin(self.alignment)
-        constant = LinearWitness(
-            np.zeros((self.n_components, self.latent_dim)), np.zeros(1), "teacher"
-        )
-        arithmetic = summation_error(self.alignment, constant, 0.0)
-        return _conclude(
-            self.alignment,
+        """Return the certificate of all samples so far.
+
+        `shift` is by how much rounding may have changed what the teacher reads, nats.
+        """
+        arithmetic = summation_error(self.alignment, self.witness, 0.0)
+        return self._conclude(
             error=arithmetic,
             tolerance=arithmetic + shift,
             safety_margin=safety_margin,
             are_constant=self._outputs.are_constant,
             dispersion=self._means.dispersion,
-            dispersion_bound=0.0,
-            witness="teacher",
-            n_samples=self.alignment.n_samples,
-            latent_dim=self.latent_dim,
-            kind="round_trip",
         )
 
 
-# Of a verdict on drawn codes: that of five standard errors, 3e-7.
-_CHANCE = float(norm.sf(5.0))
+def _chunks(
+    witness: LinearWitness,
+    teacher_proba: ArrayLike,
+    sample_weight: ArrayLike | None,
+    *codes: ArrayLike,
+) -> Iterator[tuple[NDArray[Any], Floats, list[Floats]]]:
+    """Yield posteriors, weights and codes of some samples, the last two checked."""
+    means, *_ = arrays = [np.asanyarray(code) for code in codes]
+    posteriors, shape = np.asanyarray(teacher_proba), witness.weights.shape
+    check_shapes(means, posteriors, shape)
+    weights = unit_weight(len(means), sample_weight, check_weight)
+    for rows in gen_rows(len(means), max(shape)):
+        weight = np.ascontiguousarray(weights[rows])
+        yield posteriors[rows], weight, [_checked(array[rows]) for array in arrays]
 
-# Sums of smaller weights are rounded to few digits, powers of larger ones overflow.
-_WEIGHTS = 1e-50, 1e50
+
+def _force_terms(proba: ArrayLike, witness: LinearWitness) -> Floats:
+    """Return what forces differ by, A^T T_i, wherever the code is (theory section 4).
+
+    Their root mean square distance from the mean is f_rms.
+    """
+    return np.asarray(check_teacher_proba(proba) @ witness.weights)
 
 
-def check_confidence(confidence: float) -> None:
-    """Check the confidence of an interval."""
+def _squared_errors(mean: Floats, deviation: Floats, weight: Floats) -> Floats:
+    """Sum those of mean / deviation, log deviation and deviation."""
+    # Networks give the logarithm of a deviation, and round that.
+    logs = np.maximum(np.log(deviation) ** 2, 1)
+    with np.errstate(over="ignore"):
+        means = (np.maximum(np.abs(mean), 1) / deviation) ** 2
+    return np.stack([weight @ means, weight @ logs, weight @ (logs * deviation**2)])
+
+
+def _check_draws(n_draws: int, confidence: float) -> None:
+    if not isinstance(n_draws, Integral) or n_draws < 2:
+        raise ValueError(f"n_draws must be an int of at least 2, got {n_draws!r}.")
     if not 0 < confidence < 1:
         raise ValueError(
             f"confidence must be a number between 0 and 1, got {confidence!r}."
         )
 
 
-def _conclude(
-    alignment: MarginSums,
-    *,
-    error: float,
-    tolerance: float,
-    safety_margin: float,
-    are_constant: bool,
-    doubt: float = 0.0,
-    is_luck: bool = False,
-    **fields: Any,
-) -> Certificate:
-    """Hold the margin against what is needed, and fill in a certificate."""
-    _check_not_negative("safety_margin", safety_margin)
-    margin, information = _checked_margin(alignment), alignment.teacher_information
-    certified = margin - doubt > safety_margin + tolerance and not is_luck
-    # What is equal says nothing of rows that the teacher finds equal too.
-    tells_apart = information > error
-    constant = not certified and tells_apart and are_constant
-    return Certificate(
-        verdict=_verdict(certified=certified, constant=constant),
-        margin=margin,
-        teacher_information=information,
-        alignment_loss=alignment.alignment_loss,
-        relative_margin=margin / information if tells_apart else math.nan,
-        tolerance=tolerance,
-        safety_margin=float(safety_margin),
-        n_components=len(alignment.mean_proba),
-        **{"margin_low": margin, "margin_high": margin} | fields,
-    )
-
-
-def _checked_margin(alignment: MarginSums) -> float:
-    if not 0 < alignment.total_weight < math.inf:
-        raise ValueError(
-            "sample_weight must have a finite sum above 0, got "
-            f"{alignment.total_weight}."
-        )
-    if not _WEIGHTS[0] <= alignment.total_weight <= _WEIGHTS[1]:
-        raise ValueError(
-            "sample_weight must have a sum from 1e-50 to 1e50, got "
-            f"{alignment.total_weight}. Divide the weights by their mean."
-        )
-    return alignment.margin
-
-
-def _verdict(*, certified: bool, constant: bool) -> str:
-    if certified:
-        return "certified"
-    return "constant" if constant else "inconclusive"
-
-
 def check_shapes(
     means: NDArray[Any], posteriors: NDArray[Any], shape: tuple[int, ...]
 ) -> None:
+    """Check latent means and posteriors against the shape of the witness's weights."""
     if means.ndim != 2 or means.size == 0:
         raise ValueError(
             "latent_mean must be an array of shape (n_samples, latent_dim), got shape "
@@ -433,7 +422,7 @@ def check_shapes(
     if posteriors.shape[1] < 2:
         raise ValueError(
             "teacher_proba must have at least 2 columns, got 1: one component tells "
-            "no rows apart."
+            "no samples apart."
         )
     wanted = posteriors.shape[1], means.shape[1]
     if shape != wanted:
@@ -443,23 +432,13 @@ def check_shapes(
         )
 
 
-def _check_same_witness(witness: LinearWitness, other: LinearWitness) -> None:
-    if not witness.equals(other):
-        raise ValueError("parts must be read by the same witness, got two.")
-
-
-def _checked(mean: NDArray[Any]) -> Floats:
-    mean = np.asarray(mean, dtype=np.float64)
-    # Larger ones overflow when they are squared.
-    largest = np.abs(mean).max()
+def _checked(values: NDArray[Any]) -> Floats:
+    values = np.asarray(values, dtype=np.float64)
+    # The squares of larger values overflow.
+    largest = np.abs(values).max()
     if not largest < 1e150:
         raise ValueError(
             "latent_mean must be finite and below 1e150, got a largest magnitude of "
             f"{largest}."
         )
-    return mean
-
-
-def _check_not_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")
+    return values

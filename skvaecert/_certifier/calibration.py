@@ -1,6 +1,5 @@
-"""What samples of the fit tell on how to read others: strength and tempering."""
+"""What the samples of `fit` tell about reading others: a witness and its softness."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
@@ -8,66 +7,36 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.pipeline import Pipeline
 
+from skvaecert._certifier.encoded import EncodedSamples, read
+from skvaecert._samples import fingerprint_samples, take_samples
 from skvaecert.metrics import collapse_margin
 from skvaecert.simplex import Floats, temper
-from skvaecert.witnesses import LinearWitness, fit_strength
+from skvaecert.witnesses import (
+    LinearWitness,
+    fit_linear,
+    fit_procrustes,
+    fit_strength,
+)
 
-__all__ = ["Calibration", "Models", "Tempering", "calibrate"]
+__all__ = [
+    "WITNESS_FITS",
+    "Calibration",
+    "Tempering",
+    "calibrate",
+    "result_or_raise",
+    "split_for_witness",
+]
 
+# Witnesses that are fitted after the encoder (theory section 8).
+WITNESS_FITS = {"procrustes": fit_procrustes, "linear": fit_linear}
 
-def result_or_raise(value: Any) -> Any:
-    if isinstance(value, Exception):
-        # A new one, or its traceback would grow with each call.
-        raise value.with_traceback(None)
-    return value
+# Most samples that strength and tempering are chosen on.
+_MOST_CALIBRATED = 2000
 
-
-# What a teacher is softened by, to read blurred reconstructions (theory section 7).
+# Settings by which a teacher is softened, to read blurred reconstructions (section 7).
 _TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-
 _FLOORS = (0.0, 1e-3, 1e-2, 1e-1)
-
-
-@dataclass(frozen=True)
-class Models:
-    """A fitted encoder and a way to ask for posteriors."""
-
-    estimator: Any
-    encode: Callable[[ArrayLike], NDArray[np.floating]]
-    posterior: Callable[[ArrayLike, ArrayLike | None, int | None], Floats]
-
-    def distribution(self, X: ArrayLike) -> tuple[Floats, Floats]:
-        """Return mean and standard deviation of q(z|x)."""
-        estimator = getattr(self.estimator, "best_estimator_", self.estimator)
-        if isinstance(estimator, Pipeline):
-            X, estimator = estimator[:-1].transform(X), estimator[-1]
-        if not hasattr(estimator, "encode"):
-            raise ValueError(
-                "estimator must have a method encode(X), which returns means and "
-                f'standard deviations of q(z|x), for kind="sampled"; '
-                f"{type(estimator).__name__} has none. Use CertifiedVAE, or wrap the "
-                "model in one that has."
-            )
-        mean, deviation = estimator.encode(X)
-        return np.asarray(mean), np.asarray(deviation)
-
-    def decode(self, means: ArrayLike) -> NDArray[np.floating]:
-        """Return reconstructions."""
-        if not hasattr(self.estimator, "inverse_transform"):
-            raise ValueError(
-                "estimator must have an inverse_transform, its decoder, for "
-                f'kind="round_trip"; {type(self.estimator).__name__} has none.'
-            )
-        return np.asarray(self.estimator.inverse_transform(means))
-
-    def read(self, output: NDArray[np.floating]) -> Floats:
-        """Show reconstructions to the teacher."""
-        with warnings.catch_warnings():
-            # They are arrays, also where rows came in a table with names.
-            warnings.filterwarnings("ignore", "X does not have valid feature names")
-            return self.posterior(output, None, len(output))
 
 
 @dataclass(frozen=True)
@@ -84,58 +53,70 @@ class Tempering:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What rows of `fit` say on how to read others."""
+    """What was fitted for the kinds "sampled" and "round_trip", and on which samples.
+
+    Errors stand for what could not be fitted: they are raised if the kind is asked for.
+    """
 
     rows: NDArray[np.uint64]
     witness: LinearWitness | Exception
     tempering: Tempering | Exception
 
+    def count_known(self, X: ArrayLike) -> int:
+        """Count the samples that a witness was fitted or tempered on."""
+        return int(np.isin(fingerprint_samples(X), self.rows).sum())
 
-def calibrate(
-    models: Models,
-    witness: LinearWitness,
-    X: ArrayLike,
-    proba: Floats,
-    rows: NDArray[np.uint64],
-    *,
-    refit: Callable[..., LinearWitness] | None,
-    has_teacher: bool,
-) -> Calibration:
+
+def split_for_witness(
+    witness: str, n_samples: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the samples that fit or temper a witness, and those that it certifies."""
+    order = np.random.default_rng(0).permutation(n_samples)
+    if witness not in WITNESS_FITS:
+        return order[:_MOST_CALIBRATED], np.arange(n_samples)
+    fitted, others = np.array_split(order, 2)
+    return fitted, np.sort(others if len(others) else fitted)
+
+
+def calibrate(samples: EncodedSamples, witness: LinearWitness) -> Calibration:
     """Temper the witness for drawn codes, soften the teacher for reconstructions."""
+    fitted, _ = split_for_witness(witness.name, len(samples.means))
+    few = fitted[:_MOST_CALIBRATED]
+    some, proba = samples.again(few), samples.posterior[few]
+    return Calibration(
+        fingerprint_samples(take_samples(samples.X, fitted)),
+        _result_or_error(lambda: _tempered_witness(some, proba, witness)),
+        _result_or_error(lambda: _best_tempering(some, proba)),
+    )
 
-    def tempered() -> LinearWitness:
-        mean, deviation = models.distribution(X)
-        generator = np.random.default_rng(0)
-        codes = mean + deviation * generator.standard_normal(mean.shape)
-        if refit is None:
-            return _tempered(witness, codes, proba)
-        # A strength found on the rows of the fit would trust it too much.
+
+def _tempered_witness(
+    samples: EncodedSamples, proba: Floats, witness: LinearWitness
+) -> LinearWitness:
+    """Return q ~ mean T exp(s (A z + b)), s fitted to drawn codes (section 6)."""
+    mean, deviation = samples.distribution
+    noise = np.random.default_rng(0).standard_normal(mean.shape)
+    codes = mean + deviation * noise
+    if witness.name in WITNESS_FITS:
+        # A strength found on the samples of the witness would trust it too much.
         half = len(codes) // 2
-        reader = refit(codes[:half], proba[:half])
-        return _tempered(reader, codes[half:], proba[half:])
-
-    def softened() -> Tempering:
-        if not has_teacher:
-            raise ValueError(
-                'teacher must be fitted for kind="round_trip", which shows it '
-                "reconstructions: this certifier was fitted with teacher_proba."
-            )
-        output = models.decode(models.encode(X))
-        return _best_tempering(proba, models.read(output))
-
-    return Calibration(rows, _result_or_error(tempered), _result_or_error(softened))
-
-
-def _tempered(witness: LinearWitness, codes: Floats, proba: Floats) -> LinearWitness:
+        witness = WITNESS_FITS[witness.name](codes[:half], proba[:half])
+        codes, proba = codes[half:], proba[half:]
     strength = fit_strength(witness.logits(codes), proba)
     return witness.tempered(proba.mean(axis=0), strength)
 
 
-def _best_tempering(proba: Floats, round_trip_proba: Floats) -> Tempering:
-    """Return the temperature and floor with the largest margin."""
+def _best_tempering(samples: EncodedSamples, proba: Floats) -> Tempering:
+    """Return the temperature and floor with the largest margin of reconstructions."""
+    if samples.teacher is None:
+        raise ValueError(
+            'teacher must be fitted for kind="round_trip", which shows it '
+            "reconstructions: this certifier was fitted with teacher_proba."
+        )
+    round_trip = read(samples.teacher, samples.reconstruction)
 
     def margin(tempering: Tempering) -> float:
-        return collapse_margin(tempering(proba), np.log(tempering(round_trip_proba)))
+        return collapse_margin(tempering(proba), np.log(tempering(round_trip)))
 
     return max((Tempering(*s) for s in product(_TEMPERATURES, _FLOORS)), key=margin)
 
@@ -144,5 +125,12 @@ def _result_or_error(function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        # Its frames would keep the rows of the fit in memory.
+        # Its frames would keep the samples of the fit in memory.
         return error.with_traceback(None)
+
+
+def result_or_raise(value: Any) -> Any:
+    if isinstance(value, Exception):
+        # Without the frames of earlier calls, or it would grow with each.
+        raise value.with_traceback(None)
+    return value

@@ -1,13 +1,19 @@
-"""CollapseCertifier: fit, score and certify any encoder that has `transform`."""
+"""CollapseCertifier: fit, score and certify any encoder that has `transform`.
+
+A fit goes through the rooms in one direction: encoder, teacher, witness, calibration,
+certificate. What one step finds out about the samples is passed on in one object, an
+`EncodedSamples`.
+"""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from sklearn.base import (
     BaseEstimator,
     ClassNamePrefixFeaturesOutMixin,
@@ -25,9 +31,14 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from skvaecert._certificate.certificate import Certificate
-from skvaecert._certificate.sums import CertificateSums, check_confidence
-from skvaecert._certifier.calibration import Models, calibrate, result_or_raise
-from skvaecert._certifier.kinds import Kind, MeanKind, RoundTripKind, SampledKind
+from skvaecert._certificate.sums import MeanSums
+from skvaecert._certifier.calibration import (
+    WITNESS_FITS,
+    calibrate,
+    split_for_witness,
+)
+from skvaecert._certifier.encoded import EncodedSamples, encode, fitted_encoder
+from skvaecert._certifier.kinds import MeanKind, make_kind
 from skvaecert._certifier.partial import PartialCertificate
 from skvaecert._estimator import (
     CallbackSupportMixin,
@@ -40,40 +51,22 @@ from skvaecert._estimator import (
     seed_unset,
     with_callbacks,
 )
-from skvaecert._samples import (
-    Piece,
-    count_samples,
-    cut_pieces,
-    digest_samples,
-    fingerprint_samples,
-    take_samples,
-)
+from skvaecert._samples import cut_pieces, digests
 from skvaecert._teacher.gmm import GMMTeacher
-from skvaecert._teacher.posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.exceptions import NonFiniteLossError
-from skvaecert.simplex import (
-    Floats,
-    resolve_witness_scale,
-    simplex_vertices,
-)
-from skvaecert.witnesses import fit_linear, fit_procrustes, simplex_witness
+from skvaecert.simplex import Floats, resolve_witness_scale, simplex_vertices
+from skvaecert.witnesses import simplex_witness
 
 __all__ = ["CollapseCertifier"]
 
 
-# Of rows of fit, most that strength and tempering are chosen on.
-_CALIBRATION_ROWS = 2000
-
-_FITS = {"procrustes": fit_procrustes, "linear": fit_linear}
+def _template(certifier: "CollapseCertifier") -> Any:
+    return CertifiedVAE() if certifier.estimator is None else certifier.estimator
 
 
 def _has_inverse(certifier: "CollapseCertifier") -> bool:
     return hasattr(_template(certifier), "inverse_transform")
-
-
-def _template(certifier: "CollapseCertifier") -> Any:
-    return CertifiedVAE() if certifier.estimator is None else certifier.estimator
 
 
 class CollapseCertifier(
@@ -85,15 +78,15 @@ class CollapseCertifier(
     TransformerMixin,
     BaseEstimator,
 ):
-    r"""Certify that an encoder mean is not constant over the rows given.
+    r"""Certify that an encoder mean is not constant over the given samples.
 
-    The margin of the alignment loss below the teacher information::
+    The margin of the alignment loss below the teacher information is::
 
         G = I_T - A = sum_i p_i sum_k T_ik log(q_ik / mean T_k)
 
-    with the teacher's posterior T and the witness q = softmax(beta S mu(x)). If mu is
-    constant, G <= 0, whatever the constant. The mean teacher is always that of the
-    rows that are scored.
+    with the posterior T of the teacher and the witness q = softmax(beta S mu(x)). If
+    mu is constant, G <= 0, whatever the constant. The mean teacher is always that of
+    the samples that are scored.
 
     Parameters
     ----------
@@ -103,22 +96,22 @@ class CollapseCertifier(
         :class:`sklearn.frozen.FrozenEstimator`, or without `get_params`, it is taken
         as it is.
     teacher : estimator or None, default=None
-        Used when the estimator brings no `teacher_` of its own; None for
+        Used if the estimator has no `teacher_` of its own; None for
         ``GMMTeacher()``.
     witness : {"raw", "procrustes", "linear"}, default="raw"
         What reads the code. "raw" is the fixed simplex, for encoders that were trained
         with it. The others are for encoders trained without: they are fitted after
-        training, on half of the rows of :meth:`fit`, and certify other rows:
-        "procrustes" turns, shifts and scales the code, "linear" is any softmax of a
+        training, on half of the samples of :meth:`fit`, and certify other samples.
+        "procrustes" rotates, shifts and scales the code; "linear" is any softmax of a
         linear map. They prove as much, that the mean is not constant, but they are not
-        the papers' certificate, and they see variation that is tiny beside the
-        posterior's noise: ``certify(X, kind="sampled")`` does not.
+        the certificate of the papers, and they detect variation that is tiny compared
+        with the noise of the posterior; ``certify(X, kind="sampled")`` does not.
     safety_margin : float, default=0.0
-        tau, nats, at least 0: :meth:`certify` asks for a margin above it.
+        tau, nats, at least 0: :meth:`certify` requires a margin above it.
     warm_start : bool, default=False
-        Whether :meth:`fit` continues with the fitted estimator, its parameters set to
-        those of `estimator`: the way to rescue a collapsed encoder. The estimator
-        itself must have a parameter `warm_start`.
+        Whether :meth:`fit` continues with the fitted estimator, with its parameters
+        set to those of `estimator`: the way to rescue a collapsed encoder. The
+        estimator itself must have a parameter `warm_start`.
     random_state : int, RandomState instance or None, default=None
         Seeds estimator and teacher where their own `random_state` is None.
 
@@ -135,9 +128,9 @@ class CollapseCertifier(
     witness_ : LinearWitness
         What reads the code.
     mean_proba_ : ndarray of shape (n_components,)
-        The mean teacher on the rows of :meth:`fit`.
+        The mean teacher on the samples of :meth:`fit`.
     certificate_ : Certificate
-        On the training rows, for a fitted witness on those that it was not fitted on.
+        On the training samples; for a fitted witness, on those it was not fitted on.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -169,7 +162,7 @@ class CollapseCertifier(
 
     _nested_defaults: ClassVar = {"estimator": CertifiedVAE, "teacher": GMMTeacher}
 
-    # What a warm start cannot change.
+    # What a warm start must find unchanged.
     _fixed: ClassVar = ("teacher",)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -207,16 +200,16 @@ class CollapseCertifier(
     def fit(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
     ) -> Self:
-        """Fit encoder and teacher and certify the encoder on the same rows.
+        """Fit encoder and teacher and certify the encoder on the same samples.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Training samples.
         y : array-like of shape (n_samples,), default=None
-            Handed to the estimator; :class:`CertifiedVAE` ignores it.
+            Passed to the estimator; :class:`CertifiedVAE` ignores it.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of a teacher's.
+            Posteriors to use instead of a teacher.
 
         Returns
         -------
@@ -228,34 +221,33 @@ class CollapseCertifier(
         ValueError
             If data or parameters are not valid; an earlier fit stays usable.
         NonFiniteLossError
-            If training broke down. An earlier fit stays usable; after a first one
-            the epochs that the estimator has kept are certified.
+            If training broke down. An earlier fit stays usable; in a first fit the
+            epochs that the estimator has kept are certified.
         """
         breakdown = None
         tasks = FitTasks(self, X, y, n_parts=1)
         with restored_on_error(self):
-            go_on = self.warm_start and hasattr(self, "estimator_")
             first = not hasattr(self, "estimator_")
-            estimator = self._seeded(self._checked_template())
-            if go_on:
-                estimator = self._continued(estimator)
+            warm = self.warm_start and not first
+            estimator = self._estimator_to_fit(warm)
             tasks.begin("fit-estimator")
             try:
                 with tasks.handed_on(estimator):
                     _fit_encoder(estimator, X, y, teacher_proba)
             except NonFiniteLossError as error:
-                # What it has kept of a first fit, there is nothing else to go back to.
+                # A first fit has nothing to go back to but the epochs that it kept.
                 if not (first and hasattr(estimator, "net_")):
                     raise
                 breakdown = error
             self.estimator_ = estimator
-            validate_data(self, X, reset=not go_on, skip_check_array=True)
-            proba = self._fit_teacher(X, teacher_proba, keep=go_on)
-            means = self._encode(X)
-            self.mean_proba_ = proba.mean(axis=0)
-            others = self._fit_witness(X, means, proba, keep=go_on)
-            self.certificate_ = self._conclude(X, means, proba, others)
-            self._certified_on = _digests(X, teacher_proba)
+            validate_data(self, X, reset=not warm, skip_check_array=True)
+            self.teacher_ = self._fitted_teacher(X, teacher_proba, warm)
+            samples = EncodedSamples(estimator, self.teacher_, X, teacher_proba)
+            self.mean_proba_ = samples.posterior.mean(axis=0)
+            self._fit_witness(samples, warm)
+            self._calibration = calibrate(samples, self.witness_)
+            self.certificate_ = self._certify_training(samples)
+            self._certified_on = digests(X, teacher_proba)
             # Of this fit alone: parts of a certificate are merged within one.
             self._origin = uuid4().hex
         if breakdown is not None:
@@ -270,14 +262,17 @@ class CollapseCertifier(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         ndarray of shape (n_samples, latent_dim)
             Latent means.
         """
-        return self._means(X)
+        check_is_fitted(self)
+        means = encode(self.estimator_, X)
+        validate_data(self, X, reset=False, skip_check_array=True)
+        return means
 
     @available_if(_has_inverse)
     def inverse_transform(self, Z: ArrayLike) -> Any:
@@ -291,7 +286,7 @@ class CollapseCertifier(
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Rows.
+            Reconstructed samples.
         """
         check_is_fitted(self)
         return self.estimator_.inverse_transform(Z)
@@ -309,11 +304,11 @@ class CollapseCertifier(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows; a single one has margin 0 or less.
+            Samples; a single one has a margin of at most 0.
         y : Ignored
             Present by convention.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Posteriors to use instead of those of the teacher.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights; uniform when None.
 
@@ -323,39 +318,41 @@ class CollapseCertifier(
             Nats, finite, at most the teacher information on `X`; greater is better.
         """
         check_is_fitted(self)
-        sums = CertificateSums(self.witness_)
-        for rows, proba, weight in cut_pieces(X, teacher_proba, sample_weight):
-            means = self._means(rows)
-            sums.update(self._posterior(rows, proba, len(means)), means, weight)
+        sums = MeanSums(self.witness_)
+        for samples in self._pieces(X, teacher_proba, sample_weight):
+            means = samples.means
+            sums.update(samples.posterior, means, samples.weight)
         return sums.margin
 
     def score_samples(
         self, X: ArrayLike, *, teacher_proba: ArrayLike | None = None
     ) -> Floats:
-        """Return what each row adds to the margin: g_i = sum_k T_ik log(q_ik/mean T_k).
+        """Return the contribution of each sample to the margin.
 
-        Here mean T is that of the rows of :meth:`fit`, so that the number of a row does
-        not depend on the others.
+        g_i = sum_k T_ik log(q_ik / mean T_k), with the mean teacher on the samples of
+        :meth:`fit`, so that the value of a sample does not depend on the others.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Posteriors to use instead of those of the teacher.
 
         Returns
         -------
         ndarray of shape (n_samples,)
-            Nats. Rows far below 0 are those that the code places wrongly. Their mean is
-            the score on the rows of :meth:`fit`, and on others KL(mean T of these ||
-            mean T of fit) above it: use
-            :func:`skvaecert.metrics.margin_contributions` for parts that add up there.
+            Nats. The code places samples far below 0 wrongly. The mean is the score on
+            the samples of :meth:`fit`; on others it exceeds the score by KL(their mean
+            T || mean T of fit), and :func:`skvaecert.metrics.margin_contributions`
+            gives contributions that average to the score.
         """
-        means = self._means(X)
-        proba = self._posterior(X, teacher_proba, len(means))
-        log_q = self.witness_.log_proba(means)
-        return np.asarray((proba * (log_q - np.log(self.mean_proba_))).sum(axis=1))
+        check_is_fitted(self)
+        log_mean, parts = np.log(self.mean_proba_), []
+        for samples in self._pieces(X, teacher_proba):
+            log_ratio = self.witness_.log_proba(samples.means) - log_mean
+            parts.append((samples.posterior * log_ratio).sum(axis=1))
+        return np.concatenate(parts)
 
     def certify(
         self,
@@ -370,22 +367,22 @@ class CollapseCertifier(
     ) -> Certificate:
         """Certify the encoder on `X`.
 
-        - ``kind="mean"``: the latent mean is not constant. Some rows are encoded twice,
-          in another batch and order; what their means differ by is added to the
-          tolerance.
+        - ``kind="mean"``: the latent mean is not constant. Some samples are encoded
+          twice, in another batch and order; the difference of their means is added to
+          the tolerance.
         - ``kind="sampled"``: codes drawn from q(z|x) carry information. The margin is a
-          lower bound on I(x; z), beside the upper bound `information_bound`. The
-          witness is tempered, q ~ mean T exp(s (A z + b)), with s and mean T from rows
-          of :meth:`fit`.
-        - ``kind="round_trip"``: reconstructions of the means still show the teacher's
-          components, so that encoder and decoder both pass input on. Temperature and
-          floor of the teacher are those that do best on rows of :meth:`fit`.
+          lower bound on I(x; z); `information_bound` is an upper bound. The witness is
+          tempered, q ~ mean T exp(s (A z + b)), with s and mean T from samples of
+          :meth:`fit`.
+        - ``kind="round_trip"``: reconstructions of the means still show the components
+          of the teacher, so that encoder and decoder both pass input on. Temperature
+          and floor of the teacher are those that do best on samples of :meth:`fit`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows. For fitted witnesses and for the last two kinds, other rows than those
-            that were used to fit.
+            Samples. Fitted witnesses and the last two kinds need samples that were not
+            used in :meth:`fit`.
         y : Ignored
             Present by convention.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
@@ -395,34 +392,33 @@ class CollapseCertifier(
         sample_weight : array-like of shape (n_samples,), default=None
             Weights; uniform when None.
         n_draws : int, default=8
-            Codes drawn of each row for "sampled", at least 2.
+            Codes drawn for each sample if `kind` is "sampled", at least 2.
         confidence : float, default=0.95
-            Of the Monte-Carlo interval of "sampled".
+            Confidence level of the Monte-Carlo interval if `kind` is "sampled".
 
         Returns
         -------
         Certificate
-            Verdict and numbers for these rows.
+            Verdict and values for these samples.
 
         Raises
         ------
         ValueError
             If data or parameters are not valid, the estimator lacks what the kind
-            needs, or the witness was fitted on rows of `X`.
+            needs, or the witness was fitted on samples of `X`.
 
         Warns
         -----
         UnstableEncoderWarning
-            If the means of the same rows differ between two batches by more than
-            rounding would explain.
+            If the means of the same samples differ between two batches by more than
+            rounding explains.
 
         References
         ----------
         Theory sections 2, 6, 7 and 8.
         """
-        pieces = cut_pieces(X, teacher_proba, sample_weight)
-        collected = self._collected(pieces, None, kind, n_draws, confidence)
-        return collected.certificate()
+        pieces = self._pieces(X, teacher_proba, sample_weight)
+        return self._collect(pieces, kind, n_draws, confidence).certificate()
 
     def certify_batches(
         self,
@@ -432,16 +428,17 @@ class CollapseCertifier(
         n_draws: int = 8,
         confidence: float = 0.95,
     ) -> Certificate:
-        """Certify the encoder on rows that come in batches, and are read once.
+        """Certify the encoder on samples that come in batches; each is read once.
 
-        The same as :meth:`certify` on all rows together, to within the tolerance, in
-        memory that does not grow with their number. An array on disk can as well be
-        handed to :meth:`certify`, which reads it some rows at a time.
+        The result is that of :meth:`certify` on all samples together, to within the
+        tolerance. Memory does not grow with their number. An array on disk can be given
+        to :meth:`certify`, which reads it in pieces.
 
         Parameters
         ----------
         batches : iterable of array-like of shape (n_samples, n_features)
-            Rows, best some thousands at a time: of each batch, some are encoded twice.
+            Samples, best some thousands at a time: some of each batch are encoded
+            twice.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
             As in :meth:`certify`.
         n_draws : int, default=8
@@ -452,7 +449,7 @@ class CollapseCertifier(
         Returns
         -------
         Certificate
-            Verdict and numbers for all rows together.
+            Verdict and values for all samples together.
 
         Raises
         ------
@@ -464,9 +461,8 @@ class CollapseCertifier(
         UnstableEncoderWarning
             As :meth:`certify`.
         """
-        pieces = ((rows, None, None) for rows in batches)
-        collected = self._collected(pieces, None, kind, n_draws, confidence)
-        return collected.certificate()
+        pieces = chain.from_iterable(map(self._pieces, batches))
+        return self._collect(pieces, kind, n_draws, confidence).certificate()
 
     def partial_certificate(
         self,
@@ -479,23 +475,23 @@ class CollapseCertifier(
         n_draws: int = 8,
         confidence: float = 0.95,
     ) -> PartialCertificate:
-        """Collect what a certificate needs to know of some of the rows.
+        """Collect what a certificate needs to know of some of the samples.
 
-        For rows that lie on several machines: send the fitted certifier there, call
-        this for each part of the rows, merge what it returns, in any order, and ask
-        that for the certificate, which is of all rows together.
+        For samples that are spread over several machines: send the fitted certifier
+        there, call this method for each part of the samples, merge the results in any
+        order, and ask the merged result for the certificate of all samples.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Some of the rows.
+            Some of the samples.
         part : int
-            A number of at least 0 that no other part has: rows that come twice, from a
-            task that was repeated for example, are then found when parts are merged.
+            A number of at least 0 that no other part has. Merging a part twice, from a
+            task that was repeated for example, is an error.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
             As in :meth:`certify`.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            As in :meth:`certify`, of these rows.
+            As in :meth:`certify`, for these samples.
         sample_weight : array-like of shape (n_samples,), default=None
             Weights, which count across parts; 1 when None.
         n_draws : int, default=8
@@ -506,7 +502,7 @@ class CollapseCertifier(
         Returns
         -------
         PartialCertificate
-            Some kilobytes, without rows, encoder or teacher.
+            Some kilobytes, without samples, encoder or teacher.
 
         Raises
         ------
@@ -515,11 +511,11 @@ class CollapseCertifier(
         """
         if not isinstance(part, Integral) or part < 0:
             raise ValueError(f"part must be an int of at least 0, got {part!r}.")
-        pieces = cut_pieces(X, teacher_proba, sample_weight)
-        return self._collected(pieces, int(part), kind, n_draws, confidence)
+        pieces = self._pieces(X, teacher_proba, sample_weight)
+        return self._collect(pieces, kind, n_draws, confidence, int(part))
 
     def __sklearn_tags__(self) -> Tags:
-        """Take over the estimator's tags on dtypes and input."""
+        """Take over the tags of the estimator on dtypes and input."""
         tags = super().__sklearn_tags__()
         template = _template(self)
         if hasattr(template, "__sklearn_tags__"):
@@ -532,242 +528,161 @@ class CollapseCertifier(
     def _n_features_out(self) -> int:
         return self.witness_.weights.shape[1]
 
-    def _seeded(self, template: Any) -> Any:
-        """Return an unfitted copy of an estimator, seeded where it is not."""
-        if not hasattr(template, "get_params"):
-            return template
-        estimator = clone(template)
-        if self.random_state is not None and not isinstance(estimator, FrozenEstimator):
-            random_state = check_random_state(self.random_state)
-            seed_unset(estimator, int(random_state.randint(2**31 - 1)))
-        return estimator
-
-    def _continued(self, template: Any) -> Any:
-        """Return a copy of the fitted estimator with the parameters of `template`."""
-        own = template.get_params(deep=False) if hasattr(template, "get_params") else {}
-        if "warm_start" not in own:
-            raise ValueError(
-                "warm_start=True needs an estimator with a parameter warm_start, got "
-                f"{type(template).__name__}."
-            )
-        # A copy, so that a fit that fails leaves the fitted one as it is.
-        estimator = copy.deepcopy(self.estimator_)
-        return estimator.set_params(**own | {"warm_start": True})
-
-    def _checked_template(self) -> Any:
+    def _estimator_to_fit(self, warm: bool) -> Any:
         template = _template(self)
-        # A frozen estimator or a search holds what counts.
-        inner = getattr(template, "estimator", template)
-        last = inner[-1] if isinstance(inner, Pipeline) else None
-        if hasattr(last, "witness_log_proba"):
-            raise ValueError(
-                f"estimator must not be a Pipeline that ends in a "
-                f"{type(last).__name__}, whose teacher would see other rows. Put the "
-                "certifier last: make_pipeline(..., CollapseCertifier("
-                f"{type(last).__name__}()))."
-            )
-        return template
+        _check_template(template)
+        estimator = _seeded_copy(template, self.random_state)
+        return _continued(self.estimator_, estimator) if warm else estimator
 
-    @property
-    def _owner(self) -> Any:
-        """The fitted encoder itself, where the estimator is a search over it."""
-        return getattr(self.estimator_, "best_estimator_", self.estimator_)
-
-    def _fit_teacher(
-        self, X: ArrayLike, teacher_proba: ArrayLike | None, *, keep: bool
-    ) -> Floats:
-        theirs = getattr(self._owner, "teacher_", None)
-        has_witness = hasattr(self._owner, "vertices_")
+    def _fitted_teacher(
+        self, X: ArrayLike, teacher_proba: ArrayLike | None, warm: bool
+    ) -> Any:
+        """Return the teacher of the encoder, of an earlier fit, or a new one."""
+        encoder = fitted_encoder(self.estimator_)
+        theirs = getattr(encoder, "teacher_", None)
         if theirs is not None:
-            self.teacher_ = theirs
-        elif keep:
-            self._check_same_teacher(teacher_proba)
-        elif teacher_proba is not None or (has_witness and self.teacher is None):
-            self.teacher_ = None
-        else:
-            self.teacher_ = self._seeded(self._teacher_template)
-            self.teacher_.fit(X, None)
-            remember_params(self)
-        return self._posterior(X, teacher_proba, None)
+            return theirs
+        template = GMMTeacher() if self.teacher is None else self.teacher
+        if warm:
+            _check_teacher_proba(self.teacher_, teacher_proba)
+            if self.teacher_ is not None:
+                check_unchanged(self)
+            return self.teacher_
+        was_given = hasattr(encoder, "vertices_") and self.teacher is None
+        if teacher_proba is not None or was_given:
+            return None
+        teacher = _seeded_copy(template, self.random_state)
+        teacher.fit(X, None)
+        remember_params(self)
+        return teacher
 
-    @property
-    def _teacher_template(self) -> Any:
-        return GMMTeacher() if self.teacher is None else self.teacher
-
-    def _check_same_teacher(self, teacher_proba: ArrayLike | None) -> None:
-        if (teacher_proba is None) == (self.teacher_ is None):
-            raise ValueError(
-                "teacher_proba must be "
-                + ("given again" if teacher_proba is None else "left out")
-                + ": warm_start continues a fit "
-                + ("without" if teacher_proba is None else "with")
-                + " a teacher."
-            )
-        if self.teacher_ is not None:
-            check_unchanged(self)
-
-    def _fit_witness(
-        self, X: ArrayLike, means: NDArray[np.floating], proba: Floats, *, keep: bool
-    ) -> NDArray[np.intp]:
-        """Give the code a witness; return the rows that can be certified with it."""
-        fitted, others = self._witness_rows(len(means))
-        if self.witness == "raw":
-            self._take_raw_witness(means, proba, keep=keep)
-        else:
-            self.witness_ = _FITS[self.witness](means[fitted], proba[fitted])
-        few = fitted[:_CALIBRATION_ROWS]
-        self._calibration = calibrate(
-            self._models,
-            self.witness_,
-            take_samples(X, few),
-            proba[few],
-            fingerprint_samples(take_samples(X, fitted)),
-            refit=_FITS.get(self.witness),
-            has_teacher=self.teacher_ is not None,
-        )
-        return others
-
-    def _witness_rows(
-        self, n_samples: int
-    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return which rows a witness is fitted or tempered on, and which it reads."""
-        order = np.random.default_rng(0).permutation(n_samples)
-        if self.witness == "raw":
-            return order[:_CALIBRATION_ROWS], np.arange(n_samples)
-        fitted, others = np.array_split(order, 2)
-        return fitted, np.sort(others if len(others) else fitted)
-
-    def _conclude(
-        self,
-        X: ArrayLike,
-        means: NDArray[np.floating],
-        proba: Floats,
-        others: NDArray[np.intp],
-    ) -> Certificate:
-        read = MeanKind(self.witness_)
-        read.repeated.compare(means, X, self._encode)
-        read.sums.update(proba[others], means[others])
-        return read.conclude(self.safety_margin)
-
-    def _certify_again(
-        self, X: ArrayLike, teacher_proba: ArrayLike | None
-    ) -> Certificate:
-        """Make the certificate of the training rows once more."""
-        means = self._means(X)
-        proba = self._posterior(X, teacher_proba, len(means))
-        _, others = self._witness_rows(len(means))
-        return self._conclude(X, means, proba, others)
-
-    def _take_raw_witness(
-        self, means: NDArray[np.floating], proba: Floats, *, keep: bool
-    ) -> None:
-        """Take the encoder's witness; give one to an encoder that has none."""
-        if hasattr(self._owner, "vertices_"):
-            self.vertices_ = self._owner.vertices_
-            self.witness_scale_ = self._owner.witness_scale_
-        elif not keep:
+    def _fit_witness(self, samples: EncodedSamples, warm: bool) -> None:
+        """Take the witness of the encoder; one that has none gets one."""
+        means, proba = samples.means, samples.posterior
+        if self.witness in WITNESS_FITS:
+            fitted, _ = split_for_witness(self.witness, len(means))
+            fit = WITNESS_FITS[self.witness]
+            self.witness_ = fit(means[fitted], proba[fitted])
+            return
+        encoder = fitted_encoder(self.estimator_)
+        if hasattr(encoder, "vertices_"):
+            self.vertices_ = encoder.vertices_
+            self.witness_scale_ = encoder.witness_scale_
+        elif not (warm and hasattr(self, "vertices_")):
             self.vertices_ = simplex_vertices(proba.shape[1], means.shape[1])
             self.witness_scale_ = resolve_witness_scale("prior", proba)
         self.witness_ = simplex_witness(self.vertices_, self.witness_scale_)
 
-    def _posterior(
-        self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int | None
-    ) -> Floats:
-        return posterior_of(self.teacher_, X, teacher_proba, n_samples=n_samples)
+    def _certify_training(self, samples: EncodedSamples) -> Certificate:
+        """Certify on the samples of `fit`, those that the witness was not fitted on."""
+        kind = MeanKind(self.witness_)
+        means, proba = samples.means, samples.posterior
+        _, others = split_for_witness(self.witness_.name, len(means))
+        kind.sums.update(proba[others], means[others])
+        kind.look_again(samples)
+        return kind.conclude(self.safety_margin)
 
-    def _means(self, X: ArrayLike) -> NDArray[np.floating]:
-        check_is_fitted(self)
-        # The estimator looks at X first: its errors say more.
-        means = self._encode(X)
-        validate_data(self, X, reset=False, skip_check_array=True)
-        return means
-
-    def _encode(self, X: ArrayLike) -> NDArray[np.floating]:
-        means = np.asarray(self.estimator_.transform(X))
-        if means.ndim != 2 or not np.isfinite(means).all():
-            raise ValueError(
-                "estimator must have a transform that returns a dense array of shape "
-                "(n_samples, latent_dim) with finite values, got "
-                + ("NaN or infinity." if means.ndim == 2 else f"shape {means.shape}.")
-            )
-        return means
-
-    def _collected(
+    def _pieces(
         self,
-        pieces: Iterable[Piece],
-        part: int | None,
+        X: ArrayLike,
+        teacher_proba: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Iterator[EncodedSamples]:
+        """Yield X in pieces that fit into memory, and check its features."""
+        for piece in cut_pieces(X, teacher_proba, sample_weight):
+            yield EncodedSamples(self.estimator_, self.teacher_, *piece)
+        # Last, because the errors of the estimator say more.
+        validate_data(self, X, reset=False, skip_check_array=True)
+
+    def _collect(
+        self,
+        pieces: Iterable[EncodedSamples],
         kind: str,
         n_draws: int,
         confidence: float,
+        part: int | None = None,
     ) -> PartialCertificate:
         check_is_fitted(self)
-        collected, models = self._kind(kind, n_draws, confidence, part), self._models
-        must_be_others = kind != "mean" or self.witness_.name != "raw"
-        n_samples = n_known = 0
-        for X, proba, weight in pieces:
-            collected.add(models, X, proba, weight)
-            n_samples += count_samples(X)
+        collected = make_kind(
+            kind,
+            self.witness_,
+            self._calibration,
+            n_draws=n_draws,
+            confidence=confidence,
+            random_state=self.random_state,
+            part=part,
+        )
+        must_be_others = kind != "mean" or self.witness_.name in WITNESS_FITS
+        n_known = 0
+        for samples in pieces:
+            collected.add(samples)
             if must_be_others:
-                known = np.isin(fingerprint_samples(X), self._calibration.rows)
-                n_known += int(known.sum())
+                n_known += self._calibration.count_known(samples.X)
         return PartialCertificate(
             parts=frozenset(() if part is None else (part,)),
-            n_samples=n_samples,
             n_known=n_known,
             origin=self._origin,
             safety_margin=self.safety_margin,
             collected=collected,
         )
 
-    def _kind(
-        self, kind: str, n_draws: int, confidence: float, part: int | None = None
-    ) -> Kind:
-        if kind == "mean":
-            return MeanKind(self.witness_)
-        if kind == "round_trip":
-            tempering = result_or_raise(self._calibration.tempering)
-            return RoundTripKind(tempering, self.witness_.weights.shape)
-        if kind == "sampled":
-            _check_draws(n_draws, confidence)
-            witness = result_or_raise(self._calibration.witness)
-            generator = np.random.default_rng(self._seed())
-            return SampledKind(witness, n_draws, confidence, generator, part)
+
+def _check_template(template: Any) -> None:
+    # A frozen estimator or a search holds what counts.
+    inner = getattr(template, "estimator", template)
+    last = inner[-1] if isinstance(inner, Pipeline) else None
+    if hasattr(last, "witness_log_proba"):
         raise ValueError(
-            f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}."
+            f"estimator must not be a Pipeline that ends in a {type(last).__name__}, "
+            "whose teacher would see other samples. Put the certifier last: "
+            f"make_pipeline(..., CollapseCertifier({type(last).__name__}()))."
         )
 
-    def _seed(self) -> int:
-        """Return a seed for drawn codes: the same at each call, if one was given."""
-        given = 0 if self.random_state is None else self.random_state
-        return int(check_random_state(given).randint(2**31 - 1))
 
-    @property
-    def _models(self) -> Models:
-        return Models(self.estimator_, self._means, self._posterior)
-
-
-def _digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:
-    """Return what tells later which rows a certificate was made on."""
-    given = None if teacher_proba is None else digest_samples(teacher_proba)
-    return {"rows": digest_samples(X), "teacher_proba": given}
+def _seeded_copy(template: Any, random_state: Any) -> Any:
+    """Return an unfitted copy of an estimator, seeded if it is not."""
+    if not hasattr(template, "get_params"):
+        return template
+    estimator = clone(template)
+    if random_state is not None and not isinstance(estimator, FrozenEstimator):
+        seed_unset(estimator, int(check_random_state(random_state).randint(2**31 - 1)))
+    return estimator
 
 
-def _check_draws(n_draws: int, confidence: float) -> None:
-    if not isinstance(n_draws, Integral) or n_draws < 2:
-        raise ValueError(f"n_draws must be an int of at least 2, got {n_draws!r}.")
-    check_confidence(confidence)
+def _continued(fitted: Any, template: Any) -> Any:
+    """Return a copy of the fitted estimator with the parameters of `template`."""
+    own = template.get_params(deep=False) if hasattr(template, "get_params") else {}
+    if "warm_start" not in own:
+        raise ValueError(
+            "warm_start=True needs an estimator with a parameter warm_start, got "
+            f"{type(template).__name__}."
+        )
+    # A copy, so that a fit that fails leaves the fitted one as it is.
+    return copy.deepcopy(fitted).set_params(**own | {"warm_start": True})
+
+
+def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
+    """Fail if a warm fit has posteriors where the first had a teacher, or none."""
+    if (teacher_proba is None) == (teacher is None):
+        raise ValueError(
+            "teacher_proba must be "
+            + ("given again" if teacher_proba is None else "left out")
+            + ": warm_start continues a fit "
+            + ("without" if teacher_proba is None else "with")
+            + " a teacher."
+        )
 
 
 def _fit_encoder(
     estimator: Any, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None
 ) -> None:
-    """Fit an encoder, unless it is one without parameters, which is taken as it is."""
+    """Fit an encoder; one without parameters is taken as it is."""
     if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
         return
     if teacher_proba is not None and isinstance(estimator, BaseSearchCV):
         raise ValueError(
             "teacher_proba must be left out for a search inside the certifier, which "
-            "would not hand it on. Put the certifier inside the search."
+            "would not pass it on. Put the certifier inside the search."
         )
     if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
         estimator.fit(X, y, teacher_proba=teacher_proba)

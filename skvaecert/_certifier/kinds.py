@@ -1,26 +1,38 @@
-"""Kinds of certificates: what is asked of encoder, decoder and teacher, row by row."""
+"""Kinds of certificates: what each asks of encoder, decoder and teacher.
 
+All look twice: some samples are encoded again in another batch, and by how much this
+moves the result is held against the margin.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.rounding import rounded
-from skvaecert._certificate.sums import CertificateSums, RoundTripSums, SampledSums
-from skvaecert._certifier.calibration import Models, Tempering
+from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
+from skvaecert._certifier.calibration import Calibration, Tempering, result_or_raise
+from skvaecert._certifier.encoded import EncodedSamples, decode, read
 from skvaecert._estimator import warn_user
-from skvaecert._samples import take_samples
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.simplex import Floats
 from skvaecert.witnesses import LinearWitness
 
-__all__ = ["EncoderStability", "Kind", "MeanKind", "RoundTripKind", "SampledKind"]
+__all__ = [
+    "Kind",
+    "MeanKind",
+    "RoundTripKind",
+    "SampledKind",
+    "Stability",
+    "make_kind",
+]
 
-
-# Rows that are encoded a second time, to see how far their means are to be trusted.
-_REPEATED_ROWS = 255
+# Samples that are encoded a second time.
+_MOST_REPEATED = 255
 
 # Means that differ by more between two batches come from no deterministic encoder.
 _UNSTABLE = 1e-3
@@ -29,166 +41,118 @@ _UNSTABLE = 1e-3
 _CAUTION = 4.0
 
 
-class Kind(Protocol):
-    """Collects what a certificate needs to know of rows, and makes it."""
+class Kind(ABC):
+    """What a certificate needs to know: added in batches, merged, concluded."""
 
-    def add(
-        self,
-        models: Models,
-        X: ArrayLike,
-        proba: ArrayLike | None,
-        weight: ArrayLike | None,
-    ) -> None:
-        """Add rows."""
+    sums: Any
 
-    def merge(self, other: Any) -> None:
-        """Add the rows that another one has seen."""
+    def __init__(self) -> None:
+        self.stability = Stability()
 
-    def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate."""
+    @abstractmethod
+    def add(self, samples: EncodedSamples) -> None:
+        """Add samples, and look at some of them again."""
 
-
-class MeanKind:
-    """The latent mean is not constant."""
-
-    def __init__(self, witness: LinearWitness) -> None:
-        self.sums = CertificateSums(witness)
-        self.repeated = EncoderStability()
-
-    def add(
-        self,
-        models: Models,
-        X: ArrayLike,
-        proba: ArrayLike | None,
-        weight: ArrayLike | None,
-    ) -> None:
-        """Add rows."""
-        means = models.encode(X)
-        posterior = models.posterior(X, proba, len(means))
-        self.sums.update(posterior, means, weight)
-        self.repeated.compare(means, X, models.encode)
-
-    def merge(self, other: "MeanKind") -> None:
-        """Add the rows that another one has seen."""
+    def merge(self, other: "Kind") -> None:
+        """Add the samples of another one."""
         self.sums.merge(other.sums)
-        self.repeated.merge(other.repeated)
+        self.stability.merge(other.stability)
 
     def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate."""
-        self.repeated.warn_if_unstable()
+        """Return the certificate."""
+        self.stability.warn_if_unstable()
         return self.sums.certificate(
-            safety_margin=safety_margin, latent_noise=self.repeated.moved
+            safety_margin=safety_margin, latent_noise=self.stability.moved
         )
 
 
-class SampledKind:
-    """Codes drawn from q(z|x) carry information on x."""
+class MeanKind(Kind):
+    """The latent mean is not constant."""
+
+    def __init__(self, witness: LinearWitness) -> None:
+        super().__init__()
+        self.sums = MeanSums(witness)
+
+    def add(self, samples: EncodedSamples) -> None:
+        """Add samples, and encode some of them again."""
+        # The encoder looks at X first: its errors say more.
+        means = samples.means
+        self.sums.update(samples.posterior, means, samples.weight)
+        self.look_again(samples)
+
+    def look_again(self, samples: EncodedSamples) -> None:
+        self.stability.compare(samples, lambda these: these.means)
+
+
+class SampledKind(Kind):
+    """Codes drawn from q(z|x) carry information about x."""
 
     def __init__(
         self,
         witness: LinearWitness,
         n_draws: int,
-        confidence: float,
         generator: np.random.Generator,
-        part: int | None,
+        part: int | None = None,
+        confidence: float = 0.95,
     ) -> None:
-        self.confidence = confidence
-        self.repeated = EncoderStability()
-        self.sums = SampledSums(witness, n_draws, generator, part)
+        super().__init__()
+        self.sums = SampledSums(witness, n_draws, generator, part, confidence)
 
-    def add(
-        self,
-        models: Models,
-        X: ArrayLike,
-        proba: ArrayLike | None,
-        weight: ArrayLike | None,
-    ) -> None:
-        """Add rows."""
-        mean, deviation = models.distribution(X)
-        posterior = models.posterior(X, proba, len(mean))
-        self.sums.update(posterior, mean, deviation, weight)
-        both = _side_by_side(mean, deviation)
-        again = models.distribution
-        self.repeated.compare(both, X, lambda rows: _side_by_side(*again(rows)))
-
-    def merge(self, other: "SampledKind") -> None:
-        """Add the rows that another one has seen."""
-        if self.confidence != other.confidence:
-            raise ValueError(
-                "parts must have the same confidence, got "
-                f"{self.confidence} and {other.confidence}."
-            )
-        self.sums.merge(other.sums)
-        self.repeated.merge(other.repeated)
-
-    def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate."""
-        self.repeated.warn_if_unstable()
-        return self.sums.certificate(
-            safety_margin=safety_margin,
-            confidence=self.confidence,
-            latent_noise=self.repeated.moved,
-        )
+    def add(self, samples: EncodedSamples) -> None:
+        """Add samples, and encode some of them again."""
+        mean, deviation = samples.distribution
+        self.sums.update(samples.posterior, mean, deviation, samples.weight)
+        self.stability.compare(samples, _mean_and_log_deviation)
 
 
-class RoundTripKind:
+class RoundTripKind(Kind):
     """Encoder and decoder together pass on what the teacher sees."""
 
-    def __init__(self, tempering: Tempering, shape: tuple[int, int]) -> None:
-        self.tempering = tempering
-        self.sums = RoundTripSums(*shape)
-        self._shift = 0.0
-
-    def add(
-        self,
-        models: Models,
-        X: ArrayLike,
-        proba: ArrayLike | None,
-        weight: ArrayLike | None,
+    def __init__(
+        self, tempering: Tempering, n_components: int, latent_dim: int
     ) -> None:
-        """Add rows."""
-        if proba is not None:
+        super().__init__()
+        self.tempering = tempering
+        self.sums = RoundTripSums(n_components, latent_dim)
+
+    def add(self, samples: EncodedSamples) -> None:
+        """Add samples, and reconstruct some of them again."""
+        if samples.teacher_proba is not None:
             raise ValueError(
                 'teacher_proba must be left out for kind="round_trip": the same '
-                "teacher must see rows and reconstructions."
+                "teacher must see samples and reconstructions."
             )
-        means = models.encode(X)
-        target = self.tempering(models.posterior(X, None, len(means)))
-        output = models.decode(means)
-        witness = self.tempering(models.read(output))
-        self.sums.update(target, witness, means, output, weight)
-        self._try_rounding(models, X, target, witness)
-
-    def merge(self, other: "RoundTripKind") -> None:
-        """Add the rows that another one has seen."""
-        self.sums.merge(other.sums)
-        self._shift = max(self._shift, other._shift)
+        means = samples.means
+        target = self.tempering(samples.posterior)
+        output = samples.reconstruction
+        witness = self.tempering(read(samples.teacher, output))
+        self.sums.update(target, witness, means, output, samples.weight)
+        self._try_rounding(samples, target, witness)
 
     def conclude(self, safety_margin: float) -> Certificate:
-        """Make the certificate."""
-        shift = _CAUTION * self._shift
+        """Return the certificate."""
+        shift = _CAUTION * self.stability.moved
         return self.sums.certificate(safety_margin=safety_margin, shift=shift)
 
     def _try_rounding(
-        self, models: Models, X: ArrayLike, target: Floats, witness: Floats
+        self, samples: EncodedSamples, target: Floats, witness: Floats
     ) -> None:
-        """Reconstruct some rows in other company, round, and see what it changes."""
-        index = _shuffled_subset(len(target))
-        rows, generator = take_samples(X, index), np.random.default_rng(0)
-        means = models.encode(rows)
+        """Note what rounding of codes and outputs changes in the teacher's reading."""
+        index, generator = _shuffled_subset(len(target)), np.random.default_rng(0)
+        again = samples.again(index)
         # In the precision of the means, which others than float64 would hide.
-        output = models.decode(rounded(means, np.maximum(np.abs(means), 1), generator))
+        magnitude = np.maximum(np.abs(again.means), 1)
+        output = decode(again.estimator, rounded(again.means, magnitude, generator))
         # Outputs near 0 carry the error of the terms that cancelled.
-        largest = np.maximum(np.abs(output).max(axis=1), _largest(rows, len(output)))
+        largest = np.maximum(np.abs(output).max(axis=1), _largest(again.X, len(output)))
         output = rounded(output, largest[:, np.newaxis], generator)
-        again = self.tempering(models.read(output))
-        change = np.abs(np.log(again) - np.log(witness[index]))
-        shift = float((target[index] * change).sum(axis=1).max())
-        self._shift = max(self._shift, shift)
+        change = np.log(self.tempering(read(again.teacher, output)))
+        change = np.abs(change - np.log(witness[index]))
+        self.stability.note(float((target[index] * change).sum(axis=1).max()))
 
 
-class EncoderStability:
-    """How far latent means move when some samples are encoded in another batch."""
+class Stability:
+    """How far results move when some samples are encoded again in another batch."""
 
     def __init__(self) -> None:
         self.moved = 0.0
@@ -196,58 +160,89 @@ class EncoderStability:
 
     def compare(
         self,
-        means: NDArray[np.floating],
-        X: ArrayLike,
-        encode: Callable[[ArrayLike], NDArray[np.floating]],
+        samples: EncodedSamples,
+        codes: Callable[[EncodedSamples], NDArray[np.floating]],
     ) -> None:
-        """Encode some rows again."""
-        index = _shuffled_subset(len(means))
-        again = encode(take_samples(X, index))
-        moved = float(np.linalg.norm(again - means[index], axis=1).max())
-        self.moved = max(self.moved, moved)
-        self._largest = max(self._largest, float(np.abs(means).max()))
+        """Compute the codes of some samples again."""
+        before = codes(samples)
+        index = _shuffled_subset(len(before))
+        moved = np.linalg.norm(codes(samples.again(index)) - before[index], axis=1)
+        self.note(float(moved.max()), float(np.abs(before).max()))
 
-    def merge(self, other: "EncoderStability") -> None:
+    def note(self, moved: float, largest: float = 1.0) -> None:
+        self.moved = max(self.moved, moved)
+        self._largest = max(self._largest, largest)
+
+    def merge(self, other: "Stability") -> None:
         """Add what another one has seen."""
-        self.moved = max(self.moved, other.moved)
-        self._largest = max(self._largest, other._largest)
+        self.note(other.moved, other._largest)
 
     def warn_if_unstable(self) -> None:
-        """Warn if means moved by more than rounding explains."""
+        """Warn if codes moved by more than rounding explains."""
         if self.moved > _UNSTABLE * self._largest:
             warn_user(
                 UnstableEncoderWarning(
-                    f"The encoder moved the mean of a row by {self.moved:.2g} when the "
-                    "row came in another batch. Put modules into evaluation mode "
-                    "(dropout, batch normalisation) and return means, not drawn codes. "
-                    "The difference is counted as noise, so nothing will be certified "
-                    "by it."
+                    f"The encoder moved the mean of a sample by {self.moved:.2g} when "
+                    "the sample came in another batch. Put modules into evaluation "
+                    "mode (dropout, batch normalisation) and return means, not drawn "
+                    "codes. The difference is counted as noise, so nothing will be "
+                    "certified by it."
                 )
             )
 
 
+def make_kind(
+    kind: str,
+    witness: LinearWitness,
+    calibration: Calibration,
+    *,
+    n_draws: int = 8,
+    confidence: float = 0.95,
+    random_state: Any = None,
+    part: int | None = None,
+) -> Kind:
+    """Return the kind of this name, with nothing added yet."""
+    if kind == "mean":
+        return MeanKind(witness)
+    if kind == "round_trip":
+        tempering = result_or_raise(calibration.tempering)
+        return RoundTripKind(tempering, *witness.weights.shape)
+    if kind == "sampled":
+        tempered = result_or_raise(calibration.witness)
+        # Draws are the same at each call, unless a generator was given.
+        given = 0 if random_state is None else random_state
+        seed = int(check_random_state(given).randint(2**31 - 1))
+        generator = np.random.default_rng(seed)
+        return SampledKind(tempered, n_draws, generator, part, confidence)
+    raise ValueError(f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}.")
+
+
 def _shuffled_subset(n_samples: int) -> NDArray[np.intp]:
-    """Return an odd lot in random order: no block, no symmetry, not all places kept."""
+    """Return a random, non-contiguous subset of sample indices, never with the first.
+
+    So no batch, no symmetry and not all places are kept.
+    """
     if n_samples == 1:
         return np.zeros(1, dtype=np.intp)
     order = 1 + np.random.default_rng(0).permutation(n_samples - 1)
-    return order[: max(1, min(2 * n_samples // 3, _REPEATED_ROWS))]
+    return order[: max(1, min(2 * n_samples // 3, _MOST_REPEATED))]
 
 
-def _side_by_side(mean: Floats, deviation: Floats) -> Floats:
-    """Return means and logarithms of deviations in one array."""
+def _mean_and_log_deviation(samples: EncodedSamples) -> Floats:
+    """Return both side by side."""
+    mean, deviation = samples.distribution
     if not (np.isfinite(mean).all() and (deviation > 0).all()):
         raise ValueError(
             "estimator must have an encode that returns finite means, and standard "
-            "deviations above 0, of the same rows at each call."
+            "deviations above 0, of the same samples at each call."
         )
     return np.hstack([mean, np.log(np.asarray(deviation, dtype=np.float64))])
 
 
 def _largest(X: Any, n_samples: int) -> Floats:
-    """Return the largest magnitude in each row; 0 for what holds no numbers."""
+    """Return the largest magnitude in each sample; 0 if it holds no numbers."""
     try:
-        rows = np.abs(np.asarray(X, dtype=np.float64)).reshape(n_samples, -1)
+        samples = np.abs(np.asarray(X, dtype=np.float64)).reshape(n_samples, -1)
     except (TypeError, ValueError):
         return np.zeros(n_samples)
-    return np.asarray(rows.max(axis=1))
+    return np.asarray(samples.max(axis=1))

@@ -1,4 +1,4 @@
-"""Certificates of samples that lie on several machines."""
+"""Certificates of samples that are spread over several machines."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -8,32 +8,32 @@ from skvaecert._certifier.kinds import Kind
 
 __all__ = ["PartialCertificate"]
 
-
-# Rows that may be equal to some of the fit by chance, beside one in a hundred.
-_FEW_ROWS = 2
+# Samples that may equal some of the fit by chance, beside one in a hundred.
+_FEW_SAMPLES = 2
 
 
 @dataclass(frozen=True, repr=False)
 class PartialCertificate:
-    """What a certificate needs to know of some of the rows: sums of them, and no rows.
+    """What a certificate needs to know of some of the samples: sums, and no samples.
 
-    Made by :meth:`CollapseCertifier.partial_certificate`, on as many machines as one
-    likes; merged in any order; small to send.
+    Made by :meth:`CollapseCertifier.partial_certificate` on any number of machines,
+    merged in any order, small to send.
 
     Attributes
     ----------
     parts : frozenset of int
         The parts that it is made of.
-    n_samples : int
-        Their rows.
     n_known : int
-        How many of these were used to fit what reads them, where that must not be.
+        How many of the samples fitted the witness or the tempering that reads them; 0
+        if the kind needs none.
     origin : str
-        Tells which fit of a certifier it comes from.
+        Identifies the fit of the certifier.
     safety_margin : float
         tau, nats.
     collected : Kind
         The sums.
+    n_samples : int
+        Number of samples.
 
     See Also
     --------
@@ -53,14 +53,18 @@ class PartialCertificate:
     """
 
     parts: frozenset[int]
-    n_samples: int
     n_known: int
     origin: str
     safety_margin: float
     collected: Kind
 
+    @property
+    def n_samples(self) -> int:  # numpydoc ignore=RT01
+        """Number of samples."""
+        return self.collected.sums.n_samples
+
     def merge(self, *others: "PartialCertificate") -> "PartialCertificate":
-        """Return what is known of the rows of this one and of others together.
+        """Return the partial certificate of all samples together.
 
         Parameters
         ----------
@@ -70,14 +74,14 @@ class PartialCertificate:
         Returns
         -------
         PartialCertificate
-            A new one; none of those given changes.
+            A new one; the given ones do not change.
 
         Raises
         ------
         ValueError
-            If a part is in two of them, which would count its rows twice, or if they
-            were not made by one fitted certifier with the same parameters: codes of
-            two collapsed encoders differ.
+            If a part occurs twice, so that its samples would count twice, or if the
+            parts were not made by one fitted certifier with the same parameters: the
+            codes of two collapsed encoders differ.
         """
         collected = copy.deepcopy(self.collected)
         merged = replace(self, collected=collected)
@@ -87,50 +91,49 @@ class PartialCertificate:
             merged = replace(
                 merged,
                 parts=merged.parts | other.parts,
-                n_samples=merged.n_samples + other.n_samples,
                 n_known=merged.n_known + other.n_known,
             )
         return merged
 
     def certificate(self) -> Certificate:
-        """Make the certificate of all rows.
+        """Return the certificate of all samples.
 
         Returns
         -------
         Certificate
-            The same as of one pass over the rows, to within the tolerance; for
-            "sampled" with other draws.
+            That of one pass over the samples, to within the tolerance; for "sampled"
+            with other draws.
 
         Raises
         ------
         ValueError
-            If there are no rows, or if they were used to fit what reads them.
+            If there are no samples, or if the witness was fitted on them.
 
         Warns
         -----
         UnstableEncoderWarning
             As :meth:`CollapseCertifier.certify`.
         """
-        if self.n_known > max(_FEW_ROWS, self.n_samples // 100):
+        if self.n_known > max(_FEW_SAMPLES, self.n_samples // 100):
             raise ValueError(
-                "X must be rows that the witness was not fitted on, got "
-                f"{self.n_known} of {self.n_samples} rows that were in fit: on those "
-                "it would find variation that means nothing. Certify rows that were "
-                "held out."
+                "X must be samples that the witness was not fitted on, got "
+                f"{self.n_known} of {self.n_samples} samples that were in fit: the "
+                "witness would find variation there that means nothing. Certify "
+                "held-out samples."
             )
         return self.collected.conclude(self.safety_margin)
 
     def __repr__(self) -> str:
         """Say how much is in it."""
         n_parts = len(self.parts)
-        return f"<PartialCertificate of {self.n_samples} rows in {n_parts} part(s)>"
+        return f"<PartialCertificate of {self.n_samples} samples in {n_parts} part(s)>"
 
     def _check_mergeable(self, other: "PartialCertificate") -> None:
         twice = self.parts & other.parts
         if twice:
             raise ValueError(
-                f"part must be another one in all that is merged, got {min(twice)} "
-                "twice: its rows would count twice."
+                f"part must be different in all that is merged, got {min(twice)} "
+                "twice: its samples would count twice."
             )
         own, theirs = (
             (part.origin, type(part.collected), part.safety_margin)

@@ -1,0 +1,98 @@
+"""Samples as the fitted models see them: means, posteriors, reconstructions."""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import _num_samples
+
+from skvaecert._samples import take_samples
+from skvaecert._teacher.posterior import posterior_of
+from skvaecert.simplex import Floats
+
+__all__ = ["EncodedSamples", "decode", "encode", "fitted_encoder", "read"]
+
+
+@dataclass
+class EncodedSamples:
+    """Samples, and what each model makes of them, asked once and when it is needed."""
+
+    estimator: Any
+    teacher: Any
+    X: ArrayLike
+    teacher_proba: ArrayLike | None = None
+    weight: ArrayLike | None = None
+
+    @cached_property
+    def means(self) -> NDArray[np.floating]:
+        return encode(self.estimator, self.X)
+
+    @cached_property
+    def distribution(self) -> tuple[Floats, Floats]:
+        """Mean and standard deviation of q(z|x)."""
+        X, encoder = self.X, fitted_encoder(self.estimator)
+        if isinstance(encoder, Pipeline):
+            X, encoder = encoder[:-1].transform(X), encoder[-1]
+        if not hasattr(encoder, "encode"):
+            raise ValueError(
+                "estimator must have a method encode(X), which returns means and "
+                f'standard deviations of q(z|x), for kind="sampled"; '
+                f"{type(encoder).__name__} has none. Use CertifiedVAE, or wrap the "
+                "model in one that has."
+            )
+        mean, deviation = encoder.encode(X)
+        return np.asarray(mean), np.asarray(deviation)
+
+    @cached_property
+    def posterior(self) -> Floats:
+        """T: the posteriors that were given, else those of the teacher."""
+        given = self.teacher_proba
+        n_samples = None if given is None else _num_samples(self.X)
+        return posterior_of(self.teacher, self.X, given, n_samples=n_samples)
+
+    @cached_property
+    def reconstruction(self) -> NDArray[np.floating]:
+        return decode(self.estimator, self.means)
+
+    def again(self, index: NDArray[np.intp]) -> "EncodedSamples":
+        """Return some of the samples, to be encoded anew in another batch."""
+        return EncodedSamples(self.estimator, self.teacher, take_samples(self.X, index))
+
+
+def fitted_encoder(estimator: Any) -> Any:
+    """Return the fitted encoder itself, where the estimator is a search over it."""
+    return getattr(estimator, "best_estimator_", estimator)
+
+
+def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
+    """Return latent means."""
+    means = np.asarray(estimator.transform(X))
+    if means.ndim != 2 or not np.isfinite(means).all():
+        raise ValueError(
+            "estimator must have a transform that returns a dense array of shape "
+            "(n_samples, latent_dim) with finite values, got "
+            + ("NaN or infinity." if means.ndim == 2 else f"shape {means.shape}.")
+        )
+    return means
+
+
+def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
+    """Return reconstructions."""
+    if not hasattr(estimator, "inverse_transform"):
+        raise ValueError(
+            "estimator must have an inverse_transform, its decoder, for "
+            f'kind="round_trip"; {type(estimator).__name__} has none.'
+        )
+    return np.asarray(estimator.inverse_transform(means))
+
+
+def read(teacher: Any, reconstruction: NDArray[np.floating]) -> Floats:
+    """Return the teacher's posteriors of reconstructions."""
+    with warnings.catch_warnings():
+        # They are arrays, even if the samples came in a table with names.
+        warnings.filterwarnings("ignore", "X does not have valid feature names")
+        return posterior_of(teacher, reconstruction)
