@@ -26,6 +26,7 @@ __all__ = [
     "DatasetSamples",
     "Index",
     "Piece",
+    "count_samples",
     "cut_pieces",
     "digest_samples",
     "digests",
@@ -244,7 +245,7 @@ def cut_pieces(
     X: ArrayLike, teacher_proba: ArrayLike | None, sample_weight: ArrayLike | None
 ) -> Iterator[Piece]:
     """Cut samples where they are too many, or stored, to be held at once."""
-    n_samples, size = _count(X), _piece_size(X)
+    n_samples, size = count_samples(X), _piece_size(X)
     if n_samples <= size and not _is_stored(X):
         yield Piece(X, teacher_proba, sample_weight)
         return
@@ -256,11 +257,12 @@ def cut_pieces(
         yield Piece(take_samples(X, batch), proba, weight[batch])
 
 
-def _count(X: Any) -> int:
+def count_samples(X: Any) -> int:
+    """Return the number of samples, 0 where the estimator has to say what is wrong."""
     try:
         return _num_samples(X)
     except TypeError:
-        return 0  # not to be cut: the estimator says what is wrong
+        return 0
 
 
 def _piece_size(X: Any) -> int:
