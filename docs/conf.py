@@ -44,6 +44,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"/plot_",
     "ignore_pattern": r"/(benchmarks|papers)/",
     "show_memory": False,
+    "parallel": 2,
     "min_reported_time": 0,
     "download_all_examples": False,
     # What a call returns is not output of an example; what it prints is.

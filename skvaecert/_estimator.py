@@ -1,22 +1,30 @@
-"""What the estimators share: nested defaults, fits that fail without a trace."""
+"""What the estimators share: nested defaults, warm starts, fits that fail cleanly."""
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from numbers import Real
 from typing import Any, ClassVar, Self
 
+import joblib
+import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 
 from skvaecert.exceptions import InvalidFileError
 
 __all__ = [
-    "FIT_WRAPPERS",
     "CallbackSupportMixin",
     "FitTasks",
     "NestedDefaultMixin",
     "SavedMixin",
+    "check_unchanged",
+    "remember_params",
     "restored_on_error",
     "seed_unset",
+    "warn_user",
     "with_callbacks",
 ]
 
@@ -31,11 +39,6 @@ except ImportError:  # before scikit-learn 1.9
     def with_callbacks(method: Any) -> Any:
         """Return the method as it is."""
         return method
-
-
-# Calls between a user's `fit` and that of the estimator: parameters are validated, and
-# since scikit-learn 1.9 callbacks looked after. For warnings that point at the user.
-FIT_WRAPPERS = 1 + hasattr(CallbackSupportMixin, "_init_callback_context")
 
 
 class NestedDefaultMixin:
@@ -152,3 +155,97 @@ def seed_unset(estimator: BaseEstimator, seed: int) -> None:
     unset = [name for name in names if params[name] is None]
     if unset:
         estimator.set_params(**dict.fromkeys(unset, seed))
+
+
+def remember_params(estimator: Any) -> None:
+    """Remember the parameters in `_fixed`, which a warm start must find unchanged."""
+    estimator._remembered = _fixed_params(estimator)
+
+
+def check_unchanged(estimator: Any) -> None:
+    """Raise an error if a parameter is not as :func:`remember_params` found it."""
+    now, before = _fixed_params(estimator), estimator._remembered
+    changed = [name for name in now | before if now.get(name) != before.get(name)]
+    if changed:
+        name = min(changed, key=len)  # teacher, if that is another, before its parts
+        raise ValueError(
+            f"{name} must stay as it was in the fit that warm_start continues, got "
+            f"{estimator.get_params().get(name)!r}. Set it back, or set "
+            "warm_start=False to train from the beginning."
+        )
+
+
+def _fixed_params(estimator: Any) -> dict[str, Any]:
+    """Return what stands for the values of the parameters, and of those inside."""
+    fixed: dict[str, Any] = {}
+    for name in estimator._fixed:
+        value = getattr(estimator, name)
+        if value is None and name in estimator._nested_defaults:
+            value = estimator._nested_defaults[name]()
+        if _is_estimator(value) and not isinstance(value, FrozenEstimator):
+            params = value.get_params().items()
+            fixed |= {f"{name}__{k}": _content(v) for k, v in params if _matters(k)}
+            value = type(value)
+        fixed[name] = _content(value)
+    return fixed
+
+
+def _matters(name: str) -> bool:
+    # A fit uses seeds up; the others change no result.
+    return not name.endswith(("random_state", "n_jobs", "verbose"))
+
+
+def _content(value: Any, *, frozen: bool = False) -> Any:
+    """Return a hash, which is equal for equal values, after pickling too.
+
+    Estimators are hashed by class and parameters, inside a frozen one by all public
+    attributes. What cannot be pickled, such as a lambda, stands for itself.
+    """
+    if _is_numeric(value):
+        value = np.array(value, dtype=np.float64, order="C")
+    elif isinstance(value, list | tuple):
+        value = [_content(item, frozen=frozen) for item in value]
+    elif _is_estimator(value):
+        frozen = frozen or isinstance(value, FrozenEstimator)
+        params = vars(value) if frozen else value.get_params(deep=False)
+        public = {k: v for k, v in params.items() if _matters(k) and k[0] != "_"}
+        value = type(value), {k: _content(v, frozen=frozen) for k, v in public.items()}
+    elif hasattr(value, "state_dict") and not isinstance(value, type):
+        weights = value.state_dict().items()
+        value = repr(value), {name: _array(tensor) for name, tensor in weights}
+    try:
+        return joblib.hash(value)
+    except Exception:  # lambdas, local classes, locks, files
+        return value
+
+
+def _is_estimator(value: Any) -> bool:
+    return hasattr(value, "get_params") and not isinstance(value, type)
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    items = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(item, Real) for item in items)
+
+
+def _array(tensor: Any) -> Any:
+    """Turn a tensor of any precision and device into an array."""
+    return tensor.double().cpu().numpy() if hasattr(tensor, "double") else tensor
+
+
+# Packages whose frames stand between a warning and the line of the user.
+_BETWEEN = ("skvaecert", "sklearn", "skorch", "joblib")
+
+
+def warn_user(warning: Warning | str) -> None:
+    """Warn, and point at the line of the user that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and _package(frame.f_globals) in _BETWEEN:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(warning, stacklevel=level)
+
+
+def _package(module: dict[str, Any]) -> str:
+    return str(module.get("__name__", "")).partition(".")[0]

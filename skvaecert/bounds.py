@@ -1,19 +1,20 @@
 """Lower confidence bounds on the margin of the population (theory section 13).
 
-The certificate is about the rows that were scored and needs no statistics. The bounds
-here are about rows not seen. Rows are drawn independently from one population, T is
-the teacher posterior and q the witness of a row, and the margin of the population is
+The certificate is about the samples that were scored and needs no statistics. The
+bounds here are about unseen samples. Samples are drawn independently from one
+population. With the teacher posterior T and the witness q of a sample, the margin of
+the population is
 
     M = E[sum_k T_k log q_k] + H(E T) = min_r E[sum_k T_k log(q_k / r_k)],
 
-the minimum over the probability simplex, reached at r = E T. A witness that does not
-depend on its row has M <= 0. E T is not known, and that of the rows is not independent
-of them; yet M is E T's own expectation, so a bound that is valid for every fixed r is
-valid at its smallest over all r, and no confidence is spent on the search.
+where the minimum over the probability simplex is reached at r = E T. A witness that
+does not depend on its sample has M <= 0. E T is not known, and the mean teacher of the
+samples is not independent of them. But a bound that is valid for every fixed r is valid
+at r = E T, and so is its minimum over all r. The search for it costs no confidence.
 
-A single row can move a mean of log q without limit, so all bounds are on the margin of
-the floored witness, (1 - floor) q + floor / K: a witness like any other. It is constant
-where q is, so a bound above 0 still tells that q is not constant.
+A single sample can move the mean of log q without limit. So all bounds are on the
+margin of the floored witness, (1 - floor) q + floor / K. It is constant where q is
+constant, so a bound above 0 shows that q is not constant.
 """
 
 from collections.abc import Callable
@@ -35,15 +36,15 @@ __all__ = [
     "bootstrap_bound",
 ]
 
-# A bet of all would lose everything to one row at the lower limit.
+# A bet of everything would lose everything to one value at the lower limit.
 _LARGEST_BET = 0.75
-# Standard deviations that the smallest bet suits, in units of the range. Half of it is
-# the most there is; rows of a margin spread by a quarter of it at worst.
+# Largest standard deviations, in units of the range: values spread by half the range
+# at most, contributions to a margin by a quarter. The smallest bet suits them.
 _WIDEST_MEAN, _WIDEST_MARGIN = 0.5, 0.25
-# What is left of the search for the worst mean teacher is subtracted.
+# The search for the worst mean teacher ends at this gap, which is subtracted.
 _ROUNDS = 100
 _GAP = 1e-6
-# So is the error of the root, in nats or in shares of the mean.
+# Error of the root, which is subtracted too: in nats, or as a share of the mean.
 _ERROR = 1e-7
 
 
@@ -56,30 +57,30 @@ def betting_bound(
 ) -> float:
     """Lower bound on the population's margin by betting: valid for every n, narrowest.
 
-    The largest c that is refuted together with all below it, where c is refuted if a
-    gambler who bets against "M = c" multiplies the stake by 1 / (1 - confidence),
-    whatever the mean teacher r is said to be::
+    The bound is the largest c up to which every margin is refuted. A margin c is
+    refuted if min_r W(c, r) >= 1 / (1 - confidence), with::
 
         W(c, r) = mean_b prod_i (1 - b + b (g_i(r) + s) / (c + s)),
-        g_i(r) = sum_k T_ik log(q_ik / r_k),    s = 1 + log(K / floor),
+        g_i(r) = sum_k T_ik log(q_ik / r_k),    s = 1 + log(K / floor)
 
-    over bets b = 1, 1/2, 1/4, ...; refuted if min_r W(c, r) >= 1 / (1 - confidence).
+    W is the capital, in stakes, of a gambler who bets a share b = 1, 1/2, 1/4, ...
+    against "the margin is c", if r is the mean teacher of the population.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, every entry above 0; each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     confidence : float, default=0.95
-        The least probability of a true statement, in (0, 1).
+        Confidence level, in (0, 1).
     floor : float, default=1e-3
-        Share of the uniform distribution that is mixed into the witness, in (0, 1).
+        Share of the uniform distribution in the floored witness, in (0, 1).
 
     Returns
     -------
     float
-        Nats, from log(floor / K) up to the margin of the rows.
+        Nats, from log(floor / K) up to the margin of the samples.
 
     Raises
     ------
@@ -92,25 +93,27 @@ def betting_bound(
 
     Notes
     -----
-    *Guarantee.* For rows drawn independently from one population, over that draw, the
-    bound is at most the margin of the population (floored witness) with probability
-    `confidence` or more. It holds for every number of rows and every population, and
-    does not depend on the order of the rows. Teacher and witness must not have been
-    fitted on them.
+    *Guarantee.* Let the samples be drawn independently from one population. With
+    probability `confidence` or more over this draw, the bound is at most the margin of
+    the population (floored witness). This holds for every number of samples and every
+    population. The bound does not depend on the order of the samples. Teacher and
+    witness must not have been fitted on them.
 
-    *Why.* At c = M and r = E T each factor has mean 1 and none is negative, so W has
-    mean 1 and by Markov's inequality reaches 1 / (1 - confidence) with probability
-    1 - confidence at most. W falls in c, and its minimum over r is not above its
-    value at E T.
+    *Why.* At c = M and r = E T each factor has mean 1 and none is negative. So W has
+    mean 1, and by Markov's inequality it reaches 1 / (1 - confidence) with probability
+    1 - confidence at most. W falls in c, and its minimum over r is at most its value
+    at E T.
 
-    *Why the minimum can be had.* The 1 in s makes log W convex in r, since
-    log(a - b sum_k T_k log r_k) is where its argument is at least b. It is found by
-    r <- sum_i w_i T_i with w_i in proportion to the slope of row i, and the
-    Frank-Wolfe gap that is left is subtracted. Here lies the difference to a plug-in
-    of the rows' own mean teacher, and it costs next to nothing (theory section 13).
+    *How the minimum is found.* The 1 in s makes log W convex in r, because
+    log(a - b sum_k T_k log r_k) is convex where its argument is at least b. The
+    iteration is r <- sum_i w_i T_i, with w_i in proportion to the slope of sample i.
+    The remaining Frank-Wolfe gap is subtracted. The argument does not cover the mean
+    teacher of the samples in place of the minimum. The minimum costs little (theory
+    section 13).
 
-    Bets that follow the rows seen so far, as in the reference, were seen to come up to
-    20 % closer to the margin; but the bound would depend on the order of the rows.
+    Bets that follow the samples seen so far, as in the reference, came up to 20 %
+    closer to the margin in our experiments. But the bound would then depend on the
+    order of the samples.
 
     References
     ----------
@@ -137,7 +140,7 @@ def betting_bound(
     def log_capital(bound: float) -> float:
         return _least_log_capital(proba, gains, bets, bound - lowest + 1)
 
-    # At the rows' own margin the capital is at most 1, by Jensen's inequality.
+    # At the margin of the samples the capital is at most 1, by Jensen's inequality.
     highest = float(margin_contributions(proba, log_q).mean())
     return _largest_refuted(log_capital, lowest + _ERROR, highest, confidence)
 
@@ -151,27 +154,27 @@ def bernstein_bound(
 ) -> float:
     """Lower bound on the population's margin in closed form: valid for every n.
 
-    With margin G and variance V (divisor n - 1) of the rows' contributions g_i, with
-    B = log(K / floor), R = 2 B and L = log(2 / (1 - confidence))::
+    With the margin G of the samples, the variance V (divisor n - 1) of their
+    contributions g_i, B = log(K / floor), R = 2 B and L = log(2 / (1 - confidence))::
 
         G - sqrt(2 V L / n) - (7 R / 3 + (2 + B) / 2) L / (n - 1) + log(1 - floor)
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, every entry above 0; each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     confidence : float, default=0.95
-        The least probability of a true statement, in (0, 1).
+        Confidence level, in (0, 1).
     floor : float, default=1e-3
-        Share of the uniform distribution that is mixed into the witness, and into the
+        Share of the uniform distribution in the floored witness and in the floored
         mean teacher, in (0, 1).
 
     Returns
     -------
     float
-        Nats, from log(floor / K) up to the margin of the rows.
+        Nats, from log(floor / K) up to the margin of the samples.
 
     Raises
     ------
@@ -184,14 +187,14 @@ def bernstein_bound(
 
     Notes
     -----
-    *Guarantee.* That of :func:`betting_bound`: for rows drawn independently from one
-    population, over that draw, the bound is at most the margin of the population
-    (floored witness) with probability `confidence` or more, for every number of rows
-    and every population.
+    *Guarantee.* That of :func:`betting_bound`. Let the samples be drawn independently
+    from one population. With probability `confidence` or more over this draw, the
+    bound is at most the margin of the population (floored witness), for every number
+    of samples and every population.
 
     *Why.* Let r = (1 - floor) E T + floor / K. Then M >= E g(r) + log(1 - floor), and
-    g(r) has a range of R, so the inequality of Maurer and Pontil holds for it. Only
-    the mean and the deviation of g_i(r) are unknown, as E T is. With
+    g(r) has a range of R, so the inequality of Maurer and Pontil holds for it. The
+    mean and the deviation of g_i(r) are not known, because E T is not. With
     v = log(mean T / r) and s^2 = sum_k mean T_k v_k^2, the mean is
     G + KL(mean T || r), which is G + s^2 / (2 + B) or more, and the deviation is at
     most sqrt(V) + sqrt(n / (n - 1)) s. The worst s gives the second term in brackets.
@@ -229,23 +232,23 @@ def bootstrap_bound(
 ) -> float:
     """Approximate lower bound on the population's margin: no certificate.
 
-    The (1 - confidence) quantile of the margin of rows drawn with replacement from
-    those given, each time with the mean teacher of the rows drawn.
+    The (1 - confidence) quantile of the margins of resamples, which are drawn with
+    replacement from the samples. Each margin uses the mean teacher of its resample.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, every entry above 0; each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     confidence : float, default=0.95
-        The probability of a true statement that is aimed at, in (0, 1).
+        Nominal confidence level, in (0, 1).
     floor : float, default=1e-3
-        Share of the uniform distribution that is mixed into the witness, in (0, 1).
+        Share of the uniform distribution in the floored witness, in (0, 1).
     n_resamples : int, default=2000
-        Draws, at least 1.
+        Number of resamples, at least 1.
     random_state : int, numpy.random.Generator or None, default=None
-        Seed of the draws; fresh ones each time when None.
+        Seed of the resamples; different ones each time when None.
 
     Returns
     -------
@@ -255,22 +258,25 @@ def bootstrap_bound(
     Raises
     ------
     ValueError
-        If the arrays, `confidence` or `floor` are not valid, or there is only one row.
+        If the arrays, `confidence` or `floor` are not valid, or there is only one
+        sample.
 
     See Also
     --------
-    betting_bound : Guaranteed for every number of rows.
+    betting_bound : Guaranteed for every number of samples.
 
     Notes
     -----
-    *Guarantee.* Only in the limit of many rows, over their draw and that of the
-    resamples. What the rows do not show, the resamples cannot: where one row in a
-    hundred is confidently wrong, and in any sample that has none of them, the bound is
-    too high much more often than 1 - `confidence` says (theory section 13).
+    *Guarantee.* Only in the limit of many samples, over their draw and that of the
+    resamples. Resamples cannot show what the samples do not. If the witness is
+    confidently wrong on one sample in a hundred, data without such a sample give a
+    bound that is too high. This happens much more often than 1 - `confidence`
+    (theory section 13).
 
-    Percentiles, not BCa: with the mean teacher refitted, resamples are biased down,
-    and the bound errs on the safe side more often. BCa was seen to cover less where
-    errors are rare, to have no value on collapsed encoders, and takes n^2 steps.
+    The bound uses percentiles, not BCa. Because each resample has its own mean teacher,
+    margins of resamples are biased down, which makes the bound safer. In our
+    experiments BCa covered less where errors are rare and had no value on collapsed
+    encoders. It takes n^2 steps.
 
     References
     ----------
@@ -289,15 +295,15 @@ def bootstrap_bound(
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     if len(proba) == 1:
         raise ValueError(
-            "teacher_proba must have at least two rows to draw from, got 1."
+            "teacher_proba must have at least two samples to draw from, got 1."
         )
     sums = np.column_stack([(proba * log_q).sum(axis=1), proba])
 
-    def margins(rows: NDArray[np.intp], axis: int) -> Floats:
-        # How often a row was drawn is all that counts: one matrix product for all.
-        means = _counts(rows, len(proba)) @ sums / rows.shape[-1]
+    def margins(draws: NDArray[np.intp], axis: int) -> Floats:
+        # Only counts matter, so that one matrix product serves all resamples.
+        means = _counts(draws, len(proba)) @ sums / draws.shape[-1]
         margin = means[:, 0] + entr(means[:, 1:]).sum(axis=1)
-        return np.asarray(margin.reshape(rows.shape[:-1]))
+        return np.asarray(margin.reshape(draws.shape[:-1]))
 
     result = bootstrap(
         (np.arange(len(proba)),),
@@ -318,8 +324,8 @@ def betting_mean_bound(
 ) -> float:
     """Lower bound on a mean by betting, for values that cannot fall below a limit.
 
-    The largest c that is refuted together with all below it, by a capital of
-    1 / (1 - confidence) or more from bets b = 3/4, 3/8, ... against "the mean is c"::
+    The bound is the largest c up to which every mean is refuted. A mean c is refuted
+    if W(c) >= 1 / (1 - confidence), with bets b = 3/4, 3/8, ... and::
 
         W(c) = mean_b prod_i (1 - b + b (x_i - lower) / (c - lower))
 
@@ -328,12 +334,11 @@ def betting_mean_bound(
     values : array-like of shape (n_samples,)
         x, independent draws.
     lower : float
-        What no value can be below.
+        Smallest possible value.
     upper : float, default=inf
-        What no value can be above. Values are held against it; a lower bound by
-        betting needs no more of it.
+        Largest possible value. It is checked, and does not change the bound.
     confidence : float, default=0.95
-        The least probability of a true statement, in (0, 1).
+        Confidence level, in (0, 1).
 
     Returns
     -------
@@ -347,8 +352,9 @@ def betting_mean_bound(
 
     Notes
     -----
-    *Guarantee.* For independent values of one mean, over their draw, the bound is at
-    most that mean with probability `confidence` or more, for every number of values.
+    *Guarantee.* Let the values be independent and have the same mean. With probability
+    `confidence` or more over their draw, the bound is at most this mean, for every
+    number of values.
 
     References
     ----------
@@ -390,11 +396,11 @@ def bernstein_mean_bound(
     values : array-like of shape (n_samples,)
         Independent draws.
     lower : float
-        What no value can be below.
+        Smallest possible value.
     upper : float
-        What no value can be above.
+        Largest possible value.
     confidence : float, default=0.95
-        The least probability of a true statement, in (0, 1).
+        Confidence level, in (0, 1).
 
     Returns
     -------
@@ -408,9 +414,9 @@ def bernstein_mean_bound(
 
     Notes
     -----
-    *Guarantee.* For independent values of one distribution, over their draw, the bound
-    is at most its mean with probability `confidence` or more, for every number of
-    values.
+    *Guarantee.* Let the values be drawn independently from one distribution. With
+    probability `confidence` or more over this draw, the bound is at most its mean, for
+    every number of values.
 
     References
     ----------
@@ -431,7 +437,7 @@ def bernstein_mean_bound(
 def _floored(
     teacher_proba: ArrayLike, witness_log_proba: ArrayLike, floor: float
 ) -> tuple[Floats, Floats]:
-    """Check both; return T and the logarithm of the floored witness."""
+    """Check both, and return T and the logarithm of the floored witness."""
     _check_share("floor", floor)
     proba = check_teacher_proba(teacher_proba)
     margin_contributions(proba, witness_log_proba)
@@ -440,14 +446,15 @@ def _floored(
 
 
 def _lowest(proba: Floats, floor: float) -> float:
-    """Return log(floor / K), below which there is no margin."""
+    """Return log(floor / K), the smallest possible margin of a floored witness."""
     return float(np.log(floor / proba.shape[1]))
 
 
 def _bets(n_samples: int, confidence: float, largest: float, widest: float) -> Floats:
-    """Return shares to bet, halved down to what suits the widest spread; (n_bets, 1).
+    """Return the bets, shape (n_bets, 1), each half of the one before.
 
-    For a standard deviation of sd ranges, sqrt(2 log(1 / error) / n) / sd is best.
+    For a standard deviation sd in units of the range, sqrt(2 log(1 / error) / n) / sd
+    is the best bet; the smallest bet suits the widest sd.
     """
     smallest = np.sqrt(2 * _log_odds_against(confidence) / n_samples) / widest
     halvings = max(0, int(np.ceil(np.log2(largest / smallest))))
@@ -455,7 +462,7 @@ def _bets(n_samples: int, confidence: float, largest: float, widest: float) -> F
 
 
 def _log_capitals(bets: Floats, growth: Floats) -> Floats:
-    """Return the logarithm of what each bet holds in the end, shape (n_bets,)."""
+    """Return the logarithm of the final capital of each bet, shape (n_bets,)."""
     capitals = np.log1p(bets * (growth - 1)).sum(axis=1)
     return np.asarray(capitals - np.log(len(bets)))
 
@@ -463,13 +470,13 @@ def _log_capitals(bets: Floats, growth: Floats) -> Floats:
 def _least_log_capital(
     proba: Floats, gains: Floats, bets: Floats, limit: float
 ) -> float:
-    """Return the minimum over r of log W, less what the search left open."""
+    """Return the minimum over r of log W, less the gap of the search."""
     mean_proba = proba.mean(axis=0)
     for _ in range(_ROUNDS):
         growth = (gains - proba @ np.log(mean_proba)) / limit
         capitals = _log_capitals(bets, growth)
-        # Minus the gradient is pull / r, and log W is convex: no r is lower by more
-        # than the steepest corner of the simplex promises.
+        # The gradient of the convex log W is -pull / r. So no r is lower by more than
+        # the Frank-Wolfe gap, which is that of the steepest corner of the simplex.
         shares = np.exp(capitals - np.logaddexp.reduce(capitals))
         slopes = shares @ (bets / (1 + bets * (growth - 1))) / limit
         pull = slopes @ proba
@@ -486,7 +493,7 @@ def _largest_refuted(
     largest: float,
     confidence: float,
 ) -> float:
-    """Return the root of log W(c) = log(1 / error), less the root's own error."""
+    """Return the root of log W(c) = log(1 / error), less the error of the root."""
     target = _log_odds_against(confidence)
     root = smallest
     if log_capital(smallest) > target:
@@ -509,9 +516,9 @@ def _bernstein_width(values: Floats, scale: float, confidence: float) -> float:
     return float(deviation + scale * log_term / (n_samples - 1))
 
 
-def _counts(rows: NDArray[np.intp], n_samples: int) -> NDArray[np.intp]:
-    """Return how often each row was drawn, shape (n_draws, n_samples)."""
-    draws = rows.reshape(-1, rows.shape[-1])
+def _counts(draws: NDArray[np.intp], n_samples: int) -> NDArray[np.intp]:
+    """Return how often each resample has each sample, (n_resamples, n_samples)."""
+    draws = draws.reshape(-1, draws.shape[-1])
     offsets = n_samples * np.arange(len(draws))[:, np.newaxis]
     counts = np.bincount((draws + offsets).ravel(), minlength=len(draws) * n_samples)
     return counts.reshape(-1, n_samples)
@@ -526,8 +533,8 @@ def _check_values(values: ArrayLike, lower: float, upper: float) -> Floats:
     if not (lower <= x.min() and x.max() <= upper):
         raise ValueError(
             f"values must be between lower = {lower} and upper = {upper}, got values "
-            f"from {x.min()} to {x.max()}. Limits are those of the population, not of "
-            "the values at hand."
+            f"from {x.min()} to {x.max()}. Give the limits of the population, not "
+            "those of these values."
         )
     return x
 

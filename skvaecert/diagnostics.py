@@ -1,7 +1,8 @@
-"""Diagnostics of collapse that others use, on latent means and standard deviations.
+"""Diagnostics of collapse from the literature, on latent means and standard deviations.
 
-Each sees a part and misses a part; docs/diagnostics.md shows which, on encoders whose
-truth is known. None of them is a certificate. All are computed in float64, in nats.
+Each of them detects some kinds of collapse and misses others. docs/diagnostics.md shows
+which, on encoders with a known answer. None of them is a certificate. All are computed
+in float64, in nats.
 """
 
 from numbers import Integral
@@ -18,10 +19,10 @@ __all__ = [
     "polarised_regime",
 ]
 
-# Pairs of rows whose densities are in memory at once: a few arrays of 2 MiB, which
-# also is about what a processor's cache holds.
+# Pairs of samples whose densities are in memory at once: a few arrays of 2 MiB, about
+# the size of a processor's cache.
 _MOST_PAIRS = 2**18
-# What a mean of many numbers may be off by, and more.
+# More than the rounding error of a mean of many values.
 _ROUNDING = 1e-9
 
 
@@ -32,8 +33,8 @@ def kl_per_dimension(
 ) -> Floats:
     """KL to the prior: KL_j = sum_i p_i (mu_ij^2 + s_ij^2 - ln s_ij^2 - 1) / 2.
 
-    What each dimension of q(z|x_i) = N(mu_i, diag s_i^2) costs. It is large under
-    constant collapse too, if the constant is not the prior.
+    The cost of each dimension of q(z|x_i) = N(mu_i, diag s_i^2). It can be large under
+    collapse too: a constant posterior that is not the prior costs as much as a code.
 
     Parameters
     ----------
@@ -56,11 +57,11 @@ def kl_per_dimension(
 
     See Also
     --------
-    skvaecert.objectives.kl_per_dimension : The same for training, row by row.
+    skvaecert.objectives.kl_per_dimension : The same in torch, for each sample.
 
     Examples
     --------
-    A constant far from the prior looks as expensive as a code.
+    A constant far from the prior is as expensive as a code.
 
     >>> import numpy as np
     >>> from skvaecert.diagnostics import kl_per_dimension
@@ -78,8 +79,8 @@ def active_units(
 ) -> int:
     """Count the dimensions whose mean varies: #{j : Var_i(mu_ij) >= threshold}.
 
-    The threshold is in squared latent units, whatever the noise: a code of small
-    means with smaller noise counts as inactive, and so does its copy in other units.
+    The threshold is in squared latent units and does not depend on the noise. So a code
+    with small means and even smaller noise is counted as inactive.
 
     Parameters
     ----------
@@ -110,8 +111,9 @@ def active_units(
     >>> active_units([[1.0, 0.01], [-1.0, -0.01]])
     1
     """
-    _check_above_0("threshold", threshold)
-    mean = _check_rows("latent_mean", latent_mean)
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold!r}.")
+    mean = _check_array("latent_mean", latent_mean)
     weight = check_sample_weight(sample_weight, len(mean))
     return int((_variance(mean, weight) >= threshold).sum())
 
@@ -122,17 +124,17 @@ def polarised_regime(
     tolerance: float = 0.1,
     sample_weight: ArrayLike | None = None,
 ) -> NDArray[np.str_]:
-    """Sort dimensions into active, passive and mixed ones by their noise.
+    """Classify dimensions as active, passive or mixed by their noise.
 
-    With E and Var over rows, a dimension whose s^2 is nearly the same for all rows,
+    Let E and Var be over samples. A dimension with nearly constant noise,
     Var(s_ij^2) < tolerance, is
 
     - "active" if its noise is small: E(s_ij^2) <= tolerance;
     - "passive" if it is the prior: abs(E(s_ij^2) - 1) <= tolerance and
       E(mu_ij^2) <= tolerance.
 
-    All others are "mixed". Small noise is not information: a constant mean with small
-    noise has active dimensions only.
+    All other dimensions are "mixed". Small noise is not information: a constant mean
+    with small noise has active dimensions only.
 
     Parameters
     ----------
@@ -141,9 +143,9 @@ def polarised_regime(
     latent_std : array-like of shape (n_samples, latent_dim)
         s, their standard deviations, above 0.
     tolerance : float, default=0.1
-        Above 0 and below 0.5, so that a dimension is one or the other. The default,
-        and the conditions on s, are those of the code that its authors published with
-        the second source.
+        Above 0 and below 0.5, so that no dimension is both active and passive. The
+        default and the conditions on s are those of the code published with the second
+        reference.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
@@ -159,10 +161,9 @@ def polarised_regime(
 
     Notes
     -----
-    The sources define the regime by "close to" and "much smaller than". The code
-    looks at s alone; the condition on mu, which the definition has too, is given the
-    same tolerance here, which is our choice. It makes a shifted prior, mu = 2 and
-    s = 1 for all rows, "mixed".
+    The references define the regime by "close to" and "much smaller than". Their code
+    uses s alone. The condition on mu is part of their definition, and its tolerance is
+    our choice. It makes a shifted prior, mu = 2 and s = 1 for all samples, "mixed".
 
     References
     ----------
@@ -182,7 +183,7 @@ def polarised_regime(
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
     noise = weight @ std**2
     steady = _variance(std**2, weight) < tolerance
-    # So that a noise of just the tolerance counts, however its mean was rounded.
+    # A noise equal to the tolerance counts, however its mean is rounded.
     most = tolerance * (1 + _ROUNDING)
     near_prior = (np.abs(noise - 1) <= most) & (weight @ mean**2 <= most)
     kinds = [steady & (noise <= most), steady & near_prior]
@@ -200,8 +201,8 @@ def mutual_information(
 ) -> float:
     """Estimate I(i; z) = sum_i p_i E ln(q(z|x_i) / sum_j p_j q(z|x_j)), z ~ q(z|x_i).
 
-    The information in a drawn code on which of the rows it came from, He's I_q.
-    Computed in log space, with memory that does not grow with the rows.
+    The information that a drawn code has about which sample it came from, I_q in the
+    first reference. It is computed in log space. Memory does not grow with n_samples.
 
     Parameters
     ----------
@@ -210,13 +211,14 @@ def mutual_information(
     latent_std : array-like of shape (n_samples, latent_dim)
         s, their standard deviations, above 0.
     batch_size : int or None, default=None
-        B: rows are cut at random into lots of B, the last of what is left, and the
-        lots' estimates averaged. None for all rows at once, which takes time
-        proportional to n_samples^2: ten seconds for 10,000 rows in 16 dimensions.
+        B: the samples are divided at random into batches of B, the last of which may be
+        smaller, and the estimates are averaged. None for all samples at once, which
+        takes time proportional to n_samples^2: ten seconds for 10,000 samples in 16
+        dimensions.
     n_draws : int, default=1
         Codes drawn from each q(z|x_i).
     random_state : int, RandomState instance or None, default=None
-        Seeds the codes and the lots.
+        Seeds the codes and the batches.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
@@ -228,22 +230,22 @@ def mutual_information(
     Raises
     ------
     ValueError
-        If an array or number is not valid.
+        If an array or a parameter is not valid.
 
     Notes
     -----
-    *Bias.* With all rows at once the expectation over draws is exactly I(i; z) of
-    these rows, whose own cap is ln n: an encoder that tells all rows apart reads
-    ln n, whatever its information on the population. Lots of B lower the
-    expectation, by what a code says on the lot it is from, and the cap to ln B. The
-    expectation is at least 0, one estimate is not: little information can read
-    below 0.
+    *Bias.* With all samples at once, the expectation over draws is exactly I(i; z) of
+    these samples. It is at most ln n: an encoder that tells all samples apart has
+    I(i; z) = ln n, whatever its information about the population. Batches of B lower
+    the limit to ln B. They lower the expectation by the information that a code has
+    about its batch. The expectation is at least 0, but a single estimate of little
+    information can be negative.
 
-    *Noise.* Both densities are taken at the same codes. He et al. put the entropy of
-    q(z|x_i) in closed form, which has the same expectation over draws, but then the
-    noise of the two does not cancel: they read about 0 +- sqrt(d / 2n) for a constant
-    encoder, where this reads 0, and can exceed the cap. For their form see
-    :func:`skvaecert.baselines.mutual_information`.
+    *Noise.* Both densities are evaluated at the same codes. He et al. use the closed
+    form of the entropy of q(z|x_i). It has the same expectation over draws, but its
+    noise does not cancel that of the other density. For a constant encoder, their
+    estimate is about 0 +- sqrt(d / 2n) and this one is 0; theirs can also exceed the
+    limit. It is :func:`skvaecert.baselines.mutual_information`.
 
     References
     ----------
@@ -251,7 +253,7 @@ def mutual_information(
 
     Examples
     --------
-    Two rows that nothing confuses, and two that are the same:
+    Two samples with codes far apart, and two with the same code:
 
     >>> from skvaecert.diagnostics import mutual_information
     >>> std = [[1.0], [1.0]]
@@ -264,16 +266,16 @@ def mutual_information(
     _check_count("n_draws", n_draws)
     _check_count("batch_size", len(mean) if batch_size is None else batch_size)
     generator = _generator(random_state)
-    # Rows of weight 0 are neither drawn from nor part of the mixture.
-    rows = generator.permutation(np.flatnonzero(weight))
-    size = batch_size or len(rows)
+    # Samples of weight 0 are neither drawn from nor part of the mixture.
+    order = generator.permutation(np.flatnonzero(weight))
+    size = batch_size or len(order)
     total = 0.0
-    for start in range(0, len(rows), size):
-        lot = rows[start : start + size]
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
         for _ in range(n_draws):
-            noise = generator.standard_normal((len(lot), mean.shape[1]))
-            gains = _information_gains(mean[lot], std[lot], weight[lot], noise)
-            total += float(weight[lot] @ gains)
+            noise = generator.standard_normal((len(batch), mean.shape[1]))
+            gains = _information_gains(mean[batch], std[batch], weight[batch], noise)
+            total += float(weight[batch] @ gains)
     return total / n_draws
 
 
@@ -289,7 +291,7 @@ def _information_gains(
     for start in range(0, n_samples, step):
         chunk = np.arange(start, min(start + step, n_samples))
         log_density = _log_densities(code[chunk], mean, std)
-        # From the same numbers, so that equal rows have a gain of 0.
+        # The same values, so that equal posteriors have a gain of exactly 0.
         own = log_density[np.arange(len(chunk)), chunk]
         gains[chunk] = own - _log_mean_exp(log_density, proba)
     return gains
@@ -298,7 +300,7 @@ def _information_gains(
 def _log_densities(code: Floats, mean: Floats, std: Floats) -> Floats:
     """Return ln q(z_i|x_j) for all pairs, without the factor (2 pi)^(-d/2)."""
     square = np.zeros((len(code), len(mean)))
-    # One dimension at a time: differences of products would cancel where s is small.
+    # One dimension at a time: expanded squares would cancel where s is small.
     for z, mu, s in zip(code.T, mean.T, std.T, strict=True):
         distance = z[:, np.newaxis] - mu
         distance /= s
@@ -318,7 +320,7 @@ def _log_mean_exp(values: Floats, proba: Floats) -> Floats:
 
 
 def _variance(values: Floats, weight: Floats) -> Floats:
-    # Taken from the first row, so that equal rows give exactly 0.
+    # Shifted by the first sample, so that equal values have a variance of exactly 0.
     shifted = values - values[0]
     return np.asarray(weight @ (shifted - weight @ shifted) ** 2)
 
@@ -334,8 +336,8 @@ def _generator(
 def _check_posteriors(
     latent_mean: ArrayLike, latent_std: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats]:
-    mean = _check_rows("latent_mean", latent_mean)
-    std = _check_rows("latent_std", latent_std)
+    mean = _check_array("latent_mean", latent_mean)
+    std = _check_array("latent_std", latent_std)
     if std.shape != mean.shape:
         raise ValueError(
             f"latent_std must have the shape {mean.shape} of latent_mean, got "
@@ -349,14 +351,14 @@ def _check_posteriors(
     return mean, std, check_sample_weight(sample_weight, len(mean))
 
 
-def _check_rows(name: str, rows: ArrayLike) -> Floats:
-    values = np.asarray(rows, dtype=np.float64)
+def _check_array(name: str, array: ArrayLike) -> Floats:
+    values = np.asarray(array, dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(
             f"{name} must be an array of shape (n_samples, latent_dim), not empty, got "
             f"shape {values.shape}."
         )
-    # Larger ones overflow when they are squared.
+    # Squares of larger values overflow.
     largest = np.abs(values).max()
     if not largest < 1e150:
         raise ValueError(
@@ -364,11 +366,6 @@ def _check_rows(name: str, rows: ArrayLike) -> Floats:
             f"{largest}."
         )
     return values
-
-
-def _check_above_0(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be above 0, got {value!r}.")
 
 
 def _check_count(name: str, value: int) -> None:

@@ -17,23 +17,23 @@ __all__ = [
 
 
 class UninformativeTeacherWarning(UserWarning):
-    """The teacher hardly tells rows apart, so hardly any margin can be had.
+    """The teacher hardly tells samples apart, so that no margin can be large.
 
     Raised by :meth:`GMMTeacher.fit` when the teacher information on the training
-    rows, the most that any margin can reach, is next to nothing.
+    samples, the maximum of any margin, is close to 0.
     """
 
 
 class UnstableTeacherWarning(UserWarning):
-    """Restarts of the mixture group the rows differently, so the groups may be noise.
+    """Restarts of the mixture find different groups, so the groups may be noise.
 
     Raised by :meth:`GMMTeacher.fit` when no candidate of a search reaches
-    `min_agreement`. The certificate stays sound; the teacher may teach chance.
+    `min_agreement`. Certificates remain valid, but the groups may be due to chance.
     """
 
 
 class InterruptedFitWarning(UserWarning):
-    """A fit was interrupted; what was completed is kept.
+    """A fit was interrupted; its completed part is kept.
 
     Raised by :meth:`CertifiedVAE.fit` on Ctrl-C after at least one full epoch, and by
     :meth:`GMMTeacher.fit` on Ctrl-C after at least one candidate of a search.
@@ -43,17 +43,17 @@ class InterruptedFitWarning(UserWarning):
 class UnreachedMarginWarning(UserWarning):
     """The guard did not bring the margin to its target in the epochs it had.
 
-    Raised by :meth:`CertifiedVAE.fit` with ``alignment_weight="auto"``. The model is
-    what it is; more epochs, a lower target or a lower `kl_weight` may help.
+    Raised by :meth:`CertifiedVAE.fit` with ``alignment_weight="auto"``. The model can
+    be used; more epochs, a lower target or a lower `kl_weight` may help.
     """
 
 
 class UnstableEncoderWarning(UserWarning):
-    """The encoder gives the same rows different means in another batch.
+    """The encoder gives the same samples different means in another batch.
 
     Raised by :meth:`CollapseCertifier.fit` and `certify`. The usual causes are
     dropout or batch normalisation left in training mode, or codes that are drawn at
-    random. The disagreement is counted as rounding, so nothing is certified by it.
+    random. The difference is added to the tolerance, so that it certifies nothing.
     """
 
 

@@ -31,8 +31,8 @@ __all__ = [
     "ratio_for_margin",
 ]
 
-# Numbers in a chunk of rows: few enough to stay in the cache.
-_CHUNK_NUMBERS = 2**16
+# Values in a chunk of samples: few enough to stay in the cache.
+_CHUNK_VALUES = 2**16
 # Below it the first order in rho is exact in float64.
 _FIRST_ORDER = 1e-17
 # Errors of Newton steps square, so that what is left after such a step is rounding.
@@ -40,8 +40,10 @@ _LAST_STEP = 1e-8
 # At most 7 steps were seen, for rho from 1e-12 to 1e12 and entries down to 1e-300.
 _MAX_STEPS = 50
 _ROOT_TOLERANCE = 1e-12
-# Of rows that differ by rounding only, nats.
+# Nats, from rounding alone.
 _NO_INFORMATION = 1e-9
+# From no margin to the analytic code, for scales near 1.
+_RATIOS = np.geomspace(1e-2, 1e4, 37)
 
 
 class Forecast(NamedTuple):
@@ -117,7 +119,7 @@ def forecast_margin(
 ) -> Forecast:
     r"""Margin and energy of the code that minimises r A + sum_i p_i ||z_i||^2 / 2.
 
-    The logits u = beta S z of each row solve u = rho (T - softmax(u)), where
+    The logits u = beta S z of each sample solve u = rho (T - softmax(u)), where
     rho = r beta^2 K / (K - 1); they are found to rounding, for any r. The margin
     increases with r, from -KL(mean T || uniform) at 0 to the teacher information.
 
@@ -127,7 +129,7 @@ def forecast_margin(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1; at least two components.
+        T, every entry above 0; each row sums to 1; at least two components.
     scale : float
         beta, above 0.
     ratio : float or array-like
@@ -186,7 +188,7 @@ def ratio_for_margin(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1; at least two components.
+        T, every entry above 0; each row sums to 1; at least two components.
     scale : float
         beta, above 0.
     relative_margin : float
@@ -203,7 +205,7 @@ def ratio_for_margin(
     ------
     ValueError
         If `relative_margin` is not in (0, 1), or the posteriors are the same for all
-        rows, so that there is no margin.
+        samples, so that there is no margin.
 
     References
     ----------
@@ -224,7 +226,7 @@ def ratio_for_margin(
     information = teacher_information(problem.proba, problem.weight)
     if information < _NO_INFORMATION:
         raise ValueError(
-            "teacher_proba must differ between rows, got a teacher information of "
+            "teacher_proba must differ between samples, got a teacher information of "
             f"{information:.3g} nats. There is no margin to reach; use another teacher."
         )
     loss = (1 - relative_margin) * information
@@ -236,6 +238,39 @@ def ratio_for_margin(
 
     # Half and double, so that rounding does not matter at the ends.
     return _root(excess, low / 2, 2 * high)
+
+
+def forecast_curve(
+    teacher_proba: Floats,
+    scale: float,
+    alignment_weight: float | str,
+    kl_weight: float,
+    *,
+    target_margin: float | None = None,
+    ratio: ArrayLike | None = None,
+) -> ForecastCurve:
+    """Forecast over ratios, and at two weights or, if there is one, at a target."""
+    ratios = np.atleast_1d(np.asarray(_RATIOS if ratio is None else ratio, np.float64))
+    margins, energies = forecast_margin(teacher_proba, scale, ratios)
+    if target_margin is not None:
+        operating = ratio_for_margin(teacher_proba, scale, target_margin)
+    elif kl_weight > 0:
+        operating = float(alignment_weight) / kl_weight
+    else:
+        operating = np.inf if float(alignment_weight) > 0 else np.nan
+    point = Forecast(np.nan, np.nan)
+    if not np.isnan(operating):
+        point = forecast_margin(teacher_proba, scale, operating)
+    return ForecastCurve(
+        ratio=ratios,
+        margin=np.asarray(margins),
+        energy=np.asarray(energies),
+        teacher_information=teacher_information(teacher_proba),
+        operating_ratio=operating,
+        operating_margin=float(point.margin),
+        operating_energy=float(point.energy),
+        target_margin=target_margin,
+    )
 
 
 def guaranteed_margin(
@@ -259,13 +294,13 @@ def guaranteed_margin(
     least I_T - A(r) - (E(r) + D / kl_weight) / r, what follows with E* >= 0 alone; and
     for D = 0 it is the forecast itself.
 
-    It says nothing of a training that ends elsewhere than at a global optimum, as
-    trainings do, nor of other rows than those trained on.
+    It says nothing about a training that does not reach a global optimum, which is the
+    usual case, and nothing about other samples than the training samples.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the training rows, every entry above 0; at least two components.
+        T of the training samples, every entry above 0; at least two components.
     scale : float
         beta, above 0.
     alignment_weight : float
@@ -346,10 +381,10 @@ def _minima(problem: _Problem, ratios: Floats) -> tuple[Floats, Floats]:
     losses, energies = np.zeros((2, len(ratios)))
     order = np.argsort(ratios)
     n_samples, n_components = problem.proba.shape
-    size = max(1, _CHUNK_NUMBERS // n_components)
+    size = max(1, _CHUNK_VALUES // n_components)
     for start in range(0, n_samples, size):
-        rows = slice(start, start + size)
-        proba, weight = problem.proba[rows], problem.weight[rows]
+        chunk = slice(start, start + size)
+        proba, weight = problem.proba[chunk], problem.weight[chunk]
         log_proba = np.log(proba)
         mean_log_q = np.full(len(proba), -np.log(n_components))
         for place in order:
@@ -371,7 +406,7 @@ def _minimum(problem: _Problem, ratio: float) -> tuple[float, float]:
 
 
 def _best_logits(proba: Floats, rho: float, mean_log_q: Floats) -> Floats:
-    """Solve u = rho (T - softmax(u)) for each row; `mean_log_q` is where to begin.
+    """Solve u = rho (T - softmax(u)) for each sample, starting from `mean_log_q`.
 
     With omega_k = omega(rho T_k + L) the logits are log(omega_k) - L, and L is the root
     of -sum_k u_k, which is convex and increases: from the right Newton's method

@@ -35,8 +35,8 @@ from skvaecert._archive import Archive, can_hold, naming, read_archive, write_ar
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.calibration import Calibration, Tempering
 from skvaecert._certifier.certifier import CollapseCertifier
-from skvaecert._certifier.encoded import EncodedSamples
-from skvaecert._samples import digests
+from skvaecert._estimator import check_unchanged, remember_params, warn_user
+from skvaecert._samples import digest_samples
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._training.batches import Standardisation
 from skvaecert._training.device import resolve_device, seeded
@@ -326,10 +326,10 @@ def save(estimator: BaseEstimator, path: Path) -> None:
     write_archive(path, Archive(config, certificate, packer.arrays))
     if packer.left_out:
         names = " and ".join(sorted(packer.left_out))
-        warnings.warn(
-            f"{names} cannot be saved and will be None after load: set them again.",
-            NotSavedWarning,
-            stacklevel=2,
+        warn_user(
+            NotSavedWarning(
+                f"{names} cannot be saved and will be None after load: set them again."
+            )
         )
 
 
@@ -425,15 +425,14 @@ def verify(
             f"{os.fspath(path)} must hold a CollapseCertifier to be verified, got a "
             f"{type(certifier).__name__}, which has no certificate."
         )
-    found = digests(X, teacher_proba)
-    same_rows = found == certified_on and found["rows"] is not None
+    given = None if teacher_proba is None else digest_samples(teacher_proba)
+    digests = {"rows": digest_samples(X), "teacher_proba": given}
+    same_rows = digests == certified_on and digests["rows"] is not None
     stored = certifier.certificate_
     certifier.safety_margin = stored.safety_margin
-    models = certifier.estimator_, certifier.teacher_
-    samples = EncodedSamples(*models, X, teacher_proba)
     # Rows that were certified once are not to blame if they cannot be any more.
     with naming(path) if same_rows and not modules else contextlib.nullcontext():
-        again = certifier._certify_training(samples)
+        again = certifier._certify_again(X, teacher_proba)
     return Verification(
         same_rows=same_rows,
         agrees=_agree(stored, again),
@@ -616,8 +615,10 @@ class _Packer:
             if hasattr(value, name)
         }
         if isinstance(value, CertifiedVAE):
-            value._check_unchanged()
+            check_unchanged(value)
             state["net_"] = self._net(value.net_, f"{where}.net_")
+        elif isinstance(value, CollapseCertifier) and hasattr(value, "_remembered"):
+            value._check_same_teacher(None)
         return state
 
     def _net(self, net: VAENet, where: str) -> Node:
@@ -965,6 +966,8 @@ class _Unpacker:
         _STATE_CHECKS[kind](estimator)
         if net is not None:
             self._fill_net(estimator, net)
+        elif kind is CollapseCertifier and not _from_owner(estimator):
+            remember_params(estimator)
 
     def _fill_net(self, vae: CertifiedVAE, node: Any) -> None:
         names = (
@@ -1002,7 +1005,7 @@ class _Unpacker:
         vae.net_.interrupted_ = bool(node["interrupted"])
         self._fill_history(vae.net_, node["history"])
         vae.history_ = vae._history()
-        vae._structure = vae._fingerprints()
+        remember_params(vae)
 
     def _module_of(self, vae: CertifiedVAE, weights: Any, frozen: Any) -> VAE:
         """Make the module, once it is known to be as large as its weights are."""
@@ -1098,7 +1101,7 @@ def _expected(
             tuple(vae.hidden_sizes),
             None if "encoder" in own else vae.encoder,
             None if "decoder" in own else vae.decoder,
-            vae._own_objective().posterior(vae.latent_dim),
+            (vae.objective or Objective()).posterior(vae.latent_dim),
             vae.image_shape,
         )
     return {
@@ -1126,6 +1129,12 @@ def _moved(guard: LagrangeWeight, device: torch.device) -> LagrangeWeight:
 
 def _are_numbers(value: Any) -> bool:
     return all(map(_is_number, value if isinstance(value, tuple) else [value]))
+
+
+def _from_owner(certifier: CollapseCertifier) -> bool:
+    """Tell whether the teacher is the encoder's, or none."""
+    theirs = getattr(certifier._owner, "teacher_", None)
+    return theirs is not None or certifier.teacher_ is None
 
 
 def _has_names(estimator: Any) -> bool:

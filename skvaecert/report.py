@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
+from skvaecert._estimator import warn_user
 from skvaecert._samples import count_samples, digest_samples, take_samples
 from skvaecert.plotting import (
     ContributionDisplay,
@@ -273,7 +274,7 @@ def _find(
             except Exception as error:
                 errors[kind] = error
     for warning in caught:
-        warnings.warn(warning.message, stacklevel=3)
+        warn_user(warning.message)
     if not certificates:
         raise errors["mean"]
     messages = list(dict.fromkeys(str(warning.message) for warning in caught))

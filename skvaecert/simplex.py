@@ -1,7 +1,7 @@
 """The witness's geometry: a fixed simplex in latent space (theory sections 1 and 3).
 
-Everything here is a function of NumPy arrays, computed in float64. K is the number
-of teacher components, d the number of latent dimensions, d >= K - 1.
+All functions take NumPy arrays and compute in float64. K is the number of teacher
+components and d the number of latent dimensions, d >= K - 1.
 """
 
 import numpy as np
@@ -19,7 +19,6 @@ __all__ = [
     "check_teacher_proba",
     "log_odds_energy",
     "prior_matched_scale",
-    "resolve_witness_scale",
     "simplex_vertices",
     "temper",
     "witness_log_proba",
@@ -27,11 +26,11 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 
-# Rows of float32 posteriors over hundreds of components sum to 1 within about 1e-5.
+# In float32, posteriors over hundreds of components sum to 1 within about 1e-5.
 _SUM_TOLERANCE = 1e-4
-# Smaller ones have no logarithm to full precision, or none after normalisation.
+# Smaller values have no logarithm to full precision, or are 0 after normalisation.
 _SMALLEST_PROBA = 1e-300
-# The temperature found keeps this share of the budget in reserve for rounding.
+# Share of the budget that the temperature keeps in reserve for rounding.
 _RESERVE = 1e-9
 _ENERGY_ROUNDING = 1e-25
 _STEP = 2**0.25
@@ -43,31 +42,30 @@ def check_teacher_proba(
     *,
     name: str = "teacher_proba",
 ) -> Floats:
-    """Check teacher posteriors and normalise their rows in float64.
+    """Check teacher posteriors and divide each row by its sum, in float64.
 
-    A row that sums to 1 + e instead of 1 would shift the margin by up to e, so the
-    rows are divided by their sums after the check.
+    A row that sums to 1 + e instead of 1 would shift the margin by up to e.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        Rows of the open probability simplex: every entry above 0, row sums 1.
+        T, every entry above 0; each row sums to 1.
     n_samples : int, default=None
-        The number of rows asked for; any number when None.
+        Expected number of samples; any number when None.
     name : str, default="teacher_proba"
-        What errors call the array.
+        Name of the array in error messages.
 
     Returns
     -------
     ndarray of shape (n_samples, n_components)
-        The posteriors in float64, rows summing to 1 to within rounding.
+        The posteriors in float64. Each row sums to 1 to within rounding.
 
     Raises
     ------
     ValueError
-        If the array is not 2-d or empty, has another number of rows than
-        `n_samples`, has an entry that is not finite and above 0, or a row
-        whose sum differs from 1 by more than 1e-4.
+        If the array is not 2-d, is empty or has another number of rows than
+        `n_samples`; if an entry is not finite and above 0; if the sum of a row
+        differs from 1 by more than 1e-4.
 
     Examples
     --------
@@ -84,16 +82,16 @@ def check_teacher_proba(
 def check_row_sums(
     proba: Floats, n_samples: int | None = None, *, name: str = "teacher_proba"
 ) -> Floats:
-    """Check teacher posteriors and return what their rows sum to.
+    """Check teacher posteriors and return the sums of their rows.
 
     Parameters
     ----------
     proba : ndarray of shape (n_samples, n_components)
         As in :func:`check_teacher_proba`, in float64.
     n_samples : int, default=None
-        The number of rows asked for; any number when None.
+        As in :func:`check_teacher_proba`.
     name : str, default="teacher_proba"
-        What errors call the array.
+        As in :func:`check_teacher_proba`.
 
     Returns
     -------
@@ -104,13 +102,6 @@ def check_row_sums(
     ------
     ValueError
         As :func:`check_teacher_proba`.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from skvaecert.simplex import check_row_sums
-    >>> check_row_sums(np.array([[0.5, 0.5], [0.875, 0.125]]))
-    array([1., 1.])
     """
     if proba.ndim != 2 or proba.size == 0:
         raise ValueError(
@@ -118,7 +109,7 @@ def check_row_sums(
             f"got shape {proba.shape}."
         )
     _check_length(name, len(proba), n_samples)
-    # A matrix product reads the rows faster than a sum along them.
+    # A matrix product is faster than a sum along the rows.
     smallest, sums = proba.min(), proba @ np.ones(proba.shape[1])
     if not (smallest > _SMALLEST_PROBA and np.isfinite(sums).all()):
         raise ValueError(
@@ -143,7 +134,7 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floa
     sample_weight : array-like of shape (n_samples,) or None
         Weights, finite and not negative, not all 0.
     n_samples : int
-        The number of rows that are weighted.
+        Number of samples.
 
     Returns
     -------
@@ -171,30 +162,24 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floa
 
 
 def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
-    """Check the weights of some of the samples; 1 each when None.
+    """Check the weights of a part of the samples; 1 each when None.
 
     Parameters
     ----------
     sample_weight : array-like of shape (n_samples,) or None
-        Weights, finite and not negative.
+        Weights, finite and not negative. All may be 0.
     n_samples : int
-        The number of rows that are weighted.
+        Number of samples.
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        The weights as they are given, in float64.
+        The weights in float64, not normalised.
 
     Raises
     ------
     ValueError
         If the weights have another shape, or a negative or non-finite entry.
-
-    Examples
-    --------
-    >>> from skvaecert.simplex import check_weight
-    >>> check_weight([3, 0], 2)
-    array([3., 0.])
     """
     if sample_weight is None:
         return np.ones(n_samples)
@@ -223,8 +208,8 @@ def _check_length(name: str, given: int, n_samples: int | None) -> None:
 def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
     """Vertices of a regular simplex: ||s_k|| = 1, s_k . s_j = -1 / (K - 1).
 
-    The rows sum to 0 and span the first K - 1 latent dimensions, the protected
-    subspace; the remaining ones are free.
+    The vertices sum to 0. They span the first K - 1 latent dimensions, the protected
+    subspace. The other dimensions are free.
 
     Parameters
     ----------
@@ -236,7 +221,7 @@ def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
     Returns
     -------
     ndarray of shape (n_components, latent_dim)
-        S, one vertex a row.
+        S, one vertex per row.
 
     Raises
     ------
@@ -276,8 +261,8 @@ def witness_log_proba(
 ) -> Floats:
     """Log-probabilities of the witness: log softmax(beta S mu).
 
-    The witness has no trained part and sees the latent mean only, so it is constant
-    wherever the mean is.
+    The witness has no trained part and depends on the latent mean only. So it is
+    constant where the mean is constant.
 
     Parameters
     ----------
@@ -291,7 +276,7 @@ def witness_log_proba(
     Returns
     -------
     ndarray of shape (n_samples, n_components)
-        Natural logarithms, in float64; each row's exponentials sum to 1.
+        Natural logarithms of probabilities, which sum to 1 in each row.
 
     References
     ----------
@@ -322,7 +307,7 @@ def centered_log_ratio(teacher_proba: ArrayLike) -> Floats:
     Returns
     -------
     ndarray of shape (n_samples, n_components)
-        Rows that sum to 0.
+        Centred log-odds, which sum to 0 in each row.
 
     References
     ----------
@@ -450,8 +435,8 @@ def analytic_energy(
 ) -> float:
     """Energy of the analytic code: (K - 1) / (2 K beta^2) E_T.
 
-    Equal to sum_i p_i ||z*_i||^2 / 2, the part of the KL term that a VAE pays for
-    codes with these means.
+    This is sum_i p_i ||z*_i||^2 / 2, the part of the KL term that is due to the means
+    of the codes.
 
     Parameters
     ----------
@@ -465,7 +450,7 @@ def analytic_energy(
     Returns
     -------
     float
-        Nats a sample, at least 0.
+        Nats per sample, at least 0.
 
     References
     ----------
@@ -492,16 +477,16 @@ def temper(log_proba: ArrayLike, temperature: float, floor: float) -> Floats:
     Parameters
     ----------
     log_proba : array-like of shape (n_samples, n_components)
-        log P, each row up to a constant: joint log-probabilities will do.
+        log P, each row up to a constant, such as joint log-probabilities.
     temperature : float
-        t, above 0; above 1 softens.
+        t, above 0. Temperatures above 1 soften.
     floor : float
-        e, from 0 to below 1; above 0 every entry of T is.
+        e, at least 0 and below 1. If it is above 0, so is every entry of T.
 
     Returns
     -------
     ndarray of shape (n_samples, n_components)
-        T, rows that sum to 1.
+        T, which sums to 1 in each row.
 
     References
     ----------
@@ -525,8 +510,9 @@ def budget_temperature(
     """Smallest temperature, from 1 up, at which the energy fits a budget.
 
     The energy is that of :func:`analytic_energy` at scale 1. With a floor it may rise
-    before it falls, so temperatures are tried upwards in steps of 19 % until one fits,
-    and the root is then sought in the last step. A dip within a step is not seen.
+    with the temperature before it falls. So the temperature is raised in steps of 19 %
+    until the energy fits, and the root is found within the last step. A minimum within
+    a step is missed.
 
     Parameters
     ----------
@@ -535,7 +521,7 @@ def budget_temperature(
     floor : float
         As in :func:`temper`, above 0.
     energy_budget : float
-        Nats a sample, above 0.
+        Nats per sample, above 0.
 
     Returns
     -------
@@ -555,7 +541,7 @@ def budget_temperature(
     >>> round(analytic_energy(temper(log_proba, temperature, 0.01), 1.0), 6)
     0.1
     """
-    # The energy of uniform posteriors is rounding, not 0.
+    # The computed energy of uniform posteriors is not 0, because of rounding.
     budget = max((1 - _RESERVE) * energy_budget, _ENERGY_ROUNDING)
 
     def excess(temperature: float) -> float:
@@ -568,7 +554,7 @@ def budget_temperature(
 
 
 def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
-    """Return the witness scale beta as a number.
+    """Return the value of the witness scale beta.
 
     Parameters
     ----------
@@ -600,7 +586,7 @@ def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
     if scale == 0:
         raise ValueError(
             "witness_scale must be a number for this teacher: every posterior is "
-            "uniform, so that 'prior' gives 0. Such a teacher has no information "
-            "and certifies nothing; use another."
+            "uniform, and 'prior' gives 0. Such a teacher has no information and "
+            "certifies nothing. Use another teacher."
         )
     return scale

@@ -1,3 +1,4 @@
+import copy
 import os
 import signal
 import sys
@@ -85,6 +86,26 @@ def fitted(shared_blobs):
     """A certifier fitted on ``blobs[::2]``. It is shared: do not fit or change it."""
     teacher = GMMTeacher(4, covariance_type="spherical", random_state=0)
     return CollapseCertifier(quick_vae(teacher)).fit(shared_blobs[::2])
+
+
+@pytest.fixture
+def vae():
+    """An unfitted VAE that fits the blobs in 30 ms."""
+    teacher = GMMTeacher(4, covariance_type="spherical")
+    return quick_vae(teacher).set_params(max_epochs=5)
+
+
+@pytest.fixture(scope="session")
+def shared_vae(shared_blobs):
+    """A VAE fitted on the blobs. It is shared: do not fit or change it."""
+    teacher = GMMTeacher(4, covariance_type="spherical")
+    return quick_vae(teacher).fit(shared_blobs)
+
+
+@pytest.fixture
+def trained(shared_vae):
+    """A VAE fitted on the blobs, to fit again or change."""
+    return copy.deepcopy(shared_vae)
 
 
 @pytest.fixture(

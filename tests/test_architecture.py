@@ -14,7 +14,7 @@ PACKAGE = Path(skvaecert.__file__).parent
 
 # A room is a module or a package. It may import rooms above its own line only.
 FLOORS = [
-    {"exceptions", "simplex", "networks", "_fingerprint"},
+    {"exceptions", "simplex", "networks"},
     {"metrics", "diagnostics", "objectives", "_estimator", "_samples"},
     {"bounds", "witnesses", "forecast", "baselines", "wrappers", "datasets"},
     {"_certificate"},

@@ -533,7 +533,7 @@ def test_warm_start_keeps_the_certifiers_own_teacher(blobs, teacher):
     certifier = CollapseCertifier(Warm(), teacher=teacher, warm_start=True).fit(blobs)
     kept = certifier.teacher_
     assert certifier.fit(blobs).teacher_ is kept
-    with pytest.raises(ValueError, match="teacher must stay"):
+    with pytest.raises(ValueError, match="teacher__n_components must stay"):
         certifier.set_params(teacher__n_components=3).fit(blobs)
     with pytest.raises(ValueError, match="teacher_proba must be left out"):
         certifier.fit(blobs, teacher_proba=np.full((120, 4), 0.25))
@@ -662,7 +662,7 @@ class ConstantModule(nn.Module):
     [
         {},
         {"alignment_weight": "auto"},
-        {"prefit_alpha": 1.0},
+        {"prefit": "analytic"},
         {"validation_fraction": 0.25},
         {"autocast": True},
         {"torch_compile": "eager"},

@@ -232,7 +232,7 @@ def test_margins_out_of_reach(proba, relative_margin):
 
 
 def test_no_margin_to_reach():
-    with pytest.raises(ValueError, match=r"must differ between rows, got .* nats"):
+    with pytest.raises(ValueError, match=r"must differ between samples, got .* nats"):
         ratio_for_margin([[0.7, 0.3]] * 4, SCALE, 0.5)
 
 

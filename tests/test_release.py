@@ -44,6 +44,7 @@ JUNK = [
     "skvaecert/__pycache__/metrics.cpython-311.pyc",
     "tests/__pycache__/test_metrics.cpython-311.pyc",
 ]
+SOURCE_FILES = sorted(ROOT.glob("skvaecert/**/*.py"))
 WORKFLOWS = ROOT / ".github" / "workflows"
 
 
@@ -111,7 +112,7 @@ def inside(wheel, name):
 
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     files = {name for name in wheel if ".dist-info/" not in name}
-    modules = {f"skvaecert/{path.name}" for path in ROOT.glob("skvaecert/*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in SOURCE_FILES}
     assert files == modules | {"skvaecert/py.typed"}
     assert wheel[inside(wheel, "licenses/LICENSE")] == (ROOT / "LICENSE").read_bytes()
 
@@ -131,9 +132,7 @@ def test_both_archives_have_the_version_of_the_package(archives):
 def test_version_is_written_once():
     assert PROJECT["version"] == skvaecert.__version__
     pattern = re.compile(rf"""["']{re.escape(PROJECT["version"])}["']""")
-    assert not [
-        path for path in ROOT.glob("skvaecert/*.py") if pattern.search(path.read_text())
-    ]
+    assert not [path for path in SOURCE_FILES if pattern.search(path.read_text())]
 
 
 def test_metadata_is_valid(wheel):

@@ -1,22 +1,22 @@
 import dataclasses
 import itertools
 import signal
+import threading
 import time
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
-import skvaecert._teacher_search as module
 from sklearn.base import clone
 from sklearn.cluster import KMeans
-from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
-from sklearn.model_selection import GridSearchCV, train_test_split
-from threadpoolctl import threadpool_info, threadpool_limits
+from sklearn.model_selection import GridSearchCV
+from threadpoolctl import threadpool_info
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert._teacher.search import default_budget
+from skvaecert._teacher import search as module
+from skvaecert._teacher.candidate import default_budget
 from skvaecert.datasets import load_patches
 from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
 from skvaecert.simplex import prior_matched_scale
@@ -26,6 +26,8 @@ GRID = {
     "pca_components": [6, 12],
     "covariance_type": ["full", "tied"],
 }
+# Four candidates, where it does not matter how many there are.
+SMALL = {"n_components": [4, 8], "pca_components": 6}
 
 
 def searching(**params):
@@ -72,33 +74,33 @@ def test_information_counts_and_density_does_not(found):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """Take down the rows that mixtures are fitted and judged on."""
-    rows = {"fit_fast": [], "log_joint": []}
+    """Record the samples that mixtures are fitted and measured on."""
+    samples = {"fit_fast": [], "log_joint": []}
 
     def spy(name):
         function = getattr(module, name)
 
         def spied(X, *args, **kwargs):
-            rows[name].append(set(map(tuple, X)))
+            samples[name].append(set(map(tuple, X)))
             return function(X, *args, **kwargs)
 
         monkeypatch.setattr(module, name, spied)
 
-    for name in rows:
+    for name in samples:
         spy(name)
-    return rows
+    return samples
 
 
-def test_candidates_are_judged_on_rows_they_were_not_fitted_on(digits, seen):
-    searching(n_components=[4, 8], pca_components=6).fit(digits[0])
+def test_candidates_are_measured_on_samples_they_were_not_fitted_on(digits, seen):
+    searching(**SMALL).fit(digits[0])
     *fitted, last = seen["fit_fast"]
-    judged = seen["log_joint"]
+    measured = seen["log_joint"]
     assert len(fitted) == 2 * 2 * 3
-    assert not set.union(*fitted) & set.union(*judged)
-    assert last == fitted[0] | judged[0]
+    assert not set.union(*fitted) & set.union(*measured)
+    assert last == fitted[0] | measured[0]
 
 
-def test_the_numbers_of_a_candidate_do_not_depend_on_the_others(digits, found):
+def test_the_values_of_a_candidate_do_not_depend_on_the_others(digits, found):
     alone = searching(n_components=[4, 8], pca_components=[12, 6]).fit(digits[0])
     both = [
         pd.DataFrame(teacher.search_results_).set_index(list(GRID))
@@ -111,7 +113,7 @@ def test_the_numbers_of_a_candidate_do_not_depend_on_the_others(digits, found):
 
 @pytest.fixture
 def k_means(monkeypatch):
-    """Take down the rows that k-means is fitted on."""
+    """Record the samples that k-means is fitted on."""
     fits = []
     fit = KMeans.fit
     monkeypatch.setattr(
@@ -122,13 +124,12 @@ def k_means(monkeypatch):
 
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_restarts_share_their_k_means(digits, k_means, n_jobs):
-    searching(n_jobs=n_jobs).fit(digits[0])
-    assert len(k_means) == 3 * 2 * 3  # K, principal components, restarts
+    searching(**SMALL, n_jobs=n_jobs).fit(digits[0])
+    assert len(k_means) == 2 * 3  # K, restarts
 
 
-@pytest.mark.parametrize("n_jobs", [2, -1])
-def test_threads_find_the_same_teacher(digits, found, n_jobs):
-    teacher = searching(n_jobs=n_jobs).fit(digits[0])
+def test_threads_find_the_same_teacher(digits, found):
+    teacher = searching(n_jobs=2).fit(digits[0])
     np.testing.assert_allclose(
         teacher.transform(digits[1]), found.transform(digits[1]), atol=1e-6
     )
@@ -145,7 +146,7 @@ def test_a_seed_finds_the_same_teacher(digits, found):
     )
 
 
-def test_the_chosen_mixture_is_finished_on_all_rows(digits, found):
+def test_the_chosen_mixture_is_fitted_on_all_samples(digits, found):
     """It is scikit-learn's, and at rest there: one more fit changes nothing."""
     rows = found.pca_.transform(digits[0])
     weights, means = found.mixture_.weights_, found.mixture_.means_
@@ -160,12 +161,12 @@ def test_the_chosen_mixture_is_finished_on_all_rows(digits, found):
 
 @pytest.fixture
 def two_rounds(monkeypatch):
-    """Let all candidates meet on 600 rows, and the best three on the 1347 of digits."""
-    monkeypatch.setattr(module, "_FIRST_ROWS", 600)
+    """Compare all candidates on 600 samples, and the best three on 1347."""
+    monkeypatch.setattr(module, "_FIRST_SAMPLES", 600)
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_the_best_meet_again_on_all_rows(digits):
+def test_the_best_are_compared_again_on_all_samples(digits):
     table = pd.DataFrame(searching().fit(digits[0]).search_results_)
     again = table["n_samples"] == 1010
     assert (table["n_samples"][~again] == 450).all()
@@ -176,25 +177,25 @@ def test_the_best_meet_again_on_all_rows(digits):
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_no_round_looks_at_rows_that_another_was_fitted_on(digits, seen):
-    searching(pca_components=6).fit(digits[0])
+def test_no_round_measures_on_samples_that_another_was_fitted_on(digits, seen):
+    searching(**SMALL).fit(digits[0])
     *fitted, last = seen["fit_fast"]
-    fitted, judged = set.union(*fitted), set.union(*seen["log_joint"])
+    fitted, measured = set.union(*fitted), set.union(*seen["log_joint"])
     assert len(fitted) == 1010
-    assert len(judged) == 337
-    assert not fitted & judged
-    assert last == fitted | judged
+    assert len(measured) == 337
+    assert not fitted & measured
+    assert last == fitted | measured
 
 
 @pytest.mark.usefixtures("two_rounds")
-def test_what_cannot_be_finished_stays_as_it_was_found(digits, monkeypatch):
+def test_what_cannot_be_refitted_stays_as_it_was_found(digits, monkeypatch):
     def fail(*args):
         raise np.linalg.LinAlgError("not positive definite")
 
-    monkeypatch.setattr(module, "_continued", fail)
-    message = "found on 450 rows. Raise reg_|stay as judged on fewer rows"
+    monkeypatch.setattr(module.Fitter, "resume", fail)
+    message = "found on 450 samples. Raise reg_|stay as they were found on fewer"
     with pytest.warns(FitFailedWarning, match=message) as record:
-        teacher = searching().fit(digits[0])
+        teacher = searching(**SMALL).fit(digits[0])
     assert [warning.filename for warning in record] == 2 * [__file__]
     results = teacher.search_results_
     assert (results["n_samples"] == 450).all()
@@ -215,7 +216,7 @@ def test_ctrl_c_in_the_second_round_keeps_the_first(digits, monkeypatch):
 
 def test_a_mixture_that_did_not_converge(digits):
     with pytest.warns(ConvergenceWarning, match="not converge in max_iter=2") as record:
-        teacher = searching(max_iter=2).fit(digits[0])
+        teacher = searching(**SMALL, max_iter=2).fit(digits[0])
     assert record[0].filename == __file__
     assert not teacher.mixture_.converged_
 
@@ -232,23 +233,23 @@ def test_one_value_in_a_list_is_no_search(digits):
 
 
 def test_more_restarts(digits, k_means):
-    searching(n_components=[4, 8], pca_components=6, n_init=5).fit(digits[0])
+    searching(**SMALL, n_init=5).fit(digits[0])
     assert len(k_means) == 5 * 2
 
 
 def test_the_restart_with_most_information_that_fits_is_kept(digits, monkeypatch):
-    judged = []
-    measure = module._Contest._measure
+    measured = []
+    measure = module._Evaluator._measured
 
     def spied(self, *args):
-        judged.append(measure(self, *args))
-        return judged[-1]
+        measured.append(measure(self, *args))
+        return measured[-1]
 
-    monkeypatch.setattr(module._Contest, "_measure", spied)
+    monkeypatch.setattr(module._Evaluator, "_measured", spied)
     grid = {"n_components": [7, 8], "pca_components": 12, "covariance_type": "full"}
     teacher = searching(**grid, n_init=8, temperature=1.0, min_agreement=0)
     results = teacher.fit(digits[0]).search_results_
-    restarts = [c for c in judged if c.configuration.n_components == 8]
+    restarts = [c for c in measured if c.configuration.n_components == 8]
     *_, second, first = sorted(restarts, key=lambda c: c.information)
     assert second.information < first.information == results["information"][1]
     dearest = first.energy * (1 - 1e-9)
@@ -265,7 +266,7 @@ def test_variance_is_added_as_a_share(digits, monkeypatch):
         return fit_fast(X, *args, reg_covar=reg_covar, **kwargs)
 
     monkeypatch.setattr(module, "fit_fast", spied)
-    teacher = searching(reg_covar=0.01, error_score="raise").fit(digits[0])
+    teacher = searching(**SMALL, reg_covar=0.01, error_score="raise").fit(digits[0])
     scores = teacher.pca_.transform(digits[0])
     share = 0.01 * scores.var(axis=0).mean()
     assert teacher.mixture_.reg_covar == pytest.approx(share)
@@ -287,14 +288,14 @@ def test_units_do_not_matter(digits, found):
 
 @pytest.mark.usefixtures("two_rounds")
 def test_a_budget_that_is_missed_in_the_second_round(digits, monkeypatch):
-    """Rows that are not in the first round may cost more."""
-    judge_again = module._Contest.judge_again
+    """Samples that are not in the first round may cost more."""
+    again = module._Evaluator.evaluate_on_all
     monkeypatch.setattr(
-        module._Contest,
-        "judge_again",
-        lambda *args: dataclasses.replace(judge_again(*args), energy=1e9),
+        module._Evaluator,
+        "evaluate_on_all",
+        lambda *args: dataclasses.replace(again(*args), energy=1e9),
     )
-    teacher = searching(n_components=[4, 8], pca_components=6)
+    teacher = searching(**SMALL)
     with pytest.raises(ValueError, match=r"energy_budget .* with 1e\+09 nats"):
         teacher.set_params(covariance_type="full").fit(digits[0])
     # Those that did not go on still fit.
@@ -305,15 +306,15 @@ def test_a_budget_that_is_missed_in_the_second_round(digits, monkeypatch):
 
 @pytest.mark.usefixtures("two_rounds")
 def test_error_score_in_the_second_round(digits, monkeypatch):
-    continued = module._continued
+    resume = module.Fitter.resume
 
-    def fail_once(rows, start, *args):
-        if len(rows) == 1010 and start.covariance_type == "tied":
+    def fail_once(self, samples, mixture):
+        if len(samples) == 1010:
             raise np.linalg.LinAlgError("collapsed")
-        return continued(rows, start, *args)
+        return resume(self, samples, mixture)
 
-    monkeypatch.setattr(module, "_continued", fail_once)
-    with pytest.warns(FitFailedWarning, match="stay as judged on fewer rows.*collap"):
+    monkeypatch.setattr(module.Fitter, "resume", fail_once)
+    with pytest.warns(FitFailedWarning, match="stay as they were found.*collapsed"):
         results = searching(covariance_type=["tied"]).fit(digits[0]).search_results_
     assert (results["error"] == "LinAlgError: collapsed").sum() == 3
     assert (results["n_samples"] == 450).all()
@@ -332,24 +333,24 @@ def test_components_beyond_the_features_are_one_candidate(blobs):
     assert list(teacher.search_results_["pca_components"]) == [3, 6, 3, 6]
 
 
-def test_a_hundred_rows(digits):
+def test_a_hundred_samples(digits):
     teacher = searching(n_components=[3, 5], covariance_type="diag")
     assert teacher.fit(digits[0][:100]).information_ > 0.5
 
 
 def test_searches_can_be_searched(digits):
     grid = {"n_components": [[2, 3], [4, 8]]}
-    search = GridSearchCV(searching(), grid, cv=2).fit(digits[0])
+    search = GridSearchCV(searching(**SMALL), grid, cv=2).fit(digits[0])
     assert search.best_params_ == {"n_components": [4, 8]}
 
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((60, 10), 7), ((100, 5), 4), ((150, 10), 8), ((400, 20), 8)],
+    [((60, 10), 7), ((100, 5), 4), ((150, 10), 8)],
 )
 def test_noise_on_small_tables(shape, expected):
-    """Told, but for few rows in few dimensions, which do fall into groups."""
-    told = 0
+    """It is detected; only a few samples in few dimensions do form groups."""
+    detected = 0
     for seed in range(8):
         noise = np.random.default_rng(seed).normal(size=shape)
         with warnings.catch_warnings(record=True) as caught:
@@ -357,29 +358,32 @@ def test_noise_on_small_tables(shape, expected):
             GMMTeacher(
                 [3, 5, 8], covariance_type=["full", "diag", "tied"], random_state=seed
             ).fit(noise)
-        told += any(w.category is UnstableTeacherWarning for w in caught)
-    assert told >= expected
+        detected += any(w.category is UnstableTeacherWarning for w in caught)
+    assert detected >= expected
 
 
-def test_noise_is_told_by_restarts_that_disagree():
-    noise = np.random.default_rng(0).normal(size=(1000, 12))
+@pytest.fixture(scope="module")
+def noise():
+    return np.random.default_rng(0).normal(size=(1000, 12))
+
+
+def test_noise_is_detected_by_restarts_that_disagree(noise):
     with pytest.warns(UnstableTeacherWarning, match=r"min_agreement=0.5.*smaller") as w:
-        teacher = searching().fit(noise)
+        teacher = searching(**SMALL).fit(noise)
     assert w[0].filename == __file__
     assert not teacher.search_results_["usable"].any()
     most = teacher.search_results_["agreement"].argmax()
     assert teacher.search_results_["rank"][most] == 1
 
 
-def test_any_agreement_will_do_if_none_is_asked_for():
-    noise = np.random.default_rng(0).normal(size=(1000, 12))
-    teacher = searching(min_agreement=0).fit(noise)
+def test_any_agreement_is_enough_for_a_min_agreement_of_zero(noise):
+    teacher = searching(**SMALL, min_agreement=0).fit(noise)
     assert teacher.search_results_["usable"].all()
 
 
 def test_temperatures_fit_the_budget(digits):
     """Of every candidate, at the smallest temperature that does."""
-    results = searching(floor=1e-9).fit(digits[0]).search_results_
+    results = searching(**SMALL, floor=1e-9).fit(digits[0]).search_results_
     budget = default_budget(results["n_components"])
     assert (results["energy"] <= budget).all()
     softened = results["temperature"] > 1
@@ -398,7 +402,7 @@ def test_the_default_budget_is_a_prior_matched_scale_of_4(digits):
 
 
 def test_a_budget_of_ones_own(digits):
-    results = searching(energy_budget=3.0).fit(digits[0]).search_results_
+    results = searching(**SMALL, energy_budget=3.0).fit(digits[0]).search_results_
     np.testing.assert_allclose(results["energy"], 3.0, rtol=1e-6)
 
 
@@ -412,7 +416,7 @@ def test_a_budget_that_nothing_meets(digits, n_components):
         random_state=0,
     )
     message = (
-        r"energy_budget must be .* got 0.5 nats; nearest is n_components=5, "
+        r"energy_budget must be .* got 0.5 nats. The nearest is n_components=5, "
         r"pca_components=16, covariance_type='full' with 1\d\.\d+ nats .* "
         r"Raise energy_budget or floor \(0.01\), or set temperature='auto'"
     )
@@ -453,7 +457,7 @@ def test_error_score(digits):
     assert (
         list(teacher.search_results_["information"] == -1) == 2 * [False] + [True] * 2
     )
-    with pytest.raises(ValueError, match=r"80 needs at least 400 rows .* got 74"):
+    with pytest.raises(ValueError, match=r"80 needs at least 400 samples .* got 74"):
         teacher.set_params(error_score="raise").fit(digits[0][:99])
 
 
@@ -464,14 +468,14 @@ def test_all_candidates_fail(digits):
         teacher.fit(X)
 
 
-def test_components_without_rows_are_a_failure(digits):
+def test_components_without_samples_are_a_failure(digits):
     """Three groups are not told apart better by seventeen components."""
     X = np.repeat(digits[0][:3], 200, axis=0)
-    message = "some components have no rows|distinct clusters"
+    message = "some components have no samples|distinct clusters"
     with pytest.warns((FitFailedWarning, ConvergenceWarning), match=message):
         teacher = GMMTeacher([2, 3, 17], covariance_type="full", random_state=0).fit(X)
     assert teacher.n_components_ == 3
-    assert "components have no rows" in teacher.search_results_["error"][2]
+    assert "components have no samples" in teacher.search_results_["error"][2]
 
 
 def test_narrow_groups_are_fitted_in_float64():
@@ -516,10 +520,10 @@ def test_the_mixture_is_as_scikit_learn_leaves_it(digits, found):
             np.testing.assert_allclose(ours, theirs, atol=atol, err_msg=name)
 
 
-def test_duplicated_rows_and_constant_columns(digits):
+def test_duplicated_samples_and_constant_columns(digits):
     X = np.repeat(digits[0][:50], 4, axis=0)
     X[:, 5] = 3.0
-    teacher = searching().fit(X)
+    teacher = searching(**SMALL).fit(X)
     assert teacher.search_results_["usable"].any()
     assert np.isfinite(teacher.transform(X)).all()
 
@@ -540,7 +544,7 @@ def test_duplicated_rows_and_constant_columns(digits):
 )
 def test_bad_lists(digits, params):
     (name,) = params
-    with pytest.raises(ValueError, match=f"{name} must be a value or a list of them"):
+    with pytest.raises(ValueError, match=f"{name} must be a value or a list of"):
         searching(**params).fit(digits[0])
 
 
@@ -580,7 +584,7 @@ def test_ctrl_c_before_any_candidate_leaves_the_earlier_fit(digits, monkeypatch)
 
 def test_ctrl_c_in_the_last_fit_keeps_the_search(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 12 + 1)
-    with pytest.warns(InterruptedFitWarning, match="found on 1010 rows") as record:
+    with pytest.warns(InterruptedFitWarning, match="found on 1010 sam") as record:
         teacher = searching().fit(digits[0])
     assert record[0].filename == __file__
     assert (teacher.search_results_["error"] == "").all()
@@ -594,32 +598,34 @@ def test_ctrl_c_with_nothing_that_fits_the_budget(digits, monkeypatch):
 
 
 def test_ctrl_c_with_threads(digits, monkeypatch):
-    """It arrives in the main thread; what the others are at is waited for and kept."""
-    judge = module._Contest.judge
+    """It arrives in the main thread; what was done is kept, and no thread goes on."""
+    evaluate = module._Evaluator.evaluate
     monkeypatch.setattr(
-        module._Contest, "judge", lambda *args: time.sleep(0.3) or judge(*args)
+        module._Evaluator, "evaluate", lambda *args: time.sleep(0.05) or evaluate(*args)
     )
     monkeypatch.setattr(module, "_report", report := Report(stop_after=3))
-    with pytest.warns(InterruptedFitWarning, match="of 12 candidates"):
+    with pytest.warns(InterruptedFitWarning, match="after 3 of 12 candidates"):
         teacher = searching(n_jobs=2).fit(digits[0])
     assert report.seen == 3
     done = teacher.search_results_["error"] == ""
-    assert 3 < done.sum() <= 6
+    assert done.sum() == 3
     assert np.isfinite(teacher.search_results_["information"][done]).all()
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith("ThreadPool")]
 
 
-def test_threads_take_no_more_than_they_had(digits, monkeypatch):
-    monkeypatch.setattr(module.joblib, "cpu_count", lambda: 64)
+def test_each_thread_takes_one_core(digits, monkeypatch):
     limits = []
-    judge = module._Contest.judge
+    evaluate = module._Evaluator.evaluate
     monkeypatch.setattr(
-        module._Contest,
-        "judge",
-        lambda *args: limits.append(blas_threads()) or judge(*args),
+        module._Evaluator,
+        "evaluate",
+        lambda *args: limits.append(blas_threads()) or evaluate(*args),
     )
-    with threadpool_limits(1):
-        searching(n_jobs=2).fit(digits[0])
-        assert set(limits) == {blas_threads()} == {1}
+    before = blas_threads()
+    searching(**SMALL, n_jobs=2).fit(digits[0])
+    assert set(limits) == {1}
+    assert blas_threads() == before
 
 
 def blas_threads():
@@ -637,18 +643,16 @@ class Report:
 
 
 def test_verbose(digits, capsys):
-    searching(n_components=[4, 8], pca_components=6, verbose=2).fit(digits[0])
+    searching(**SMALL, verbose=2).fit(digits[0])
     out, err = capsys.readouterr()
     assert "4/4" in err
     assert "n_components=8, pca_components=6, covariance_type='tied': inf" in out + err
-    searching(n_components=[4, 8], pca_components=6).fit(digits[0])
+    searching(**SMALL).fit(digits[0])
     assert capsys.readouterr() == ("", "")
 
 
 def test_inside_a_vae(digits):
-    vae = CertifiedVAE(
-        searching(n_components=[4, 8]), latent_dim=7, max_epochs=2, random_state=0
-    )
+    vae = CertifiedVAE(searching(**SMALL), latent_dim=7, max_epochs=2, random_state=0)
     vae.fit(digits[0])
     assert vae.vertices_.shape == (vae.teacher_.n_components_, 7)
     vae.set_params(warm_start=True, teacher__n_jobs=2, teacher__verbose=1)
@@ -657,7 +661,7 @@ def test_inside_a_vae(digits):
 
 def test_an_interrupted_search_does_not_end_in_the_cache(digits, monkeypatch, tmp_path):
     vae = CertifiedVAE(
-        searching(n_components=[4, 8]),
+        searching(**SMALL),
         latent_dim=7,
         max_epochs=1,
         memory=str(tmp_path),
@@ -672,22 +676,19 @@ def test_an_interrupted_search_does_not_end_in_the_cache(digits, monkeypatch, tm
     assert (results["error"] == "").all()
 
 
-def rows_of(name, seed):
-    if name == "digits":
-        return train_test_split(load_digits().data / 16, random_state=seed)
-    return [
-        load_patches(n, size=8, subset=subset, random_state=seed).data
-        for n, subset in ((2000, "train"), (1000, "test"))
-    ]
+def patches(n_samples, subset):
+    return load_patches(n_samples, size=8, subset=subset, random_state=0).data
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "patches"])
-def test_a_vae_with_the_teacher_found_is_certified(name, seed):
-    """On rows not seen, with default settings of the VAE."""
-    train, test = rows_of(name, seed)
+def test_a_vae_with_the_teacher_found_is_certified(name, digits):
+    """On unseen samples, with default settings of the VAE."""
+    train, test = digits
+    if name == "patches":
+        train, test = patches(2000, "train"), patches(1000, "test")
     teacher = GMMTeacher([5, 10, 17], covariance_type=["full", "tied", "spherical"])
-    certifier = CollapseCertifier(CertifiedVAE(teacher, random_state=seed)).fit(train)
+    certifier = CollapseCertifier(CertifiedVAE(teacher, random_state=0)).fit(train)
     certificate = certifier.certify(test)
     assert certificate.verdict == "certified"
     assert certificate.relative_margin > 0.5

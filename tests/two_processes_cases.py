@@ -260,7 +260,7 @@ def changed_on_one():
 
 def gone_on():
     """Warm starts, another epoch, and files in between."""
-    vae = small(prefit_alpha=1.0, prefit_epochs=2, warm_start=True).fit(X)
+    vae = small(prefit={"alpha": 1.0, "epochs": 2}, warm_start=True).fit(X)
     vae = pickle.loads(pickle.dumps(vae)).fit(X)
     path = Path(sys.argv[1]) / f"{RANK}.safetensors"
     save(vae, path)

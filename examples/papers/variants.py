@@ -17,8 +17,8 @@ KINDS = ("sampled", "round_trip")
 VARIANTS_OF = {
     "vanilla": {"aligned": False},
     "RST": {},
-    "RST-prefit": {"prefit_alpha": 1.0},
-    "RST-alpha-prefit": {"prefit_energy": PREFIT_ENERGY},
+    "RST-prefit": {"prefit": "analytic"},
+    "RST-alpha-prefit": {"prefit": {"energy": PREFIT_ENERGY}},
 }
 MARKS = dict(zip(VARIANTS_OF, ("C0x", "C1o", "C2^", "C3s"), strict=True))
 BEYOND_THE_MEAN = {

@@ -4,7 +4,6 @@ All look twice: some samples are encoded again in another batch, and by how much
 moves the result is held against the margin.
 """
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +17,7 @@ from skvaecert._certificate.rounding import rounded
 from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
 from skvaecert._certifier.calibration import Calibration, Tempering, result_or_raise
 from skvaecert._certifier.encoded import EncodedSamples, decode, read
+from skvaecert._estimator import warn_user
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.simplex import Floats
 from skvaecert.witnesses import LinearWitness
@@ -161,15 +161,14 @@ class Stability:
     def warn_if_unstable(self) -> None:
         """Warn if codes moved by more than rounding explains."""
         if self.moved > _UNSTABLE * self._largest:
-            warnings.warn(
+            warn_user(
                 UnstableEncoderWarning(
                     f"The encoder moved the mean of a sample by {self.moved:.2g} when "
                     "the sample came in another batch. Put modules into evaluation "
                     "mode (dropout, batch normalisation) and return means, not drawn "
                     "codes. The difference is counted as noise, so nothing will be "
                     "certified by it."
-                ),
-                stacklevel=5,
+                )
             )
 
 

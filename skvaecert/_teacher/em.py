@@ -1,10 +1,10 @@
-"""Gaussian mixtures by expectation-maximisation, fast enough to fit by the dozen.
+"""Gaussian mixtures by expectation-maximisation (EM), fast enough for a search.
 
-The model and the steps are those of :class:`sklearn.mixture.GaussianMixture`. What is
-different: numbers are of the dtype of the rows, without copies, and the covariances of
-full mixtures are summed over the rows that a component answers for only, which are
-few. Arrays of responsibilities have one row for each component, so that what is done
-for a component is done on contiguous numbers.
+The model and the steps are those of :class:`sklearn.mixture.GaussianMixture`. Three
+things make them faster: float32 where that is exact enough, no copies of the samples,
+and covariances of full mixtures that skip samples of negligible responsibility.
+Responsibilities have shape (n_components, n_samples), so that the values of a component
+are contiguous.
 """
 
 import math
@@ -19,23 +19,23 @@ from skvaecert.simplex import Floats
 __all__ = ["Mixture", "expect", "fit_fast", "fit_mixture", "log_joint", "maximise"]
 
 
-# Rows whose responsibility is smaller move no covariance by more than its rounding.
+# Samples with a smaller responsibility change a covariance by less than its rounding.
 _NEGLIGIBLE = 1e-6
 
-# Few enough for the whitened rows of a component to stay in the cache.
-_CHUNK_ROWS = 8192
+# Few enough for the whitened samples of a component to stay in the cache.
+_CHUNK_SAMPLES = 8192
 
-# Error of a log-likelihood, as a share or in nats, at which float32 is not enough.
-_FLOAT32 = 1e-5
+# Largest error of a log-likelihood in float32, relative or in nats.
+_FLOAT32_ERROR = 1e-5
 
-# It is looked at for one row in so many.
+# That error is measured on every eighth sample.
 _CHECKED = 8
 
-Rows = NDArray[np.floating]
+Array = NDArray[np.floating]
 
 
 class Mixture(NamedTuple):
-    """A fitted mixture."""
+    """A fitted mixture; the precisions are W^T W with the whitening W."""
 
     weights: Floats
     means: Floats
@@ -46,7 +46,7 @@ class Mixture(NamedTuple):
 
     @property
     def log_likelihood(self) -> float:
-        """Mean log-likelihood of the rows fitted, after the last step."""
+        """Mean log-likelihood of the training samples after the last step."""
         return self.log_likelihoods[-1]
 
     @property
@@ -57,7 +57,7 @@ class Mixture(NamedTuple):
         return np.swapaxes(self.whitening, -1, -2) @ self.whitening
 
     def rescaled(self, factor: float) -> "Mixture":
-        """Return the mixture of the rows times a factor."""
+        """Return the mixture of the samples multiplied by a factor."""
         density = self.means.shape[1] * np.log(factor)
         return self._replace(
             means=self.means * factor,
@@ -68,32 +68,32 @@ class Mixture(NamedTuple):
         )
 
 
-def fit_fast(X: Floats, responsibilities: Rows, **settings: Any) -> Mixture:
-    """Fit a mixture in float32, and in float64 if that was not enough.
+def fit_fast(X: Floats, responsibilities: Array, **settings: Any) -> Mixture:
+    """Fit a mixture in float32, and in float64 if that is not exact enough.
 
-    Clusters that are narrow beside their distances need more digits than float32 has.
-    Its log-likelihood then differs from that of the same mixture in float64.
+    Clusters that are much narrower than their distances need more digits than float32
+    has: the log-likelihoods of the same mixture in float32 and float64 then differ.
     """
-    narrow = X.astype(np.float32)
+    single = X.astype(np.float32)
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
-        mixture = fit_mixture(narrow, responsibilities.astype(np.float32), **settings)
-        some = slice(None, None, _CHECKED)
-        likelihoods = [expect(rows[some], mixture)[0] for rows in (narrow, X)]
-        if math.isclose(*likelihoods, rel_tol=_FLOAT32, abs_tol=_FLOAT32):
+        mixture = fit_mixture(single, responsibilities.astype(np.float32), **settings)
+        likelihoods = [expect(x[::_CHECKED], mixture)[0] for x in (single, X)]
+        error = _FLOAT32_ERROR
+        if math.isclose(*likelihoods, rel_tol=error, abs_tol=error):
             return mixture
     return fit_mixture(X, responsibilities.astype(np.float64), **settings)
 
 
 def fit_mixture(
-    X: Rows,
-    responsibilities: Rows,
+    X: Array,
+    responsibilities: Array,
     *,
     covariance_type: str,
     reg_covar: float,
     tol: float = 1e-3,
     max_iter: int = 200,
 ) -> Mixture:
-    """Fit a mixture by EM from initial labels."""
+    """Fit a mixture by EM from initial responsibilities."""
     steps: list[float] = []
     gain = np.inf
     while len(steps) < max_iter and gain >= tol:
@@ -104,8 +104,8 @@ def fit_mixture(
     return mixture._replace(log_likelihoods=tuple(steps), converged=gain < tol)
 
 
-def log_joint(X: Rows, mixture: Mixture) -> Rows:
-    """Return log p(k) + log p(x|k), for all components."""
+def log_joint(X: Array, mixture: Mixture) -> Array:
+    """Return log p(k) + log p(x|k), shape (n_components, n_samples)."""
     covariance_type, whitening = mixture.covariance_type, mixture.whitening
     distances = _DISTANCES[covariance_type](X, mixture.means, whitening)
     n_features = X.shape[1]
@@ -122,10 +122,10 @@ def log_joint(X: Rows, mixture: Mixture) -> Rows:
 
 
 def maximise(
-    X: Rows, responsibilities: Rows, covariance_type: str, reg_covar: float
+    X: Array, responsibilities: Array, covariance_type: str, reg_covar: float
 ) -> Mixture:
-    """Return the mixture that maximises the likelihood: the M-step."""
-    # A component without rows keeps a weight above 0.
+    """M-step: return the mixture that maximises the expected log-likelihood."""
+    # A component without samples keeps a weight above 0.
     counts = responsibilities.sum(axis=1, dtype=np.float64) + 10 * np.finfo(float).eps
     means = (responsibilities @ X).astype(np.float64) / counts[:, None]
     covariances = _COVARIANCES[covariance_type](X, responsibilities, counts, means)
@@ -137,8 +137,8 @@ def maximise(
     return Mixture(counts / counts.sum(), means, whitening, covariance_type)
 
 
-def expect(X: Rows, mixture: Mixture) -> tuple[float, Rows]:
-    """Return mean log-likelihood and responsibilities: E-step."""
+def expect(X: Array, mixture: Mixture) -> tuple[float, Array]:
+    """E-step: return the mean log-likelihood and the responsibilities."""
     joint = log_joint(X, mixture)
     largest = joint.max(axis=0)
     joint -= largest
@@ -148,30 +148,30 @@ def expect(X: Rows, mixture: Mixture) -> tuple[float, Rows]:
     return float((largest + np.log(total)).mean(dtype=np.float64)), joint
 
 
-def _full_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+def _full_distances(X: Array, means: Floats, whitening: Floats) -> Array:
     offsets = (whitening @ means[:, :, None]).astype(X.dtype)
     distances = np.empty((len(means), len(X)), X.dtype)
     half = X.shape[1] // 2
     factors = whitening.astype(X.dtype)
-    for start in range(0, len(X), _CHUNK_ROWS):
-        columns = np.ascontiguousarray(X[start : start + _CHUNK_ROWS].T)
+    for start in range(0, len(X), _CHUNK_SAMPLES):
+        columns = np.ascontiguousarray(X[start : start + _CHUNK_SAMPLES].T)
         white = np.empty_like(columns)
         for k, factor in enumerate(factors):
-            # A lower triangle: a quarter of it is zeros that need not be multiplied.
+            # A lower triangle: a quarter of the products would be with zeros.
             np.matmul(factor[:half, :half], columns[:half], out=white[:half])
             np.matmul(factor[half:], columns, out=white[half:])
             white -= offsets[k]
             np.square(white, out=white)
-            np.sum(white, axis=0, out=distances[k, start : start + _CHUNK_ROWS])
+            np.sum(white, axis=0, out=distances[k, start : start + _CHUNK_SAMPLES])
     return distances
 
 
-def _tied_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+def _tied_distances(X: Array, means: Floats, whitening: Floats) -> Array:
     white = X @ whitening.T.astype(X.dtype)
     return _squared_distances(white, means @ whitening.T)
 
 
-def _diag_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+def _diag_distances(X: Array, means: Floats, whitening: Floats) -> Array:
     precisions = np.square(whitening)
     distances = precisions.astype(X.dtype) @ np.square(X).T
     distances -= (2 * precisions * means).astype(X.dtype) @ X.T
@@ -179,12 +179,12 @@ def _diag_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
     return distances
 
 
-def _spherical_distances(X: Rows, means: Floats, whitening: Floats) -> Rows:
+def _spherical_distances(X: Array, means: Floats, whitening: Floats) -> Array:
     precisions = np.square(whitening)[:, None].astype(X.dtype)
     return precisions * _squared_distances(X, means)
 
 
-def _squared_distances(X: Rows, means: Floats) -> Rows:
+def _squared_distances(X: Array, means: Floats) -> Array:
     distances = (-2 * means).astype(X.dtype) @ X.T
     distances += np.square(means).sum(axis=1)[:, None].astype(X.dtype)
     distances += np.square(X).sum(axis=1)
@@ -192,34 +192,34 @@ def _squared_distances(X: Rows, means: Floats) -> Rows:
 
 
 def _full_covariances(
-    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+    X: Array, responsibilities: Array, counts: Floats, means: Floats
 ) -> Floats:
     n_components, n_features = means.shape
     covariances = np.empty((n_components, n_features, n_features))
     for k, share in enumerate(responsibilities):
-        rows = np.flatnonzero(share > _NEGLIGIBLE)
-        centred = X[rows] - means[k].astype(X.dtype)
-        centred *= np.sqrt(share[rows])[:, None]
+        members = np.flatnonzero(share > _NEGLIGIBLE)
+        centred = X[members] - means[k].astype(X.dtype)
+        centred *= np.sqrt(share[members])[:, None]
         covariances[k] = centred.T @ centred / counts[k]
     return covariances
 
 
 def _tied_covariances(
-    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+    X: Array, responsibilities: Array, counts: Floats, means: Floats
 ) -> Floats:
     between = (counts[:, None] * means).T @ means
     return np.asarray(((X.T @ X).astype(np.float64) - between) / counts.sum())
 
 
 def _diag_covariances(
-    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+    X: Array, responsibilities: Array, counts: Floats, means: Floats
 ) -> Floats:
     squares = (responsibilities @ np.square(X)).astype(np.float64) / counts[:, None]
     return squares - means**2
 
 
 def _spherical_covariances(
-    X: Rows, responsibilities: Rows, counts: Floats, means: Floats
+    X: Array, responsibilities: Array, counts: Floats, means: Floats
 ) -> Floats:
     variances = _diag_covariances(X, responsibilities, counts, means)
     return np.asarray(variances.mean(axis=1))

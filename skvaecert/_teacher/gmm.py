@@ -1,7 +1,6 @@
 """GMMTeacher: soft cluster memberships, found without labels, as fixed targets."""
 
 import copy
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import product
 from numbers import Integral, Real
@@ -23,17 +22,15 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._estimator import SavedMixin, restored_on_error
+from skvaecert._estimator import SavedMixin, restored_on_error, warn_user
 from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
+from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
 from skvaecert._teacher.em import Mixture
 from skvaecert._teacher.search import (
-    Candidate,
-    Configuration,
-    Criterion,
+    Fitter,
     NoCandidateError,
     can_search,
-    check_budget,
-    finished,
+    refit_on_all,
     search_teacher,
 )
 from skvaecert.exceptions import UninformativeTeacherWarning
@@ -43,22 +40,23 @@ from skvaecert.simplex import Floats, analytic_energy, temper
 __all__ = ["GMMTeacher", "counts_of"]
 
 
-# Below this many nats the margin that could be reached is not worth a training.
+# Nats below which no margin is worth a training.
 _LITTLE_INFORMATION = 0.01
 
-# Rows that PCA looks at; more change the variance explained by less than 1e-4.
-_PCA_ROWS = 10_000
+# PCA is fitted on so many samples; more change the variances by less than 1e-4.
+_PCA_SAMPLES = 10_000
 
-# Posteriors in a batch: few enough to stay in the cache.
-_BATCH_NUMBERS = 2**18
+# Posteriors are computed in batches of so many values, which stay in the cache.
+_BATCH_VALUES = 2**18
 
-# Precisions, which are inverse to it, must not overflow.
+# Precisions, the inverse of variances, must not overflow.
 _LEAST_VARIANCE = 1e-200
 
-_COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+# The simplest first: "auto" falls back on it where a search is not possible.
+_COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
 
-# n_components="auto": its limits, and the rows a component has below the upper one.
-_AUTO_COMPONENTS, _AUTO_ROWS = (2, 10), 5
+# n_components="auto": its limits, and the samples that each component gets in between.
+_AUTO_COMPONENTS, _AUTO_SAMPLES = (2, 10), 5
 
 
 class GMMTeacher(
@@ -66,75 +64,78 @@ class GMMTeacher(
 ):
     r"""Teacher posterior from a Gaussian mixture on principal components.
 
-    With the mixture's posterior P(k|x), temperature t and floor e::
+    With the mixture's posterior P(k|x), temperature t and floor e, the teacher is::
 
         T(k|x) = (1 - e) P(k|x)^(1/t) / sum_j P(j|x)^(1/t) + e / K
 
-    Every entry is above 0. The teacher is fitted without labels and then fixed; how
-    much it tells rows apart, the teacher information, is what the best constant
-    student pays and the most that a margin can reach.
+    Every entry is above 0. The teacher is fitted without labels and is fixed
+    afterwards. Its information I_T, the mean divergence of T(.|x) from the mean
+    teacher, is the largest margin that an encoder can reach.
 
-    The covariance type is searched for unless one is given. Lists for `n_components`,
-    `pca_components` or `covariance_type` mean a search of their grid. Chosen is, on a
-    quarter of the rows that no mixture was fitted on::
+    The covariance type is searched for unless one is given. A list for `n_components`,
+    `pca_components` or `covariance_type` adds its values to the search. The search
+    holds out a quarter of the samples, fits each candidate on the others, and chooses::
 
         argmax I_T    subject to    (K - 1) / (2 K) E_T <= energy_budget
                       and           AMI of restarts >= min_agreement
 
-    with the log-odds energy E_T and the adjusted mutual information of the groups
-    found by restarts. All candidates meet on 10,000 rows; if there are more, the three
-    best go on and meet again on all. The chosen mixture is then fitted on all rows.
+    E_T is the log-odds energy, and AMI the adjusted mutual information between the
+    groups that restarts of the mixture find, both on the held-out samples. All
+    candidates are compared on 10,000 samples. If there are more, the three best usable
+    ones are refitted on all training samples and compared again on all held-out
+    samples. The chosen mixture is finally fitted on all samples.
 
     Parameters
     ----------
     n_components : int, list of int or "auto", default="auto"
-        K, the number of mixture components, at most the number of rows (in a search,
-        fewer: see Notes). With 1 the teacher has no information. "auto" for a fifth
-        of the rows that mixtures are fitted on, but from 2 to 10.
+        K, the number of mixture components, at most the number of samples (fewer in a
+        search: see Notes). With 1 the teacher has no information. "auto" is a fifth
+        of the number of samples that mixtures are fitted on, but between 2 and 10.
     pca_components : int or list of int, default=16
-        Principal components kept, at most; fewer if there are fewer rows or
-        features.
+        Largest number of principal components. With fewer samples or features, fewer
+        are kept.
     covariance_type : str, list of str or "auto", default="auto"
         "full", "tied", "diag" or "spherical", as in
-        :class:`sklearn.mixture.GaussianMixture`. "auto" for a search of all
-        four; "spherical" where rows or distinct rows are too few for it, see Notes.
+        :class:`sklearn.mixture.GaussianMixture`. "auto" searches all four. It is
+        "spherical" if there are too few samples, or distinct samples, for a search.
     temperature : float or "auto", default="auto"
-        t, above 0; temperatures above 1 soften. "auto" for the smallest from 1 up
-        at which the energy fits `energy_budget` on the rows fitted.
+        t, above 0. Temperatures above 1 soften. "auto" is the smallest temperature
+        from 1 up at which the energy of the training samples fits `energy_budget`.
     floor : float, default=0.01
-        e, at least 1e-30 and below 1. Bounds the log-odds, and with them the
+        e, at least 1e-30 and below 1. It bounds the log-odds, and with them the
         energy of the codes that the teacher asks for.
     energy_budget : float or None, default=None
-        Most nats of KL a sample that the analytic code may cost at witness scale 1.
-        None for 8 (K - 1), at which the prior-matched scale is 4: sharper teachers
-        were not seen to gain, and with many components to lose. Candidates above it,
-        on the rows held out, are left out; a single mixture is held against it only
-        if it is given.
+        Largest energy of the analytic code at witness scale 1, in nats of KL per
+        sample. None is 8 (K - 1), at which the prior-matched scale is 4. In our
+        experiments sharper teachers did not gain, and lost with many components. A
+        search leaves out candidates above the budget. A single mixture is only
+        checked against a budget that is given.
     min_agreement : float, default=0.5
-        Least adjusted mutual information of the groups found by two restarts, on
-        average over pairs, in [0, 1]: what restarts do not agree on may be chance. If
-        no candidate has it, that with the most is taken, with a warning.
+        Smallest adjusted mutual information of two restarts, averaged over pairs, in
+        [0, 1]. Groups that restarts do not agree on may be due to chance. If no
+        candidate reaches it, the one with the largest agreement is chosen, with a
+        warning.
     reg_covar : float, default=1e-3
         Added to the variances of the mixture, as a share of the mean variance of the
-        principal components; at least 0.
+        principal components. At least 0.
     n_init : int, default=1
-        Starts of each mixture; the one with the highest likelihood is kept. A search
-        makes at least three, and keeps the one with most information.
+        Restarts of each mixture. The one with the largest likelihood is kept. A search
+        makes at least three, and keeps the one with the largest information.
     max_iter : int, default=200
-        Most steps of each start.
+        Largest number of EM iterations of each restart.
     subsample : int or None, default=100_000
-        Most rows, drawn at random, that mixtures are fitted on; None for all. PCA
-        looks at 10,000 rows at most.
+        Largest number of samples, drawn at random, that mixtures are fitted on. None
+        for all. PCA is fitted on at most 10,000 samples.
     error_score : "raise" or float, default=nan
-        Information recorded for candidates that fail, with a warning; "raise" to
-        raise their error.
+        Information recorded for candidates that fail, with a warning. "raise" raises
+        their error.
     n_jobs : int or None, default=None
-        Threads of a search; -1 for all processors.
+        Number of threads of a search. -1 for all processors.
     verbose : int, default=0
-        Above 0 for a progress bar over the candidates of a search, above 1 for a
-        line on each.
+        1 shows a progress bar over the candidates of a search. 2 also prints a line on
+        each candidate.
     random_state : int, RandomState instance or None, default=None
-        Seeds PCA, search and mixture; an int gives the same teacher at every fit.
+        Seeds PCA, search and mixture. An int gives the same teacher at every fit.
 
     Attributes
     ----------
@@ -147,23 +148,23 @@ class GMMTeacher(
     temperature_ : float
         t.
     information_ : float
-        Teacher information on the training rows, nats.
+        Teacher information on the training samples, nats.
     energy_ : float
         Energy of the analytic code at witness scale 1, (K - 1) / (2 K) E_T, on the
-        training rows, nats. At scale s it is `energy_` / s^2; the prior-matched scale
-        is sqrt(2 `energy_` / (K - 1)).
+        training samples, nats. At scale s it is `energy_` / s^2. The prior-matched
+        scale is sqrt(2 `energy_` / (K - 1)).
     mean_proba_ : ndarray of shape (n_components,)
-        Average posterior of the training rows.
+        Mean posterior of the training samples.
     n_iter_ : int
-        Steps of the mixture's best start.
+        EM iterations of the best restart.
     search_results_ : dict of ndarray or None
-        None without a search. Else one entry a candidate, in a form that
-        ``pandas.DataFrame`` takes: "n_components", "pca_components",
-        "covariance_type"; on the rows held out "information", "energy",
-        "temperature", "log_likelihood" (of the principal components, nats a row)
-        and "agreement"; "n_samples" fitted on; "seconds"; "error", empty if there
-        was none; "usable", whether budget and agreement were kept; "rank", 1 for
-        the chosen one.
+        None without a search, else a table that ``pandas.DataFrame`` takes, with one
+        entry per candidate. Its columns are "n_components", "pca_components",
+        "covariance_type"; on the held-out samples "information", "energy",
+        "temperature", "log_likelihood" (of the principal components, nats per sample)
+        and "agreement"; "n_samples" that the mixture was fitted on; "seconds";
+        "error", empty if there was none; "usable", True within budget and with enough
+        agreement; and "rank", 1 for the chosen candidate.
     n_features_in_ : int
         Number of features seen in :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -177,14 +178,14 @@ class GMMTeacher(
 
     Notes
     -----
-    NumPy arrays, on disk or of integers, are read in chunks and never copied as a
-    whole. All rows are projected, a pass over the data, and keep `pca_components`
-    numbers each in memory; what a search fits grows with neither rows nor features.
+    NumPy arrays on disk or of integers are read in chunks and never copied as a whole.
+    One pass over the data projects all samples, and keeps `pca_components` values of
+    each in memory. The memory of a search grows with neither samples nor features.
 
-    Mixtures of a search are fitted by an EM of this package, the same as that of
-    scikit-learn but in float32 where that is enough, from the same k-means for all
-    covariance types. Candidates need at least five rows a component to be fitted on,
-    so "auto" searches from 7 rows a component up.
+    The mixtures of a search are fitted by our own EM. It takes the same steps as
+    scikit-learn's, in float32 where that is exact enough, and starts from the same
+    k-means for all covariance types. Candidates need at least five training samples
+    per component, so "auto" searches from 7 samples per component up.
 
     References
     ----------
@@ -270,18 +271,17 @@ class GMMTeacher(
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: ArrayLike, y: Any = None, **fit_params: Any) -> Self:
+    def fit(self, X: ArrayLike, y: Any = None) -> Self:
         """Fit PCA and mixture, or search for the best ones.
+
+        There are no weighted mixtures, so there is no `sample_weight`.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows, at least `n_components` of them.
+            Samples, at least `n_components`.
         y : Ignored
             Present by convention: a teacher knows no labels.
-        **fit_params : dict
-            Refused. There are no weighted mixtures, so a `sample_weight` could not
-            be honoured.
 
         Returns
         -------
@@ -291,10 +291,8 @@ class GMMTeacher(
         Raises
         ------
         ValueError
-            If `X` is not valid, is constant, or has fewer rows than `n_components`;
+            If `X` is not valid, is constant, or has fewer samples than `n_components`;
             if all candidates of a search fail or none fits `energy_budget`.
-        TypeError
-            If there are `fit_params`.
 
         Warns
         -----
@@ -308,19 +306,19 @@ class GMMTeacher(
             If the mixture did not converge.
         InterruptedFitWarning
             If Ctrl-C ended a search after at least one candidate. The teacher is the
-            best of those that were done.
+            best of the candidates that were done.
         """
-        _refuse(fit_params)
         with restored_on_error(self), numpy_only():
-            rows = open_samples(self, X, ensure_min_samples=2)
-            configurations = self._configurations(*rows.shape)
+            samples = open_samples(self, X, ensure_min_samples=2)
+            configurations = self._configurations(*samples.shape)
             random_state = check_random_state(self.random_state)
-            most = max(c.pca_components for c in configurations)
-            scores = self._project(rows, most, random_state)
-            self._fit_mixture(scores, configurations, random_state)
-            self._measure(scores[:, : self.pca_.n_components_])
+            self._fit_pca(samples, configurations, random_state)
+            projected = self._project(samples)
+            drawn = projected[_draw(len(projected), self.subsample, random_state)]
+            self._fit_mixture(drawn, configurations, random_state)
+            self._measure(projected[:, : self.pca_.n_components_])
         if self.information_ < _LITTLE_INFORMATION:
-            warnings.warn(self._little_information(), stacklevel=3)
+            warn_user(self._little_information())
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -329,18 +327,18 @@ class GMMTeacher(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Rows of the open simplex: every entry above 0, sums 1. float32 for
+            Posteriors: every entry is above 0, and each row sums to 1. float32 for
             float32 `X`, float64 otherwise.
         """
         check_is_fitted(self)
-        rows = open_samples(self, X, reset=False)
-        dtype = np.float32 if rows.dtype == np.float32 else np.float64
-        return self._read_posterior(rows).astype(dtype, copy=False)
+        samples = open_samples(self, X, reset=False)
+        dtype = np.float32 if samples.dtype == np.float32 else np.float64
+        return self._posterior(samples).astype(dtype, copy=False)
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return the teacher posterior T(k|x), as :meth:`predict_proba` does.
@@ -348,27 +346,27 @@ class GMMTeacher(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Rows of the open simplex.
+            Posteriors.
         """
         return self.predict_proba(X)
 
     def predict(self, X: ArrayLike) -> NDArray[np.intp]:
-        """Return the most probable component of every row.
+        """Return the most probable component of each sample.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
         ndarray of shape (n_samples,)
-            Components, from 0.
+            Indices of components, from 0.
         """
         return self.predict_proba(X).argmax(axis=1)
 
@@ -380,11 +378,11 @@ class GMMTeacher(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
         y : Ignored
             Present by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None.
+            Weights, normalised to p; uniform when None.
 
         Returns
         -------
@@ -392,8 +390,8 @@ class GMMTeacher(
             Nats, in [0, log K].
         """
         check_is_fitted(self)
-        rows = open_samples(self, X, reset=False)
-        return teacher_information(self._read_posterior(rows), sample_weight)
+        samples = open_samples(self, X, reset=False)
+        return teacher_information(self._posterior(samples), sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
         """Tell scikit-learn that the dtype is kept."""
@@ -406,205 +404,196 @@ class GMMTeacher(
         return self.n_components_
 
     def _configurations(self, n_samples: int, n_features: int) -> list[Configuration]:
-        most = min(n_samples, self.subsample or n_samples)
-        n_components = self._n_components(most)
-        pca_components = counts_of("pca_components", self.pca_components)
-        covariance_types = self._covariance_types(n_components, most)
-        kept = [min(count, n_samples, n_features) for count in pca_components]
-        grid = dict.fromkeys(product(n_components, kept, covariance_types))
-        if min(n_components) > most:
+        """Return the grid of the search, or one configuration for no search."""
+        n_fitted = min(n_samples, self.subsample or n_samples)
+        n_components = self._n_components(n_fitted)
+        if min(n_components) > n_fitted:
             raise ValueError(
-                "n_components must be at most the number of rows that mixtures are "
+                "n_components must be at most the number of samples that mixtures are "
                 f"fitted on (n_samples={n_samples}, subsample={self.subsample}), got "
-                f"{self.n_components}. Use fewer components or more rows."
+                f"{self.n_components}. Use fewer components or more samples."
             )
+        pca_components = counts_of("pca_components", self.pca_components)
+        kept = [min(count, n_samples, n_features) for count in pca_components]
+        covariance_types = self._covariance_types(n_components, n_fitted)
+        grid = dict.fromkeys(product(n_components, kept, covariance_types))
         return [Configuration(*point) for point in grid]
 
     def _n_components(self, n_samples: int) -> list[int]:
         if isinstance(self.n_components, str):
             fewest, most = _AUTO_COMPONENTS
-            return [min(most, max(fewest, n_samples // _AUTO_ROWS))]
+            return [min(most, max(fewest, n_samples // _AUTO_SAMPLES))]
         return counts_of("n_components", self.n_components)
 
     def _covariance_types(self, n_components: list[int], n_samples: int) -> list[str]:
-        if self._is_explicit:
+        if not self._has_auto_covariance():
             given = self.covariance_type
             return _values("covariance_type", given, _COVARIANCE_TYPES.__contains__)
-        # The simplest first: it is what is fitted where a search is not possible.
         if can_search(min(n_components), n_samples):
-            return list(reversed(_COVARIANCE_TYPES))
-        return ["spherical"]
+            return list(_COVARIANCE_TYPES)
+        return list(_COVARIANCE_TYPES[:1])
 
-    def _project(
-        self,
-        rows: NDArray[np.number] | DatasetSamples,
-        n_components: int,
-        random_state: np.random.RandomState,
-    ) -> Floats:
-        """Fit PCA on some rows and return the principal components of all."""
-        seen: Any = rows[_draw(len(rows), _PCA_ROWS, random_state)]
-        seen = np.concatenate(
-            [chunk.astype(float) for chunk in read_samples(self, seen)]
-        )
-        if (seen == seen[0]).all():
-            raise ValueError(
-                f"X must have rows that differ: all {len(seen)} rows looked at are "
-                "equal, and a teacher cannot tell them apart."
-            )
-        self.pca_ = PCA(n_components, random_state=random_state).fit(seen)
-        if self.pca_.explained_variance_[0] < _LEAST_VARIANCE:
-            raise ValueError(
-                f"X must vary by more than {np.sqrt(_LEAST_VARIANCE):.0e}, or its "
-                f"squares are lost, got variance {self.pca_.explained_variance_[0]:.3g}"
-                " on the first principal component. Rescale X."
-            )
-        return self._scores(rows)
+    def _has_auto_covariance(self) -> bool:
+        given = self.covariance_type
+        return isinstance(given, str) and given == "auto"
 
-    def _fit_mixture(
+    def _fit_pca(
         self,
-        scores: Floats,
+        samples: NDArray[np.number] | DatasetSamples,
         configurations: list[Configuration],
         random_state: np.random.RandomState,
     ) -> None:
-        rows = scores[_draw(len(scores), self.subsample, random_state)]
+        """Fit the PCA of the largest configuration, on some samples."""
+        drawn: Any = samples[_draw(len(samples), _PCA_SAMPLES, random_state)]
+        drawn = np.concatenate([c.astype(float) for c in read_samples(self, drawn)])
+        if (drawn == drawn[0]).all():
+            raise ValueError(
+                f"X must have samples that differ, got {len(drawn)} equal ones. A "
+                "teacher cannot tell them apart."
+            )
+        n_components = max(c.pca_components for c in configurations)
+        self.pca_ = PCA(n_components, random_state=random_state).fit(drawn)
+        largest = self.pca_.explained_variance_[0]
+        if largest < _LEAST_VARIANCE:
+            raise ValueError(
+                f"X must vary by more than {np.sqrt(_LEAST_VARIANCE):.0e}, or its "
+                f"squares are lost, got a variance of {largest:.3g} on the first "
+                "principal component. Rescale X."
+            )
+
+    def _fit_mixture(
+        self,
+        samples: Floats,
+        configurations: list[Configuration],
+        random_state: np.random.RandomState,
+    ) -> None:
         self.search_results_: dict[str, NDArray[Any]] | None = None
-        configuration, *others = configurations
-        best = self._search(rows, configurations, random_state) if others else None
-        if best is not None:
-            configuration = best.configuration
-        self.n_components_, n_kept, _ = configuration
-        self.pca_, rows = _truncated(self.pca_, n_kept), rows[:, :n_kept]
-        self.mixture_ = self._unfitted(rows, configuration, random_state)
-        if best is not None:
-            mixture = finished(rows, best, self.reg_covar, self.max_iter)
-            _set_fitted(self.mixture_, mixture)
-            if not self.mixture_.converged_:
-                warnings.warn(_not_converged(self.max_iter), stacklevel=4)
+        best = self._search(samples, configurations, random_state)
+        configuration = configurations[0] if best is None else best.configuration
+        self.n_components_, n_kept, covariance_type = configuration
+        self.pca_, samples = _truncated(self.pca_, n_kept), samples[:, :n_kept]
+        self.mixture_ = GaussianMixture(
+            self.n_components_,
+            covariance_type=covariance_type,
+            reg_covar=self.reg_covar * samples.var(axis=0).mean(),
+            n_init=self.n_init,
+            max_iter=self.max_iter,
+            random_state=random_state,
+        )
+        if best is None:
+            self.mixture_.fit(samples)
         else:
-            self.mixture_.fit(rows)
+            self._refit(samples, best)
         self.n_iter_ = self.mixture_.n_iter_
-        self._set_temperature(rows, configuration)
+        self._set_temperature(samples, configuration)
 
     def _search(
         self,
-        rows: Floats,
+        samples: Floats,
         configurations: list[Configuration],
         random_state: np.random.RandomState,
     ) -> Candidate | None:
-        """Return the best candidate, None if "auto" has to do without a search."""
+        """Return the best candidate, None if there is nothing to choose from."""
+        if len(configurations) == 1:
+            return None
         try:
             best, self.search_results_ = search_teacher(
-                rows,
+                samples,
                 configurations,
                 self._criterion(),
-                reg_covar=self.reg_covar,
+                self._fitter(),
                 n_init=self.n_init,
-                max_iter=self.max_iter,
                 error_score=self.error_score,
                 n_jobs=self.n_jobs,
                 verbose=self.verbose,
                 random_state=random_state,
             )
         except NoCandidateError:
-            if len(configurations) > len(_COVARIANCE_TYPES) or self._is_explicit:
-                raise
-            return None
+            # Nothing but the covariance type was searched, and that by default.
+            is_default = len(configurations) == len(_COVARIANCE_TYPES)
+            if self._has_auto_covariance() and is_default:
+                return None
+            raise
         return best
-
-    @property
-    def _is_explicit(self) -> bool:
-        given = self.covariance_type
-        return not (isinstance(given, str) and given == "auto")
 
     def _criterion(self) -> Criterion:
         return Criterion(
             self.temperature, self.floor, self.energy_budget, self.min_agreement
         )
 
-    def _unfitted(
-        self,
-        rows: Floats,
-        configuration: Configuration,
-        random_state: np.random.RandomState,
-    ) -> GaussianMixture:
-        return GaussianMixture(
-            configuration.n_components,
-            covariance_type=configuration.covariance_type,
-            reg_covar=self.reg_covar * rows.var(axis=0).mean(),
-            n_init=self.n_init,
-            max_iter=self.max_iter,
-            random_state=random_state,
-        )
+    def _fitter(self) -> Fitter:
+        return Fitter(self.reg_covar, self.max_iter)
 
-    def _set_temperature(self, rows: Floats, configuration: Configuration) -> None:
+    def _refit(self, samples: Floats, best: Candidate) -> None:
+        mixture = refit_on_all(samples, best, self._fitter())
+        _set_fitted(self.mixture_, mixture)
+        if not mixture.converged:
+            message = (
+                f"The chosen mixture did not converge in max_iter={self.max_iter} "
+                "iterations. Raise max_iter, or check that X has structure."
+            )
+            warn_user(message, ConvergenceWarning)
+
+    def _set_temperature(self, samples: Floats, configuration: Configuration) -> None:
         criterion = self._criterion()
-        log_joint = self.mixture_._estimate_weighted_log_prob(rows)
-        self.temperature_ = criterion.resolve_temperature(log_joint)
+        log_joint = self.mixture_._estimate_weighted_log_prob(samples)
+        self.temperature_ = criterion.choose_temperature(log_joint)
         if self.energy_budget is not None and self.search_results_ is None:
-            proba = temper(log_joint, self.temperature_, self.floor)
-            energy = analytic_energy(proba, 1.0)
-            check_budget(
-                Candidate(configuration, energy=energy, temperature=self.temperature_),
-                criterion,
+            energy = analytic_energy(self._tempered(log_joint), 1.0)
+            criterion.check_budget(
+                Candidate(configuration, energy=energy, temperature=self.temperature_)
             )
 
-    def _measure(self, scores: Floats) -> None:
-        batches = list(self._batches(len(scores)))
-        sizes = [len(scores[batch]) for batch in batches]
-        parts = [self._numbers(scores[batch]) for batch in batches]
-        information, energy, means = map(np.array, zip(*parts, strict=True))
-        # The chain rule: information within batches, and that between their means.
+    def _measure(self, projected: Floats) -> None:
+        """Set the values on the training samples, from those of batches."""
+        sizes: list[int] = []
+        information: list[float] = []
+        energy: list[float] = []
+        means: list[Floats] = []
+        for batch in self._batches(len(projected)):
+            proba = self._projected_posterior(projected[batch])
+            sizes.append(len(proba))
+            information.append(teacher_information(proba))
+            energy.append(analytic_energy(proba, 1.0))
+            means.append(proba.mean(axis=0))
+        # The chain rule: information within batches, and between their means.
         within = np.average(information, weights=sizes)
         self.information_ = float(within + teacher_information(means, sizes))
         self.energy_ = float(np.average(energy, weights=sizes))
         self.mean_proba_ = np.average(means, axis=0, weights=sizes)
 
-    def _numbers(self, scores: Floats) -> tuple[float, float, Floats]:
-        proba = self._posterior(scores)
-        return (
-            teacher_information(proba),
-            analytic_energy(proba, 1.0),
-            proba.mean(axis=0),
-        )
-
-    def _scores(self, rows: NDArray[np.number] | DatasetSamples) -> Floats:
-        # The projection may come as a data frame, by scikit-learn's configuration.
+    def _project(self, samples: NDArray[np.number] | DatasetSamples) -> Floats:
+        # scikit-learn may be configured to return data frames.
         return np.concatenate(
             [
                 np.asarray(self.pca_.transform(chunk.astype(float, copy=False)))
-                for chunk in read_samples(self, rows)
+                for chunk in read_samples(self, samples)
             ]
         )
 
-    def _read_posterior(self, rows: NDArray[np.number] | DatasetSamples) -> Floats:
-        scores = self._scores(rows)
+    def _posterior(self, samples: NDArray[np.number] | DatasetSamples) -> Floats:
+        projected = self._project(samples)
+        batches = self._batches(len(projected))
         return np.concatenate(
-            [self._posterior(scores[batch]) for batch in self._batches(len(scores))]
+            [self._projected_posterior(projected[batch]) for batch in batches]
         )
 
-    def _posterior(self, scores: Floats) -> Floats:
-        # predict_proba would underflow to 0 what a high temperature brings back.
-        log_joint = self.mixture_._estimate_weighted_log_prob(scores)
+    def _projected_posterior(self, projected: Floats) -> Floats:
+        # The mixture's predict_proba would underflow where a high temperature does not.
+        return self._tempered(self.mixture_._estimate_weighted_log_prob(projected))
+
+    def _tempered(self, log_joint: Floats) -> Floats:
         return temper(log_joint, self.temperature_, self.floor)
 
     def _batches(self, n_samples: int) -> Iterator[slice]:
-        return gen_batches(n_samples, max(1, _BATCH_NUMBERS // self.n_components_))
+        return gen_batches(n_samples, max(1, _BATCH_VALUES // self.n_components_))
 
     def _little_information(self) -> UninformativeTeacherWarning:
         return UninformativeTeacherWarning(
-            f"The teacher information is only {self.information_:.2g} nats, so no "
-            "encoder can reach a margin worth speaking of. Lower temperature "
+            f"The teacher information is only {self.information_:.2g} nats, and no "
+            "encoder can reach a larger margin. Lower temperature "
             f"({self.temperature_:g}) or floor ({self.floor:g}), change n_components "
-            f"({self.n_components_}), or check that X has structure to be found."
-        )
-
-
-def _refuse(fit_params: dict[str, Any]) -> None:
-    if fit_params:
-        raise TypeError(
-            f"GMMTeacher.fit takes X alone, got {', '.join(fit_params)}. Mixtures "
-            "here cannot weigh rows: repeat rows in place of weights, or give "
-            "sample_weight to score."
+            f"({self.n_components_}), or check that X has structure."
         )
 
 
@@ -615,8 +604,8 @@ def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
     values = np.asarray(given, dtype=object)
     if values.ndim != 1 or not len(values) or not all(map(is_valid, values)):
         raise ValueError(
-            f"{name} must be a value or a list of them, at least one: counts are ints "
-            f"from 1 up, covariance types are in {_COVARIANCE_TYPES}. Got {given!r}."
+            f"{name} must be a value or a list of at least one: counts are ints from 1 "
+            f"up, covariance types are among {_COVARIANCE_TYPES}. Got {given!r}."
         )
     return values.tolist()
 
@@ -634,7 +623,7 @@ def _is_count(value: Any) -> bool:
 def _draw(
     n_samples: int, most: int | None, random_state: np.random.RandomState
 ) -> NDArray[np.integer] | slice:
-    """Return which rows to take: at most so many, in order."""
+    """Return the indices of at most so many samples, drawn at random, in order."""
     if most is None or n_samples <= most:
         return slice(None)
     return np.sort(
@@ -642,15 +631,8 @@ def _draw(
     )
 
 
-def _not_converged(max_iter: int) -> ConvergenceWarning:
-    return ConvergenceWarning(
-        f"The mixture that was chosen did not converge in max_iter={max_iter} steps. "
-        "Raise max_iter, or check that X has structure to be found."
-    )
-
-
 def _set_fitted(fitted: GaussianMixture, mixture: Mixture) -> None:
-    """Give scikit-learn's mixture what its own `fit` would leave in it."""
+    """Set the attributes that scikit-learn's own `fit` would set."""
     factors = mixture.whitening
     fitted.weights_, fitted.means_ = mixture.weights, mixture.means
     if mixture.covariance_type in ("full", "tied"):
@@ -668,7 +650,7 @@ def _set_fitted(fitted: GaussianMixture, mixture: Mixture) -> None:
 
 
 def _truncated(pca: PCA, n_components: int) -> PCA:
-    """Return the PCA that keeps fewer components: one fit serves all."""
+    """Return the PCA of fewer components, without another fit."""
     if n_components == pca.n_components_:
         return pca
     shorter = copy.copy(pca)

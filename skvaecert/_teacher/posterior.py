@@ -1,4 +1,4 @@
-"""Posteriors of a teacher, asked for in one place."""
+"""Posteriors of a teacher: the ones that are given, or those that it predicts."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ __all__ = ["posterior_of", "teacher_posterior"]
 
 
 def teacher_posterior(teacher: Any, X: ArrayLike) -> Floats:
-    """Ask any teacher for its posterior: by `predict_proba`, else by `transform`."""
-    ask = getattr(teacher, "predict_proba", None) or teacher.transform
-    proba = np.asarray(ask(X))
+    """Return the posterior of any teacher: its `predict_proba`, or else `transform`."""
+    predict = getattr(teacher, "predict_proba", None) or teacher.transform
+    proba = np.asarray(predict(X))
     try:
         return check_teacher_proba(proba)
     except ValueError as error:
         raise ValueError(
-            f"teacher, a {type(teacher).__name__}, gave no posterior that can be used: "
-            f"{error}"
+            f"teacher must return valid posteriors, got these of a "
+            f"{type(teacher).__name__}: {error}"
         ) from error
 
 
@@ -31,17 +31,17 @@ def posterior_of(
     n_samples: int | None = None,
     n_components: int | None = None,
 ) -> Floats:
-    """Return the posteriors that were given, or else those of the teacher.
+    """Return `teacher_proba` where it is given, or else the posterior of the teacher.
 
-    `teacher` is None after a fit with `teacher_proba`. A number of samples or of
-    components, where given, is what the posteriors must have.
+    `teacher` is None after a fit with `teacher_proba`. `n_samples` and `n_components`,
+    where given, are the shape that the posteriors must have.
     """
     if teacher_proba is not None:
         proba = check_teacher_proba(teacher_proba, n_samples)
     elif teacher is None:
         raise ValueError(
             "teacher_proba must be given for these samples: the fit used "
-            "teacher_proba, so there is no teacher to ask. Pass their posteriors."
+            "teacher_proba and has no teacher. Pass their posteriors."
         )
     else:
         proba = teacher_posterior(teacher, X)

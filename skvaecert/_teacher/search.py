@@ -1,303 +1,259 @@
-"""The search for a teacher: many mixtures, judged on rows they were not fitted on."""
+"""The search for a teacher: many mixtures, compared on held-out samples."""
 
 import math
 import time
-import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from threading import Lock
 from typing import Any, NamedTuple
 
-import joblib
 import numpy as np
+from joblib import effective_n_jobs
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.exceptions import FitFailedWarning
 from sklearn.metrics import adjusted_mutual_info_score
 from sklearn.model_selection import train_test_split
-from threadpoolctl import threadpool_info, threadpool_limits
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from skvaecert._estimator import warn_user
 from skvaecert._samples import numpy_only
+from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
 from skvaecert._teacher.em import Mixture, expect, fit_fast, log_joint
 from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
 from skvaecert.metrics import teacher_information
-from skvaecert.simplex import Floats, analytic_energy, budget_temperature, temper
+from skvaecert.simplex import Floats, analytic_energy, temper
 
 __all__ = [
-    "Candidate",
-    "Configuration",
-    "Criterion",
+    "Fitter",
     "NoCandidateError",
     "can_search",
-    "check_budget",
-    "default_budget",
-    "finished",
+    "refit_on_all",
     "search_teacher",
 ]
 
 
-# The prior-matched scale of a teacher that just fits the default budget. Beyond it
-# margins on test rows gain little with few components and fall with many
-# (docs/benchmarks.md).
-_LARGEST_SCALE = 4.0
-
 _HELD_OUT = 0.25
 
-# All candidates meet on so many rows; if there are more, the best meet on all.
-_FIRST_ROWS = 10_000
+# All candidates are compared on so many samples. If there are more, the best ones are
+# compared again on all.
+_FIRST_SAMPLES = 10_000
 
 _N_FINALISTS = 3
 
-# Of fewer, the rows held out do not show every component.
-_ROWS_PER_COMPONENT = 5
+# With fewer, the held-out samples do not show every component.
+_SAMPLES_PER_COMPONENT = 5
 
-# Two may agree by chance, on tables of a hundred rows.
+# On tables of a hundred samples, two restarts may agree by chance.
 _LEAST_RESTARTS = 3
 
 _INTERRUPTED = "interrupted"
 
-# Frames from a warning here up to the call of GMMTeacher.fit.
-_USER = 7
-
-# A row of the table is no place for a traceback.
+# The table has no room for a traceback.
 _LONGEST_ERROR = 200
 
-
-class Configuration(NamedTuple):
-    """What a search varies."""
-
-    n_components: int
-    pca_components: int
-    covariance_type: str
-
-    def __str__(self) -> str:
-        """Write as parameters."""
-        return ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """What makes a teacher good: parameters of :class:`GMMTeacher`."""
-
-    temperature: float | str
-    floor: float
-    energy_budget: float | None
-    min_agreement: float
-
-    def budget(self, n_components: int) -> float:
-        """Return the most energy that is allowed."""
-        if self.energy_budget is None:
-            return default_budget(n_components)
-        return float(self.energy_budget)
-
-    def resolve_temperature(self, log_proba: NDArray[np.floating]) -> float:
-        """Turn `temperature` into a number."""
-        if self.temperature != "auto":
-            return float(self.temperature)
-        budget = self.budget(log_proba.shape[1])
-        return budget_temperature(log_proba, self.floor, budget)
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One configuration, and how it did on the rows held out."""
-
-    configuration: Configuration
-    information: float = np.nan
-    energy: float = np.nan
-    temperature: float = np.nan
-    log_likelihood: float = np.nan
-    agreement: float = np.nan
-    n_samples: int = 0
-    seconds: float = np.nan
-    error: str = ""
-    mixture: Mixture | None = field(default=None, repr=False)
+_MEASURED = (
+    "information",
+    "energy",
+    "temperature",
+    "log_likelihood",
+    "agreement",
+    "n_samples",
+    "seconds",
+    "error",
+)
 
 
 class NoCandidateError(ValueError):
     """No candidate of a search could be fitted."""
 
 
-def default_budget(n_components: int) -> float:
-    """Return the energy at which the prior-matched scale is 4: 16 (K - 1) / 2."""
-    return _LARGEST_SCALE**2 * (n_components - 1) / 2
+class Fitter(NamedTuple):
+    """Settings of EM; `reg_covar` is a share of the variance of the samples."""
+
+    reg_covar: float
+    max_iter: int
+
+    def fit(
+        self,
+        samples: Floats,
+        responsibilities: NDArray[np.floating],
+        covariance_type: str,
+    ) -> Mixture:
+        """Fit a mixture from initial responsibilities."""
+        return fit_fast(
+            samples,
+            responsibilities,
+            covariance_type=covariance_type,
+            reg_covar=self.reg_covar * float(samples.var(axis=0).mean()),
+            max_iter=self.max_iter,
+        )
+
+    def resume(self, samples: Floats, mixture: Mixture) -> Mixture:
+        """Continue the fit of a mixture on more samples."""
+        responsibilities = expect(samples, mixture)[1]
+        return self.fit(samples, responsibilities, mixture.covariance_type)
 
 
 def can_search(n_components: int, n_samples: int) -> bool:
-    """Tell whether rows are enough to fit and judge candidates of K components."""
-    n_fitted = int((1 - _HELD_OUT) * min(n_samples, _FIRST_ROWS))
-    return n_fitted >= _ROWS_PER_COMPONENT * n_components
+    """Whether the samples are enough to fit candidates of K components."""
+    n_fitted = int((1 - _HELD_OUT) * min(n_samples, _FIRST_SAMPLES))
+    return n_fitted >= _SAMPLES_PER_COMPONENT * n_components
 
 
 def search_teacher(
-    scores: Floats,
+    samples: Floats,
     configurations: Sequence[Configuration],
     criterion: Criterion,
+    fitter: Fitter,
     *,
-    reg_covar: float,
     n_init: int,
-    max_iter: int,
     error_score: float | str,
     n_jobs: int | None,
     verbose: int,
     random_state: np.random.RandomState,
 ) -> tuple[Candidate, dict[str, NDArray[Any]]]:
-    """Fit all configurations and choose one."""
-    rows, scale = _unit(scores)
-    contest = _Contest(
-        *train_test_split(rows, test_size=_HELD_OUT, random_state=random_state),
-        criterion=criterion,
-        reg_covar=reg_covar,
-        max_iter=max_iter,
-        error_score=error_score,
-        seeds=tuple(random_state.randint(2**31 - 1, size=max(_LEAST_RESTARTS, n_init))),
-    )
-    candidates, interrupted = _first_round(contest, configurations, n_jobs, verbose)
-    order = _ranking(candidates, criterion)
-    _check_usable(candidates, order, criterion)
-    if len(rows) > _FIRST_ROWS and not interrupted:
-        finalists = order[:_N_FINALISTS]
-        interrupted = _second_round(contest, candidates, finalists, n_jobs, verbose)
-        order = _ranking(candidates, criterion)
-        _check_usable(candidates, order, criterion)
-    candidates = [_in_units(candidate, scale) for candidate in candidates]
+    """Return the best candidate, and the table of all."""
+    samples, scale = _normalised(samples)
+    split = train_test_split(samples, test_size=_HELD_OUT, random_state=random_state)
+    seeds = random_state.randint(2**31 - 1, size=max(_LEAST_RESTARTS, n_init))
+    evaluator = _Evaluator(_Split(*split), criterion, fitter, error_score, seeds)
+    candidates, interrupted = _first_round(evaluator, configurations, n_jobs, verbose)
+    order = _rank(candidates, criterion)
+    finalists = [i for i in order[:_N_FINALISTS] if criterion.is_usable(candidates[i])]
+    if len(samples) > _FIRST_SAMPLES and finalists and not interrupted:
+        interrupted = _second_round(evaluator, candidates, finalists, n_jobs, verbose)
+        order = _rank(candidates, criterion)
+    candidates = [_in_original_units(candidate, scale) for candidate in candidates]
     best = candidates[order[0]]
-    _warn_of(candidates, best, criterion, interrupted)
+    for warning in _findings(candidates, best, criterion, interrupted):
+        warn_user(warning)  # at the call of GMMTeacher.fit
     return best, _table(candidates, order, criterion)
 
 
-class _Contest:
-    """The rows and rules that all candidates share."""
+def refit_on_all(samples: Floats, found: Candidate, fitter: Fitter) -> Mixture:
+    """Continue the fit of the chosen mixture on all samples.
 
-    def __init__(
-        self,
-        fitted: Floats,
-        held_out: Floats,
-        *,
-        criterion: Criterion,
-        reg_covar: float,
-        max_iter: int,
-        error_score: float | str,
-        seeds: tuple[int, ...],
-    ) -> None:
-        self.fitted = fitted
-        self.held_out = held_out
-        self.criterion = criterion
-        self.reg_covar = reg_covar
-        self.max_iter = max_iter
-        self.error_score = error_score
-        self.seeds = seeds
-        self._starts: dict[tuple[int, int], list[NDArray[np.integer]]] = {}
-        self._lock = Lock()
+    Where that is not possible, the mixture is returned as the search found it.
+    """
+    assert found.mixture is not None
+    samples, scale = _normalised(samples)
+    start = found.mixture.rescaled(1 / scale)
+    try:
+        return fitter.resume(samples, start).rescaled(scale)
+    except (KeyboardInterrupt, np.linalg.LinAlgError) as error:
+        warn_user(_not_refitted(found, error))
+    return found.mixture
 
-    def judge(self, configuration: Configuration) -> Candidate:
-        """Fit and judge on the rows of the first round."""
+
+class _Split(NamedTuple):
+    """Samples to fit mixtures on, and held-out samples to measure them on."""
+
+    fitted: Floats
+    held_out: Floats
+
+    def first_samples(self, n_samples: int) -> "_Split":
+        """Keep the first samples of both parts, `n_samples` together."""
+        share = min(1.0, n_samples / sum(map(len, self)))
+        return _Split(*(part[: math.ceil(share * len(part))] for part in self))
+
+    def first_features(self, n_features: int) -> "_Split":
+        """Keep the first features of both parts."""
+        return _Split(*(np.ascontiguousarray(part[:, :n_features]) for part in self))
+
+
+@dataclass
+class _Evaluator:
+    """Fits candidates and measures them on held-out samples."""
+
+    split: _Split
+    criterion: Criterion
+    fitter: Fitter
+    error_score: float | str
+    seeds: NDArray[np.integer]
+    _groups: dict[tuple[int, int], list[NDArray[np.integer]]] = field(
+        default_factory=dict
+    )
+    _lock: Any = field(default_factory=Lock)
+
+    def evaluate(self, configuration: Configuration) -> Candidate:
+        """Fit and measure a candidate on the samples of the first round."""
         began = time.perf_counter()
         try:
             with numpy_only():
-                candidate = self._judge(configuration)
+                candidate = self._best_restart(configuration)
         except Exception as error:
             if self.error_score == "raise":
                 raise
             candidate = Candidate(
                 configuration,
                 information=float(self.error_score),
-                error=_told(error),
+                error=_summary(error),
             )
         return replace(candidate, seconds=time.perf_counter() - began)
 
-    def judge_again(self, candidate: Candidate) -> Candidate:
-        """Go on with a mixture on all rows, and judge it on all rows held out."""
+    def evaluate_on_all(self, candidate: Candidate) -> Candidate:
+        """Continue the fit on all samples, and measure it on all held-out samples."""
         began = time.perf_counter()
-        assert candidate.mixture is not None
-        rows = _leading(self.fitted, candidate.configuration.pca_components)
         try:
-            mixture = _continued(rows, candidate.mixture, self.reg_covar, self.max_iter)
-            self._check_full(candidate.configuration, [mixture], len(rows))
+            resumed = self._resumed(candidate)
         except ValueError as error:  # a LinAlgError is one too
             if self.error_score == "raise":
                 raise
-            # What was found on fewer rows still stands.
-            return replace(candidate, error=_told(error))
-        held_out = _leading(self.held_out, candidate.configuration.pca_components)
-        judged = self._measure(candidate, mixture, log_joint(held_out, mixture))
+            # What was found on fewer samples is still valid.
+            return replace(candidate, error=_summary(error))
         seconds = candidate.seconds + time.perf_counter() - began
-        return replace(judged, n_samples=len(rows), seconds=seconds)
+        return replace(resumed, seconds=seconds)
 
-    def _judge(self, configuration: Configuration) -> Candidate:
-        n_samples = len(self._first(self.fitted))
-        mixtures = self._restarts(configuration)
-        full = self._check_full(configuration, mixtures, n_samples)
-        rows = _leading(self._first(self.held_out), configuration.pca_components)
-        joints = [log_joint(rows, mixture) for mixture in mixtures]
+    def _best_restart(self, configuration: Configuration) -> Candidate:
+        split = self.split.first_samples(_FIRST_SAMPLES)
+        n_components, n_features, covariance_type = configuration
+        fitted, held_out = split.first_features(n_features)
+        mixtures = [
+            self.fitter.fit(fitted, np.eye(n_components)[:, labels], covariance_type)
+            for labels in self._shared_groups(fitted, n_components)
+        ]
+        populated = _populated(mixtures, len(fitted))
+        log_probas = [log_joint(held_out, mixture).T for mixture in mixtures]
         candidate = Candidate(
-            configuration, agreement=_agreement(joints), n_samples=n_samples
+            configuration, agreement=_agreement(log_probas), n_samples=len(fitted)
         )
-        judged = [self._measure(candidate, mixtures[i], joints[i]) for i in full]
-        return max(judged, key=self._merit)
+        restarts = [
+            self._measured(candidate, mixtures[i], log_probas[i]) for i in populated
+        ]
+        return max(restarts, key=self._merit)
 
     def _merit(self, restart: Candidate) -> tuple[bool, float]:
-        return _fits(restart, self.criterion), restart.information
+        return self.criterion.fits_budget(restart), restart.information
 
-    def _restarts(self, configuration: Configuration) -> list[Mixture]:
-        n_components, pca_components, covariance_type = configuration
-        rows = _leading(self._first(self.fitted), pca_components)
-        return [
-            _fit(
-                rows,
-                np.eye(n_components)[:, labels],
-                covariance_type,
-                self.reg_covar,
-                self.max_iter,
-            )
-            for labels in self._start(n_components, pca_components)
-        ]
+    def _resumed(self, candidate: Candidate) -> Candidate:
+        assert candidate.mixture is not None
+        n_features = candidate.configuration.pca_components
+        fitted, held_out = self.split.first_features(n_features)
+        mixture = self.fitter.resume(fitted, candidate.mixture)
+        _populated([mixture], len(fitted))
+        candidate = replace(candidate, n_samples=len(fitted))
+        return self._measured(candidate, mixture, log_joint(held_out, mixture).T)
 
-    def _check_full(
-        self, configuration: Configuration, mixtures: list[Mixture], n_samples: int
-    ) -> list[int]:
-        """Return which mixtures have rows for all components: half a row at least."""
-        least = [mixture.weights.min() * n_samples for mixture in mixtures]
-        full = [index for index, rows in enumerate(least) if rows >= 0.5]
-        if not full:
-            raise ValueError(
-                "in all restarts some components have no rows: there are fewer groups "
-                f"than n_components={configuration.n_components}"
-            )
-        return full
-
-    def _first(self, rows: Floats) -> Floats:
-        """Return the share of the first round; rows are in no order."""
-        n_samples = len(self.fitted) + len(self.held_out)
-        share = min(1.0, _FIRST_ROWS / n_samples)
-        return rows[: math.ceil(share * len(rows))]
-
-    def _start(
-        self, n_components: int, pca_components: int
+    def _shared_groups(
+        self, samples: Floats, n_components: int
     ) -> list[NDArray[np.integer]]:
-        """Return groups by k-means; covariance types start from the same."""
-        key = n_components, pca_components
+        """Return the groups of each restart, from which all covariance types start."""
+        key = n_components, samples.shape[1]
         with self._lock:
-            if key not in self._starts:
-                rows = self._first(self.fitted)[:, :pca_components]
-                _check_enough(n_components, len(rows))
-                means = [
-                    KMeans(n_components, n_init=1, random_state=seed)
-                    for seed in self.seeds
-                ]
-                self._starts[key] = [kmeans.fit(rows).labels_ for kmeans in means]
-            return self._starts[key]
+            if key not in self._groups:
+                self._groups[key] = _kmeans_groups(samples, n_components, self.seeds)
+            return self._groups[key]
 
-    def _measure(
-        self, candidate: Candidate, mixture: Mixture, joint: NDArray[np.floating]
+    def _measured(
+        self, candidate: Candidate, mixture: Mixture, log_proba: NDArray[np.floating]
     ) -> Candidate:
-        """Fill in what the log-joint of rows held out says of a mixture."""
-        log_proba = joint.T
-        temperature = self.criterion.resolve_temperature(log_proba)
+        """Add a mixture, and its values on held-out samples."""
+        temperature = self.criterion.choose_temperature(log_proba)
         proba = temper(log_proba, temperature, self.criterion.floor)
         return replace(
             candidate,
@@ -309,292 +265,204 @@ class _Contest:
         )
 
 
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
-
-
-def _check_enough(n_components: int, n_samples: int) -> None:
-    if n_samples < _ROWS_PER_COMPONENT * n_components:
+def _kmeans_groups(
+    samples: Floats, n_components: int, seeds: NDArray[np.integer]
+) -> list[NDArray[np.integer]]:
+    """Return the labels that k-means gives the samples, for each seed."""
+    least = _SAMPLES_PER_COMPONENT * n_components
+    if len(samples) < least:
         raise ValueError(
-            f"n_components={n_components} needs at least "
-            f"{_ROWS_PER_COMPONENT * n_components} rows to fit its mixture on, got "
-            f"{n_samples}"
+            f"n_components={n_components} needs at least {least} samples to fit its "
+            f"mixture on, got {len(samples)}"
         )
+    kmeans = [KMeans(n_components, n_init=1, random_state=seed) for seed in seeds]
+    return [each.fit(samples).labels_ for each in kmeans]
 
 
-def _leading(rows: Floats, n_features: int) -> Floats:
-    return np.ascontiguousarray(rows[:, :n_features])
+def _populated(mixtures: list[Mixture], n_samples: int) -> list[int]:
+    """Return which mixtures have half a sample or more in each component."""
+    populated = [
+        index
+        for index, mixture in enumerate(mixtures)
+        if mixture.weights.min() * n_samples >= 0.5
+    ]
+    if not populated:
+        raise ValueError(
+            "in all restarts some components have no samples: there are fewer groups "
+            f"than n_components={len(mixtures[0].weights)}"
+        )
+    return populated
 
 
-def _agreement(joints: list[NDArray[np.floating]]) -> float:
-    pairs = combinations([joint.argmax(axis=0) for joint in joints], 2)
+def _agreement(log_probas: list[NDArray[np.floating]]) -> float:
+    """Return the mean adjusted mutual information of pairs of restarts."""
+    pairs = combinations([log_proba.argmax(axis=1) for log_proba in log_probas], 2)
     return float(np.mean([adjusted_mutual_info_score(*pair) for pair in pairs]))
 
 
+def _summary(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:_LONGEST_ERROR]
+
+
 def _first_round(
-    contest: _Contest,
+    evaluator: _Evaluator,
     configurations: Sequence[Configuration],
     n_jobs: int | None,
     verbose: int,
 ) -> tuple[list[Candidate], bool]:
-    """Judge all; after Ctrl-C, keep what is done and tell."""
-    judged, interrupted = _run(contest.judge, configurations, n_jobs, verbose)
-    if interrupted and not any(_fits(c, contest.criterion) for c in judged.values()):
+    """Evaluate all; return the candidates, and whether Ctrl-C ended the round."""
+    done, interrupted = _run(evaluator.evaluate, configurations, n_jobs, verbose)
+    if interrupted and not any(map(evaluator.criterion.fits_budget, done.values())):
         raise KeyboardInterrupt
-    return [
-        judged.get(index, Candidate(configuration, error=_INTERRUPTED))
+    candidates = [
+        done.get(index, Candidate(configuration, error=_INTERRUPTED))
         for index, configuration in enumerate(configurations)
-    ], interrupted
+    ]
+    return candidates, interrupted
 
 
 def _second_round(
-    contest: _Contest,
+    evaluator: _Evaluator,
     candidates: list[Candidate],
     finalists: list[int],
     n_jobs: int | None,
     verbose: int,
 ) -> bool:
-    """Judge the best again, in place; after Ctrl-C, keep what is done and tell."""
-    usable = [i for i in finalists if _usable(candidates[i], contest.criterion)]
-    fits = [candidates[i] for i in usable]
-    judged, interrupted = _run(contest.judge_again, fits, n_jobs, verbose)
-    for place, candidate in judged.items():
-        candidates[usable[place]] = candidate
+    """Evaluate the finalists on all samples, in place; whether Ctrl-C ended it."""
+    items = [candidates[index] for index in finalists]
+    done, interrupted = _run(evaluator.evaluate_on_all, items, n_jobs, verbose)
+    for place, candidate in done.items():
+        candidates[finalists[place]] = candidate
     return interrupted
 
 
 def _run(
-    judge: Callable[[Any], Candidate],
+    evaluate: Callable[[Any], Candidate],
     items: Sequence[Any],
     n_jobs: int | None,
     verbose: int,
 ) -> tuple[dict[int, Candidate], bool]:
-    """Return what is judged, by its place, and whether Ctrl-C ended it."""
-    judged: dict[int, Candidate] = {}
-    n_threads = min(joblib.effective_n_jobs(n_jobs), len(items))
-    each = _in_threads if n_threads > 1 else _one_by_one
-    with tqdm(
-        total=len(items), unit="candidate", disable=not (verbose and items)
-    ) as bar:
+    """Return the results by index, and whether Ctrl-C ended the run."""
+    done: dict[int, Candidate] = {}
+    n_threads = min(effective_n_jobs(n_jobs), len(items))
+    with (
+        tqdm(total=len(items), unit="candidate", disable=not verbose) as bar,
+        closing(_results(evaluate, items, n_threads)) as results,
+    ):
         try:
-            with closing(each(judge, items, n_threads, judged)) as results:
-                for place, candidate in results:
-                    judged[place] = candidate
-                    _report(bar, candidate, verbose)
+            for index, candidate in results:
+                done[index] = candidate
+                _report(bar, candidate, verbose)
         except KeyboardInterrupt:
-            return judged, True
-    return judged, False
+            return done, True
+    return done, False
 
 
-def _one_by_one(
-    judge: Callable[[Any], Candidate],
-    items: Sequence[Any],
-    n_threads: int,
-    judged: dict[int, Candidate],
+def _results(
+    evaluate: Callable[[Any], Candidate], items: Sequence[Any], n_threads: int
 ) -> Generator[tuple[int, Candidate]]:
-    yield from enumerate(map(judge, items))
-
-
-def _in_threads(
-    judge: Callable[[Any], Candidate],
-    items: Sequence[Any],
-    n_threads: int,
-    judged: dict[int, Candidate],
-) -> Generator[tuple[int, Candidate]]:
-    """Judge in threads, which NumPy leaves free to run."""
-    shares = _shares(n_threads)
-    # OpenMP keeps its limit by thread, so each of ours sets it anew.
-    start = {"initializer": threadpool_limits, "initargs": (shares,)}
-    with threadpool_limits(shares), ThreadPoolExecutor(n_threads, **start) as pool:
-        places = {pool.submit(judge, item): i for i, item in enumerate(items)}
+    """Yield the results by index; several threads take one core each."""
+    if n_threads == 1:
+        yield from enumerate(map(evaluate, items))
+        return
+    # OpenMP keeps its limit by thread, so that each of ours sets it.
+    one_core = {"initializer": threadpool_limits, "initargs": (1,)}
+    with threadpool_limits(1), ThreadPoolExecutor(n_threads, **one_core) as pool:
+        futures = {pool.submit(evaluate, item): i for i, item in enumerate(items)}
         try:
-            for future in as_completed(places):
-                yield places[future], future.result()
+            for future in as_completed(futures):
+                yield futures[future], future.result()
         finally:
-            # What runs has to be waited for in any case, so it may as well count.
             pool.shutdown(cancel_futures=True)
-            done = {i: f for f, i in places.items() if not f.cancelled()}
-            judged |= {i: f.result() for i, f in done.items() if not f.exception()}
-
-
-def _shares(n_threads: int) -> dict[str, int]:
-    """Return threads that each library may use in each of ours: no more than now."""
-    share = max(1, joblib.cpu_count() // n_threads)
-    pools = threadpool_info()
-    return {pool["prefix"]: min(share, pool["num_threads"]) for pool in pools}
 
 
 def _report(bar: Any, candidate: Candidate, verbose: int) -> None:
     bar.update()
     if verbose > 1:
-        bar.write(
-            f"{candidate.configuration}: "
-            + (
-                candidate.error
-                or f"information {candidate.information:.3f}, energy "
-                f"{candidate.energy:.3g}, agreement {candidate.agreement:.2f}, "
-                f"{candidate.seconds:.1f} s"
-            )
+        values = (
+            f"information {candidate.information:.3f}, energy {candidate.energy:.3g}, "
+            f"agreement {candidate.agreement:.2f}, {candidate.seconds:.1f} s"
         )
+        bar.write(f"{candidate.configuration}: {candidate.error or values}")
 
 
-def finished(
-    scores: Floats, found: Candidate, reg_covar: float, max_iter: int
-) -> Mixture:
-    """Go on with the chosen mixture on all rows."""
-    assert found.mixture is not None
-    rows, scale = _unit(scores)
-    start = found.mixture.rescaled(1 / scale)
-    unfinished = (
-        f"{found.configuration} stays as it was found on {found.n_samples} rows"
-    )
-    try:
-        return _continued(rows, start, reg_covar, max_iter).rescaled(scale)
-    except KeyboardInterrupt:
-        message = f"The fit was interrupted: {unfinished}."
-        warnings.warn(message, InterruptedFitWarning, stacklevel=_USER - 2)
-    except np.linalg.LinAlgError as error:
-        message = f"A covariance collapsed ({error}): {unfinished}. Raise reg_covar."
-        warnings.warn(message, FitFailedWarning, stacklevel=_USER - 2)
-    return found.mixture
+def _normalised(samples: Floats) -> tuple[Floats, float]:
+    """Divide by the scale of the first component, so that float32 is safe."""
+    scale = float(np.sqrt(np.square(samples[:, 0]).mean()))
+    return samples / scale, scale
 
 
-def _continued(
-    rows: Floats, start: Mixture, reg_covar: float, max_iter: int
-) -> Mixture:
-    responsibilities = expect(rows, start)[1]
-    return _fit(rows, responsibilities, start.covariance_type, reg_covar, max_iter)
-
-
-def _fit(
-    rows: Floats,
-    responsibilities: NDArray[np.floating],
-    covariance_type: str,
-    reg_covar: float,
-    max_iter: int,
-) -> Mixture:
-    """Fit a mixture whose `reg_covar` is a share of the variance of the rows."""
-    return fit_fast(
-        rows,
-        responsibilities,
-        covariance_type=covariance_type,
-        reg_covar=reg_covar * float(rows.var(axis=0).mean()),
-        max_iter=max_iter,
-    )
-
-
-def _unit(scores: Floats) -> tuple[Floats, float]:
-    """Divide by one number: float32 is then safe whatever the data."""
-    scale = float(np.sqrt(np.square(scores[:, 0]).mean()))
-    return scores / scale, scale
-
-
-def _in_units(candidate: Candidate, scale: float) -> Candidate:
-    """Go from rows divided by `scale` back to the rows."""
+def _in_original_units(candidate: Candidate, scale: float) -> Candidate:
+    """Undo :func:`_normalised` for a candidate."""
     if candidate.mixture is None:
         return candidate
-    density = (
-        candidate.log_likelihood
-        - candidate.configuration.pca_components * np.log(scale)
+    log_volume = candidate.configuration.pca_components * np.log(scale)
+    return replace(
+        candidate,
+        log_likelihood=candidate.log_likelihood - log_volume,
+        mixture=candidate.mixture.rescaled(scale),
     )
-    mixture = candidate.mixture.rescaled(scale)
-    return replace(candidate, log_likelihood=density, mixture=mixture)
 
 
-def _budget(candidate: Candidate, criterion: Criterion) -> float:
-    return criterion.budget(candidate.configuration.n_components)
-
-
-def _fits(candidate: Candidate, criterion: Criterion) -> bool:
-    return candidate.energy <= _budget(candidate, criterion)
-
-
-def _disagree(candidate: Candidate, criterion: Criterion) -> bool:
-    # By chance alone it may be a little below 0.
-    return max(candidate.agreement, 0.0) < criterion.min_agreement
-
-
-def _usable(candidate: Candidate, criterion: Criterion) -> bool:
-    return _fits(candidate, criterion) and not _disagree(candidate, criterion)
-
-
-def _ranking(candidates: list[Candidate], criterion: Criterion) -> list[int]:
-    """Order candidates from the best to the worst; those judged on more rows first."""
-
-    def key(index: int) -> tuple[float, ...]:
-        candidate = candidates[index]
-        if candidate.mixture is None:
-            return 3, 0
-        if not _fits(candidate, criterion):
-            return 2, candidate.energy / _budget(candidate, criterion)
-        if _disagree(candidate, criterion):
-            return 1, -candidate.agreement
-        return 0, -candidate.n_samples, -candidate.information
-
-    return sorted(range(len(candidates)), key=key)
-
-
-def _check_usable(
-    candidates: list[Candidate], order: list[int], criterion: Criterion
-) -> None:
-    nearest = candidates[order[0]]
-    if nearest.mixture is None:
+def _rank(candidates: list[Candidate], criterion: Criterion) -> list[int]:
+    """Return the indices from the best to the worst; raise if the best will not do."""
+    order = criterion.rank(candidates)
+    best = candidates[order[0]]
+    if best.mixture is None:
         failures = "; ".join(f"{c.configuration}: {c.error}" for c in candidates)
         raise NoCandidateError(f"All {len(candidates)} candidates failed: {failures}.")
-    check_budget(nearest, criterion)
+    criterion.check_budget(best)
+    return order
 
 
-def check_budget(nearest: Candidate, criterion: Criterion) -> None:
-    """Refuse a teacher that costs too much, and say what to relax."""
-    if _fits(nearest, criterion):
-        return
-    raise ValueError(
-        "energy_budget must be at least the energy of a candidate, got "
-        f"{_budget(nearest, criterion):.4g} nats; nearest is "
-        f"{nearest.configuration} with {nearest.energy:.4g} nats at temperature "
-        f"{nearest.temperature:g}. Raise energy_budget or floor "
-        f"({criterion.floor:g}), or set temperature='auto'."
-    )
-
-
-def _warn_of(
+def _findings(
     candidates: list[Candidate],
     best: Candidate,
     criterion: Criterion,
     interrupted: bool,
-) -> None:
+) -> Iterator[Warning]:
+    """Yield what the user has to be warned of."""
     failed = [c for c in candidates if c.error and c.error != _INTERRUPTED]
     if failed:
-        message = f"{len(failed)} of {len(candidates)} candidates failed and are left "
-        message += "out, or stay as judged on fewer rows: " + "; ".join(
-            f"{c.configuration}: {c.error}" for c in failed
+        errors = "; ".join(f"{c.configuration}: {c.error}" for c in failed)
+        yield FitFailedWarning(
+            f"{len(failed)} of {len(candidates)} candidates failed. They are left out, "
+            f"or stay as they were found on fewer samples: {errors}"
         )
-        warnings.warn(message, FitFailedWarning, stacklevel=_USER)
     if interrupted:
-        done = sum(c.error != _INTERRUPTED for c in candidates)
-        message = f"The search was interrupted after {done} of {len(candidates)} "
-        message += f"candidates: {best.configuration} is the best as far as judged."
-        warnings.warn(message, InterruptedFitWarning, stacklevel=_USER)
-    if _disagree(best, criterion):
-        warnings.warn(_unstable(best, criterion), stacklevel=_USER)
+        n_done = sum(c.error != _INTERRUPTED for c in candidates)
+        yield InterruptedFitWarning(
+            f"The search was interrupted after {n_done} of {len(candidates)} "
+            f"candidates. The best of them is {best.configuration}."
+        )
+    if not criterion.is_stable(best):
+        yield UnstableTeacherWarning(
+            f"No candidate reaches min_agreement={criterion.min_agreement:g}. The "
+            f"restarts of {best.configuration} agree best, with an adjusted mutual "
+            f"information of {best.agreement:.2f}. Its groups may be due to chance. "
+            "Try smaller n_components, more samples or larger n_init, or check that X "
+            "has structure."
+        )
 
 
-def _unstable(best: Candidate, criterion: Criterion) -> UnstableTeacherWarning:
-    return UnstableTeacherWarning(
-        f"No candidate reaches min_agreement={criterion.min_agreement:g}: restarts of "
-        f"{best.configuration}, which agree best, have an adjusted mutual information "
-        f"of {best.agreement:.2f}. Its groups may be those of chance. Try smaller "
-        "n_components, more rows or larger n_init, or check that X has structure."
+def _not_refitted(found: Candidate, error: BaseException) -> Warning:
+    stays = f"{found.configuration} stays as it was found on {found.n_samples} samples."
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedFitWarning(f"The last fit was interrupted: {stays}")
+    return FitFailedWarning(
+        f"A covariance collapsed ({error}): {stays} Raise reg_covar."
     )
 
 
 def _table(
     candidates: list[Candidate], order: list[int], criterion: Criterion
 ) -> dict[str, NDArray[Any]]:
-    points = zip(*(c.configuration for c in candidates), strict=True)
-    table = dict(zip(Configuration._fields, map(np.array, points), strict=True))
-    for name in (item.name for item in fields(Candidate)[1:-1]):
-        table[name] = np.array([getattr(candidate, name) for candidate in candidates])
-    table["usable"] = np.array([_usable(c, criterion) for c in candidates])
-    table["rank"] = np.argsort(order) + 1
-    return table
+    """Return one array for each column, with one entry for each candidate."""
+    rows = [
+        c.configuration._asdict()
+        | {name: getattr(c, name) for name in _MEASURED}
+        | {"usable": criterion.is_usable(c)}
+        for c in candidates
+    ]
+    table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return table | {"rank": np.argsort(order) + 1}

@@ -1,4 +1,4 @@
-"""Device and seed of a fit."""
+"""Device, compiler and seed of a fit."""
 
 import threading
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["resolve_device", "seeded"]
+__all__ = ["resolve_backend", "resolve_device", "seeded"]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -22,6 +22,19 @@ def resolve_device(name: str) -> torch.device:
             f"'cuda:0', got {name!r}: {error}"
         ) from error
     return device
+
+
+def resolve_backend(torch_compile: bool | str) -> str | None:
+    """Turn the parameter `torch_compile` into a backend; None for none."""
+    if not isinstance(torch_compile, str):
+        return "inductor" if torch_compile else None
+    known = torch.compiler.list_backends(())
+    if torch_compile not in known:
+        raise ValueError(
+            f"torch_compile must be True, False or one of {sorted(known)}, got "
+            f"{torch_compile!r}."
+        )
+    return torch_compile
 
 
 _one_thread = threading.RLock()

@@ -32,8 +32,8 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
     encoder = [parameter for parameter in own if parameter.requires_grad]
     if not encoder:
         raise ValueError(
-            "prefit_alpha and prefit_energy must be None for an encoder without "
-            "trainable parameters: there is nothing to fit."
+            "prefit must be None for an encoder without trainable parameters: there is "
+            "nothing to fit."
         )
     optimizer = torch.optim.Adam(encoder, lr=net.lr)
     for _ in range(n_epochs):

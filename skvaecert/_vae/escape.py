@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skvaecert._certificate.arrays import certify
+from skvaecert._samples import CHUNK
 from skvaecert.metrics import escape_force, escape_force_rms
 from skvaecert.networks import VAE
 from skvaecert.simplex import Floats
@@ -43,8 +44,8 @@ class EscapeReport:
     """Whether the alignment loss can move an encoder's means apart, and if not, why.
 
     In latent space it always can: the escape force on a constant code is above 0 for
-    every teacher that tells rows apart. What training can follow is the gradient by
-    the encoder's parameters. `str` gives a sentence or two.
+    every teacher that tells samples apart. Training follows the gradient with respect
+    to the encoder's parameters, which may be 0. `str` gives a sentence or two.
 
     Attributes
     ----------
@@ -52,38 +53,38 @@ class EscapeReport:
         "not collapsed": the margin is certified. Else "can escape": there is a
         gradient that moves the means apart. "stuck": there is none beyond rounding,
         though there is a force. "uninformative": there is no force, because the
-        teacher does not tell these rows apart.
+        teacher does not tell these samples apart.
     margin : float
         G = I_T - A, nats.
     teacher_information : float
-        I_T on these rows, nats.
+        I_T on these samples, nats.
     alignment_loss : float
-        A on these rows, nats.
+        A on these samples, nats.
     latent_force : float
         sqrt(sum_i p_i ||f_i(mu_i)||^2) at the codes as they are, nats per latent unit.
     collapsed_force : float
         f_rms: the same at the best constant code.
     gradient_norm : float
-        Norm of the gradient of A by the parameters of the encoder that are trained,
-        nats per unit.
+        Norm of the gradient of A with respect to the trained parameters of the
+        encoder, nats per unit.
     escape_gradient_norm : float
         Norm of the part of that gradient that is due to f_i less its mean over the
-        rows. The rest is for the mean force, which is the same for all rows. If the
-        means move alike whatever parameter changes, this one is 0, but
+        samples. The rest is due to the mean force, which is the same for all samples.
+        If all means move alike whatever parameter changes, this norm is 0, but
         `gradient_norm` is not: a dead encoder can still move to a better constant.
     dead_units : mapping of str to float
         By name of the layer, as in ``net_.module_.named_modules()`` and in the order
-        in which they are passed: the share of units whose output does not vary over
-        the rows beyond rounding. Layers are the modules of the encoder that are not
-        linear; functions called in a `forward` cannot be seen. Units are features,
-        or channels of images; of a module that is used several times the largest
-        share counts.
+        of the forward pass: the share of units whose output does not vary over the
+        samples beyond rounding. Layers are the modules of the encoder that are not
+        linear; functions called in a `forward` are not seen. Units are features, or
+        channels of images. Of a module that is used several times the largest share
+        counts.
     first_order_step : float
         0.1 I_T / gradient_norm^2: the step size at which gradient descent would, to
         first order, lower A by a tenth of the teacher information; infinite without a
-        gradient. It compares encoders; Adam's `learning_rate` is another matter.
+        gradient. It compares encoders and is no `learning_rate` for Adam.
     n_samples : int
-        The number of rows.
+        Number of samples.
 
     See Also
     --------
@@ -124,7 +125,7 @@ class EscapeReport:
 
     @property
     def dead_layers(self) -> list[str]:  # numpydoc ignore=RT01
-        """Names of the layers whose units are all dead, in the order of the passage."""
+        """Names of the layers whose units are all dead, in the order of the pass."""
         return [name for name, share in self.dead_units.items() if share == 1]
 
     def __str__(self) -> str:
@@ -153,7 +154,7 @@ class EscapeReport:
     def _certified_sentence(self) -> str:
         return (
             f"margin {self.margin:.3g} of at most {self.teacher_information:.3g} nats "
-            f"on these {self.n_samples} rows."
+            f"on these {self.n_samples} samples."
         )
 
     def _escape_sentence(self) -> str:
@@ -167,7 +168,7 @@ class EscapeReport:
 
     def _stuck_sentence(self) -> str:
         return (
-            f"each row is pushed its own way (force {self.latent_force:.3g} nats per "
+            f"the samples are pushed apart (force {self.latent_force:.3g} nats per "
             "latent unit), but no gradient of the encoder moves the means apart. "
             f"{self._reason()}"
         )
@@ -188,9 +189,9 @@ class EscapeReport:
 
     def _uninformative_sentence(self) -> str:
         return (
-            f"the teacher tells these {self.n_samples} rows apart by only "
+            f"the teacher tells these {self.n_samples} samples apart by only "
             f"{self.teacher_information:.3g} nats, so nothing pushes their means "
-            "apart. Use another teacher, or more rows."
+            "apart. Use another teacher, or more samples."
         )
 
 
@@ -201,12 +202,14 @@ def report_escape(
     teacher_proba: Floats,
     vertices: Floats,
     scale: float,
+    device: torch.device,
 ) -> EscapeReport:
-    """Measure force, gradient and dead units of an encoder."""
+    """Measure force, gradient and dead units of an encoder on standardised chunks."""
     certificate = certify(teacher_proba, latent_mean, vertices, scale)
     force = escape_force(teacher_proba, latent_mean, vertices, scale)
     with _watched(vae) as units:
-        gradient = _Gradient.of(vae, chunks, force)
+        inputs = (x.to(device) for chunk in chunks for x in chunk.split(CHUNK))
+        gradient = _Gradient.of(vae, inputs, force)
     information = certificate.teacher_information
     if certificate.verdict == "certified":
         verdict = "not collapsed"
@@ -255,17 +258,17 @@ class _Gradient(NamedTuple):
     rounding: float
 
     @classmethod
-    def of(cls, vae: VAE, chunks: Iterable[Tensor], force: Floats) -> Self:
-        # All that stands between rows and means: an objective may have a posterior of
-        # its own. What is frozen cannot follow the force.
+    def of(cls, vae: VAE, inputs: Iterable[Tensor], force: Floats) -> Self:
+        # An objective may put a posterior of its own between encoder and means. Frozen
+        # parameters cannot follow the force.
         parts = [*vae.encoder.parameters(), *vae.posterior.parameters()]
         parameters = [part for part in parts if part.requires_grad]
-        # The gradient of A, but for its sign; the part that pushes rows apart; and,
-        # as nothing cancels in it, the size by which rounding is to be judged.
+        # The gradient of A, but for its sign; the part that pushes samples apart; and
+        # the size of its terms, where nothing cancels, by which rounding is judged.
         kinds = np.stack([force, force - force.mean(axis=0), np.abs(force)])
         total = np.zeros((len(kinds), sum(part.numel() for part in parameters)))
         start = 0
-        for x in chunks:
+        for x in inputs:
             share = kinds[:, start : start + len(x)] / len(force)
             total += _pulled_back(vae, x, share, parameters)
             start += len(x)
@@ -312,20 +315,20 @@ def _flat(
 
 
 class _Units:
-    """Range of every unit's output over the rows, by layer."""
+    """Range of every unit's output over the samples, by layer."""
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self._calls: dict[str, int] = {}
-        self._n_rows = 0
+        self._n_samples = 0
 
     def begin(self, encoder: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._calls, self._n_rows = {}, len(inputs[0])
+        self._calls, self._n_samples = {}, len(inputs[0])
 
     def see(self, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
         call = self._calls[name] = self._calls.get(name, -1) + 1
-        # What has no entry for each row cannot be compared over the rows.
-        if not _has_rows(output, self._n_rows):
+        # What has no entry for each sample cannot be compared over the samples.
+        if not _is_per_sample(output, self._n_samples):
             return
         seen = output.detach()
         low, high = seen.amin(dim=0), seen.amax(dim=0)
@@ -341,10 +344,10 @@ class _Units:
         return shares
 
 
-def _has_rows(output: Any, n_rows: int) -> bool:
+def _is_per_sample(output: Any, n_samples: int) -> bool:
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return False
-    return output.ndim > 1 and len(output) == n_rows
+    return output.ndim > 1 and len(output) == n_samples
 
 
 def _dead_share(low: Tensor, high: Tensor) -> float:

@@ -1,12 +1,9 @@
 """CertifiedVAE: a variational autoencoder whose code is aligned with a teacher."""
 
 import copy
-import random
-import warnings
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,41 +18,25 @@ from sklearn.base import (
 )
 from sklearn.utils import Tags, check_array, check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted, check_memory
+from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._estimator import (
-    FIT_WRAPPERS,
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
     SavedMixin,
+    check_unchanged,
+    remember_params,
     restored_on_error,
-    seed_unset,
+    warn_user,
     with_callbacks,
 )
-from skvaecert._fingerprint import fingerprint, fingerprints
-from skvaecert._samples import (
-    CHUNK,
-    DatasetSamples,
-    Index,
-    lazy_part,
-    open_samples,
-    raw_chunks,
-    read_samples,
-)
-from skvaecert._teacher.gmm import GMMTeacher, counts_of
+from skvaecert._samples import Index, lazy_part, open_samples
+from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._teacher.posterior import posterior_of
-from skvaecert._training.batches import (
-    Resident,
-    Rows,
-    Standardisation,
-    Streamed,
-    TrainingSet,
-    resolve_batch_size,
-)
-from skvaecert._training.device import resolve_device, seeded
+from skvaecert._training.batches import resolve_batch_size
+from skvaecert._training.device import resolve_backend, resolve_device, seeded
 from skvaecert._training.inference import decode, encode, evidence_bound, posterior
-from skvaecert._training.joint import shared_call
 from skvaecert._training.loop import prefit, train
 from skvaecert._training.net import (
     Snapshot,
@@ -64,26 +45,21 @@ from skvaecert._training.net import (
     make_net,
     resume_net,
 )
-from skvaecert._training.processes import Processes, join_processes
+from skvaecert._training.processes import ALONE, Processes, join_processes
+from skvaecert._vae.data import Data, Preprocessor, fit_standardisation, split
 from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
-from skvaecert.exceptions import (
-    InterruptedFitWarning,
-    NonFiniteLossError,
-    UnreachedMarginWarning,
-)
-from skvaecert.forecast import (
-    Forecast,
-    ForecastCurve,
-    forecast_margin,
-    ratio_for_margin,
-)
-from skvaecert.metrics import collapse_margin, teacher_information
+from skvaecert._vae.guard import make_guard, warn_if_unreached
+from skvaecert._vae.history import Epochs, history_table
+from skvaecert._vae.prefit import Prefit
+from skvaecert._vae.shared import check_shareable
+from skvaecert._vae.teacher import fit_teacher
+from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert.forecast import ForecastCurve, forecast_curve
 from skvaecert.networks import VAE, ModuleOrFactory, check_image_shape, make_vae
 from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import (
     Floats,
     analytic_code,
-    analytic_energy,
     resolve_witness_scale,
     simplex_vertices,
     witness_log_proba,
@@ -92,78 +68,7 @@ from skvaecert.simplex import (
 __all__ = ["CertifiedVAE"]
 
 
-# What a warm start cannot change: it continues with these very things.
-_FIXED = (
-    "latent_dim",
-    "hidden_sizes",
-    "encoder",
-    "decoder",
-    "image_shape",
-    "likelihood",
-    "objective",
-    "witness_scale",
-    "validation_fraction",
-    "device",
-)
-
 _SEEDS = 2**31 - 1
-
-# What may differ between processes that train together, of parameters that are no
-# objects; how many rows are looked at to tell whether they have the same ones.
-_OWN_TO_PROCESSES = "device", "memory", "random_state", "verbose"
-
-_COMPARED = 64
-
-# MinMaxScaler leaves [0, 1] by rounding.
-_RANGE_SLACK = 1e-6
-
-_HISTORY = {
-    "epoch": "epoch",
-    "train_loss": "loss",
-    "reconstruction": "reconstruction",
-    "kl": "kl",
-    "alignment_loss": "alignment_loss",
-    "margin": "margin",
-    "teacher_information": "teacher_information",
-    "kl_weight": "kl_weight",
-    "alignment_weight": "alignment_weight",
-    "seconds": "seconds",
-}
-
-# What a fit with rows held out records besides.
-_VALIDATION = ("validation_loss", "validation_margin", "validation_information")
-
-# Of rows that differ by rounding only, nats.
-_NO_INFORMATION = 1e-9
-
-# From no margin to the analytic code, for scales near 1.
-_RATIOS = np.geomspace(1e-2, 1e4, 37)
-
-# How far below its target a guarded margin may end without a warning.
-_GUARD_SLACK = 0.05
-
-
-class _Data(NamedTuple):
-    """Rows to train on and to validate on, each with its posteriors."""
-
-    rows: Any
-    proba: Floats
-    held_rows: Any
-    held_proba: Floats | None
-
-    @classmethod
-    def cut(cls, rows: Any, proba: Floats, training: Index, held_out: Index) -> Self:
-        if held_out is None:
-            return cls(rows, proba, None, None)
-        held = lazy_part(rows, held_out), lazy_part(proba, held_out)
-        return cls(lazy_part(rows, training), lazy_part(proba, training), *held)
-
-    @property
-    def steering(self) -> tuple[Any, Floats]:
-        # The rows on which a guard holds the margin.
-        if self.held_proba is None:
-            return self.rows, self.proba
-        return self.held_rows, self.held_proba
 
 
 class CertifiedVAE(
@@ -176,24 +81,25 @@ class CertifiedVAE(
 ):
     r"""Variational autoencoder with a teacher-aligned code.
 
-    Minimises, as a mean over rows and in nats::
+    Minimises, as a mean over samples and in nats::
 
         -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I)) + alignment_weight * A(x)
         A(x) = KL(T(k|x) || softmax(beta S mu(x)))
 
     where mu is the encoder mean, S a fixed simplex, beta the witness scale and T the
-    teacher's posterior. The witness has no trained part and sees the mean only. With
-    ``alignment_weight=0`` this is a plain VAE (with ``kl_weight``, a beta-VAE).
+    teacher's posterior. The softmax is the witness: it has no trained part and sees
+    the mean only. With ``alignment_weight=0`` this is a plain VAE (with `kl_weight`, a
+    beta-VAE).
 
     :class:`CollapseCertifier` tells whether the mean has collapsed.
 
     Parameters
     ----------
     teacher : estimator or None, default=None
-        Fitted on the rows of :meth:`fit`; its `predict_proba`, or else `transform`,
-        gives T. None for ``GMMTeacher()``. Wrapped in
-        :class:`sklearn.frozen.FrozenEstimator` it stays as it is. If its
-        `random_state` is None and this one's is not, it is seeded from this one's.
+        Its `predict_proba`, or else its `transform`, gives T. A clone of it is fitted
+        on the samples of :meth:`fit`, unless it is wrapped in
+        :class:`sklearn.frozen.FrozenEstimator`. None for ``GMMTeacher()``. Where its
+        `random_state` is None, it is seeded from the `random_state` of the VAE.
     latent_dim : int, default=16
         d, at least K - 1 for a teacher of K components.
     hidden_sizes : sequence of int, default=(128, 128)
@@ -202,67 +108,68 @@ class CertifiedVAE(
     encoder, decoder : torch.nn.Module, callable, "conv" or None, default=None
         None for fully connected layers; "conv" for
         :func:`skvaecert.networks.conv_encoder` and
-        :func:`skvaecert.networks.conv_decoder` on images of `image_shape`; or modules
-        of one's own. The encoder maps (n, n_features) to (n, 2 * latent_dim), means
-        and then raw log-variances; the decoder maps (n, latent_dim) to
-        (n, n_features). A module is copied with its weights; a class or function is
-        called with (n_features, latent_dim). With the Gaussian likelihood they see
-        rows less their mean, divided by one number.
+        :func:`skvaecert.networks.conv_decoder` on images of `image_shape`; or your own
+        module. The encoder maps (n, n_features) to (n, 2 * latent_dim), means and then
+        raw log-variances; the decoder maps (n, latent_dim) to (n, n_features). A
+        module is copied with its weights; a class or function is called with
+        (n_features, latent_dim). With the Gaussian likelihood their inputs are
+        standardised: the mean of each feature is subtracted, and all features are
+        divided by the same scale.
     image_shape : sequence of int or None, default=None
-        (channels, height, width), sides above 4, for "conv" alone: rows are images,
-        flat in this order. Images that are (height, width, channels) get there by
-        ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
+        (channels, height, width), height and width above 4. Only for "conv": samples
+        are images that are flattened in this order. Flatten images of shape (height,
+        width, channels) by ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
         "bernoulli": data in [0, 1], or bytes from 0 to 255.
     objective : Objective or None, default=None
-        A mitigation of collapse from `skvaecert.baselines`, which takes the place of
-        the KL term or of another part of the ELBO; None for the ELBO itself.
+        A mitigation of collapse from `skvaecert.baselines`, which replaces the KL term
+        or another part of the ELBO; None for the ELBO itself.
     alignment_weight : float or "auto", default=10.0
-        Weight of the alignment loss, at least 0. "auto" takes it for a multiplier
-        that holds the margin at `target_margin`, or above it where that is free: the
-        guard, :class:`skvaecert.objectives.LagrangeWeight`.
+        Weight of the alignment loss, at least 0. With "auto" it is a multiplier that
+        training adapts to hold the margin at `target_margin`, or above it where that is
+        free: the guard, :class:`skvaecert.objectives.LagrangeWeight`.
     target_margin : float, default=0.6
         Share of the teacher information to hold, in (0, 1); for "auto" only.
     kl_weight : float, default=1.0
         Weight of the KL term, at least 0.
-    prefit_alpha, prefit_energy : float or None, default=None
-        With one of them a first fit begins with a regression of the mean on the code
-        alpha z*, where z* is the analytic code: RST-prefit for ``prefit_alpha=1``.
-        Either alpha is given, above 0; or it is the greatest up to 1 for which the
-        code costs at most `prefit_energy` nats, mean of ``|alpha z*|**2 / 2``.
-    prefit_epochs : int, default=10
-        Passes over the rows for that; `max_epochs` come after them.
+    prefit : None, "analytic" or dict, default=None
+        Whether a first fit begins with a regression of the mean on alpha z*, where z*
+        is the analytic code. ``"analytic"`` for alpha = 1 (RST-prefit);
+        ``{"alpha": 0.5}`` for another alpha above 0; ``{"energy": 4.0}`` for the
+        greatest alpha up to 1 whose code has an energy, the mean of
+        ``|alpha z*|**2 / 2``, of at most so many nats. A dict may also have "epochs",
+        the passes over the samples, 10 by default. `max_epochs` come after them.
     witness_scale : "prior" or float, default="prior"
         beta, above 0; "prior" for the scale at which the analytic code is as wide as
         the prior.
     memory : str, joblib.Memory or None, default=None
         Where fitted teachers are cached, so that a search over other parameters fits
-        each fold's teacher once. Works for teachers with a fixed `random_state`.
+        the teacher of each fold once. For teachers with a fixed `random_state`.
     max_epochs : int, default=100
-        Passes over the rows in one :meth:`fit`.
+        Passes over the samples in one :meth:`fit`.
     batch_size : int or "auto", default="auto"
-        Most rows a step. Batches of an epoch are of the same size but for one row.
-        "auto" for a sixteenth of the rows, but from 8 to 128: small tables need steps.
+        Maximum number of samples in a batch. Batches of an epoch differ in size by at
+        most one. "auto" for a sixteenth of the samples, but at least 8 and at most 128.
     learning_rate : float, default=1e-3
         Step size of Adam, above 0.
     validation_fraction : float or None, default=None
-        Share of the rows, in (0, 1), that neither teacher nor network is fitted on.
-        Their loss and margin are recorded after each epoch, and the guard holds the
-        margin on them. In warm fits on as many rows the same ones are held out.
+        Share of the samples, in (0, 1), to hold out from teacher and network. Their
+        loss and margin are recorded after each epoch, and the guard holds the margin
+        on them. Warm fits on as many samples hold out the same ones.
     torch_compile : bool or str, default=False
         Whether to run the forward pass through :func:`torch.compile`, or the name of
         the backend to use. Worth it for long trainings of large networks only.
     autocast : bool, default=False
-        Whether to train in bfloat16 where torch thinks that safe; slow on most CPUs.
-        Means are computed in float32 after it, so a certificate means what it always
-        does.
+        Whether to train in bfloat16 where torch considers that safe; slow on most
+        CPUs. Means are computed in float32 after the training, so that certificates
+        keep their meaning.
     device : str, default="auto"
-        "auto" for the first of cuda, mps and cpu that is there; or a torch device.
+        A torch device, or "auto" for the first available one of cuda, mps and cpu.
     accelerate : bool, default=False
         Whether to train on all processes that torchrun has started, each with a share
         of every batch and, on GPUs, a device of its own. All of them call :meth:`fit`
-        with the same rows and end with the same model. With one process nothing
+        with the same samples and end with the same model. With one process nothing
         changes.
     warm_start : bool, default=False
         Whether :meth:`fit` continues from the present weights, with the same teacher
@@ -271,27 +178,27 @@ class CertifiedVAE(
         ====================================================  =====================
         may change                                            must stay
         ====================================================  =====================
-        alignment_weight, target_margin, kl_weight,           teacher, latent_dim,
+        alignment_weight, target_margin, kl_weight, prefit,   teacher, latent_dim,
         learning_rate, batch_size, max_epochs, callbacks,     hidden_sizes, encoder,
-        prefit_alpha, prefit_energy, prefit_epochs,           decoder, image_shape,
-        torch_compile, autocast, accelerate, memory,          likelihood, objective,
-        verbose, random_state                                 witness_scale, device,
-                                                              validation_fraction
+        torch_compile, autocast, accelerate, memory,          decoder, image_shape,
+        verbose, random_state                                 likelihood, objective,
+        \                                                     witness_scale, device,
+        \                                                     validation_fraction
         ====================================================  =====================
 
         and a change on the right is an error.
     callbacks : sequence or None, default=None
-        Callbacks of skorch, or (name, callback) pairs; copied at each fit, unless
-        they cannot be. They can monitor "train_loss", "margin", "kl",
-        "reconstruction" and, with a `validation_fraction`, "validation_loss" and
-        "validation_margin", for example ``EarlyStopping("validation_loss",
-        load_best=True)`` for the weights of the best epoch.
+        Callbacks of skorch, or (name, callback) pairs; copied at each fit if they can
+        be copied. They can monitor "train_loss", "margin", "kl", "reconstruction" and,
+        with a `validation_fraction`, "validation_loss" and "validation_margin", for
+        example ``EarlyStopping("validation_loss", load_best=True)`` for the weights of
+        the best epoch.
     verbose : int, default=0
         Above 0 for a progress bar that shows loss and margin.
     random_state : int, RandomState instance or None, default=None
         Seeds teacher, initial weights, batches and drawn codes. An int gives the same
-        model at every fit on the same CPU and number of threads. The generators of
-        torch and NumPy are left as they were.
+        model at every fit on the same CPU and number of threads. The global generators
+        of torch and NumPy are not changed.
 
     Attributes
     ----------
@@ -304,15 +211,15 @@ class CertifiedVAE(
     net_ : skorch.NeuralNet
         The trained net; its `module_` is a :class:`skvaecert.networks.VAE`.
     history_ : list of dict
-        One dict an epoch, over all warm fits: "epoch"; means over its batches of
+        One dict per epoch, over all warm fits: "epoch"; means over its batches of
         "loss", "reconstruction" and "kl"; "margin", "alignment_loss" and
-        "teacher_information" at its end on a fixed part of the rows (at most a
+        "teacher_information" at its end on a fixed part of the samples (at most a
         quarter in lots of 256, at least 256, at most 8,192); "kl_weight",
-        "alignment_weight"; "seconds". With rows held out also "validation_loss"
-        (minus the mean ELBO), "validation_margin" and "validation_information".
-        ``pandas.DataFrame`` takes it.
+        "alignment_weight"; "seconds". With a `validation_fraction` also
+        "validation_loss" (minus the mean ELBO), "validation_margin" and
+        "validation_information". ``pandas.DataFrame`` takes it.
     prefit_alpha_ : float
-        alpha of the regression that the first fit began with, if it did.
+        alpha of the regression that the first fit began with; only with `prefit`.
     n_iter_ : int
         Epochs completed by the last fit.
     n_features_in_ : int
@@ -344,6 +251,21 @@ class CertifiedVAE(
 
     _nested_defaults: ClassVar = {"teacher": GMMTeacher}
 
+    # What a warm start cannot change.
+    _fixed: ClassVar = (
+        "teacher",
+        "latent_dim",
+        "hidden_sizes",
+        "encoder",
+        "decoder",
+        "image_shape",
+        "likelihood",
+        "objective",
+        "witness_scale",
+        "validation_fraction",
+        "device",
+    )
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "teacher": [
             HasMethods(["get_params", "fit", "predict_proba"]),
@@ -363,9 +285,7 @@ class CertifiedVAE(
         ],
         "target_margin": [Interval(Real, 0, 1, closed="neither")],
         "kl_weight": [Interval(Real, 0, None, closed="left")],
-        "prefit_alpha": [Interval(Real, 0, None, closed="neither"), None],
-        "prefit_energy": [Interval(Real, 0, None, closed="neither"), None],
-        "prefit_epochs": [Interval(Integral, 1, None, closed="left")],
+        "prefit": [StrOptions({"analytic"}), dict, None],
         "witness_scale": [
             StrOptions({"prior"}),
             Interval(Real, 0, None, closed="neither"),
@@ -402,9 +322,7 @@ class CertifiedVAE(
         alignment_weight: float | str = 10.0,
         target_margin: float = 0.6,
         kl_weight: float = 1.0,
-        prefit_alpha: float | None = None,
-        prefit_energy: float | None = None,
-        prefit_epochs: int = 10,
+        prefit: str | dict[str, Any] | None = None,
         witness_scale: str | float = "prior",
         memory: Any = None,
         max_epochs: int = 100,
@@ -431,9 +349,7 @@ class CertifiedVAE(
         self.alignment_weight = alignment_weight
         self.target_margin = target_margin
         self.kl_weight = kl_weight
-        self.prefit_alpha = prefit_alpha
-        self.prefit_energy = prefit_energy
-        self.prefit_epochs = prefit_epochs
+        self.prefit = prefit
         self.witness_scale = witness_scale
         self.memory = memory
         self.max_epochs = max_epochs
@@ -484,7 +400,7 @@ class CertifiedVAE(
         -----
         InterruptedFitWarning
             If Ctrl-C ended training after at least one epoch. The model is that of
-            the epochs completed.
+            the completed epochs.
         UnreachedMarginWarning
             If ``alignment_weight="auto"`` left the relative margin more than 0.05
             below `target_margin`.
@@ -492,8 +408,8 @@ class CertifiedVAE(
         warm = self.warm_start and hasattr(self, "net_")
         tasks = FitTasks(self, X, y, self.max_epochs)
         data = self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=self.max_epochs)
-        self._warn_of_interruption(self.max_epochs)
-        self._warn_of_margin(data)
+        if self._guarded and not self.net_.interrupted_:
+            self._warn_of_margin(data)
         return self
 
     @with_callbacks
@@ -508,7 +424,7 @@ class CertifiedVAE(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows, at least two; may differ from those of earlier calls.
+            Samples, at least two; may differ from those of earlier calls.
         y : Ignored
             Present by convention.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
@@ -522,16 +438,15 @@ class CertifiedVAE(
         tasks = FitTasks(self, X, y, n_parts=1)
         warm = hasattr(self, "net_")
         self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=1)
-        self._warn_of_interruption(1)
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Return the latent means mu(x), which do not depend on the other rows.
+        """Return the latent means mu(x); that of a sample does not depend on others.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
@@ -539,9 +454,8 @@ class CertifiedVAE(
             Computed in float32, returned in the dtype of `X`.
         """
         check_is_fitted(self)
-        rows = open_samples(self, X, reset=False)
-        dtype = np.float32 if rows.dtype == np.float32 else np.float64
-        return self._means(rows).astype(dtype, copy=False)
+        samples = open_samples(self, X, reset=False)
+        return self._means(samples).astype(_float_type(samples), copy=False)
 
     def encode(self, X: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """Return mean and standard deviation of the posterior q(z|x).
@@ -549,7 +463,7 @@ class CertifiedVAE(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
@@ -557,10 +471,9 @@ class CertifiedVAE(
             mu(x), as :meth:`transform` returns it, and sigma(x), above 0.
         """
         check_is_fitted(self)
-        rows = open_samples(self, X, reset=False)
-        dtype = np.float32 if rows.dtype == np.float32 else np.float64
-        both = posterior(self.net_, self._standard(rows))
-        mean, deviation = np.split(both.astype(dtype, copy=False), 2, axis=1)
+        samples = open_samples(self, X, reset=False)
+        both = posterior(self.net_, self._preprocessor.standardise(samples))
+        mean, deviation = np.split(both.astype(_float_type(samples), copy=False), 2, 1)
         return mean, deviation
 
     def inverse_transform(self, Z: ArrayLike) -> NDArray[np.floating]:
@@ -574,7 +487,7 @@ class CertifiedVAE(
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Rows, in the units of `X`.
+            Samples, in the units of `X`.
         """
         check_is_fitted(self)
         codes = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
@@ -599,14 +512,14 @@ class CertifiedVAE(
         Parameters
         ----------
         n_samples : int, default=1
-            Rows to draw, at least 1.
+            Number of samples to draw, at least 1.
         random_state : int, RandomState instance or None, default=None
             Seeds the draw; None for a different one at each call.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Rows, in the units of `X`.
+            Samples, in the units of `X`.
         """
         check_is_fitted(self)
         if n_samples < 1:
@@ -618,37 +531,39 @@ class CertifiedVAE(
     def score(self, X: ArrayLike, y: Any = None) -> float:
         """Return the mean evidence lower bound, E[log p(x|z)] - KL(q(z|x) || N(0, I)).
 
-        One code is drawn for each row, with a fixed seed; `kl_weight` plays no part.
+        One code is drawn per sample, with a fixed seed; `kl_weight` plays no part.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
         y : Ignored
             Present by convention.
 
         Returns
         -------
         float
-            Nats a sample, greater is better; for the Gaussian likelihood of density,
-            in the units of `X`.
+            Nats per sample, greater is better. For the Gaussian likelihood it is that
+            of a density in the units of `X`.
         """
         check_is_fitted(self)
-        rows = open_samples(self, X, reset=False)
+        samples = open_samples(self, X, reset=False)
+        inputs = self._preprocessor
         with seeded(0, torch.device(self.net_.device)):
             bounds = [
-                evidence_bound(self.net_, self._standardisation.apply(chunk))
-                for chunk in self._in_range(rows)
+                evidence_bound(self.net_, inputs.standardisation.apply(chunk))
+                for chunk in inputs.check(samples)
             ]
-        return float(np.concatenate(bounds).mean(dtype=np.float64) - self._units)
+        mean = np.concatenate(bounds).mean(dtype=np.float64)
+        return float(mean - inputs.log_unit)
 
     def witness_log_proba(self, X: ArrayLike) -> Floats:
-        """Return log softmax(beta S mu(x)), what the witness reads off the code.
+        """Return log softmax(beta S mu(x)), the log-probabilities of the witness.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
 
         Returns
         -------
@@ -667,18 +582,19 @@ class CertifiedVAE(
     ) -> ForecastCurve:
         """Forecast margin and energy from the teacher alone; nothing is trained.
 
-        An unfitted estimator stays as it is: the teacher is fitted as :meth:`fit` would
-        do it, on the rows that it would train on, used and dropped. With an int
-        `random_state` it is the teacher that :meth:`fit` will have, and with `memory`
-        it is fitted once for both. A fitted estimator takes `teacher_` and
-        `witness_scale_`; weights are those that are set now.
+        An unfitted estimator is not changed. The teacher is fitted as :meth:`fit` would
+        fit it, on the samples that it would train on, and is dropped afterwards. With
+        an int `random_state` it is the teacher that :meth:`fit` will have, and with
+        `memory` it is fitted once for both. A fitted estimator uses `teacher_` and
+        `witness_scale_`. The weights are the present parameters.
 
-        Reconstruction is left aside: this is no bound on the margin of a training.
+        Reconstruction is ignored: the forecast is not a bound on the margin of a
+        training.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
         ratio : float or array-like of shape (n_ratios,), default=None
             alignment_weight / kl_weight, at least 0; 37 from 0.01 to 10,000 when None.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
@@ -721,20 +637,29 @@ class CertifiedVAE(
                 "objective must be None for a forecast, which is of the KL term, got "
                 f"{self.objective!r}."
             )
-        fitted = hasattr(self, "net_")
-        given = self._known_targets if fitted else self._coming_targets
-        proba, scale = given(X, teacher_proba)
-        return self._curve(proba, scale, _RATIOS if ratio is None else ratio)
+        if hasattr(self, "net_"):
+            _, proba = self._open(X, teacher_proba)
+            scale = self.witness_scale_
+        else:
+            proba, scale = self._coming_targets(X, teacher_proba)
+        return forecast_curve(
+            proba,
+            scale,
+            self.alignment_weight,
+            self.kl_weight,
+            target_margin=self.target_margin if self._guarded else None,
+            ratio=ratio,
+        )
 
     def escape_report(
         self, X: ArrayLike, *, teacher_proba: ArrayLike | None = None
     ) -> EscapeReport:
-        """Tell whether the alignment loss can move the means apart, and if not, why.
+        """Report whether the alignment loss can move the means apart, and if not, why.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Rows.
+            Samples.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's.
 
@@ -746,11 +671,11 @@ class CertifiedVAE(
         Raises
         ------
         ValueError
-            If rows or posteriors are not valid.
+            If samples or posteriors are not valid.
 
         Notes
         -----
-        It takes four passes through the encoder, some rows at a time, and leaves the
+        It takes four passes through the encoder, in chunks of samples, and leaves the
         net as it was.
 
         References
@@ -758,19 +683,18 @@ class CertifiedVAE(
         Theory section 4; arXiv:2605.18224.
         """
         check_is_fitted(self)
-        rows = open_samples(self, X, reset=False)
-        proba = self._posterior(X, teacher_proba, len(rows))
+        samples, proba = self._open(X, teacher_proba)
         device = torch.device(self.net_.device)
         # An encoder of one's own may draw, also in evaluation mode.
         with seeded(0, device), as_it_was(self.net_.module_):
-            means = self._means(rows).astype(np.float64)
             return report_escape(
                 self.net_.module_,
-                self._chunks(rows, device),
-                means,
+                self._preprocessor.standardise(samples),
+                self._means(samples).astype(np.float64),
                 proba,
                 self.vertices_,
                 self.witness_scale_,
+                device,
             )
 
     def __sklearn_tags__(self) -> Tags:
@@ -783,59 +707,31 @@ class CertifiedVAE(
     def _n_features_out(self) -> int:
         return self.vertices_.shape[1]
 
-    def _fit(
-        self,
-        X: ArrayLike,
-        teacher_proba: ArrayLike | None,
-        tasks: FitTasks,
-        *,
-        warm: bool,
-        n_epochs: int,
-    ) -> _Data:
-        with restored_on_error(self, unless=self._keeps_progress()):
-            rows = open_samples(self, X, reset=not warm, ensure_min_samples=2)
-            processes = join_processes(self.accelerate, self.device)
-            teacher_seed, seed, split_seed = processes.first(self._seeds())
-            before = Snapshot(self.net_) if warm else None
-            if warm:
-                self._check_unchanged()
-            else:
-                self._split_seed = split_seed
-            self._check_early()
-            if processes.n_processes > 1:
-                self._check_shareable(processes, before)
-                self._check_alike(processes, before, rows, teacher_proba)
-            training, held_out = self._split(len(rows))
-            if not warm:
-                self._begin(X, rows, teacher_proba, training, teacher_seed)
-                for name in ("teacher_", "_standardisation"):
-                    setattr(self, name, processes.first(getattr(self, name)))
-            proba = self._targets(X, teacher_proba, len(rows))
-            data = _Data.cut(rows, proba, training, held_out)
-            # A warm fit draws other batches and codes than the epochs before it.
-            n_before = before.n_epochs if before is not None else 0
-            device = resolve_device(processes.device_name(self.device))
-            with seeded((seed + n_before) % _SEEDS, device):
-                if warm:
-                    self._resume(data, n_epochs)
-                else:
-                    self._build(data, device, n_epochs)
-                self._train(data, tasks, before, processes)
-        tasks.end_fit()
-        return data
+    @property
+    def _guarded(self) -> bool:
+        return self.alignment_weight == "auto"
 
-    def _seeds(self) -> tuple[int, ...]:
-        # Seeds of their own, so that the teacher is the same whatever is drawn.
-        random_state = check_random_state(self.random_state)
-        return tuple(map(int, random_state.randint(_SEEDS, size=3)))
+    @property
+    def _preprocessor(self) -> Preprocessor:
+        likelihood = self.net_.criterion_.likelihood
+        return Preprocessor(self, likelihood, self._standardisation)
 
-    def _known_targets(
+    def _means(self, samples: Any) -> NDArray[np.float32]:
+        return encode(self.net_, self._preprocessor.standardise(samples))
+
+    def _open(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
-    ) -> tuple[Floats, float]:
-        """Return posteriors and witness scale of a fitted estimator."""
-        rows = open_samples(self, X, reset=False)
-        proba = self._posterior(X, teacher_proba, len(rows))
-        return proba, self.witness_scale_
+    ) -> tuple[Any, Floats]:
+        """Return samples and posteriors for a fitted estimator."""
+        samples = open_samples(self, X, reset=False)
+        proba = posterior_of(
+            self.teacher_,
+            X,
+            teacher_proba,
+            n_samples=len(samples),
+            n_components=len(self.vertices_),
+        )
+        return samples, proba
 
     def _coming_targets(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
@@ -844,149 +740,121 @@ class CertifiedVAE(
         # What is fitted is set on a copy; the user's generator is not drawn from.
         vae = copy.copy(self)
         vae.random_state = copy.deepcopy(self.random_state)
-        rows = open_samples(vae, X, reset=True, ensure_min_samples=2)
-        teacher_seed, _, vae._split_seed = vae._seeds()
-        vae._check_early()
-        training, _ = vae._split(len(rows))
-        vae._begin(X, rows, teacher_proba, training, teacher_seed)
-        proba = lazy_part(vae._targets(X, teacher_proba, len(rows)), training)
+        proba = vae._prepare(X, teacher_proba, ALONE, warm=False)[0].proba
         simplex_vertices(proba.shape[1], self.latent_dim)  # does it fit?
         return proba, resolve_witness_scale(self.witness_scale, proba)
 
-    def _curve(self, proba: Floats, scale: float, ratio: ArrayLike) -> ForecastCurve:
-        ratios = np.atleast_1d(np.asarray(ratio, dtype=np.float64))
-        margins, energies = forecast_margin(proba, scale, ratios)
-        operating = self._operating_ratio(proba, scale)
-        point = Forecast(np.nan, np.nan)
-        if not np.isnan(operating):
-            point = forecast_margin(proba, scale, operating)
-        return ForecastCurve(
-            ratio=ratios,
-            margin=np.asarray(margins),
-            energy=np.asarray(energies),
-            teacher_information=teacher_information(proba),
-            operating_ratio=operating,
-            operating_margin=float(point.margin),
-            operating_energy=float(point.energy),
-            target_margin=self.target_margin if self._guarded else None,
-        )
-
-    def _operating_ratio(self, proba: Floats, scale: float) -> float:
-        if self._guarded:
-            return ratio_for_margin(proba, scale, self.target_margin)
-        if self.kl_weight > 0:
-            return float(self.alignment_weight) / self.kl_weight
-        return np.inf if float(self.alignment_weight) > 0 else np.nan
-
-    @property
-    def _guarded(self) -> bool:
-        return self.alignment_weight == "auto"
-
-    def _begin(
+    def _fit(
         self,
         X: ArrayLike,
-        rows: Any,
         teacher_proba: ArrayLike | None,
-        training: Index,
-        teacher_seed: int,
-    ) -> None:
-        """Set up what comes before the network and what a warm start keeps of it."""
-        self._standardisation = self._standardise(lazy_part(rows, training))
-        self.teacher_ = None
-        if teacher_proba is None:
-            self.teacher_ = self._fit_teacher(lazy_part(X, training), teacher_seed)
+        tasks: FitTasks,
+        *,
+        warm: bool,
+        n_epochs: int,
+    ) -> Data:
+        first = not hasattr(self, "net_")
+
+        def keeps_progress(error: BaseException) -> bool:
+            # The finite epochs of a first fit: there is nothing to go back to.
+            return first and isinstance(error, NonFiniteLossError) and self.n_iter_ > 0
+
+        with restored_on_error(self, unless=keeps_progress):
+            processes = join_processes(self.accelerate, self.device)
+            data, seed = self._prepare(X, teacher_proba, processes, warm=warm)
+            before = Snapshot(self.net_) if warm else None
+            # A warm fit draws other batches and codes than the epochs before it.
+            seed += 0 if before is None else before.n_epochs
+            device = resolve_device(processes.device_name(self.device))
+            with seeded(seed % _SEEDS, device):
+                if warm:
+                    self._resume(data, n_epochs)
+                else:
+                    self._build(data, device, n_epochs)
+                self._train(data, tasks, before, processes)
+        tasks.end_fit()
+        if self.net_.interrupted_:
+            warn_user(_interruption(self.n_iter_, n_epochs))
+        return data
+
+    def _prepare(
+        self,
+        X: ArrayLike,
+        teacher_proba: ArrayLike | None,
+        processes: Processes,
+        *,
+        warm: bool,
+    ) -> tuple[Data, int]:
+        """Check all that is given, ask the teacher; return data and a seed."""
+        samples = open_samples(self, X, reset=not warm, ensure_min_samples=2)
+        teacher_seed, seed, split_seed = processes.first(_seeds(self.random_state))
+        if warm:
+            self._check_warm(teacher_proba)
+        else:
+            self._split_seed = split_seed
+        self._check_early()
+        net = self.net_ if warm else None
+        params = self.get_params(deep=False)
+        check_shareable(processes, params, net, samples, teacher_proba)
+        n_samples, fraction = len(samples), self.validation_fraction
+        training, held_out = split(n_samples, fraction, self._split_seed)
+        if not warm:
+            self._begin(X, samples, teacher_proba, training, teacher_seed)
+            for name in ("teacher_", "_standardisation"):
+                setattr(self, name, processes.first(getattr(self, name)))
+        proba = posterior_of(
+            self.teacher_,
+            X,
+            teacher_proba,
+            n_samples=n_samples,
+            n_components=len(self.vertices_) if warm else None,
+        )
+        return Data.cut(samples, proba, training, held_out), seed
 
     def _check_early(self) -> None:
         """Find what is wrong before a teacher is fitted, which may take long."""
-        if self.prefit_alpha is not None and self.prefit_energy is not None:
-            raise ValueError(
-                "prefit_energy must be None where prefit_alpha is given, got "
-                f"prefit_alpha={self.prefit_alpha}, prefit_energy={self.prefit_energy}."
-            )
+        Prefit.of(self.prefit)
         check_callbacks(self.callbacks)
+        resolve_backend(self.torch_compile)
         for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
 
-    def _check_shareable(self, processes: Processes, before: Snapshot | None) -> None:
-        """Find what several processes cannot train."""
-        if not self._own_objective().trains_jointly:
-            raise ValueError(
-                "objective must train encoder and decoder together where "
-                f"accelerate=True shares the batches, got {self.objective!r}, which "
-                "trains the encoder alone in between. Use another objective."
-            )
-        device = processes.device_name(self.device)
-        if before is not None and device != self.net_.device:
-            raise ValueError(
-                "accelerate must stay as it was in the fit that warm_start continues: "
-                f"its net is on {self.net_.device}, that of this process would be on "
-                f"{device}."
-            )
-
-    def _check_alike(
-        self,
-        processes: Processes,
-        before: Snapshot | None,
-        rows: Any,
-        teacher_proba: ArrayLike | None,
-    ) -> None:
-        """Fail if processes were not all given the same, as far as looked at."""
-        params = self.get_params(deep=False).items()
-        alike = {k: v for k, v in params if isinstance(v, bool | Real | str)}
-        for name in _OWN_TO_PROCESSES:
-            alike.pop(name, None)
-        n_epochs = None if before is None else before.n_epochs
-        sample = np.linspace(0, len(rows) - 1, _COMPARED).astype(np.intp)
-        given = None if teacher_proba is None else np.asarray(teacher_proba)
-        same = alike, n_epochs, rows.shape, np.asarray(rows[sample]), given
-        if not processes.agree_on(same):
-            raise ValueError(
-                "X, teacher_proba and parameters must be the same on all "
-                f"{processes.n_processes} processes, and so must be what warm_start "
-                "continues; got others. Give every process all rows, in the same "
-                "order: accelerate=True shares them out."
-            )
-
-    def _split(self, n_samples: int) -> tuple[Index, Index]:
-        """Return which rows to train on and which to hold out; None for all and none.
-
-        A warm fit holds out the rows that the first one did.
-        """
-        if self.validation_fraction is None:
-            return None, None
-        n_held = round(self.validation_fraction * n_samples)
-        if n_held < 1 or n_samples - n_held < 2:
-            raise ValueError(
-                "validation_fraction must leave at least two rows to train on and one "
-                f"to validate on, got {self.validation_fraction} of {n_samples} rows."
-            )
-        order = np.random.default_rng(self._split_seed).permutation(n_samples)
-        return np.sort(order[n_held:]), np.sort(order[:n_held])
-
-    def _fit_teacher(self, X: ArrayLike, seed: int) -> BaseEstimator:
-        teacher = GMMTeacher() if self.teacher is None else clone(self.teacher)
-        if self.random_state is not None:
-            seed_unset(teacher, seed)
-        _check_room(teacher, self.latent_dim)
-        fit = check_memory(self.memory).cache(_fitted)
-        return shared_call(_generators, fit, teacher, X)
-
-    def _targets(
-        self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
-    ) -> Floats:
+    def _check_warm(self, teacher_proba: ArrayLike | None) -> None:
+        check_unchanged(self)
         if teacher_proba is not None and self.teacher_ is not None:
             raise ValueError(
                 "teacher_proba must be left out: warm_start continues a fit with the "
                 "teacher in teacher_, which stays."
             )
-        return posterior_of(self.teacher_, X, teacher_proba, n_samples=n_samples)
 
-    def _build(self, data: _Data, device: torch.device, n_epochs: int) -> None:
+    def _begin(
+        self,
+        X: ArrayLike,
+        samples: Any,
+        teacher_proba: ArrayLike | None,
+        training: Index,
+        seed: int,
+    ) -> None:
+        """Learn what comes before the network: standardisation and teacher."""
+        self._standardisation = fit_standardisation(
+            self, self.likelihood, lazy_part(samples, training)
+        )
+        self.teacher_ = None
+        if teacher_proba is None:
+            self.teacher_ = fit_teacher(
+                self.teacher,
+                lazy_part(X, training),
+                seed=None if self.random_state is None else seed,
+                latent_dim=self.latent_dim,
+                memory=self.memory,
+            )
+
+    def _build(self, data: Data, device: torch.device, n_epochs: int) -> None:
         """Set up everything that a warm start keeps."""
         self.vertices_ = simplex_vertices(data.proba.shape[1], self.latent_dim)
         self.witness_scale_ = resolve_witness_scale(self.witness_scale, data.proba)
-        self._structure = self._fingerprints()
+        remember_params(self)
         self.net_ = self._make_net(
             self._make_module(),
             device,
@@ -994,10 +862,10 @@ class CertifiedVAE(
             alignment_weight=self._alignment(data, device),
             **self._settings(n_epochs, len(data.proba)),
         )
-        self._prefit(data)
+        self._prefit(data, device)
 
     def _make_module(self) -> VAE:
-        objective = self._own_objective()
+        objective = _own_copy(self.objective)
         objective.check(self.likelihood)
         return make_vae(
             self.n_features_in_,
@@ -1023,29 +891,19 @@ class CertifiedVAE(
             device=device,
             vertices=self.vertices_,
             criterion__likelihood=self.likelihood,
-            criterion__objective=self._own_objective(),
+            criterion__objective=_own_copy(self.objective),
             criterion__scale=self.witness_scale_,
             criterion__kl_weight=kl_weight,
             criterion__alignment_weight=alignment_weight,
             **settings,
         )
 
-    def _own_objective(self) -> Objective:
-        return Objective() if self.objective is None else clone(self.objective)
-
-    def _resume(self, data: _Data, n_epochs: int) -> None:
-        n_components = len(self.vertices_)
-        if data.proba.shape[1] != n_components:
-            raise ValueError(
-                f"teacher_proba must keep the {n_components} components of the fit it "
-                f"continues, got {data.proba.shape[1]}."
-            )
-        earlier = self.net_.criterion_.guard
-        alignment = self._alignment(data, torch.device(self.net_.device), earlier)
+    def _resume(self, data: Data, n_epochs: int) -> None:
+        device, earlier = torch.device(self.net_.device), self.net_.criterion_.guard
         resume_net(
             self.net_,
             kl_weight=self.kl_weight,
-            alignment_weight=alignment,
+            alignment_weight=self._alignment(data, device, earlier),
             **self._settings(n_epochs, len(data.proba)),
         )
 
@@ -1056,273 +914,74 @@ class CertifiedVAE(
             "max_epochs": n_epochs,
             "callbacks": self.callbacks,
             "verbose": self.verbose,
-            "forward_backend": self._forward_backend,
+            "forward_backend": resolve_backend(self.torch_compile),
             "autocast": self.autocast,
         }
 
     def _alignment(
-        self, data: _Data, device: torch.device, earlier: LagrangeWeight | None = None
+        self, data: Data, device: torch.device, earlier: LagrangeWeight | None = None
     ) -> float | LagrangeWeight:
         if not self._guarded:
             return float(self.alignment_weight)
-        information = teacher_information(data.steering[1])
-        if information >= _NO_INFORMATION:
-            guard = LagrangeWeight(self.target_margin, information, device)
-            if earlier is not None:
-                guard.resume_from(earlier)
-            return guard
-        if earlier is not None:  # a chunk of a stream may be all alike
-            return earlier
-        raise ValueError(
-            "alignment_weight must be a number for this teacher, got 'auto': its "
-            "posterior is the same for all rows, so there is no margin to hold."
-        )
+        return make_guard(self.target_margin, data.steering[1], device, earlier)
 
-    def _prefit(self, data: _Data) -> None:
+    def _prefit(self, data: Data, device: torch.device) -> None:
         """Begin with a regression on the scaled analytic code (theory section 11)."""
         self.__dict__.pop("prefit_alpha_", None)
-        if self.prefit_alpha is None and self.prefit_energy is None:
+        wanted = Prefit.of(self.prefit)
+        if wanted is None:
             return
-        self.prefit_alpha_ = self._resolve_alpha(data.proba)
+        self.prefit_alpha_ = wanted.resolve_alpha(data.proba, self.witness_scale_)
         codes = analytic_code(data.proba, self.vertices_, self.witness_scale_)
-        dataset = self._training_set(data.rows, self.prefit_alpha_ * codes)
-        prefit(self.net_, dataset, self.prefit_epochs)
-
-    def _resolve_alpha(self, proba: Floats) -> float:
-        if self.prefit_energy is None:
-            return float(self.prefit_alpha or 0.0)
-        energy = analytic_energy(proba, self.witness_scale_)
-        # A teacher that tells nothing apart has codes that cost nothing.
-        return min(1.0, float(np.sqrt(self.prefit_energy / max(energy, 1e-300))))
-
-    def _standardise(self, rows: Any) -> Standardisation:
-        chunks = read_samples(self, rows)
-        if self.likelihood == "gaussian":
-            return Standardisation.to_unit_variance(chunks)
-        extremes = np.array([(chunk.min(), chunk.max()) for chunk in chunks])
-        # Bytes are taken for intensities, unless they are zeros and ones.
-        unit = 255.0 if rows.dtype == np.uint8 and extremes.max() > 1 else 1.0
-        _check_range(extremes / unit)
-        return Standardisation(np.zeros(rows.shape[1]), unit)
-
-    def _in_range(self, rows: Any) -> Iterator[NDArray[np.floating]]:
-        """Yield rows that the likelihood can be computed for, some at a time."""
-        bernoulli = self.net_.criterion_.likelihood == "bernoulli"
-        for chunk in read_samples(self, rows):
-            if bernoulli:
-                _check_range(chunk / self._standardisation.scale)
-            yield chunk
-
-    def _training_set(
-        self, rows: Any, targets: Floats, held_out: TrainingSet | None = None
-    ) -> TrainingSet:
-        device = torch.device(self.net_.device)
-        tensor = torch.from_numpy(targets.astype(np.float32)).to(device)
-        return TrainingSet(self._on_device(rows, device), tensor, held_out)
-
-    def _on_device(self, rows: Any, device: torch.device) -> Rows:
-        """Bring rows to the device, bytes as they are, but for those on the disk."""
-        chunks = self._in_range(rows)
-        if isinstance(rows, np.memmap | DatasetSamples):
-            deque(chunks, maxlen=0)  # look at all of them before the first epoch
-            return Streamed(rows, self._standardisation, device)
-        if rows.dtype == np.uint8:
-            return Resident(torch.tensor(rows, device=device), self._standardisation)
-        return Resident.filled(rows.shape, chunks, self._standardisation, device)
+        targets = self.prefit_alpha_ * codes
+        dataset = self._preprocessor.training_set(data.samples, targets, device)
+        prefit(self.net_, dataset, wanted.epochs)
 
     def _train(
         self,
-        data: _Data,
+        data: Data,
         tasks: FitTasks,
         before: Snapshot | None,
         processes: Processes,
     ) -> None:
         """Train; a fit that goes on from `before` returns to it on an error."""
-        held_out = None
-        if data.held_proba is not None:
-            held_out = self._training_set(data.held_rows, data.held_proba)
-        dataset = self._training_set(data.rows, data.proba, held_out)
-        n_earlier = 0 if before is None else before.n_epochs
+        dataset = self._preprocessor.training_sets(data, torch.device(self.net_.device))
         try:
-            train(self.net_, dataset, _Epochs(self, tasks), processes)
-            self._take_history(n_earlier)
+            train(self.net_, dataset, Epochs(tasks, self._history), processes)
+            self._take_history(before)
         except BaseException:
             if before is not None:
                 before.restore(self.net_)
-            self._take_history(n_earlier)
+            self._take_history(before)
             raise
 
-    @property
-    def _forward_backend(self) -> str | None:
-        if isinstance(self.torch_compile, str):
-            return self.torch_compile
-        return "inductor" if self.torch_compile else None
+    def _history(self) -> list[dict[str, float]]:
+        return history_table(self.net_.history, self._preprocessor.log_unit)
 
-    @property
-    def _units(self) -> float:
-        """What densities of standardised rows lack, nats; Bernoulli has none."""
-        if self.net_.criterion_.likelihood == "bernoulli":
-            return 0.0
-        n_features = len(self._standardisation.location)
-        return float(n_features * np.log(self._standardisation.scale))
-
-    def _take_history(self, n_earlier: int) -> None:
+    def _take_history(self, before: Snapshot | None) -> None:
         self.history_ = self._history()
+        n_earlier = 0 if before is None else before.n_epochs
         self.n_iter_ = len(self.history_) - n_earlier
 
-    def _history(self) -> list[dict[str, float]]:
-        complete = [row for row in self.net_.history if "seconds" in row]
-        return [_history_row(row, self._units) for row in complete]
-
-    def _means(self, rows: Any) -> NDArray[np.float32]:
-        return encode(self.net_, self._standard(rows))
-
-    def _standard(self, rows: Any) -> Iterator[torch.Tensor]:
-        """Yield standardised rows; look closer only where something is wrong."""
-        for chunk in raw_chunks(rows):
-            try:
-                yield self._standardisation.apply(chunk)
-            except ValueError:
-                deque(read_samples(self, chunk), maxlen=0)  # its errors say more
-                raise
-
-    def _chunks(self, rows: Any, device: torch.device) -> Iterator[torch.Tensor]:
-        for chunk in self._standard(rows):
-            for part in chunk.split(CHUNK):
-                yield part.to(device)
-
-    def _posterior(
-        self, X: ArrayLike, teacher_proba: ArrayLike | None, n_samples: int
-    ) -> Floats:
-        """Return posteriors that fit the witness as it is."""
-        return posterior_of(
-            self.teacher_,
-            X,
-            teacher_proba,
-            n_samples=n_samples,
-            n_components=len(self.vertices_),
-        )
-
-    def _warn_of_interruption(self, n_epochs: int) -> None:
-        if self.net_.interrupted_:
-            # From here to the caller of fit or partial_fit.
-            stacklevel = 3 + FIT_WRAPPERS
-            warnings.warn(self._interruption(n_epochs), stacklevel=stacklevel)
-
-    def _warn_of_margin(self, data: _Data) -> None:
-        if not self._guarded or self.net_.interrupted_:
-            return
-        if teacher_information(data.steering[1]) < _NO_INFORMATION:
-            return  # nothing to reach on rows that are all alike
-        reached = self._relative_margin(*data.steering)
-        if reached < self.target_margin - _GUARD_SLACK:
-            stacklevel = 3 + FIT_WRAPPERS
-            warnings.warn(self._unreached(reached), stacklevel=stacklevel)
-
-    def _relative_margin(self, rows: Any, proba: Floats) -> float:
-        means = self._means(rows)
+    def _warn_of_margin(self, data: Data) -> None:
+        samples, proba = data.steering
+        means = self._means(samples)
         log_q = witness_log_proba(means, self.vertices_, self.witness_scale_)
-        return collapse_margin(proba, log_q) / teacher_information(proba)
-
-    def _unreached(self, reached: float) -> UnreachedMarginWarning:
         weight = float(self.net_.criterion_.alignment_weight)
-        return UnreachedMarginWarning(
-            f"The guard reached a relative margin of {reached:.3f} in {self.n_iter_} "
-            f"epochs, not target_margin={self.target_margin}; its weight stands at "
-            f"{weight:.3g}. Fit on with warm_start=True or use more max_epochs; if the "
-            "margin has stopped rising, use a lower target_margin or kl_weight."
-        )
-
-    def _keeps_progress(self) -> Callable[[BaseException], bool]:
-        """Keep the finite epochs of a first fit: there is nothing to go back to."""
-        first = not hasattr(self, "net_")
-        return lambda error: (
-            first and isinstance(error, NonFiniteLossError) and self.n_iter_ > 0
-        )
-
-    def _check_unchanged(self) -> None:
-        now = self._fingerprints()
-        known = self._structure
-        names = [n for n in now | known if now.get(n) != known.get(n)]
-        if names:
-            name = min(names, key=len)  # teacher, if that is another, before its parts
-            raise ValueError(
-                f"{name} must stay as it was in the fit that warm_start continues, got "
-                f"{self.get_params().get(name)!r}. Set it back, or set "
-                "warm_start=False to train from the beginning."
-            )
-
-    def _fingerprints(self) -> dict[str, str]:
-        """Return what a warm start must find unchanged, by name of parameter."""
-        teacher = GMMTeacher() if self.teacher is None else self.teacher
-        fixed = {name: getattr(self, name) for name in _FIXED}
-        fixed["hidden_sizes"] = _check_hidden_sizes(self.hidden_sizes)
-        prints = {name: fingerprint(value) for name, value in fixed.items()}
-        return prints | fingerprints("teacher", teacher)
-
-    def _interruption(self, n_epochs: int) -> InterruptedFitWarning:
-        return InterruptedFitWarning(
-            f"Training was interrupted: the model is that of {self.n_iter_} completed "
-            f"epochs out of {n_epochs}. To go on from it, set warm_start=True and fit "
-            "again."
-        )
+        warn_if_unreached(proba, log_q, self.target_margin, weight, self.n_iter_)
 
 
-class _Epochs:
-    """Passes epochs on to scikit-learn's callbacks, with the VAE as it is then."""
-
-    def __init__(self, vae: CertifiedVAE, tasks: FitTasks) -> None:
-        self.vae = vae
-        self.tasks = tasks
-        self.watched = tasks.watched
-
-    def begin(self) -> None:
-        self.tasks.begin("epoch")
-
-    def end(self) -> bool:
-        return self.tasks.end(lambda: {"history_": self.vae._history()})
+def _seeds(random_state: int | np.random.RandomState | None) -> tuple[int, ...]:
+    """Draw seeds for teacher, training and split, each the same whatever is drawn."""
+    return tuple(map(int, check_random_state(random_state).randint(_SEEDS, size=3)))
 
 
-def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
-    """Fail before a search that may end with too many components, not after it."""
-    if not isinstance(teacher, GMMTeacher) or np.ndim(teacher.n_components) != 1:
-        return
-    most = max(counts_of("n_components", teacher.n_components))
-    if most > latent_dim + 1:
-        raise ValueError(
-            f"latent_dim must be at least {most - 1}, so that the simplex fits for any "
-            f"n_components of the teacher's search, {teacher.n_components!r}; got "
-            f"{latent_dim}. Raise latent_dim or search fewer components."
-        )
+def _float_type(samples: Any) -> type[np.floating]:
+    return np.float32 if samples.dtype == np.float32 else np.float64
 
 
-def _generators() -> tuple[Any, ...]:
-    """Return the states of what an unseeded teacher may draw from."""
-    numpy_state = check_random_state(None).get_state()
-    return random.getstate(), numpy_state, torch.get_rng_state().numpy()
-
-
-def _fitted(teacher: Any, X: ArrayLike) -> Any:
-    """Fit a teacher; a function of its own, so that joblib can cache it."""
-    # A search that was cut short must not end in the cache.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", InterruptedFitWarning)
-        try:
-            # FrozenEstimator.fit asks for y; some return nothing.
-            teacher.fit(X, None)
-        except InterruptedFitWarning as warning:
-            raise KeyboardInterrupt from warning
-    return teacher
-
-
-def _check_range(rows: NDArray[np.floating]) -> None:
-    low, high = -_RANGE_SLACK, 1 + _RANGE_SLACK
-    if not low <= rows.min() <= rows.max() <= high:
-        raise ValueError(
-            "X must lie in [0, 1] for likelihood='bernoulli', got values from "
-            f"{rows.min():.6g} to {rows.max():.6g}. Scale X, for example with "
-            "MinMaxScaler(clip=True), or use likelihood='gaussian'."
-        )
+def _own_copy(objective: Objective | None) -> Objective:
+    return Objective() if objective is None else clone(objective)
 
 
 def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -1333,11 +992,8 @@ def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(size) for size in hidden_sizes)
 
 
-def _history_row(row: dict[str, Any], units: float) -> dict[str, float]:
-    renamed = {new: row[old] for old, new in _HISTORY.items()}
-    renamed |= {name: row[name] for name in _VALIDATION if name in row}
-    # Losses are of density: back in the units of X.
-    for name in ("loss", "reconstruction", "validation_loss"):
-        if name in renamed:
-            renamed[name] += units
-    return renamed
+def _interruption(n_iter: int, n_epochs: int) -> InterruptedFitWarning:
+    return InterruptedFitWarning(
+        f"Training was interrupted: the model is that of {n_iter} completed epochs out "
+        f"of {n_epochs}. To go on from it, set warm_start=True and fit again."
+    )

@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skvaecert._estimator import warn_user
 from skvaecert.exceptions import NotCertifiedError, NotCertifiedWarning
 from skvaecert.simplex import Floats
 
@@ -208,6 +208,5 @@ def _nearest(cv_results: Mapping[str, Any], min_margin: float, if_none: str) -> 
     )
     if if_none == "raise":
         raise NotCertifiedError(message)
-    # From here through the rule and three calls of the search to the caller of fit.
-    warnings.warn(NotCertifiedWarning(message), stacklevel=6)
+    warn_user(NotCertifiedWarning(message))
     return index

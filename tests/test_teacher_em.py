@@ -154,7 +154,7 @@ def dtypes(monkeypatch):
         seen.append(X.dtype)
         return fit_mixture(X, *args, **kwargs)
 
-    monkeypatch.setattr("skvaecert._mixture.fit_mixture", spied)
+    monkeypatch.setattr("skvaecert._teacher.em.fit_mixture", spied)
     return seen
 
 
@@ -185,5 +185,5 @@ def test_narrow_groups_are_fitted_in_float64(covariance_type, reg_covar, dtypes)
 def test_the_size_of_chunks_does_not_matter(rows, guess, monkeypatch):
     mixture = ours(rows, guess, "full")
     whole = log_joint(rows, mixture)
-    monkeypatch.setattr("skvaecert._mixture._CHUNK_ROWS", 100)
+    monkeypatch.setattr("skvaecert._teacher.em._CHUNK_SAMPLES", 100)
     np.testing.assert_allclose(log_joint(rows, mixture), whole, rtol=1e-12)

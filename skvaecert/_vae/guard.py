@@ -1,0 +1,59 @@
+"""The guard of a fit: set up, continued, and whether it reached its target."""
+
+import torch
+
+from skvaecert._estimator import warn_user
+from skvaecert.exceptions import UnreachedMarginWarning
+from skvaecert.metrics import collapse_margin, teacher_information
+from skvaecert.objectives import LagrangeWeight
+from skvaecert.simplex import Floats
+
+__all__ = ["make_guard", "warn_if_unreached"]
+
+
+# Teacher information of samples that differ by rounding only, nats.
+_NO_INFORMATION = 1e-9
+
+# How far below its target a margin may end without a warning.
+_SLACK = 0.05
+
+
+def make_guard(
+    target_margin: float,
+    proba: Floats,
+    device: torch.device,
+    earlier: LagrangeWeight | None,
+) -> LagrangeWeight:
+    """Return a guard for these posteriors; it goes on from an earlier one."""
+    information = teacher_information(proba)
+    if information >= _NO_INFORMATION:
+        guard = LagrangeWeight(target_margin, information, device)
+        if earlier is not None:
+            guard.resume_from(earlier)
+        return guard
+    if earlier is not None:  # a chunk of a stream may be all alike
+        return earlier
+    raise ValueError(
+        "alignment_weight must be a number for this teacher, got 'auto': its posterior "
+        "is the same for all samples, so there is no margin to hold."
+    )
+
+
+def warn_if_unreached(
+    proba: Floats, log_q: Floats, target_margin: float, weight: float, n_epochs: int
+) -> None:
+    """Warn if the relative margin ended below its target."""
+    information = teacher_information(proba)
+    if information < _NO_INFORMATION:
+        return
+    reached = collapse_margin(proba, log_q) / information
+    if reached >= target_margin - _SLACK:
+        return
+    warn_user(
+        UnreachedMarginWarning(
+            f"The guard reached a relative margin of {reached:.3f} in {n_epochs} "
+            f"epochs, not target_margin={target_margin}; its weight stands at "
+            f"{weight:.3g}. Fit on with warm_start=True or use more max_epochs; if the "
+            "margin has stopped rising, use a lower target_margin or kl_weight."
+        )
+    )

@@ -1,0 +1,53 @@
+"""The regression that a first fit may begin with (theory section 11)."""
+
+from numbers import Integral, Real
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from skvaecert.simplex import Floats, analytic_energy
+
+__all__ = ["Prefit"]
+
+
+class Prefit(NamedTuple):
+    """Regress the latent mean on alpha z*, where z* is the analytic code."""
+
+    alpha: float | None = None
+    energy: float | None = None
+    epochs: int = 10
+
+    @classmethod
+    def of(cls, prefit: str | dict[str, Any] | None) -> Self | None:
+        """Read the parameter `prefit`, and check it."""
+        if prefit is None:
+            return None
+        given = {"alpha": 1.0} if prefit == "analytic" else prefit
+        if not isinstance(given, dict) or not _is_valid(given):
+            raise ValueError(
+                "prefit must be None, 'analytic', or a dict with one of 'alpha' and "
+                "'energy', a number above 0, and if need be 'epochs', an integer above "
+                "0, such as {'alpha': 0.5} or {'energy': 4.0, 'epochs': 20}; got "
+                f"{prefit!r}."
+            )
+        return cls(**given)
+
+    def resolve_alpha(self, proba: Floats, scale: float) -> float:
+        """Return the greatest alpha up to 1 whose code has at most `energy` nats."""
+        if self.energy is None:
+            return float(self.alpha or 0.0)
+        energy = analytic_energy(proba, scale)
+        # A teacher that tells nothing apart has codes that cost nothing.
+        return min(1.0, float(np.sqrt(self.energy / max(energy, 1e-300))))
+
+
+def _is_valid(given: dict[str, Any]) -> bool:
+    strengths = [given[name] for name in ("alpha", "energy") if name in given]
+    epochs = given.get("epochs", 1)
+    return (
+        given.keys() <= set(Prefit._fields)
+        and len(strengths) == 1
+        and all(isinstance(s, Real) and 0 < float(s) < np.inf for s in strengths)
+        and isinstance(epochs, Integral)
+        and int(epochs) > 0
+    )

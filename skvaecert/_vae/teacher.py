@@ -1,0 +1,68 @@
+"""The teacher of a VAE: seeded, and fitted once where results are remembered."""
+
+import random
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, clone
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_memory
+
+from skvaecert._estimator import seed_unset
+from skvaecert._teacher.gmm import GMMTeacher, counts_of
+from skvaecert._training.joint import shared_call
+from skvaecert.exceptions import InterruptedFitWarning
+
+__all__ = ["fit_teacher"]
+
+
+def fit_teacher(
+    teacher: BaseEstimator | None,
+    X: ArrayLike,
+    *,
+    seed: int | None,
+    latent_dim: int,
+    memory: Any,
+) -> BaseEstimator:
+    """Fit a clone of the parameter `teacher`, or take a fitted one from `memory`."""
+    teacher = GMMTeacher() if teacher is None else clone(teacher)
+    if seed is not None:
+        seed_unset(teacher, seed)
+    _check_room(teacher, latent_dim)
+    fit = check_memory(memory).cache(_fitted)
+    return shared_call(_generators, fit, teacher, X)
+
+
+def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
+    """Fail before a search that may end with too many components, not after it."""
+    if not isinstance(teacher, GMMTeacher) or np.ndim(teacher.n_components) != 1:
+        return
+    most = max(counts_of("n_components", teacher.n_components))
+    if most > latent_dim + 1:
+        raise ValueError(
+            f"latent_dim must be at least {most - 1}, so that the simplex fits for any "
+            f"n_components of the teacher's search, {teacher.n_components!r}; got "
+            f"{latent_dim}. Raise latent_dim or search fewer components."
+        )
+
+
+def _generators() -> tuple[Any, ...]:
+    """Return the states of what an unseeded teacher may draw from."""
+    numpy_state = check_random_state(None).get_state()
+    return random.getstate(), numpy_state, torch.get_rng_state().numpy()
+
+
+def _fitted(teacher: Any, X: ArrayLike) -> Any:
+    """Fit a teacher; a function of its own, so that joblib can cache it."""
+    # A search that was cut short must not end in the cache.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InterruptedFitWarning)
+        try:
+            # FrozenEstimator.fit asks for y; some return nothing.
+            teacher.fit(X, None)
+        except InterruptedFitWarning as warning:
+            raise KeyboardInterrupt from warning
+    return teacher
