@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from hashlib import blake2b, sha256
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +25,7 @@ __all__ = [
     "CHUNK",
     "DatasetSamples",
     "Index",
-    "Piece",
+    "count_samples",
     "cut_pieces",
     "digest_samples",
     "digests",
@@ -232,35 +232,31 @@ def _is_stored(X: Any) -> bool:
 # Cut into pieces.
 
 
-class Piece(NamedTuple):
-    """Some samples, with the posteriors and weights that the user gave for them."""
-
-    X: ArrayLike
-    teacher_proba: ArrayLike | None = None
-    sample_weight: ArrayLike | None = None
-
-
 def cut_pieces(
     X: ArrayLike, teacher_proba: ArrayLike | None, sample_weight: ArrayLike | None
-) -> Iterator[Piece]:
-    """Cut samples where they are too many, or stored, to be held at once."""
-    n_samples, size = _count(X), _piece_size(X)
+) -> Iterator[tuple[Any, ArrayLike | None, ArrayLike | None]]:
+    """Cut samples that are stored, or too many to be encoded at once.
+
+    Yields some samples, with the posteriors and the weights given for them.
+    """
+    n_samples, size = count_samples(X), _piece_size(X)
     if n_samples <= size and not _is_stored(X):
-        yield Piece(X, teacher_proba, sample_weight)
+        yield X, teacher_proba, sample_weight
         return
     weight = check_weight(sample_weight, n_samples)
     if teacher_proba is not None:
         check_consistent_length(X, teacher_proba)
     for batch in gen_batches(n_samples, size):
         proba = None if teacher_proba is None else take_samples(teacher_proba, batch)
-        yield Piece(take_samples(X, batch), proba, weight[batch])
+        yield take_samples(X, batch), proba, weight[batch]
 
 
-def _count(X: Any) -> int:
+def count_samples(X: Any) -> int:
+    """Return the number of samples, 0 where the estimator has to say what is wrong."""
     try:
         return _num_samples(X)
     except TypeError:
-        return 0  # not to be cut: the estimator says what is wrong
+        return 0
 
 
 def _piece_size(X: Any) -> int:

@@ -230,7 +230,7 @@ class MarginSums:
     ) -> Self:
         posteriors = self._checked_posteriors(teacher_proba)
         witnesses = _as_log_proba(witness, posteriors.shape)
-        weights = unit_weight(len(posteriors), sample_weight, check_weight)
+        weights = unit_weight(len(posteriors), sample_weight)
         grown = copy(self)
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
             sums = check_row_sums(proba)
@@ -297,7 +297,7 @@ class SpreadSums:
             With these samples added.
         """
         values = np.asanyarray(rows)
-        weights = unit_weight(len(values), sample_weight, check_weight)
+        weights = unit_weight(len(values), sample_weight)
         for chunk, weight in _in_chunks(values, weights):
             self._add(chunk, weight)
         return self
@@ -389,7 +389,8 @@ def teacher_information(
     0.3681
     """
     posteriors = _as_posteriors(teacher_proba)
-    weights = unit_weight(len(posteriors), sample_weight, check_sample_weight)
+    weight = _normalised_weight(sample_weight, posteriors)
+    weights = unit_weight(len(posteriors), weight)
     total = MarginSums()
     for proba, weight in _in_chunks(posteriors, weights):
         sums = check_row_sums(proba)
@@ -679,9 +680,8 @@ def latent_dispersion(
     >>> latent_dispersion([[1.0, 0.0], [-1.0, 0.0]])
     1.0
     """
-    mean = np.asanyarray(latent_mean)
-    weight = unit_weight(len(mean), sample_weight, check_sample_weight)
-    return SpreadSums().update(mean, weight).dispersion
+    weight = _normalised_weight(sample_weight, latent_mean)
+    return SpreadSums().update(latent_mean, weight).dispersion
 
 
 def dispersion_bound(margin: float, force_rms: float) -> float:
@@ -1046,11 +1046,7 @@ def margin_energy_path(
     return MarginEnergyPath(strength, margin, energy)
 
 
-def unit_weight(
-    n_samples: int,
-    sample_weight: ArrayLike | None,
-    check: Callable[[ArrayLike, int], Floats],
-) -> Floats:
+def unit_weight(n_samples: int, sample_weight: ArrayLike | None) -> Floats:
     """Check weights; without any, return a zero-stride array of ones.
 
     Parameters
@@ -1059,8 +1055,6 @@ def unit_weight(
         Number of samples.
     sample_weight : array-like of shape (n_samples,) or None
         Weights.
-    check : callable
-        Called with the weights and `n_samples`.
 
     Returns
     -------
@@ -1070,13 +1064,12 @@ def unit_weight(
     Examples
     --------
     >>> from skvaecert.metrics import unit_weight
-    >>> from skvaecert.simplex import check_weight
-    >>> unit_weight(10**12, None, check_weight).strides
+    >>> unit_weight(10**12, None).strides
     (0,)
     """
     if sample_weight is None:
         return np.broadcast_to(np.float64(1.0), n_samples)
-    return check(sample_weight, n_samples)
+    return check_weight(sample_weight, n_samples)
 
 
 def _in_chunks(
@@ -1112,11 +1105,11 @@ def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
 
 
 def _normalised_weight(
-    sample_weight: ArrayLike | None, teacher_proba: ArrayLike
+    sample_weight: ArrayLike | None, samples: ArrayLike
 ) -> Floats | None:
     if sample_weight is None:
         return None
-    return check_sample_weight(sample_weight, len(np.asanyarray(teacher_proba)))
+    return check_sample_weight(sample_weight, len(np.asanyarray(samples)))
 
 
 def _margin_of(proba: Floats, logits: Floats, weight: Floats) -> float:

@@ -61,11 +61,9 @@ def quick_vae(**params):
 
 
 @pytest.fixture(scope="module")
-def blobs():
-    """Four groups in six dimensions. They are shared: do not change them."""
-    rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 6)) * 4
-    return centres[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
+def blobs(shared_blobs):
+    """They are shared by all tests: do not change them."""
+    return shared_blobs
 
 
 @pytest.fixture(scope="module")

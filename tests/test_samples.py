@@ -94,11 +94,9 @@ def test_parts_on_disk_are_read_on_demand(tmp_path):
 def test_pieces_make_the_whole(form, size, monkeypatch):
     monkeypatch.setattr("skvaecert._samples._MOST_SAMPLES", size)
     weight, proba = np.arange(320.0), np.arange(640.0).reshape(320, 2)
-    pieces = list(cut_pieces(form, proba, weight))
-    np.testing.assert_array_equal(np.concatenate([dense(p.X) for p in pieces]), X)
-    for name, whole in (("teacher_proba", proba), ("sample_weight", weight)):
-        parts = [getattr(piece, name) for piece in pieces]
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    parts = zip(*cut_pieces(form, proba, weight), strict=True)
+    for whole, cut in zip((X, proba, weight), parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([*map(dense, cut)]), whole)
 
 
 def test_few_samples_in_memory_are_handed_on_as_they_are():
@@ -136,7 +134,7 @@ class Watched:
 def test_whole_chunks_are_read_once(monkeypatch, chunks, expected):
     monkeypatch.setattr("skvaecert._samples._MOST_VALUES", 80 * 6)
     watched = Watched(chunks)
-    assert [len(piece.X) for piece in cut_pieces(watched, None, None)] == expected
+    assert [len(samples) for samples, *_ in cut_pieces(watched, None, None)] == expected
     assert watched.read == expected
 
 

@@ -376,7 +376,7 @@ def _chunks(
     means, *_ = arrays = [np.asanyarray(code) for code in codes]
     posteriors, shape = np.asanyarray(teacher_proba), witness.weights.shape
     check_shapes(means, posteriors, shape)
-    weights = unit_weight(len(means), sample_weight, check_weight)
+    weights = unit_weight(len(means), sample_weight)
     for rows in gen_rows(len(means), max(shape)):
         weight = np.ascontiguousarray(weights[rows])
         yield posteriors[rows], weight, [_checked(array[rows]) for array in arrays]

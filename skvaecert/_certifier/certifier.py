@@ -575,7 +575,7 @@ class CollapseCertifier(
 
     def _certify_training(self, samples: EncodedSamples) -> Certificate:
         """Certify on the samples of `fit`, those that the witness was not fitted on."""
-        kind = MeanKind(self.witness_)
+        kind = MeanKind(MeanSums(self.witness_))
         means, proba = samples.means, samples.posterior
         _, others = split_for_witness(self.witness_.name, len(means))
         kind.sums.update(proba[others], means[others])

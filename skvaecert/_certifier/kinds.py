@@ -44,9 +44,8 @@ _CAUTION = 4.0
 class Kind(ABC):
     """What a certificate needs to know: added in batches, merged, concluded."""
 
-    sums: Any
-
-    def __init__(self) -> None:
+    def __init__(self, sums: Any) -> None:
+        self.sums = sums
         self.stability = Stability()
 
     @abstractmethod
@@ -69,10 +68,6 @@ class Kind(ABC):
 class MeanKind(Kind):
     """The latent mean is not constant."""
 
-    def __init__(self, witness: LinearWitness) -> None:
-        super().__init__()
-        self.sums = MeanSums(witness)
-
     def add(self, samples: EncodedSamples) -> None:
         """Add samples, and encode some of them again."""
         # The encoder looks at X first: its errors say more.
@@ -87,17 +82,6 @@ class MeanKind(Kind):
 class SampledKind(Kind):
     """Codes drawn from q(z|x) carry information about x."""
 
-    def __init__(
-        self,
-        witness: LinearWitness,
-        n_draws: int,
-        generator: np.random.Generator,
-        part: int | None = None,
-        confidence: float = 0.95,
-    ) -> None:
-        super().__init__()
-        self.sums = SampledSums(witness, n_draws, generator, part, confidence)
-
     def add(self, samples: EncodedSamples) -> None:
         """Add samples, and encode some of them again."""
         mean, deviation = samples.distribution
@@ -108,12 +92,9 @@ class SampledKind(Kind):
 class RoundTripKind(Kind):
     """Encoder and decoder together pass on what the teacher sees."""
 
-    def __init__(
-        self, tempering: Tempering, n_components: int, latent_dim: int
-    ) -> None:
-        super().__init__()
+    def __init__(self, sums: RoundTripSums, tempering: Tempering) -> None:
+        super().__init__(sums)
         self.tempering = tempering
-        self.sums = RoundTripSums(n_components, latent_dim)
 
     def add(self, samples: EncodedSamples) -> None:
         """Add samples, and reconstruct some of them again."""
@@ -203,17 +184,17 @@ def make_kind(
 ) -> Kind:
     """Return the kind of this name, with nothing added yet."""
     if kind == "mean":
-        return MeanKind(witness)
+        return MeanKind(MeanSums(witness))
     if kind == "round_trip":
         tempering = result_or_raise(calibration.tempering)
-        return RoundTripKind(tempering, *witness.weights.shape)
+        return RoundTripKind(RoundTripSums(*witness.weights.shape), tempering)
     if kind == "sampled":
         tempered = result_or_raise(calibration.witness)
         # Draws are the same at each call, unless a generator was given.
         given = 0 if random_state is None else random_state
         seed = int(check_random_state(given).randint(2**31 - 1))
         generator = np.random.default_rng(seed)
-        return SampledKind(tempered, n_draws, generator, part, confidence)
+        return SampledKind(SampledSums(tempered, n_draws, generator, part, confidence))
     raise ValueError(f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}.")
 
 

@@ -537,7 +537,7 @@ class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimato
                 f"The chosen mixture did not converge in max_iter={self.max_iter} "
                 "iterations. Raise max_iter, or check that X has structure."
             )
-            warn_user(message, ConvergenceWarning)
+            warn_user(ConvergenceWarning(message))
 
     def _set_temperature(self, samples: Floats, configuration: Configuration) -> None:
         criterion = self._criterion()

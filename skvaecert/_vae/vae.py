@@ -186,11 +186,11 @@ class CertifiedVAE(
         may change                                            must stay
         ====================================================  =====================
         alignment_weight, target_margin, kl_weight, prefit,   teacher, latent_dim,
-        learning_rate, batch_size, max_epochs, callbacks,     hidden_sizes, encoder,
-        torch_compile, autocast, accelerate, memory,          decoder, image_shape,
-        verbose, random_state                                 likelihood, objective,
-        \                                                     witness_scale, device,
-        \                                                     validation_fraction
+        learning_rate, batch_size, max_epochs,                hidden_sizes, encoder,
+        callbacks, torch_compile, autocast,                   decoder, image_shape,
+        accelerate, memory,                                   likelihood, objective,
+        verbose,                                              witness_scale, device,
+        random_state                                          validation_fraction
         ====================================================  =====================
 
         and a change on the right is an error.
