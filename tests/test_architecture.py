@@ -89,7 +89,7 @@ def test_every_room_has_a_floor():
     assert {room_of(file) for file in FILES} == set(FLOOR)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", sorted(FILES))
 def test_imports_go_down(file):
     room = room_of(file)
     for module, names in own_imports(FILES[file]):
@@ -107,7 +107,7 @@ def test_files_import_each_other_in_no_circle():
         left = {file: wanted for file, wanted in left.items() if file not in free}
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", sorted(FILES))
 def test_packages_are_imported_where_they_belong(file):
     for module, _ in imports(FILES[file]):
         package = module.partition(".")[0]
@@ -124,7 +124,7 @@ def test_maths_needs_numpy_and_scipy_only(name):
             assert outside <= {"numpy", "scipy"}, file
 
 
-@pytest.mark.parametrize("room", FLOOR)
+@pytest.mark.parametrize("room", sorted(FLOOR))
 def test_every_room_has_its_tests(room):
     assert list(Path(__file__).parent.glob(f"test_{room.lstrip('_')}*.py"))
 

@@ -165,7 +165,6 @@ SAME, OTHER = closure(8), closure(8)
         ("teacher__pca", pipeline(1), pipeline(2)),
         ("teacher__steps", pipeline(1), pipeline(1, np.ones((2, 3)))),
     ],
-    ids=str,
 )
 def test_a_parameter_that_changed_is_named(name, first, second):
     owner = name.partition("__")[0]
@@ -199,7 +198,6 @@ def test_a_parameter_that_changed_is_named(name, first, second):
         ("teacher", pipeline(1), pipeline(1, np.asfortranarray(np.zeros((2, 3))))),
         ("teacher", frozen(0), frozen(0)),
     ],
-    ids=str,
 )
 def test_equal_parameters_pass_after_pickling_too(name, first, second):
     vae = CertifiedVAE(**{name: first})

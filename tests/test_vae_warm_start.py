@@ -106,7 +106,6 @@ def test_warm_start_refuses_another_structure(blobs, trained, name, value):
         {"hidden_sizes": [32]},
         {"teacher__random_state": 7},
     ],
-    ids=str,
 )
 def test_warm_start_takes_what_its_table_says(blobs, trained, changes, tmp_path):
     if "memory" in changes:
