@@ -17,7 +17,7 @@ from skvaecert.simplex import Floats
 __all__ = ["EncodedSamples", "decode", "encode", "fitted_encoder", "read"]
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class EncodedSamples:
     """Samples, and what each model makes of them, asked once and when it is needed."""
 
