@@ -2,6 +2,7 @@ import copy
 import os
 import signal
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
+import skvaecert
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 
 # No window opens.
@@ -19,6 +21,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # How fast an example runs is the machine's affair.
 settings.register_profile("skvaecert", deadline=None)
 settings.load_profile("skvaecert")
+
+
+PACKAGE = Path(skvaecert.__file__).parent
+
+
+def pytest_collection_modifyitems(items):
+    """Leave the examples in docstrings out of the quick set: many train a network."""
+    for item in items:
+        if item.path.is_relative_to(PACKAGE):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True, scope="session")

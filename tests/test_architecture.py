@@ -185,6 +185,7 @@ OPTIONAL = [
 ]
 
 
+@pytest.mark.slow
 def test_import_is_quiet_and_brings_in_no_optional_package():
     """Two processes: one with the optional packages, one in which they are missing."""
     # scikit-learn itself imports pandas and rich where they are installed.

@@ -97,6 +97,7 @@ HARD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", CERTIFIED)
 @pytest.mark.parametrize(("population", "n_samples"), HARD)
 def test_bounds_miss_at_most_as_often_as_they_say(bound, population, n_samples):
@@ -105,6 +106,7 @@ def test_bounds_miss_at_most_as_often_as_they_say(bound, population, n_samples):
     assert np.sum(bounds > population.margin) <= most_misses(repeats, 0.05)
 
 
+@pytest.mark.slow
 def test_betting_comes_close_to_missing_as_often_as_it_may():
     """The teacher is constant; the witness is right but for samples that cost 21 nats.
 
@@ -134,6 +136,7 @@ def test_the_hard_cases_are_hard():
     assert np.sum(bounds > population.margin) > 2 * most_misses(repeats, 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", CERTIFIED)
 def test_a_collapsed_encoder_is_hardly_ever_bounded_above_zero(bound):
     population = collapsed()
@@ -143,6 +146,7 @@ def test_a_collapsed_encoder_is_hardly_ever_bounded_above_zero(bound):
         assert np.sum(bounds > 0) <= most_misses(50, 0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("bound", "shortfall"), list(zip(BOUNDS, [0.05, 0.15, 0.04], strict=True))
 )
@@ -153,6 +157,7 @@ def test_bounds_are_not_trivial(bound, shortfall):
     assert population.margin - np.mean(bounds) < shortfall
 
 
+@pytest.mark.slow
 def test_bootstrap_covers_where_it_is_easy():
     population, repeats = easy(), 300
     bound = partial(bootstrap_bound, n_resamples=500, random_state=0)
@@ -160,6 +165,7 @@ def test_bootstrap_covers_where_it_is_easy():
     assert np.sum(bounds > population.margin) <= most_misses(repeats, 0.05)
 
 
+@pytest.mark.slow
 def test_bootstrap_is_no_certificate():
     """Where errors are rare it misses more often than it says, beyond any doubt."""
     population, repeats = rarely_wrong(), 400
@@ -183,6 +189,7 @@ def capital_bound(proba, log_q, mean_proba, n_bets):
     return brentq(excess, -shift + 1e-3, g.mean() + 1, xtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("population", [easy, rarely_wrong, skewed])
 def test_betting_takes_the_worst_mean_teacher(population):
     """A general minimiser over the simplex, started anywhere, finds nothing lower."""
@@ -199,6 +206,7 @@ def test_betting_takes_the_worst_mean_teacher(population):
     assert bound < of_logits(starts[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 20))
 def test_betting_is_below_the_bound_of_every_mean_teacher(seed, sharp):
@@ -266,6 +274,7 @@ MEANS = {
 TRUE = {"rarely 0": 0.98, "rarely 1": 0.02, "coin": 0.5, "beta": 0.2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", MEAN_BOUNDS)
 @pytest.mark.parametrize("values", MEANS)
 @pytest.mark.parametrize("n_samples", [10, 60])

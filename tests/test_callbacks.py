@@ -65,6 +65,7 @@ def test_stops_only_when_the_bound_has_stopped_rising_too(blobs, small_vae):
     assert np.argmin(losses) == len(losses) - 7
 
 
+@pytest.mark.slow
 def test_early_stopping_on_the_bound_returns_the_best_epoch(blobs, small_vae):
     stop = EarlyStopping(
         "validation_loss", patience=4, load_best=True, sink=lambda m: 0
@@ -78,6 +79,7 @@ def test_early_stopping_on_the_bound_returns_the_best_epoch(blobs, small_vae):
     np.testing.assert_allclose(vae.transform(blobs), again.transform(blobs), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_clipping_and_schedules_reach_the_step(blobs, small_vae):
     plain = clone(small_vae).fit(blobs)
     clipped = clone(small_vae).set_params(callbacks=[GradientNormClipping(1e-9)])
@@ -184,6 +186,7 @@ def test_a_fit_that_fails_tears_callbacks_down(blobs, small_vae):
     assert not hasattr(small_vae, "_callback_fit_ctx")
 
 
+@pytest.mark.slow
 @needs_callbacks
 def test_without_scikit_learns_callbacks_fits_are_the_same(
     blobs, small_vae, monkeypatch

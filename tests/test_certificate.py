@@ -52,6 +52,7 @@ def exact_margin(proba, mean, vertices, scale, weight):
         return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
 @pytest.mark.parametrize(("n", "K"), [(1, 2), (50, 3), (30, 40)])
@@ -75,6 +76,7 @@ def test_summation_error_covers_the_true_error(n, K, size, sharpness):
 sharpnesses = st.sampled_from([1e-6, 1e-2, 1.0, 10.0, 1e3])
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     K=st.integers(2, 200),
@@ -96,6 +98,7 @@ def test_no_constant_code_is_certified(K, n, seed, sharpness, size, dtype):
     assert certificate.dispersion_bound == 0
 
 
+@pytest.mark.slow
 @settings(max_examples=200)
 @given(
     K=st.integers(2, 200),
@@ -118,6 +121,7 @@ def test_rounding_around_the_best_constant_code_is_not_certified(
     assert certificate.verdict != "certified"
 
 
+@pytest.mark.slow
 def test_the_naive_margin_certifies_constant_encoders():
     """The twin: without a tolerance, float32 rounding wins."""
 
@@ -131,6 +135,7 @@ def test_the_naive_margin_certifies_constant_encoders():
     assert any(is_faked(seed) for seed in range(20))
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(
     K=st.integers(2, 30),
@@ -448,6 +453,7 @@ def test_margin_of_a_witness_in_log_space_stays_finite():
     assert np.isfinite(collapse_margin([[0.5, 0.5]], log_q))
 
 
+@pytest.mark.slow
 def test_batches_are_certified_as_one():
     proba = teacher(1000, 5, 3.0, seed=0)
     vertices, scale = simplex_vertices(5, 6), prior_matched_scale(proba)
@@ -465,6 +471,7 @@ def test_batches_are_certified_as_one():
         assert parts.dispersion == pytest.approx(whole.dispersion, rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("size", [1, 64, 65, 1000])
 def test_no_constant_code_in_batches_is_certified(size, dtype):

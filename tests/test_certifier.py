@@ -261,6 +261,7 @@ def test_in_a_pipeline_inside_the_certifier(blobs, teacher):
     assert np.isfinite(certifier.score(blobs))
 
 
+@pytest.mark.slow
 def test_pipeline_search_cross_validation(blobs):
     certifier = CollapseCertifier(quick_vae(max_epochs=10))
     pipeline = make_pipeline(MinMaxScaler(), certifier)
@@ -270,6 +271,7 @@ def test_pipeline_search_cross_validation(blobs):
     assert search.cv_results_["mean_test_score"].argmin() == 0
 
 
+@pytest.mark.slow
 def test_search_over_a_default_certifier(digits):
     X = digits[0][:200]
     pipeline = make_pipeline(MinMaxScaler(), CollapseCertifier(random_state=0))
@@ -490,6 +492,7 @@ def test_a_teacher_whose_fit_returns_nothing(blobs):
     assert vae.fit(blobs).teacher_ is not None
 
 
+@pytest.mark.slow
 def test_a_search_inside_the_certifier(blobs):
     vae = quick_vae(max_epochs=15)
     search = GridSearchCV(vae, {"alignment_weight": [1, 10]}, cv=2)
@@ -657,6 +660,7 @@ class ConstantModule(nn.Module):
         return self.code.expand(len(x), -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "params",
     [

@@ -39,6 +39,7 @@ def _all_checks():
         yield from estimator_checks_generator(estimator, legacy=True)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UninformativeTeacherWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 # Some of the checks' data are noise, on which restarts do not agree.
@@ -49,6 +50,7 @@ def test_check_estimator(estimator, check):
 
 
 # These fit on a frame and transform an array.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:X does not have valid feature names")
 @pytest.mark.filterwarnings("ignore:X has feature names")
 @pytest.mark.filterwarnings("ignore::skvaecert.exceptions.UnstableTeacherWarning")

@@ -57,6 +57,7 @@ def holds(image, patch):
     return any((image[i : i + 5, j : j + 5] == patch).all() for i, j in corners)
 
 
+@pytest.mark.slow
 def test_train_and_test_share_no_pixel(monkeypatch):
     """Number the pixels, and see which ones are cut out."""
     numbers = np.arange(427 * 640 * 3, dtype=float).reshape(427, 640, 3)

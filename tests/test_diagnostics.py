@@ -122,6 +122,7 @@ def test_the_tolerance_of_the_regime_is_a_parameter():
     assert polarised_regime(mean, std, sample_weight=[0, 1]).tolist() == ["passive"]
 
 
+@pytest.mark.slow
 def test_information_against_an_integral():
     """Three posteriors in one dimension, the mixture integrated by quadrature."""
     mean, std, weight = [-1.0, 0.5, 0.7], [0.5, 1.0, 0.2], [0.5, 0.3, 0.2]

@@ -144,6 +144,7 @@ def test_hardly_any_code_is_not_run():
     assert all(why.startswith("needs ") for why in reasons)
 
 
+@pytest.mark.slow
 def test_what_the_first_page_says_is_so(capsys):
     existing, own = runnable(ROOT / "docs/index.md")
     scope = {}

@@ -29,6 +29,8 @@ from skvaecert.model_selection import (
 )
 from skvaecert.wrappers import TrainedEncoder
 
+pytestmark = pytest.mark.slow
+
 # Torch and scikit-learn take about 400 MB of it.
 MEMORY_LIMIT = 900_000_000
 N_FEATURES, N_BLOCK, N_BLOCKS = 1000, 4000, 30
@@ -229,7 +231,6 @@ def test_another_seed_would_be_noticed(alone, make_search, rows):
     assert {"mean_test_margin", "mean_test_elbo"} <= set(differ)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("_no_processes_left")
 def test_loky_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
     search = make_search(callbacks=[Fatal(str(tmp_path))])
@@ -323,7 +324,6 @@ def saved(folder):
 
 
 @can_kill
-@pytest.mark.slow
 @pytest.mark.usefixtures("_no_processes_left")
 def test_loky_says_so_when_a_worker_dies(alone, make_search, rows, tmp_path):
     folder = tmp_path / "teachers"
@@ -348,7 +348,6 @@ def blocks_of_page():
 
 
 @can_kill
-@pytest.mark.slow
 @pytest.mark.usefixtures("_no_processes_left")
 def test_finished_candidates_survive_a_kill(
     alone, make_search, rows, folds, tmp_path, monkeypatch
@@ -384,7 +383,6 @@ def test_finished_candidates_survive_a_kill(
     assert scope["best"].score(rows) == alone.best_estimator_.score(rows)
 
 
-@pytest.mark.slow
 def test_script_of_the_page_runs_and_leaves_nothing_behind(tmp_path):
     pytest.importorskip("distributed")
     (code,) = (code for code in blocks_of_page() if "LocalCluster" in code)

@@ -88,6 +88,7 @@ def test_no_code_has_a_smaller_objective(proba, ratio):
         assert objective(proba, ratio, path) >= best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio", ["1e-12", "1e-3", "7", "1e5", "1e12"])
 @pytest.mark.parametrize(
     "row",
@@ -159,6 +160,7 @@ def test_without_kl_it_is_the_analytic_code(proba):
     assert forecast_margin(proba, 1e3, 1e308).energy < 1  # rho overflows
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 1000),
     st.sampled_from([2, 3, 20]),

@@ -73,6 +73,7 @@ def tempered(codes, proba):
     return witness.tempered(proba[half:].mean(axis=0), strength)
 
 
+@pytest.mark.slow
 def test_the_bracket_holds_the_information_of_a_linear_gaussian_model():
     """Whose information is log det(I + W W^T / sigma^2) / 2."""
     gain, noise, dim = 1.5, 0.5, 2
@@ -110,6 +111,7 @@ def exact_information(mean, deviation):
     return np.mean([gain(m, s) for m, s in zip(mean, deviation, strict=True)])
 
 
+@pytest.mark.slow
 def test_the_bracket_holds_the_exact_information_of_these_rows():
     mean, deviation = np.array([-2.0, -1.8, 0.1, 1.9, 2.2, 2.4]), np.full(6, 0.7)
     information = exact_information(mean, deviation)
@@ -129,6 +131,7 @@ def test_the_bracket_holds_the_exact_information_of_these_rows():
     assert certificate.margin > 0.5 * information
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_mean_over_many_draws():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, 2))
@@ -217,6 +220,7 @@ def test_information_in_the_deviation_alone_counts(clusters, teacher):
     assert certificate.information_bound > 0.5
 
 
+@pytest.mark.slow
 def test_kinds_of_a_vae(vae, digits):
     for kind in ("mean", "sampled", "round_trip"):
         certificate = vae.certify(digits[1], kind=kind)
@@ -240,6 +244,7 @@ def test_a_decoder_that_ignores_the_code(vae, digits):
     assert "reconstructions are equal" in str(certificate)
 
 
+@pytest.mark.slow
 def test_a_collapsed_vae_fails_the_round_trip(digits):
     collapsed = CertifiedVAE(
         alignment_weight=0, kl_weight=50, max_epochs=5, device="cpu", random_state=0
@@ -279,6 +284,7 @@ def test_a_soft_teacher_reads_blurred_reconstructions(clusters):
     assert plain < 0
 
 
+@pytest.mark.slow
 def test_controls_of_fitted_witnesses(digits):
     teacher = GMMTeacher(n_components=8, random_state=0)
     for witness in FITTED:
@@ -295,6 +301,7 @@ def test_controls_of_fitted_witnesses(digits):
     assert few.certify(digits[1]).verdict == "certified"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("witness", FITTED)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_no_constant_encoder_is_certified_by_a_fitted_witness(
@@ -313,6 +320,7 @@ def test_no_constant_encoder_is_certified_by_a_fitted_witness(
         assert fitted.certify(clusters[1]).verdict != "certified"
 
 
+@pytest.mark.slow
 def test_rows_of_the_fit_are_refused(clusters, teacher, vae, digits):
     fitted = certifier(Gaussian(), teacher, clusters[0])
     for kind in ("mean", "sampled", "round_trip"):
@@ -339,6 +347,7 @@ def test_batches_and_kinds(clusters, teacher):
         assert parts.n_samples == whole.n_samples
 
 
+@pytest.mark.slow
 def test_tables_with_names(digits):
     """Reconstructions have none, and no warning is due."""
     train, test = (pd.DataFrame(X).add_prefix("pixel") for X in digits)
@@ -404,6 +413,7 @@ def test_bad_arguments(clusters, teacher, arguments, message):
         fitted.certify(clusters[1], **arguments)
 
 
+@pytest.mark.slow
 def test_fitted_witnesses_in_a_search(digits):
     pipeline = make_pipeline(
         MinMaxScaler(),

@@ -97,6 +97,7 @@ def test_float32_input_is_normalised_first(proba, mean):
 constants = arrays(np.float64, K, elements=st.floats(-30, 30))
 
 
+@pytest.mark.slow
 @given(constants, st.integers(0, 2**32 - 1), st.floats(0.01, 50))
 def test_a_constant_student_pays_the_information_and_its_distance(logits, seed, sharp):
     proba = softmax(sharp * np.random.default_rng(seed).normal(size=(N, K)), axis=1)
@@ -454,6 +455,7 @@ def test_the_path_is_that_of_its_codes(proba, weight, anchored):
         assert energy == pytest.approx(share @ (code**2).sum(axis=1) / 2, rel=1e-12)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.floats(0.1, 4), st.booleans())
 def test_the_path_is_concave_and_rises_to_the_information(seed, spread, anchored):
     rng = np.random.default_rng(seed)

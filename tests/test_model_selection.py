@@ -111,6 +111,7 @@ def test_drawn_codes_of_the_fit_have_a_training_score(fitted, blobs):
     assert sampled_information_scorer(fitted, seen) == pytest.approx(held_out, abs=0.3)
 
 
+@pytest.mark.slow
 def test_samples_go_through_earlier_steps(quick, blobs):
     pipeline = make_pipeline(StandardScaler(), CollapseCertifier(quick))
     grid = {"collapsecertifier__safety_margin": [0.0]}
@@ -242,6 +243,7 @@ def test_scores_in_cross_validation(quick, blobs):
 GRID_OF_WEIGHTS = {"estimator__alignment_weight": [0.0, 1.0, 100.0]}
 
 
+@pytest.mark.slow
 def test_rules_choose_less_than_the_margin(quick, blobs):
     settings = {"scoring": certificate_scorers, "cv": FOLDS, "return_train_score": True}
     search = GridSearchCV(
@@ -258,6 +260,7 @@ def test_rules_choose_less_than_the_margin(quick, blobs):
     assert certified_scorer(search, blobs) == 1
 
 
+@pytest.mark.slow
 def test_the_margin_alone_picks_the_largest_weight(quick, blobs):
     certifier = CollapseCertifier(quick.set_params(kl_weight=4.0, max_epochs=10))
     settings = {"cv": FOLDS, "min_resources": 60, "factor": 2}

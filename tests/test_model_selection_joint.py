@@ -81,6 +81,7 @@ def both(estimator, grid, X, fit_params=None, **settings):
     ]
 
 
+@pytest.mark.slow
 def test_results_are_those_of_a_grid_search(vae, blobs, stacks):
     search, other = both(vae, GRID, blobs, return_train_score=True)
     assert stacks == [8]
@@ -98,6 +99,7 @@ def test_bernoulli_likelihood(vae, blobs, stacks):
     assert stacks == [4]
 
 
+@pytest.mark.slow
 def test_certifiers_of_rows_in_a_frame_with_names(vae, blobs, stacks):
     X = pd.DataFrame(blobs, columns=list("abcdef"))
     settings = {"scoring": certificate_scorers, "refit": "margin"}
@@ -108,6 +110,7 @@ def test_certifiers_of_rows_in_a_frame_with_names(vae, blobs, stacks):
     assert search.feature_names_in_.tolist() == list("abcdef")
 
 
+@pytest.mark.slow
 def test_pipeline(vae, blobs, stacks):
     steps = StandardScaler(), PCA(4, random_state=0), CollapseCertifier(vae)
     grid = {"collapsecertifier__estimator__alignment_weight": [0.0, 5.0]}
@@ -115,6 +118,7 @@ def test_pipeline(vae, blobs, stacks):
     assert stacks == [4]
 
 
+@pytest.mark.slow
 def test_default_estimator_and_certifiers_seed(blobs, stacks):
     grid = {
         "random_state": [0, 1],
@@ -129,6 +133,7 @@ def test_default_estimator_and_certifiers_seed(blobs, stacks):
     assert stacks == [4, 4]
 
 
+@pytest.mark.slow
 def test_several_scores_and_a_list_of_grids(vae, blobs, stacks):
     grids = [{"alignment_weight": [1.0, 5.0]}, {"learning_rate": [1e-2, 1e-3]}]
     scoring = {"margin": last_margin, "bound": lambda vae, X, y=None: vae.score(X)}
@@ -196,6 +201,7 @@ def test_every_teacher_is_fitted_once(grid, vae, blobs, monkeypatch):
     assert len(fits) == 2 * n_teachers + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -442,6 +448,7 @@ class TorchTeacher(GMMTeacher):
         return super().fit(X)
 
 
+@pytest.mark.slow
 def test_teachers_that_draw_from_torch_are_not_shared(vae, blobs):
     scores, draws = [], []
     grid = {"kl_weight": [1.0, 1.5]}

@@ -333,6 +333,7 @@ def test_scripted_modules_have_no_layers_to_name():
         make_vae(8, 2, (), torch.jit.script(nn.Linear(7, 4)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -18,6 +18,8 @@ import pytest
 from PIL import Image
 from skorch.callbacks import Callback
 
+pytestmark = pytest.mark.slow
+
 PAPERS = Path(__file__).parents[1] / "examples" / "papers"
 NAMES = [path.stem for path in PAPERS.glob("*.py") if path.stem != "__main__"]
 # The forecast runs as a whole, as the command.

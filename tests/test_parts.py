@@ -59,6 +59,7 @@ def parts_of(certifier, X, sizes, **options):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
     whole = certifier.certify(rows[1], kind=kind)
@@ -232,6 +233,7 @@ def sharp(n, seed):
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
@@ -345,6 +347,7 @@ def stored(rows, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "dask", "uneven", "memmap"])
 def test_stored_rows_are_certified(certifier, rows, stored, form, monkeypatch):
     monkeypatch.setattr("skvaecert._samples._MOST_SAMPLES", 100)
@@ -384,6 +387,7 @@ def test_stored_rows_are_read_once(certifier, rows):
     assert watched.read == [320]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "dask", "memmap"])
 def test_a_fit_on_stored_rows_is_one_on_rows(rows, stored, form):
     teacher = GMMTeacher(n_components=4, random_state=0)

@@ -92,6 +92,7 @@ def saved_and_loaded(estimator, tmp_path):
 # What is loaded is what was saved.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("witness", ["raw", "procrustes", "linear"])
 def test_a_certifier_gives_the_same_values_after_load(rows, tmp_path, witness):
     guarded = tiny(alignment_weight="auto", validation_fraction=0.2)
@@ -129,6 +130,7 @@ def test_a_teacher_gives_the_same_values_after_load(rows, tmp_path):
     assert loaded.n_components == [2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [
@@ -243,6 +245,7 @@ def test_frozen_parameters_stay_frozen(rows, tmp_path):
     np.testing.assert_array_equal(*means)
 
 
+@pytest.mark.slow
 def test_clones_of_what_was_loaded_fit_alike(certifier, rows, path):
     scores = [clone(e).fit(rows).score(rows) for e in (certifier, load(path))]
     assert scores[0] == scores[1]
@@ -333,6 +336,7 @@ def test_what_load_could_not_read_is_not_saved(rows, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_histories_that_load_would_not_take_are_not_saved(vae, tmp_path):
     long = pickle.loads(pickle.dumps(vae))
     long.net_.history.extend([long.net_.history[0]] * 60_000)
@@ -527,6 +531,7 @@ def test_a_tolerance_as_large_as_one_likes_does_not_loosen_other_values(
     assert {"tolerance", "verdict", "dispersion_bound"} <= {*verification.differences}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Certificate)])
 def test_no_value_of_a_certificate_can_be_edited(path, rows, certifier, field):
     value = getattr(certifier.certificate_, field)
@@ -593,6 +598,7 @@ def test_pickles_hold_the_network_once(rows):
     np.testing.assert_array_equal(copied.transform(rows), vae.transform(rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("witness", ["raw", "linear"])
 def test_onnx_gives_what_the_model_gives(rows, tmp_path, witness):
     onnx = pytest.importorskip("onnx")
@@ -609,6 +615,7 @@ def test_onnx_gives_what_the_model_gives(rows, tmp_path, witness):
         np.testing.assert_allclose(log_q, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 8, 13])
 def test_onnx_of_convolutions_gives_what_the_model_gives(tmp_path, size):
     runtime = pytest.importorskip("onnxruntime")

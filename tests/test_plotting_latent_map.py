@@ -139,6 +139,7 @@ def test_a_code_of_one_dimension_is_drawn_by_component(blobs):
     assert display.points_[0].get_sizes() == [3]
 
 
+@pytest.mark.slow
 def test_a_collapsed_code_has_a_map():
     display = LatentMapDisplay(
         np.ones((4, 2)), [0, 1, 0, 1], directions=[[1, 0], [-1, 0]]

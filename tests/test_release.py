@@ -110,6 +110,7 @@ def inside(wheel, name):
     return path
 
 
+@pytest.mark.slow
 def test_wheel_holds_the_package_and_nothing_else(wheel):
     files = {name for name in wheel if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in SOURCE_FILES}

@@ -72,6 +72,7 @@ def written(fitted, shared_blobs, tmp_path_factory):
     return write_report(fitted, shared_blobs[1::2], path, title=ATTACK)
 
 
+@pytest.mark.slow
 def test_every_certificate_stands_in_the_report(fitted, blobs, written):
     _, page = read(written)
     for kind in KINDS:
@@ -116,6 +117,7 @@ def test_titles_are_text(written):
     assert ATTACK not in text
 
 
+@pytest.mark.slow
 def test_names_are_text_and_posteriors_are_named(fitted, blobs, tmp_path):
     proba = fitted.teacher_.predict_proba(blobs)
     frame = pd.DataFrame(blobs, columns=[ATTACK, *"bcdef"])
@@ -150,6 +152,7 @@ def foreign(fitted, noise):
     return CollapseCertifier(Stubborn(noise), teacher=FrozenEstimator(fitted.teacher_))
 
 
+@pytest.mark.slow
 def test_what_a_foreign_encoder_cannot_do_has_its_reason(fitted, blobs, tmp_path):
     other = foreign(fitted, noise=0).fit(blobs[::2])
     path = tmp_path / "foreign.html"
@@ -169,6 +172,7 @@ def test_what_a_foreign_encoder_cannot_do_has_its_reason(fitted, blobs, tmp_path
     assert len(page.all("img")) == 3
 
 
+@pytest.mark.slow
 def test_warnings_stand_in_the_report_and_are_given(fitted, blobs, tmp_path):
     other = foreign(fitted, noise=0.1)
     with warnings.catch_warnings():
@@ -181,6 +185,7 @@ def test_warnings_stand_in_the_report_and_are_given(fitted, blobs, tmp_path):
     assert any(str(one.message) in page.text for one in caught)
 
 
+@pytest.mark.slow
 def test_samples_of_the_fit_as_images(fitted, blobs, tmp_path):
     path = tmp_path / "fit.html"
     shape = (1, 2, 3)
@@ -223,6 +228,7 @@ def test_text_has_enough_contrast_in_colour_and_so_in_grey(written):
     assert all(paper / (luminance(colour) + 0.05) > 4.5 for colour in colours)
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_leaves_an_older_one(
     fitted, blobs, tmp_path, monkeypatch
 ):

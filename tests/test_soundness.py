@@ -77,6 +77,7 @@ def test_weights_too_small_to_be_summed_are_refused():
     assert certify(proba, code, vertices, 1.0, sample_weight=weight).margin > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 100.0])
 @pytest.mark.parametrize(("n", "n_draws"), [(2, 2), (2, 8), (5, 2), (40, 2)])
 def test_a_constant_posterior_is_not_certified_by_luck(n, n_draws, sharpness):
@@ -89,6 +90,7 @@ def test_a_constant_posterior_is_not_certified_by_luck(n, n_draws, sharpness):
         assert sums.certificate().verdict != "certified"
 
 
+@pytest.mark.slow
 def test_luck_with_nearly_one_hot_teachers():
     proba = np.array([[1 - 1e-9, 1e-9], [1e-9, 1 - 1e-9]])
     witness = LinearWitness(np.array([[100.0], [-100.0]]), np.zeros(2), "raw")
@@ -102,6 +104,7 @@ def test_luck_with_nearly_one_hot_teachers():
     assert "certified" in {verdict(90.0, seed) for seed in range(10)}
 
 
+@pytest.mark.slow
 def test_the_interval_is_wider_where_few_draws_tell_its_width():
     proba = posteriors(3, 2, 0)
     witness = LinearWitness(np.array([[1.0], [-1.0]]), np.zeros(2), "raw")
@@ -140,6 +143,7 @@ def test_16_bit_rounding_of_a_constant_posterior_is_no_information(n, deviation)
     assert verdict(2.0**-7 * 1.0001) == "certified"
 
 
+@pytest.mark.slow
 def test_16_bit_rounding_of_a_constant_deviation_is_no_information():
     n = 200_000
     right = np.arange(n) % 2 == 1
@@ -238,6 +242,7 @@ def test_sparse_rows_are_counted(rows):
     assert certifier.certify(csr_matrix(X)).n_samples == len(X)
 
 
+@pytest.mark.slow
 def test_errors_kept_for_later_keep_no_rows(rows):
     class Rows(np.ndarray):
         pass

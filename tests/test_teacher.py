@@ -104,6 +104,7 @@ def test_units_do_not_matter(blobs):
     np.testing.assert_allclose(posteriors[2], posteriors[0], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_same_seed_same_teacher(digits):
     fits = [
         GMMTeacher(random_state=3).fit(digits[0]).transform(digits[1]) for _ in "ab"
@@ -117,6 +118,7 @@ def test_fewer_features_than_components_asked_for(blobs):
     )
 
 
+@pytest.mark.slow
 def test_fewer_principal_components_are_those_of_a_shorter_pca(digits):
     """One PCA serves all dimensions of a search."""
     teacher = GMMTeacher([5, 10], pca_components=[7, 30], random_state=0)
@@ -155,6 +157,7 @@ def searched(digits):
     return GMMTeacher([4, 8], random_state=0).fit(16 * digits[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
 def test_rows_on_disk_give_the_same_teacher(digits, on_disk, searched, dtype):
     rows = (16 * digits[0]).astype(dtype)
@@ -165,6 +168,7 @@ def test_rows_on_disk_give_the_same_teacher(digits, on_disk, searched, dtype):
     assert teacher.score(on_disk(rows)) == pytest.approx(searched.information_)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_large_arrays_are_not_copied(digits, on_disk, dtype, monkeypatch):
     """All rows are read, but memory stays below that of the array in float32."""
@@ -193,6 +197,7 @@ def test_the_size_of_chunks_does_not_matter(digits, searched, monkeypatch):
     np.testing.assert_allclose(chunked.transform(16 * digits[1]), expected, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_subsample(digits, monkeypatch):
     """The mixture sees some rows, the numbers are those of all."""
     teacher = GMMTeacher(4, subsample=400, random_state=0).fit(digits[0])

@@ -54,6 +54,7 @@ def posterior(mixture, rows):
     return expect(rows, mixture)[1].T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_the_steps_are_those_of_scikit_learn(rows, guess, covariance_type):
     mixture = ours(rows, guess, covariance_type)
@@ -65,6 +66,7 @@ def test_the_steps_are_those_of_scikit_learn(rows, guess, covariance_type):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_float32_is_enough(rows, guess, covariance_type):
     mixture = ours(rows.astype(np.float32), guess, covariance_type)

@@ -39,6 +39,7 @@ def found(digits):
     return searching().fit(digits[0])
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_candidate(found):
     table = pd.DataFrame(found.search_results_)
     points = list(table[list(GRID)].itertuples(index=False, name=None))
@@ -139,6 +140,7 @@ def test_threads_find_the_same_teacher(digits, found):
         )
 
 
+@pytest.mark.slow
 def test_a_seed_finds_the_same_teacher(digits, found):
     teacher = searching().fit(digits[0])
     np.testing.assert_array_equal(
@@ -165,6 +167,7 @@ def two_rounds(monkeypatch):
     monkeypatch.setattr(module, "_FIRST_SAMPLES", 600)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_rounds")
 def test_the_best_are_compared_again_on_all_samples(digits):
     table = pd.DataFrame(searching().fit(digits[0]).search_results_)
@@ -237,6 +240,7 @@ def test_more_restarts(digits, k_means):
     assert len(k_means) == 5 * 2
 
 
+@pytest.mark.slow
 def test_the_restart_with_most_information_that_fits_is_kept(digits, monkeypatch):
     measured = []
     measure = module._Evaluator._measured
@@ -272,6 +276,7 @@ def test_variance_is_added_as_a_share(digits, monkeypatch):
     assert teacher.mixture_.reg_covar == pytest.approx(share)
 
 
+@pytest.mark.slow
 def test_units_do_not_matter(digits, found):
     results = searching().fit(1000 * digits[0]).search_results_
     for name in ("information", "energy", "agreement"):
@@ -286,6 +291,7 @@ def test_units_do_not_matter(digits, found):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_rounds")
 def test_a_budget_that_is_missed_in_the_second_round(digits, monkeypatch):
     """Samples that are not in the first round may cost more."""
@@ -338,12 +344,14 @@ def test_a_hundred_samples(digits):
     assert teacher.fit(digits[0][:100]).information_ > 0.5
 
 
+@pytest.mark.slow
 def test_searches_can_be_searched(digits):
     grid = {"n_components": [[2, 3], [4, 8]]}
     search = GridSearchCV(searching(**SMALL), grid, cv=2).fit(digits[0])
     assert search.best_params_ == {"n_components": [4, 8]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [((60, 10), 7), ((100, 5), 4), ((150, 10), 8)],
@@ -391,6 +399,7 @@ def test_temperatures_fit_the_budget(digits):
     np.testing.assert_allclose(results["energy"][softened], budget[softened], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_default_budget_is_a_prior_matched_scale_of_4(digits):
     teacher = GMMTeacher(8, covariance_type="full", floor=1e-9, random_state=0)
     teacher.fit(digits[0])
@@ -424,6 +433,7 @@ def test_a_budget_that_nothing_meets(digits, n_components):
         teacher.fit(digits[0])
 
 
+@pytest.mark.slow
 def test_candidates_over_the_budget_are_left_out(digits):
     teacher = searching(temperature=1.0, energy_budget=13.0, min_agreement=0).fit(
         digits[0]
@@ -478,6 +488,7 @@ def test_components_without_samples_are_a_failure(digits):
     assert "components have no samples" in teacher.search_results_["error"][2]
 
 
+@pytest.mark.slow
 def test_narrow_groups_are_fitted_in_float64():
     """They lie 10,000 widths apart: float32 has too few digits."""
     rng = np.random.default_rng(0)
@@ -500,6 +511,7 @@ def test_narrow_groups_are_fitted_in_float64():
         )
 
 
+@pytest.mark.slow
 def test_the_mixture_is_as_scikit_learn_leaves_it(digits, found):
     for covariance_type in ("full", "tied", "diag", "spherical"):
         teacher = GMMTeacher([3, 6], covariance_type=covariance_type, random_state=0)
@@ -597,6 +609,7 @@ def test_ctrl_c_with_nothing_that_fits_the_budget(digits, monkeypatch):
         searching(temperature=1.0, energy_budget=1e-3).fit(digits[0])
 
 
+@pytest.mark.slow
 def test_ctrl_c_with_threads(digits, monkeypatch):
     """It arrives in the main thread; what was done is kept, and no thread goes on."""
     evaluate = module._Evaluator.evaluate
@@ -651,6 +664,7 @@ def test_verbose(digits, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_inside_a_vae(digits):
     vae = CertifiedVAE(searching(**SMALL), latent_dim=7, max_epochs=2, random_state=0)
     vae.fit(digits[0])
@@ -701,6 +715,7 @@ def test_a_search_that_may_not_fit_the_code_is_refused_before_it_starts(digits):
     assert not hasattr(vae, "teacher_")
 
 
+@pytest.mark.slow
 def test_no_warnings_on_plain_data(digits):
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -467,6 +467,7 @@ def test_interrupted_encoder_is_not_left_frozen(rows, proba):
     assert all(p.requires_grad for p in net.module_.parameters())
 
 
+@pytest.mark.slow
 def test_aggressive_training_knows_more_early(rows, proba):
     """The path differs, with the loss the same."""
     plain = trained(rows, proba, max_epochs=2)

@@ -107,6 +107,7 @@ def assert_same(a, b, atol=ROUNDING):
             assert x["train_batch_size"] == y["train_batch_size"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("likelihood", "hidden_sizes"),
     [("gaussian", ()), ("gaussian", (9, 8)), ("bernoulli", (16,))],
@@ -123,6 +124,7 @@ def test_nets_are_those_of_separate_fits(likelihood, hidden_sizes):
     assert min(np.diff(sorted(margins))) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 31, 33, 64, 65, 97, 2100])
 def test_batches_of_unequal_size_and_many_monitored_rows(n):
     def fits():
@@ -170,6 +172,7 @@ def test_nets_are_independent_afterwards():
     assert len(pickle.dumps(second)) < 1.05 * len(pickle.dumps(alone))
 
 
+@pytest.mark.slow
 def test_training_can_go_on():
     joined = [ready(s) for s in range(2)]
     alone = [ready(s) for s in range(2)]
@@ -288,6 +291,7 @@ def run(joint, makers, monkeypatch):
     return nets, sizes, [share() for share in shares]
 
 
+@pytest.mark.slow
 def test_joint_training_gives_every_fit_its_net(monkeypatch):
     makers = [lambda w=w: ready(*w) for w in WEIGHTS]
     nets, sizes, seconds = run(JointTraining(), makers, monkeypatch)
@@ -297,6 +301,7 @@ def test_joint_training_gives_every_fit_its_net(monkeypatch):
         assert share == pytest.approx(sum(row["seconds"] for row in net.history))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [
@@ -321,6 +326,7 @@ def test_only_like_fits_are_joined(other, monkeypatch):
         assert_same(net, train_alone(make()))
 
 
+@pytest.mark.slow
 def test_groups_are_no_larger_than_pays(monkeypatch):
     monkeypatch.setattr(together, "group_size", lambda net: 4)
     makers = [lambda s=s: ready(s, max_epochs=2) for s in range(9)]

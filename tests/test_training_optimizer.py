@@ -93,6 +93,7 @@ def subnormal(optimizer):
     return ((moments > 0) & (moments < tiny)).sum().item()
 
 
+@pytest.mark.slow
 def test_moments_of_dead_units_do_not_become_subnormal(network, x, monkeypatch):
     found = []
     for clean in (True, False):
@@ -145,6 +146,7 @@ def test_gradients_set_to_none_come_back(network, x):
     assert not torch.equal(weights(network), before)
 
 
+@pytest.mark.slow
 def test_small_gradients_make_full_steps():
     # Their squares are far below 1, but not below what a step depends on.
     parameter = nn.Parameter(torch.zeros(2))

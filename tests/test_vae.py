@@ -28,6 +28,7 @@ def relative_margin(vae, X):
     return margin / teacher_information(proba)
 
 
+@pytest.mark.slow
 def test_what_is_learned(blobs, shared_vae):
     np.testing.assert_array_equal(shared_vae.vertices_, simplex_vertices(4, 4))
     proba = shared_vae.teacher_.transform(blobs)
@@ -66,6 +67,7 @@ def test_history_is_in_the_units_of_the_data(blobs, vae):
     assert losses[1] - losses[0] == pytest.approx(6 * np.log(1000), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_score_is_the_evidence_bound_of_the_last_epoch(blobs, vae):
     vae.set_params(alignment_weight=0, max_epochs=40).fit(blobs)
     assert vae.score(blobs) == pytest.approx(-vae.history_[-1]["loss"], abs=0.5)
@@ -81,6 +83,7 @@ def test_batch_normalisation_and_dropout(blobs, vae):
     np.testing.assert_array_equal(vae.transform(blobs)[:1], vae.transform(blobs[:1]))
 
 
+@pytest.mark.slow
 def test_bernoulli_reconstructs_probabilities(digits):
     X = digits[0][:300]
     teacher = GMMTeacher(5, covariance_type="spherical")
@@ -242,6 +245,7 @@ def test_pickle(blobs, trained):
     np.testing.assert_array_equal(trained.transform(blobs), again.transform(blobs))
 
 
+@pytest.mark.slow
 def test_pickle_holds_no_training_samples(vae):
     X = np.random.default_rng(0).normal(size=(5000, 6))
     vae.set_params(max_epochs=1, teacher__covariance_type="full")
@@ -277,6 +281,7 @@ def test_frames(blobs, vae, library):
     assert list(vae.feature_names_in_) == list("abcdef")
 
 
+@pytest.mark.slow
 def test_cross_validation_and_search(blobs, vae):
     assert len(cross_val_score(vae, blobs, cv=3)) == 3
     search = GridSearchCV(vae, {"latent_dim": [3, 4]}, cv=2).fit(blobs)
@@ -328,6 +333,7 @@ class Seen(nn.Linear):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [{"torch_compile": "eager"}, {"autocast": True}])
 def test_compiled_and_bfloat16_trainings(blobs, vae, monkeypatch, params):
     Seen.dtypes.clear()

@@ -95,6 +95,7 @@ def test_a_collapsed_encoder_is_told_that_it_can_escape_and_does(collapsed, blob
     assert after.latent_force < before.latent_force
 
 
+@pytest.mark.slow
 def test_dead_features_are_named_and_keep_the_encoder_where_it_is(blobs, vae):
     vae = fitted(vae, dead_encoder, blobs)
     report = vae.escape_report(blobs)
@@ -344,6 +345,7 @@ def test_a_module_that_is_used_twice_counts_where_it_is_worst(blobs, vae):
     assert report.verdict == "stuck"
 
 
+@pytest.mark.slow
 def test_a_way_around_dead_units_is_found(blobs, vae):
     class Skip(nn.Module):
         def __init__(self, n_features, latent_dim):

@@ -20,6 +20,7 @@ def relative_margin(vae, X):
     return margin / teacher_information(proba)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "kl_weight"), [(0.3, 16.0), (0.6, 16.0), (0.6, 2.0)]
 )
@@ -115,6 +116,7 @@ def test_one_epoch_of_a_stream_need_not_reach_the_target(blobs, vae):
     assert relative_margin(vae, blobs) < 0.9
 
 
+@pytest.mark.slow
 def test_guard_holds_the_margin_of_rows_held_out(blobs, vae):
     vae.set_params(
         alignment_weight="auto",
@@ -153,6 +155,7 @@ def test_guard_knows_the_gap_to_held_out_samples(noise, guarded):
     assert guard.gap > 0.05
 
 
+@pytest.mark.slow
 def test_guard_knows_the_gap_in_streams_too(noise, guarded):
     for _ in range(10):
         guarded.partial_fit(noise)
@@ -169,6 +172,7 @@ def test_guard_knows_the_gap_in_streams_too(noise, guarded):
     assert gaps[0] > 0.05
 
 
+@pytest.mark.slow
 def test_the_margin_that_is_told_is_that_of_held_out_samples(noise, guarded):
     guarded.set_params(max_epochs=4, kl_weight=20.0)
     with pytest.warns(UnreachedMarginWarning) as warned:

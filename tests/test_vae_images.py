@@ -36,6 +36,7 @@ def conv_vae(patches):
     )
 
 
+@pytest.mark.slow
 def test_convolutions_are_certified(patches, conv_vae):
     held_out = load_patches(300, size=8, subset="test", random_state=1).data
     scaled = MinMaxScaler().fit_transform(held_out)
@@ -46,6 +47,7 @@ def test_convolutions_are_certified(patches, conv_vae):
     assert ((decoded - scaled) ** 2).mean() < scaled.var(axis=0).mean() / 2
 
 
+@pytest.mark.slow
 def test_convolutions_without_weights_are_constant(patches, conv_vae):
     """The twin of the test above: images alone certify nothing."""
     X = patches.data[:200]
@@ -56,6 +58,7 @@ def test_convolutions_without_weights_are_constant(patches, conv_vae):
     assert certifier.certify(X).verdict == "constant"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("image_shape", [(3, 8, 8), (1, 12, 16), (2, 9, 13)])
 def test_an_image_is_encoded_alike_in_any_company(conv_vae, image_shape):
     n_features = np.prod(image_shape)
@@ -69,6 +72,7 @@ def test_an_image_is_encoded_alike_in_any_company(conv_vae, image_shape):
         np.testing.assert_array_equal(np.concatenate(parts), means[:n])
 
 
+@pytest.mark.slow
 def test_convolutions_in_a_search(patches, conv_vae):
     pipeline = make_pipeline(MinMaxScaler(), conv_vae)
     grid = {"certifiedvae__encoder": [None, "conv"]}

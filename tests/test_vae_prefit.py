@@ -75,6 +75,7 @@ class Codes(Callback):
         return self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefit", "alpha"),
     # With the prior-matched scale the analytic code costs (K - 1) / 2 nats.

@@ -65,6 +65,7 @@ def test_warm_start_goes_on(blobs, trained):
     assert vae.history_[30]["reconstruction"] < 0.5 * (last + vae.history_[0]["loss"])
 
 
+@pytest.mark.slow
 def test_without_warm_start_all_is_forgotten(blobs, trained):
     expected = clone(trained).fit(blobs).transform(blobs)
     trained.fit(blobs[:50]).fit(blobs)

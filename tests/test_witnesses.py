@@ -103,6 +103,7 @@ def test_weights_count_as_repetitions(proba, fit):
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([fit_procrustes, fit_linear]))
 def test_no_constant_code_has_a_margin_whatever_was_fitted(seed, fit):

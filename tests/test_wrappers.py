@@ -101,6 +101,7 @@ def flat(rows):
     return np.stack([rows[:, 0], rows.sum(axis=1)], axis=1)
 
 
+@pytest.mark.slow
 def test_a_plain_vae_gives_the_parameters_of_its_posterior(model, vae, rows):
     mean, std = model.encode(rows)
     vae.eval()
@@ -515,6 +516,7 @@ def test_a_net_of_skorch(rows):
     assert model.inverse_transform(mean).shape == rows.shape
 
 
+@pytest.mark.slow
 def test_a_vae_of_pythae(rows):
     models = pytest.importorskip("pythae.models")
     with torch.random.fork_rng():
