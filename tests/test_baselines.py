@@ -184,6 +184,7 @@ def test_info(result):
     np.testing.assert_allclose(actual, 0.5 * kl + 9.5 * discrepancy)
 
 
+@pytest.mark.slow
 def test_discrepancy_is_unbiased(generator):
     draws = torch.randn(300, 2, 5, D, generator=generator, dtype=torch.float64)
     values = torch.stack([maximum_mean_discrepancy(z, w) for z, w in draws])
@@ -276,6 +277,7 @@ def test_mutual_information(result):
 # Gradients.
 
 
+@pytest.mark.slow
 @every_objective
 def test_gradient_of_the_loss(objective, result, generator):
     """Through posterior, penalty and reconstruction, in double precision."""
@@ -495,6 +497,7 @@ def vae_with(teacher):
     return unfitted
 
 
+@pytest.mark.slow
 @every_objective
 def test_fit(objective, samples, vae_with):
     before = objective.get_params()

@@ -308,6 +308,7 @@ def test_mean_bounds_never_leave_the_limits(bound):
     assert 0 < bound(np.ones(100), 0, 1) < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", BOUNDS)
 def test_bounds_fall_with_confidence_and_rise_with_samples(bound):
     proba, log_q = easy().draw(400, np.random.default_rng(0))
@@ -370,6 +371,7 @@ def test_bootstrap_repeats_and_leaves_the_global_generator_alone():
     assert (before == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_bootstrap_refits_the_mean_teacher():
     proba, log_q = easy().draw(80, np.random.default_rng(0))
     rng = np.random.default_rng(1)

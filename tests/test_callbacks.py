@@ -54,6 +54,7 @@ def test_stops_by_rows_held_out(blobs, small_vae):
     assert not any(reached[i : i + 2].all() for i in range(len(reached) - 2))
 
 
+@pytest.mark.slow
 def test_stops_only_when_the_bound_has_stopped_rising_too(blobs, small_vae):
     small_vae.set_params(validation_fraction=0.25, max_epochs=300)
     only_margin = StopWhenCertified(0.3, n_epochs=1)
@@ -130,6 +131,7 @@ def test_epochs_of_a_search_over_pipelines_are_logged(blobs, small_vae, n_jobs):
     assert {row["margin"] for row in last} <= logged
 
 
+@pytest.mark.slow
 @needs_callbacks
 def test_epochs_show_in_the_progress_bar(blobs, small_vae, capsys):
     from sklearn.callback import ProgressBar

@@ -165,6 +165,7 @@ def test_transform_is_the_estimators(blobs, fitted):
     )
 
 
+@pytest.mark.slow
 def test_default_estimator(digits):
     certifier = CollapseCertifier(random_state=0)
     certifier.set_params(estimator__max_epochs=1).fit(digits[0])
@@ -172,6 +173,7 @@ def test_default_estimator(digits):
     assert np.isfinite(certifier.score(digits[1]))
 
 
+@pytest.mark.slow
 def test_random_state_seeds_estimator_and_teacher(blobs):
     vae = quick_vae(random_state=None, max_epochs=2)
     scores = [
@@ -303,6 +305,7 @@ def test_frames(blobs, library):
         assert certifier.score(X) == score
 
 
+@pytest.mark.slow
 def test_teacher_proba_by_routing_is_cut_with_the_folds(blobs, teacher):
     proba = teacher.fit_transform(blobs)
     with sklearn.config_context(enable_metadata_routing=True):
@@ -329,6 +332,7 @@ def test_teacher_proba_with_a_foreign_encoder(blobs, teacher):
     assert np.isfinite(certifier.score(blobs, teacher_proba=proba))
 
 
+@pytest.mark.slow
 def test_mean_teacher_is_that_of_the_scored_rows(blobs):
     """A collapsed VAE stays below 0 on any rows, also those of one group alone."""
     vae = quick_vae(alignment_weight=0, kl_weight=1000)
@@ -503,6 +507,7 @@ def test_a_search_inside_the_certifier(blobs):
     assert certifier.certificate_.verdict == "certified"
 
 
+@pytest.mark.slow
 def test_teacher_for_a_vae_that_was_fitted_without(blobs, teacher):
     vae = quick_vae().fit(blobs, teacher_proba=teacher.fit_transform(blobs))
     certifier = CollapseCertifier(FrozenEstimator(vae), teacher=teacher).fit(blobs)

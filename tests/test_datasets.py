@@ -42,6 +42,7 @@ def test_digits_have_two_subsets():
         load_digits(subset="val")
 
 
+@pytest.mark.slow
 def test_patches_are_cut_from_the_images():
     patches = load_patches(20, size=5, random_state=0)
     images = [image / np.float32(255) for image in load_sample_images().images]

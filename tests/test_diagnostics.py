@@ -187,6 +187,7 @@ def test_information_is_capped_at_the_logarithm_of_the_batch(batch_size):
     assert actual == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31), st.floats(-3, 3), st.floats(1e-3, 10))
 def test_no_estimate_is_above_the_cap(seed, log_spread, noise):
     mean = math.exp(log_spread) * np.random.default_rng(seed).normal(size=(N, 2))
@@ -340,6 +341,7 @@ def test_the_certificate_misses_a_code_that_faces_away(panel):
     assert certificate.margin < -1
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**31), st.floats(-1e3, 1e3), st.integers(0, 5))
 def test_no_constant_mean_of_the_panel_is_certified(seed, value, which):
     encoder = toy_encoders(50, 2, random_state=seed)[which]

@@ -218,6 +218,7 @@ def test_many_rows_are_the_sum_of_their_parts():
     assert forecast_objective(proba, 3.0) == pytest.approx(np.mean(parts), rel=1e-12)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 1000), st.floats(1e-3, 0.999), st.sampled_from([0.1, 3.0, 30.0]))
 def test_ratio_for_margin_reaches_it(seed, relative_margin, sharpness):
     proba = np.maximum(random_proba(seed, 6, 4, sharpness), 1e-250)

@@ -235,6 +235,7 @@ def test_kinds_of_a_vae(vae, digits):
     assert (deviation > 0).all()
 
 
+@pytest.mark.slow
 def test_a_decoder_that_ignores_the_code(vae, digits):
     deaf = copy.deepcopy(vae)
     deaf.estimator_.net_.module_.decoder[0].weight.data.zero_()

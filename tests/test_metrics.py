@@ -397,6 +397,7 @@ def test_view_gap_is_not_symmetric_and_vanishes_for_equal_views(proba):
     assert same == pytest.approx(0, abs=1e-15)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.floats(0.1, 10))
 def test_the_code_of_the_own_view_reaches_information_less_gap(seed, mixed, scale):
     rng = np.random.default_rng(seed)

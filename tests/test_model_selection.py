@@ -59,6 +59,7 @@ def quick(small_vae):
     )
 
 
+@pytest.mark.slow
 def test_scores_are_those_they_are_named_after(fitted, blobs):
     X, vae = blobs[1::2], fitted.estimator_
     certificate = fitted.certify(X)
@@ -168,6 +169,7 @@ class Projection(TransformerMixin, BaseEstimator):
         return X[:, :3]
 
 
+@pytest.mark.slow
 def test_unfitted_estimators_are_refused(quick, blobs):
     search = GridSearchCV(CollapseCertifier(quick), {"safety_margin": [0]}, cv=FOLDS)
     pipeline = make_pipeline(StandardScaler(), CollapseCertifier(quick))
@@ -228,6 +230,7 @@ def test_reconstruction_of_the_mean_is_minus_one(blobs):
     assert score == pytest.approx(-1)
 
 
+@pytest.mark.slow
 def test_scores_in_cross_validation(quick, blobs):
     certifier = CollapseCertifier(quick.set_params(max_epochs=5))
     scoring = SCORERS | {"loose": partial(lower_bound_scorer, confidence=0.5)}
@@ -271,6 +274,7 @@ def test_the_margin_alone_picks_the_largest_weight(quick, blobs):
     assert search.best_params_["estimator__alignment_weight"] == 100
 
 
+@pytest.mark.slow
 def test_a_name_as_refit(quick, blobs):
     search = GridSearchCV(
         CollapseCertifier(quick.set_params(max_epochs=3)),

@@ -92,6 +92,7 @@ def test_results_are_those_of_a_grid_search(vae, blobs, stacks):
     assert (search.cv_results_["mean_fit_time"] > 0).all()
 
 
+@pytest.mark.slow
 def test_bernoulli_likelihood(vae, blobs, stacks):
     X = 1 / (1 + np.exp(-blobs))
     grid = {"kl_weight": [1.0, 4.0]}
@@ -146,11 +147,13 @@ def last_margin(vae, X, y=None):
     return vae.history_[-1]["margin"]
 
 
+@pytest.mark.slow
 def test_folds_of_unequal_size_are_two_stacks(vae, blobs, stacks):
     assert_same_results(*both(vae, {"kl_weight": [1.0, 4.0]}, blobs[:119], cv=3))
     assert sorted(stacks) == [2, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["splitter", "generator"])
 def test_folds_are_drawn_once(vae, blobs, stacks, form):
     searches = []
@@ -162,6 +165,7 @@ def test_folds_are_drawn_once(vae, blobs, stacks, form):
     assert_same_results(*searches)
 
 
+@pytest.mark.slow
 def test_without_a_seed_the_draws_are_those_of_a_grid_search(vae, blobs, stacks):
     vae.set_params(random_state=None)
     searches = []
@@ -272,6 +276,7 @@ def test_ctrl_c_ends_the_search(vae, blobs, monkeypatch):
     assert vae.fit(blobs).n_iter_ == 3
 
 
+@pytest.mark.slow
 def test_search_is_an_estimator_like_others(vae, blobs):
     search = BatchedGridSearchCV(vae, GRID, cv=2, error_score="raise")
     params = search.get_params(deep=False)
@@ -319,6 +324,7 @@ def test_fitted_together_can_go_on(vae, blobs):
         assert margins[0] == pytest.approx(margins[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_warm_starts_and_generators_are_fitted_in_turn(vae, blobs):
     def made():
         generator = np.random.RandomState(0)
@@ -398,6 +404,7 @@ needs_callbacks = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @needs_callbacks
 def test_fits_that_callbacks_watch_are_fitted_in_turn(vae, blobs, stacks):
     logs = []

@@ -90,6 +90,7 @@ def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
         assert low < ratio < high
 
 
+@pytest.mark.slow
 def test_weights_count_across_parts(certifier, rows):
     weight = np.random.default_rng(0).uniform(size=320)
     whole = certifier.certify(rows[1], sample_weight=weight)

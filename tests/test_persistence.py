@@ -151,6 +151,7 @@ def test_all_objectives_continue_where_they_were(rows, tmp_path, objective):
     np.testing.assert_array_equal(*means)
 
 
+@pytest.mark.slow
 def test_precision_and_names_of_features_are_kept(rows, tmp_path):
     frame = pd.DataFrame(rows, columns=["a", "bb", "", "ä", "😀"])
     loaded = saved_and_loaded(tiny().fit(frame), tmp_path)
@@ -162,6 +163,7 @@ def test_precision_and_names_of_features_are_kept(rows, tmp_path):
     assert loaded.transform(frame).dtype == np.float64
 
 
+@pytest.mark.slow
 def test_fits_without_a_teacher_and_frozen_ones(rows, teacher, tmp_path):
     proba = np.full((len(rows), 3), 0.1)
     proba[np.arange(len(rows)), np.arange(len(rows)) % 3] = 0.8
@@ -187,12 +189,14 @@ def test_a_teacher_as_the_encoder_and_one_of_the_certifiers_own(
     assert loaded.score(rows) == fitted.score(rows)
 
 
+@pytest.mark.slow
 def test_what_a_prefit_leaves_is_kept(rows, tmp_path):
     loaded = saved_and_loaded(tiny(prefit={"alpha": 0.5}).fit(rows), tmp_path)
     assert loaded.prefit == {"alpha": 0.5}
     assert loaded.prefit_alpha_ == 0.5
 
 
+@pytest.mark.slow
 def test_convolutions(tmp_path):
     images = np.random.default_rng(0).random((40, 25))
     fitted = tiny(encoder="conv", decoder="conv", image_shape=(1, 5, 5)).fit(images)
@@ -215,6 +219,7 @@ class WideEncoder(Encoder):
         self.more = nn.Linear(1, 1)
 
 
+@pytest.mark.slow
 def test_modules_of_ones_own_are_brought_along(rows, tmp_path):
     fitted = tiny(encoder=Encoder, warm_start=True).fit(rows)
     with pytest.raises(ValueError, match="modules must have the encoder") as caught:
@@ -251,6 +256,7 @@ def test_clones_of_what_was_loaded_fit_alike(certifier, rows, path):
     assert scores[0] == scores[1]
 
 
+@pytest.mark.slow
 def test_loading_leaves_the_users_generators_alone(path):
     legacy = np.random.mtrand._rand
     before = torch.get_rng_state(), legacy.get_state()[1].copy()

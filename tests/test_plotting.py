@@ -85,6 +85,7 @@ def test_given_axes_are_used_and_nothing_else_changes(display):
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("display", DISPLAYS, ids=lambda d: type(d).__name__)
 def test_new_axes_cut_nothing_off_at_the_edge(display):
     figure = display.plot().figure_

@@ -50,6 +50,7 @@ def test_a_collapsed_model_is_at_the_beginning(blobs, fitted):
     assert display.margin <= 0
 
 
+@pytest.mark.slow
 def test_the_witness_must_be_the_fixed_simplex(blobs, fitted):
     teacher, encoder = fitted.teacher_, FrozenEstimator(fitted.estimator_)
     other = CollapseCertifier(encoder, teacher=teacher, witness="linear").fit(blobs)

@@ -90,6 +90,7 @@ def test_numbers_of_arrows_do_not_overlap():
     assert apart.min() > 0.04 * reach
 
 
+@pytest.mark.slow
 def test_components_differ_in_grey_and_for_the_colour_blind():
     display = LatentMapDisplay(np.eye(12, 2), np.arange(12)).plot()
     shapes = {points.get_paths()[0].vertices.tobytes() for points in display.points_}

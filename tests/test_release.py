@@ -118,6 +118,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
     assert wheel[inside(wheel, "licenses/LICENSE")] == (ROOT / "LICENSE").read_bytes()
 
 
+@pytest.mark.slow
 def test_sdist_holds_the_tree_without_what_work_leaves_behind(sdist):
     assert sdist - {"PKG-INFO"} == {name.as_posix() for name in tracked()}
     assert {"LICENSE", "README.md", "tests/conftest.py", "docs/theory.md"} <= sdist

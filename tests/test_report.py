@@ -84,6 +84,7 @@ def test_every_certificate_stands_in_the_report(fitted, blobs, written):
     assert "Not drawn" not in page.text
 
 
+@pytest.mark.slow
 def test_what_was_assumed_and_what_it_takes_to_reproduce(fitted, blobs, written):
     _, page = read(written)
     assert sha256_of(blobs[1::2]) in page.text

@@ -122,6 +122,7 @@ def test_the_interval_is_wider_where_few_draws_tell_its_width():
     assert inside >= 342, inside
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "deviation"), [(300, 0.01), (16384, 0.1)])
 def test_16_bit_rounding_of_a_constant_posterior_is_no_information(n, deviation):
     """One unit in the last place of bfloat16, by which the teacher's rows differ."""

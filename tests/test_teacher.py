@@ -64,6 +64,7 @@ def test_high_temperatures_do_not_underflow():
     assert teacher.predict_proba(X).min() > 0.3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_full_support_in_any_dtype(digits, dtype):
     X = digits[0].astype(dtype)
@@ -185,6 +186,7 @@ def test_large_arrays_are_not_copied(digits, on_disk, dtype, monkeypatch):
     assert teacher.information_ == pytest.approx(teacher.score(rows))
 
 
+@pytest.mark.slow
 def test_the_size_of_chunks_does_not_matter(digits, searched, monkeypatch):
     expected = searched.transform(16 * digits[1])
     monkeypatch.setattr(_samples, "_CHUNK_NUMBERS", 100 * 64)
@@ -370,6 +372,7 @@ def test_a_teacher_without_full_support_is_named(blobs):
         teacher_posterior(sharp, 100 * blobs)
 
 
+@pytest.mark.slow
 def test_posterior_of_any_teacher(blobs):
     labels = np.arange(len(blobs)) % 3
     classifier = LogisticRegression().fit(blobs, labels)

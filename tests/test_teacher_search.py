@@ -51,6 +51,7 @@ def test_the_table_holds_every_candidate(found):
     assert (table["error"] == "").all()
 
 
+@pytest.mark.slow
 def test_the_chosen_one_has_most_information(found):
     table = pd.DataFrame(found.search_results_)
     usable = table[
@@ -92,6 +93,7 @@ def seen(monkeypatch):
     return samples
 
 
+@pytest.mark.slow
 def test_candidates_are_measured_on_samples_they_were_not_fitted_on(digits, seen):
     searching(**SMALL).fit(digits[0])
     *fitted, last = seen["fit_fast"]
@@ -101,6 +103,7 @@ def test_candidates_are_measured_on_samples_they_were_not_fitted_on(digits, seen
     assert last == fitted[0] | measured[0]
 
 
+@pytest.mark.slow
 def test_the_values_of_a_candidate_do_not_depend_on_the_others(digits, found):
     alone = searching(n_components=[4, 8], pca_components=[12, 6]).fit(digits[0])
     both = [
@@ -123,12 +126,14 @@ def k_means(monkeypatch):
     return fits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_restarts_share_their_k_means(digits, k_means, n_jobs):
     searching(**SMALL, n_jobs=n_jobs).fit(digits[0])
     assert len(k_means) == 2 * 3  # K, restarts
 
 
+@pytest.mark.slow
 def test_threads_find_the_same_teacher(digits, found):
     teacher = searching(n_jobs=2).fit(digits[0])
     np.testing.assert_allclose(
@@ -148,6 +153,7 @@ def test_a_seed_finds_the_same_teacher(digits, found):
     )
 
 
+@pytest.mark.slow
 def test_the_chosen_mixture_is_fitted_on_all_samples(digits, found):
     """It is scikit-learn's, and at rest there: one more fit changes nothing."""
     rows = found.pca_.transform(digits[0])
@@ -206,6 +212,7 @@ def test_what_cannot_be_refitted_stays_as_it_was_found(digits, monkeypatch):
     assert np.isfinite(teacher.transform(digits[1])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_rounds")
 def test_ctrl_c_in_the_second_round_keeps_the_first(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 12 + 2)
@@ -224,6 +231,7 @@ def test_a_mixture_that_did_not_converge(digits):
     assert not teacher.mixture_.converged_
 
 
+@pytest.mark.slow
 def test_one_value_in_a_list_is_no_search(digits):
     plain = GMMTeacher(5, covariance_type="full", random_state=0).fit(digits[0])
     listed = GMMTeacher(
@@ -235,6 +243,7 @@ def test_one_value_in_a_list_is_no_search(digits):
     )
 
 
+@pytest.mark.slow
 def test_more_restarts(digits, k_means):
     searching(**SMALL, n_init=5).fit(digits[0])
     assert len(k_means) == 5 * 2
@@ -262,6 +271,7 @@ def test_the_restart_with_most_information_that_fits_is_kept(digits, monkeypatch
     assert results["information"][1] == max(fits) < first.information
 
 
+@pytest.mark.slow
 def test_variance_is_added_as_a_share(digits, monkeypatch):
     fit_fast = module.fit_fast
 
@@ -310,6 +320,7 @@ def test_a_budget_that_is_missed_in_the_second_round(digits, monkeypatch):
     assert results["n_samples"][results["rank"].argmin()] == 450
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_rounds")
 def test_error_score_in_the_second_round(digits, monkeypatch):
     resume = module.Fitter.resume
@@ -339,6 +350,7 @@ def test_components_beyond_the_features_are_one_candidate(blobs):
     assert list(teacher.search_results_["pca_components"]) == [3, 6, 3, 6]
 
 
+@pytest.mark.slow
 def test_a_hundred_samples(digits):
     teacher = searching(n_components=[3, 5], covariance_type="diag")
     assert teacher.fit(digits[0][:100]).information_ > 0.5
@@ -415,6 +427,7 @@ def test_a_budget_of_ones_own(digits):
     np.testing.assert_allclose(results["energy"], 3.0, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_components", [5, [5, 10]], ids=["one", "search"])
 def test_a_budget_that_nothing_meets(digits, n_components):
     teacher = GMMTeacher(
@@ -573,6 +586,7 @@ def interrupted_at(monkeypatch, place):
     monkeypatch.setattr(module, "fit_fast", fit)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_candidates_done(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 5 + 1)  # three restarts a candidate
     with pytest.warns(InterruptedFitWarning, match="after 5 of 12 candidates") as w:
@@ -594,6 +608,7 @@ def test_ctrl_c_before_any_candidate_leaves_the_earlier_fit(digits, monkeypatch)
     np.testing.assert_array_equal(teacher.transform(digits[1]), before)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_the_last_fit_keeps_the_search(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 12 + 1)
     with pytest.warns(InterruptedFitWarning, match="found on 1010 sam") as record:
@@ -655,6 +670,7 @@ class Report:
             signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 def test_verbose(digits, capsys):
     searching(**SMALL, verbose=2).fit(digits[0])
     out, err = capsys.readouterr()

@@ -136,6 +136,7 @@ def test_batches_of_unequal_size_and_many_monitored_rows(n):
         assert_same(fit.net, train_alone(other))
 
 
+@pytest.mark.slow
 def test_fits_may_have_rows_of_their_own():
     def fits():
         shared = data(seed=1)
@@ -347,6 +348,7 @@ def test_equal_fits_are_trained_once_and_do_not_share_weights(monkeypatch):
     assert nets[2].module_.raw_log_noise != 7
 
 
+@pytest.mark.slow
 def test_what_was_not_prepared_trains_alone(monkeypatch):
     joint = JointTraining()
     run(joint, [lambda s=s: ready(s, max_epochs=2) for s in range(2)], monkeypatch)

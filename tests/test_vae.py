@@ -407,6 +407,7 @@ class Untouched(GMMTeacher):
         raise AssertionError("the teacher was fitted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("params", "message"),
     [

@@ -79,6 +79,7 @@ def fitted(vae, encoder, X, **params):
     ).fit(X)
 
 
+@pytest.mark.slow
 def test_a_collapsed_encoder_is_told_that_it_can_escape_and_does(collapsed, blobs):
     before = collapsed.escape_report(blobs)
     assert before.verdict == "can escape"
@@ -146,6 +147,7 @@ def test_a_bad_constant_has_a_gradient_and_still_cannot_escape(blobs, vae):
     assert report.verdict == "stuck"
 
 
+@pytest.mark.slow
 def test_layers_that_are_dead_in_part_are_not_called_dead(blobs, vae):
     vae = fitted(vae, partly_dead_encoder, blobs)
     report = vae.escape_report(blobs)

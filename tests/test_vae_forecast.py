@@ -53,6 +53,7 @@ def test_forecast_trains_nothing(blobs, vae):
         vae.fit(blobs)
 
 
+@pytest.mark.slow
 def test_forecast_is_of_the_rows_to_train_on(blobs, vae):
     fitted_on = []
 

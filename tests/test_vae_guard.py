@@ -40,12 +40,14 @@ def test_guard_holds_the_margin(blobs, vae, target, kl_weight):
     assert len(set(weights)) > 20
 
 
+@pytest.mark.slow
 def test_without_the_guard_there_is_no_margin_to_hold(blobs, vae):
     """The twin of the test above."""
     vae.set_params(alignment_weight=0.0, kl_weight=16.0, max_epochs=50).fit(blobs)
     assert relative_margin(vae, blobs) < 0.25
 
 
+@pytest.mark.slow
 def test_guard_lets_go_of_a_margin_that_costs_nothing(blobs, vae):
     vae.set_params(alignment_weight="auto", target_margin=0.1, max_epochs=60)
     weights = [row["alignment_weight"] for row in vae.fit(blobs).history_]

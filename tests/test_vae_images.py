@@ -83,6 +83,7 @@ def test_convolutions_in_a_search(patches, conv_vae):
     assert is_conv == (best.encoder == "conv")
 
 
+@pytest.mark.slow
 def test_convolutions_are_pickled_and_go_on(patches, conv_vae):
     X = patches.data[:200]
     vae = conv_vae.set_params(warm_start=True).fit(X)

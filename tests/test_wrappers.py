@@ -115,6 +115,7 @@ def test_a_plain_vae_gives_the_parameters_of_its_posterior(model, vae, rows):
     np.testing.assert_allclose(model.inverse_transform(mean), x_hat, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_company(model, vae, rows):
     mean, std = model.encode(rows)
     x_hat = model.inverse_transform(mean)
