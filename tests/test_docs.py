@@ -110,14 +110,9 @@ def check_output(code, printed):
             assert line.startswith(beginning) if "..." in comment else line == comment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=pytest.mark.slow if page.stem == "guide" else [])
-        for page in PAGES
-        if "```python" in page.read_text()
-    ],
-    ids=name_of,
+    "page", [page for page in PAGES if "```python" in page.read_text()], ids=name_of
 )
 def test_code_on_a_page_runs(page, start, capsys):
     for code in runnable(page):
