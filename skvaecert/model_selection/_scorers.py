@@ -220,7 +220,7 @@ X : array-like of shape (n_samples, n_features)
 y : Ignored
     Present by convention.
 **options : dict
-    The options named above, if any; set them with :func:`functools.partial`.
+    The options named above, if any; set them with ``functools.partial``.
 
 Returns
 -------
