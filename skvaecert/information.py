@@ -89,9 +89,10 @@ def code_information(
 ) -> InformationBracket:
     """Bracket I(i; z) = sum_i p_i KL(q_i || sum_j p_j q_j), with q_i = N(mu_i, s_i^2).
 
-    With codes z_1, ..., z_M drawn from the mixture, v as above, B a lower confidence
-    bound on a mean (betting) and top = max_i log 1/p_i::
+    With codes z_1, ..., z_M drawn from the mixture, B a lower confidence bound on a
+    mean (betting) and top = max_i log 1/p_i, the largest possible v::
 
+        v(z) = KL(p(.|z) || p),    p(j|z) = p_j q_j(z) / sum_k p_k q_k(z)
         low  = B(v(z_m)) - rounding
         high = min(top - B(top - v(z_m)),  sum_i p_i KL(q_i || r),  limit)
 
@@ -162,7 +163,8 @@ def code_information(
 
     *Arithmetic.* In float64. Squares of distances are expanded where they are less than
     1000 times the noise, which leaves an error of 1e-9 nats in each dimension. It is
-    added to the bracket. Other distances are differences, exact for any ratio.
+    added to the bracket. Other distances are differences, exact for any ratio, which
+    take up to 20 times as long.
 
     References
     ----------
@@ -208,7 +210,8 @@ def population_information(
     """Lower bound on I(X; Z), the information of codes about samples of the population.
 
     The samples are divided at random into lots of B. With B(.) a lower confidence bound
-    on a mean (betting) and L the mean, over drawn codes, of v within a lot::
+    on a mean (betting) and L the mean, over drawn codes, of the v of
+    :func:`code_information` within a lot::
 
         B(L_1, ..., L_m) - rounding <= I(X; Z),    m = n_samples // B
 
@@ -506,7 +509,9 @@ def _check_count(name: str, value: int, smallest: int) -> None:
 
 def _check_lot_size(lot_size: int | None, n_samples: int) -> int:
     if n_samples < 2:
-        raise ValueError("mean must have at least two samples, got 1.")
+        raise ValueError(
+            "mean must have at least two samples, got 1. Give more samples."
+        )
     if lot_size is None:
         return max(2, int(n_samples**_LOT_EXPONENT))
     _check_count("lot_size", lot_size, 2)
@@ -521,7 +526,8 @@ def _check_lot_size(lot_size: int | None, n_samples: int) -> int:
 def _check_confidence(confidence: float) -> None:
     if not (isinstance(confidence, int | float | np.number) and 0 < confidence < 1):
         raise ValueError(
-            f"confidence must be a number above 0 and below 1, got {confidence!r}."
+            "confidence must be a number above 0 and below 1, such as 0.95, got "
+            f"{confidence!r}."
         )
 
 

@@ -458,7 +458,7 @@ def test_the_default_lot_is_near_the_best():
             assert mean_bound(None) > 0.88 * best
 
 
-def test_samples_nothing_is_independent_of_fake_information():
+def test_memorised_samples_fake_information():
     """Why held-out samples: codes of memorised noise look informative."""
     mean = np.random.default_rng(0).normal(size=(500, 4))
     assert population_information(mean, np.full((500, 4), 0.01), random_state=0) > 2
