@@ -18,7 +18,7 @@ FLOORS = [
     {"metrics", "diagnostics", "objectives", "_estimator", "_samples", "_state"},
     {"bounds", "witnesses", "forecast", "baselines", "wrappers", "datasets"},
     {"_certificate"},
-    {"_training", "_teacher"},
+    {"_training", "_teacher", "information"},
     {"_vae"},
     {"_certifier"},
     {"persistence", "model_selection", "callbacks", "plotting"},
@@ -31,6 +31,7 @@ MATHS = {
     "bounds",
     "diagnostics",
     "forecast",
+    "information",
     "_certificate",
     "_teacher/em",
 }

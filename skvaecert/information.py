@@ -1,0 +1,543 @@
+"""How much drawn codes carry, from both sides (theory section 16).
+
+Encoders give q_i = N(mu_i, diag sigma_i^2) for each sample. What a code z ~ q_i says
+about its sample i is I(i; z) = E v(z), the mean over drawn codes of
+
+    v(z) = KL(p(.|z) || p),    p(j|z) = p_j q_j(z) / sum_k p_k q_k(z),
+
+which lies in [0, max_i log 1/p_i]. The draws are our own. So bounds on the mean of
+bounded values hold from both sides, for any samples and at any confidence. There is no
+teacher and no witness, and nothing is fitted. All information is in nats.
+"""
+
+from dataclasses import dataclass
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import entr
+
+from skvaecert._certificate.rounding import RoundingSums
+from skvaecert.bounds import betting_mean_bound
+from skvaecert.simplex import Floats, check_sample_weight
+
+__all__ = ["InformationBracket", "code_information", "population_information"]
+
+# Draws and samples whose pairs are in memory at once: an array of 2 MiB, about the size
+# of a processor's cache.
+_DRAWS, _SAMPLES = 256, 1024
+# Distances, in units of the smallest noise, above which squares are not expanded.
+_STEEP = 1e3
+# Deviations that a draw hardly ever exceeds.
+_FAR = 6
+# Logarithms that stand for 0: of any density, and of one beside the largest.
+_NEVER, _NEGLIGIBLE = -1e290, -700.0
+# Squares of larger magnitudes, or of the inverses of smaller ones, overflow.
+_LARGEST = 1e150
+# Codes drawn from each sample of a lot.
+_DRAWS_IN_LOT = 4
+# From 100 to 10,000 samples, weak codes did best with lots of n^0.5, strong ones with
+# up to n^0.65.
+_LOT_EXPONENT = 0.55
+
+
+@dataclass(frozen=True)
+class InformationBracket:
+    """Both ends of I(i; z), the information of drawn codes about their samples.
+
+    Attributes
+    ----------
+    low : float
+        Lower bound in nats, at least 0, after the subtraction of `rounding`.
+    high : float
+        Upper bound in nats, from `low` to `limit`.
+    estimate : float
+        Mean over the draws, limited to the bracket.
+    confidence : float
+        Probability, over the draws, with which both ends hold.
+    limit : float
+        Entropy of the weights, -sum_i p_i log p_i; log n_samples for equal weights.
+    rounding : float
+        Information that rounding in the encoder may have added, in nats.
+    n_samples : int
+        Number of samples with a weight above 0.
+    low_by : {"draws", "zero"}
+        The bound that gave `low`.
+    high_by : {"draws", "moment-matched Gaussian", "limit"}
+        The bound that gave `high`.
+    """
+
+    low: float
+    high: float
+    estimate: float
+    confidence: float
+    limit: float
+    rounding: float
+    n_samples: int
+    low_by: str
+    high_by: str
+
+
+def code_information(
+    mean: ArrayLike,
+    std: ArrayLike,
+    *,
+    sample_weight: ArrayLike | None = None,
+    confidence: float = 0.999999,
+    n_draws: int = 40_000,
+    random_state: int | np.random.Generator | None = None,
+) -> InformationBracket:
+    """Bracket I(i; z) = sum_i p_i KL(q_i || sum_j p_j q_j), with q_i = N(mu_i, s_i^2).
+
+    With codes z_1, ..., z_M drawn from the mixture, B a lower confidence bound on a
+    mean (betting) and top = max_i log 1/p_i, the largest possible v::
+
+        v(z) = KL(p(.|z) || p),    p(j|z) = p_j q_j(z) / sum_k p_k q_k(z)
+        low  = B(v(z_m)) - rounding
+        high = min(top - B(top - v(z_m)),  sum_i p_i KL(q_i || r),  limit)
+
+    where r is the diagonal Gaussian with the moments of the mixture.
+
+    Parameters
+    ----------
+    mean : array-like of shape (n_samples, latent_dim)
+        mu, means of the posteriors q(z|x_i).
+    std : array-like of shape (n_samples, latent_dim)
+        s, their standard deviations, above 0: exp(log_variance / 2).
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights, normalised to p; uniform when None. A sample of weight 0 does not
+        count.
+    confidence : float, default=0.999999
+        Probability with which both ends hold, in (0, 1).
+    n_draws : int, default=40000
+        M, the number of drawn codes in all. The width falls with its square root. Time
+        grows with n_draws * n_samples * latent_dim, memory does not.
+    random_state : int, numpy.random.Generator or None, default=None
+        Seed of the draws; different ones each time when None.
+
+    Returns
+    -------
+    InformationBracket
+        Ends, estimate and limit in nats.
+
+    Raises
+    ------
+    ValueError
+        If an array or a parameter is not valid.
+
+    See Also
+    --------
+    population_information : What codes say about samples of the population.
+    skvaecert.diagnostics.mutual_information : An estimate without bounds.
+
+    Notes
+    -----
+    *Guarantee.* With probability `confidence` or more over the draws,
+    low <= I(i; z) <= high for these samples. They may be any samples: seen in training,
+    dependent, duplicated. I(i; z) is at most the entropy of p. So it says nothing about
+    how many more samples could be told apart. Draws are stratified: draw m takes its
+    sample from the m-th part of p in M. Their values are independent with different
+    means, and their mean is I(i; z). That is enough for betting, since a product of
+    positive factors with a mean of 1 is at most 1.
+
+    *Weights.* A small p_i makes top, and with it the bracket, wide: the draws leave at
+    least about top log(1 / (1 - confidence)) / M to each end. `limit` is the entropy.
+
+    *The Gaussian.* Of all diagonal Gaussians r, the one with the moments of the mixture
+    gives the smallest bound, sum_j (log s_j - sum_i p_i log s_ij). So `high` is never
+    above the mean KL to the prior.
+
+    *Rounding of the encoder.* A constant mean with rounding errors of float32 carries
+    several nats under s = 1e-7. Let mu_ij be off by errors of root mean square u_j and
+    log s_ij by h_j or less. By the chain rule, the codes carry at least I(i; z) less ::
+
+        rounding = sum_j [log(1 + u_j^2 / min_i s_ij^2) / 2 + h_j^2]
+
+    about the values without these errors, and `low` is a bound on this. The errors are
+    an assumption, that of the certificate: 32 machine epsilons of float32, at magnitude
+    max(1, abs(mu_ij)) for means and at max(1, abs(log s_ij^2)) for logarithms of
+    variances. A column whose values all fit in 16 bits, whole values for example,
+    counts as computed in 16 bits, with 8 epsilons, and so do the standard deviations of
+    its dimension. One that is the same for all samples has no error. `estimate` and
+    `high` are about codes as they are.
+
+    *Arithmetic.* In float64. Squares of distances are expanded where they are less than
+    1000 times the noise, which leaves an error of 1e-9 nats in each dimension. It is
+    added to the bracket. Other distances are differences, exact for any ratio, which
+    take up to 20 times as long.
+
+    References
+    ----------
+    Theory section 16; Waudby-Smith and Ramdas, arXiv:2010.09686. Upper bounds by pairs,
+    Kolchinsky and Tracey, arXiv:1706.02419, are wider.
+
+    Examples
+    --------
+    A thousand samples with signal in one dimension, and the same under more noise:
+
+    >>> import numpy as np
+    >>> from skvaecert.information import code_information
+    >>> rng = np.random.default_rng(0)
+    >>> mean = np.c_[rng.normal(size=1000), np.zeros(1000)]
+    >>> bracket = code_information(mean, np.full((1000, 2), 0.1), random_state=0)
+    >>> round(bracket.low, 2), round(bracket.high, 2), bracket.high_by
+    (2.25, 2.28, 'moment-matched Gaussian')
+    >>> round(code_information(mean, np.full((1000, 2), 40.0)).high, 4)
+    0.0003
+    """
+    mean, std = _check_posteriors(mean, std)
+    proba = _check_proba(sample_weight, len(mean))
+    _check_count("n_draws", n_draws, 1)
+    _check_confidence(confidence)
+    generator = _check_generator(random_state)
+    support = np.flatnonzero(proba)
+    return _bracket(
+        _Mixture(mean[support], std[support], proba[support]),
+        confidence,
+        n_draws,
+        generator,
+    )
+
+
+def population_information(
+    mean: ArrayLike,
+    std: ArrayLike,
+    *,
+    lot_size: int | None = None,
+    confidence: float = 0.95,
+    random_state: int | np.random.Generator | None = None,
+) -> float:
+    """Lower bound on I(X; Z), the information of codes about samples of the population.
+
+    The samples are divided at random into lots of B. With B(.) a lower confidence bound
+    on a mean (betting) and L the mean, over drawn codes, of the v of
+    :func:`code_information` within a lot::
+
+        B(L_1, ..., L_m) - rounding <= I(X; Z),    m = n_samples // B
+
+    Parameters
+    ----------
+    mean : array-like of shape (n_samples, latent_dim)
+        mu, means of the posteriors q(z|x_i) of held-out samples.
+    std : array-like of shape (n_samples, latent_dim)
+        s, their standard deviations, above 0: exp(log_variance / 2).
+    lot_size : int or None, default=None
+        B, from 2 to n_samples, chosen before the samples are seen. None for
+        n_samples^0.55, rounded down. The rest that does not fill a lot is left out.
+    confidence : float, default=0.95
+        Probability with which the bound holds, in (0, 1).
+    random_state : int, numpy.random.Generator or None, default=None
+        Seed of lots and draws; different ones each time when None.
+
+    Returns
+    -------
+    float
+        Nats, from 0 to log B.
+
+    Raises
+    ------
+    ValueError
+        If an array or a parameter is not valid.
+
+    See Also
+    --------
+    code_information : What codes say about these samples, from both sides.
+
+    Notes
+    -----
+    *Guarantee.* Let the samples be drawn independently from one population, and let
+    nothing be fitted on them, not even the time at which training stopped. With
+    probability `confidence` or more over samples and draws, the bound is at most
+    I(X; Z), for every number of samples and every population. Training samples are not
+    covered: an encoder that has memorised them looks more informative than it is. If
+    samples depend on each other, as the frames of a video or the augmented copies of an
+    image, lots do too, and the bound is too high more often than stated. So is the
+    largest bound of several lot sizes or seeds.
+
+    *Why.* The mean of L is at most I(X; Z), whatever B (InfoNCE with known densities).
+    No bound of this kind is far above log n.
+
+    *Lot size.* Small lots limit the bound to log B, and few lots cost confidence: about
+    4 lots of all at 95 %. The default came within 10 % of the best size for weak and
+    strong, clustered and half-dead codes of 100 to 10,000 samples.
+
+    *Rounding.* As in :func:`code_information`.
+
+    References
+    ----------
+    Theory section 16; Poole et al., arXiv:1905.06922; McAllester and Stratos,
+    arXiv:1811.04251.
+
+    Examples
+    --------
+    A linear-Gaussian encoder, I(X; Z) = log(1 + 1.5^2) = 1.18 in two dimensions:
+
+    >>> import numpy as np
+    >>> from skvaecert.information import population_information
+    >>> mean = 1.5 * np.random.default_rng(0).normal(size=(2000, 2))
+    >>> round(population_information(mean, np.ones((2000, 2)), random_state=0), 1)
+    1.0
+    """
+    mean, std = _check_posteriors(mean, std)
+    size = _check_lot_size(lot_size, len(mean))
+    _check_confidence(confidence)
+    generator = _check_generator(random_state)
+    n_lots = len(mean) // size
+    lots = generator.permutation(len(mean))[: n_lots * size].reshape(n_lots, size)
+    uniform, chosen = np.full(size, 1 / size), np.repeat(np.arange(size), _DRAWS_IN_LOT)
+    means = np.empty(n_lots)
+    for number, lot in enumerate(lots):
+        mixture = _Mixture(mean[lot], std[lot], uniform)
+        means[number] = mixture.divergences(chosen, generator).mean()
+    lost = _rounding_information(mean, std, np.full(len(mean), 1 / len(mean)))
+    lost += _arithmetic_error(mean.shape[1])
+    top = float(np.log(size))
+    bound = betting_mean_bound(means.clip(max=top), 0, top, confidence)
+    return max(0.0, bound - lost)
+
+
+def _bracket(
+    mixture: "_Mixture", confidence: float, n_draws: int, generator: np.random.Generator
+) -> InformationBracket:
+    proba = mixture.proba
+    chosen = _stratified(proba, n_draws, generator)
+    top = float(-np.log(proba.min()))
+    values = mixture.divergences(chosen, generator).clip(max=top)
+    limit = min(float(entr(proba).sum()), float(np.log(len(proba))))
+    error = _arithmetic_error(mixture.mean.shape[1])
+    # Each end of the draws fails with half of the probability; the others cannot.
+    each = (1 + confidence) / 2
+    rounding = _rounding_information(mixture.mean, mixture.std, proba)
+    low = betting_mean_bound(values, 0, top, each) - error - rounding
+    highs = {
+        "limit": limit,
+        "moment-matched Gaussian": _gaussian_bound(mixture) + error,
+        "draws": top - betting_mean_bound(top - values, 0, top, each) + error,
+    }
+    high_by = min(highs, key=highs.__getitem__)
+    high = highs[high_by]
+    low = min(max(0.0, low), high)
+    return InformationBracket(
+        low=low,
+        high=high,
+        estimate=float(np.clip(values.mean(), low, high)),
+        confidence=float(confidence),
+        limit=limit,
+        rounding=rounding,
+        n_samples=len(proba),
+        low_by="draws" if low > 0 else "zero",
+        high_by=high_by,
+    )
+
+
+class _Mixture:
+    """The mixture sum_j p_j q_j, laid out for densities at many codes."""
+
+    def __init__(self, mean: Floats, std: Floats, proba: Floats) -> None:
+        self.mean, self.std, self.proba = mean, std, proba
+        self._log_proba = np.log(proba)
+        self._centred = _centred(mean, proba)
+        reach = np.abs(self._centred).max(axis=0) + _FAR * std.max(axis=0)
+        steep = reach > _STEEP * std.min(axis=0)
+        self._steep, self._flat = np.flatnonzero(steep), np.flatnonzero(~steep)
+        centred, precision = self._centred[:, self._flat], std[:, self._flat] ** -2.0
+        constant = self._log_proba - np.log(std).sum(axis=1)
+        constant -= (centred**2 * precision).sum(axis=1) / 2
+        # log p_j q_j(z) = (z^2, z, 1) @ weights, for dimensions without cancellation.
+        self._weights = np.vstack([-precision.T / 2, (centred * precision).T, constant])
+
+    def divergences(
+        self, chosen: NDArray[np.intp], generator: np.random.Generator
+    ) -> Floats:
+        """Return KL(p(.|z) || p) at a code drawn from each chosen sample."""
+        values = np.empty(len(chosen))
+        for start in range(0, len(chosen), _DRAWS):
+            part = chosen[start : start + _DRAWS]
+            noise = generator.standard_normal((len(part), self.mean.shape[1]))
+            values[start : start + _DRAWS] = self._at(part, self.std[part] * noise)
+        return values.clip(min=0)
+
+    def _at(self, origin: NDArray[np.intp], step: Floats) -> Floats:
+        """Return the divergences at mu + step, summed over samples in lots."""
+        code = (self._centred[origin] + step)[:, self._flat]
+        features = np.hstack([code**2, code, np.ones((len(code), 1))])
+        # With a_j = log p_j q_j(z) less the largest: sums of e^a, a e^a, e^a log p.
+        largest = np.full(len(code), _NEVER)
+        sums = np.zeros((3, len(code)))
+        for start in range(0, len(self.mean), _SAMPLES):
+            lot = slice(start, start + _SAMPLES)
+            joint = features @ self._weights[:, lot]
+            self._add_steep(joint, origin, step, lot)
+            before, largest = largest, np.maximum(largest, joint.max(axis=1))
+            joint -= largest[:, np.newaxis]
+            np.maximum(joint, _NEGLIGIBLE, out=joint)
+            sums[1] += (before - largest) * sums[0]
+            sums *= np.exp(before - largest)
+            share = np.exp(joint)
+            sums[0] += share.sum(axis=1)
+            sums[1] += np.einsum("ij,ij->i", share, joint)
+            sums[2] += share @ self._log_proba[lot]
+        return np.asarray((sums[1] - sums[2]) / sums[0] - np.log(sums[0]))
+
+    def _add_steep(
+        self, joint: Floats, origin: NDArray[np.intp], step: Floats, lot: slice
+    ) -> None:
+        """Add the dimensions in which expanded squares would cancel."""
+        for column in self._steep:
+            mean = self.mean[:, column]
+            distance = mean[origin, np.newaxis] - mean[lot]
+            distance += step[:, column, np.newaxis]
+            distance /= self.std[lot, column]
+            with np.errstate(over="ignore"):
+                distance *= distance
+            distance /= 2
+            joint -= distance
+        if len(self._steep):
+            np.maximum(joint, _NEVER, out=joint)
+
+
+def _centred(mean: Floats, proba: Floats) -> Floats:
+    # Shifted by the first sample, so that equal means are exactly 0.
+    shifted = mean - mean[0]
+    return np.asarray(shifted - proba @ shifted)
+
+
+def _stratified(
+    proba: Floats, n_draws: int, generator: np.random.Generator
+) -> NDArray[np.intp]:
+    """Draw samples from p, one from each of its n_draws parts."""
+    place = (np.arange(n_draws) + generator.random(n_draws)) / n_draws
+    chosen = np.searchsorted(np.cumsum(proba), place, side="right")
+    return np.minimum(chosen, len(proba) - 1)
+
+
+def _gaussian_bound(mixture: _Mixture) -> float:
+    """Return sum_i p_i KL(q_i || r), r the diagonal Gaussian with the same moments."""
+    mean, std, proba = mixture.mean, mixture.std, mixture.proba
+    # In units of a deviation, so that only logarithms of ratios are added.
+    unit = std.max(axis=0)
+    scaled = std / unit
+    with np.errstate(over="ignore"):
+        distance = _centred(mean, proba) / unit
+        variance = proba @ (scaled**2 + distance**2)
+    return float((np.log(variance) / 2 - proba @ np.log(scaled)).sum())
+
+
+def _rounding_information(mean: Floats, std: Floats, proba: Floats) -> float:
+    """Bound what rounding adds: sum_j log(1 + u_j^2 / min_i s_ij^2) / 2 + h_j^2."""
+    unit, unit_of_std = _units(mean, proba), _units(std, proba)
+    # What has its means in 16 bits may have exponentials of 16 bits in more.
+    unit_of_std = np.where(unit_of_std > 0, np.maximum(unit, unit_of_std), 0)
+    errors = unit**2 * (proba @ np.maximum(mean**2, 1))
+    logarithms = unit_of_std * np.maximum(np.abs(np.log(std)).max(axis=0), 0.5)
+    with np.errstate(over="ignore"):
+        ratio = errors / std.min(axis=0) ** 2
+    return float((np.log1p(ratio) / 2 + logarithms**2).sum())
+
+
+def _units(values: Floats, proba: Floats) -> Floats:
+    sums = RoundingSums()
+    sums.add(values, proba)
+    return sums.unit
+
+
+def _arithmetic_error(latent_dim: int) -> float:
+    """Return what expanding squares of up to _STEEP^2 may cost, in nats."""
+    return 4 * float(np.finfo(np.float64).eps) * _STEEP**2 * latent_dim
+
+
+def _check_posteriors(mean: ArrayLike, std: ArrayLike) -> tuple[Floats, Floats]:
+    means, deviations = _check_array("mean", mean), _check_array("std", std)
+    if deviations.shape != means.shape:
+        raise ValueError(
+            f"std must have the shape {means.shape} of mean, got {deviations.shape}."
+        )
+    smallest = deviations.min()
+    if smallest < 1 / _LARGEST:
+        raise ValueError(
+            f"std must be above 0 (at least {1 / _LARGEST:.0e}), got a smallest value "
+            f"of {smallest}. If these are log-variances, pass numpy.exp(std / 2)."
+        )
+    return means, deviations
+
+
+def _check_array(name: str, array: ArrayLike) -> Floats:
+    values = _check_real(name, array)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(
+            f"{name} must have shape (n_samples, latent_dim), not empty, got shape "
+            f"{values.shape}. Give one dimension as a column, {name}[:, numpy.newaxis]."
+        )
+    largest = np.abs(values).max()
+    if not largest < _LARGEST:
+        raise ValueError(
+            f"{name} must be finite and below {_LARGEST:.0e}, got a largest magnitude "
+            f"of {largest}. Leave these samples out, or give them a finite code."
+        )
+    return values
+
+
+def _check_real(name: str, array: ArrayLike) -> Floats:
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError(
+            f"{name} must have no mask, got a masked array. Leave masked samples out."
+        )
+    try:
+        values = np.asarray(array)
+        if values.dtype.kind == "c":
+            raise ValueError("got complex values")
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be an array of real values: {error}. Convert it with "
+            "numpy.asarray(..., dtype=float)."
+        ) from error
+
+
+def _check_proba(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
+    if sample_weight is not None:
+        sample_weight = _check_real("sample_weight", sample_weight)
+    return check_sample_weight(sample_weight, n_samples)
+
+
+def _check_count(name: str, value: int, smallest: int) -> None:
+    if not isinstance(value, Integral) or value < smallest:
+        raise ValueError(
+            f"{name} must be an int of at least {smallest}, got {value!r}."
+        )
+
+
+def _check_lot_size(lot_size: int | None, n_samples: int) -> int:
+    if n_samples < 2:
+        raise ValueError(
+            "mean must have at least two samples, got 1. Give more samples."
+        )
+    if lot_size is None:
+        return max(2, int(n_samples**_LOT_EXPONENT))
+    _check_count("lot_size", lot_size, 2)
+    if lot_size > n_samples:
+        raise ValueError(
+            f"lot_size must be at most n_samples = {n_samples}, got {lot_size}. Leave "
+            "it at None, or give more samples."
+        )
+    return int(lot_size)
+
+
+def _check_confidence(confidence: float) -> None:
+    if not (isinstance(confidence, int | float | np.number) and 0 < confidence < 1):
+        raise ValueError(
+            "confidence must be a number above 0 and below 1, such as 0.95, got "
+            f"{confidence!r}."
+        )
+
+
+def _check_generator(
+    random_state: int | np.random.Generator | None,
+) -> np.random.Generator:
+    try:
+        return np.random.default_rng(random_state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "random_state must be an int of at least 0, a numpy.random.Generator or "
+            f"None, got {random_state!r}."
+        ) from error
