@@ -423,8 +423,8 @@ def collapse_threshold(
 ) -> float:
     r"""Least kl_weight at which a linear VAE collapses altogether.
 
-    With lambda_j the eigenvalues of the covariance Sigma of `X`, largest first, D
-    features of mean p, and V = diag p_f (1 - p_f)::
+    With beta the kl_weight, lambda_j the eigenvalues of the covariance Sigma of `X`,
+    largest first, D features of mean p, and V = diag p_f (1 - p_f)::
 
         Gaussian, learned variance    beta* = D lambda_1 / sum_j lambda_j
         Gaussian, fixed variance v    beta* = lambda_1 / v
@@ -440,9 +440,10 @@ def collapse_threshold(
     change the loss by tr(U' V U) / 2 + beta tr(E Sigma E') / 2 - tr(U E Sigma), which
     can be negative iff beta V - Sigma has a negative eigenvalue.
 
-    Nonlinear networks have the same second order, so below beta* collapse is never an
-    optimum, whatever the network. Above beta* it is a local one, but a nonlinear
-    decoder may have a better one: it can tell a rare, distant cluster from the rest.
+    Nonlinear networks have the same second order. So below beta* collapse is no
+    optimum, if the network can represent a small linear code. From beta* on it is a
+    local one, but a nonlinear decoder may have a better one: it can tell a rare,
+    distant cluster from the rest.
 
     The latent dimension does not matter: one is enough for the first direction.
 
@@ -468,8 +469,8 @@ def collapse_threshold(
     Returns
     -------
     float
-        beta*, above 0: a linear VAE without alignment collapses iff
-        ``kl_weight >= beta*``.
+        beta*, above 0. Without alignment, a linear VAE collapses iff its `kl_weight`
+        is at least this.
 
     Raises
     ------
@@ -516,9 +517,9 @@ def linear_information(
 ) -> LinearForecast:
     r"""Information that survives a kl_weight in a linear VAE, before training.
 
-    For the Gaussian likelihood with learned variance v, summed over D features, with
-    lambda_j the eigenvalues of the covariance of `X`, largest first, and d the latent
-    dimension::
+    For the Gaussian likelihood with learned variance v, summed over D features. With
+    beta the kl_weight, lambda_j the eigenvalues of the covariance of `X`, largest
+    first, and d the latent dimension::
 
         I(beta) = sum_{j <= d} 1/2 log+(lambda_j / (beta v))
         v       = (1/D) [sum_{j <= d} min(lambda_j, beta v) + sum_{j > d} lambda_j]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from numpy.polynomial.hermite_e import hermegauss
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logsumexp, rel_entr, softmax
+from scipy.stats import norm
 from sklearn.datasets import load_digits
 
 from skvaecert import CertifiedVAE
@@ -604,6 +605,20 @@ def test_a_linear_bernoulli_vae_collapses_at_the_threshold(seed):
     threshold = collapse_threshold(X, likelihood="bernoulli")
     assert bernoulli_gain(X, 0.93 * threshold, seed) > 1e-5
     assert bernoulli_gain(X, 1.03 * threshold, seed) < 1e-8
+
+
+def test_a_nonlinear_decoder_can_tell_a_rare_cluster_above_the_threshold():
+    X = np.zeros((1000, 1))
+    X[0] = 10.0
+    share, square = 0.001, 100.0
+    threshold = collapse_threshold(X, noise_variance=1.0)
+    # The decoder says 10 for z > 3.7, else 0; only the rare posterior differs from
+    # the prior.
+    step, mean, std = 3.7, 4.2, 0.25
+    mistaken = (1 - share) * norm.sf(step) + share * norm.cdf(step, mean, std)
+    kl = share * (mean**2 + std**2 - 1 - np.log(std**2)) / 2
+    code = mistaken * square / 2 + 10 * threshold * kl
+    assert code < X.var() / 2
 
 
 @pytest.mark.slow
