@@ -441,7 +441,7 @@ def collapse_threshold(
     can be negative iff beta V - Sigma has a negative eigenvalue.
 
     Nonlinear networks have the same second order. So below beta* collapse is no
-    optimum, if the network can represent a small linear code. From beta* on it is a
+    optimum, if the network can represent a small linear code. Above beta* it is a
     local one, but a nonlinear decoder may have a better one: it can tell a rare,
     distant cluster from the rest.
 
@@ -566,7 +566,7 @@ def linear_information(
 
     References
     ----------
-    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019).
+    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019); arXiv:2605.22691.
 
     Examples
     --------
