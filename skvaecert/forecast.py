@@ -1,16 +1,21 @@
-"""The margin before training (theory section 9).
+"""What to expect before training (theory sections 9 and 18).
 
-Reconstruction is left aside, and an encoder may put every code where it likes. What
-remains of the loss is strictly convex in each code, with one number that decides: the
-ratio r = alignment_weight / kl_weight.
+Of the margin: reconstruction is left aside, and an encoder may put every code where it
+likes. What remains of the loss is strictly convex in each code, with one number that
+decides: the ratio r = alignment_weight / kl_weight.
+
+Of collapse without alignment: the optimum of a linear VAE has a closed form in the
+eigenvalues of the covariance of the data.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigvalsh
 from scipy.optimize import brentq
 from scipy.special import log_softmax, wrightomega
 
@@ -26,8 +31,11 @@ from skvaecert.simplex import (
 __all__ = [
     "Forecast",
     "ForecastCurve",
+    "LinearForecast",
+    "collapse_threshold",
     "forecast_margin",
     "guaranteed_margin",
+    "linear_information",
     "ratio_for_margin",
 ]
 
@@ -44,6 +52,12 @@ _ROOT_TOLERANCE = 1e-12
 _NO_INFORMATION = 1e-9
 # From no margin to the analytic code, for scales near 1.
 _RATIOS = np.geomspace(1e-2, 1e4, 37)
+# Values in a chunk of data: many enough for fast matrix products.
+_DATA_VALUES = 2**22
+# Squares of larger values overflow.
+_LARGEST = 1e150
+# How far rounding may push intensities out of [0, 1].
+_RANGE_SLACK = 1e-6
 
 
 class Forecast(NamedTuple):
@@ -100,6 +114,37 @@ class ForecastCurve:
     operating_margin: float
     operating_energy: float
     target_margin: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class LinearForecast:
+    """What a linear VAE keeps at its best, for one kl_weight or an array of them.
+
+    Directions are the principal components of the data, largest variance first. Arrays
+    begin with the shape of `kl_weight`.
+
+    Attributes
+    ----------
+    information : float or ndarray
+        I, nats a sample: the sum of `per_direction`.
+    per_direction : ndarray of shape (..., n_directions)
+        Nats a sample in each direction, 0 where it has collapsed. There are
+        min(latent_dim, n_features) directions.
+    noise_variance : float or ndarray
+        v, the variance that the Gaussian likelihood learns, in squared units of the
+        data.
+    n_surviving : int or ndarray of int
+        Number of directions that have not collapsed.
+    thresholds : ndarray of shape (n_directions,)
+        The least kl_weight at which each direction collapses. The first is
+        :func:`collapse_threshold`.
+    """
+
+    information: float | Floats
+    per_direction: Floats
+    noise_variance: float | Floats
+    n_surviving: int | NDArray[np.intp]
+    thresholds: Floats
 
 
 class _Problem(NamedTuple):
@@ -368,6 +413,199 @@ def guaranteed_margin(
     return information - _worst_loss(problem, ratio, gain)
 
 
+def collapse_threshold(
+    X: ArrayLike,
+    *,
+    likelihood: str = "gaussian",
+    noise_variance: float | None = None,
+    latent_dim: int | None = None,
+    reduction: str = "sum",
+) -> float:
+    r"""Least kl_weight at which a linear VAE collapses altogether.
+
+    With beta the kl_weight, lambda_j the eigenvalues of the covariance Sigma of `X`,
+    largest first, D features of mean p, and V = diag p_f (1 - p_f)::
+
+        Gaussian, learned variance    beta* = D lambda_1 / sum_j lambda_j
+        Gaussian, fixed variance v    beta* = lambda_1 / v
+        Bernoulli                     beta* = lambda_max(V^-1/2 Sigma V^-1/2)
+
+    *Gaussian.* Minimised over its code, the loss of a linear VAE is that of
+    probabilistic PCA with noise beta v: direction j pays for itself iff
+    lambda_j > beta v. So all collapse iff beta v >= lambda_1. A collapsed code learns
+    v = sum_j lambda_j / D, and the loss, minimised over all but v, is convex in log v:
+    there is no other optimum.
+
+    *Bernoulli.* Near the collapsed point a decoder with logits U z and an encoder E x
+    change the loss by tr(U' V U) / 2 + beta tr(E Sigma E') / 2 - tr(U E Sigma), which
+    can be negative iff beta V - Sigma has a negative eigenvalue.
+
+    Nonlinear networks have the same second order. So below beta* collapse is no
+    optimum, if the network can represent a small linear code. Above beta* it is a
+    local one, but a nonlinear decoder may have a better one: it can tell a rare,
+    distant cluster from the rest.
+
+    The latent dimension does not matter: one is enough for the first direction.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        The data to train on, finite, at least two samples that differ. It may be a
+        memory map, of any numeric type; it is read once, in chunks. For Bernoulli in
+        [0, 1]; bytes up to 255 are divided by 255, as :class:`skvaecert.CertifiedVAE`
+        does. Features that are constant count in D.
+    likelihood : {"gaussian", "bernoulli"}, default="gaussian"
+        The likelihood of the decoder.
+    noise_variance : float or None, default=None
+        v, in squared units of `X`, above 0; None if it is learned. A loss of squared
+        errors, without a factor, has v = 1/2. For the Gaussian likelihood only.
+    latent_dim : int or None, default=None
+        At least 1. The threshold is the same for all.
+    reduction : {"sum", "mean"}, default="sum"
+        Whether the loss sums the reconstruction over features or averages it. The
+        average multiplies the effective kl_weight by D, so beta* is divided by D: with
+        learned variance it is then at most 1.
+
+    Returns
+    -------
+    float
+        beta*, above 0. Without alignment, a linear VAE collapses iff its `kl_weight`
+        is at least this.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not as told, or `X` does not vary.
+
+    See Also
+    --------
+    linear_information : How much survives below the threshold.
+
+    References
+    ----------
+    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019); arXiv:2205.04009 (Wang and
+    Ziyin 2022).
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skvaecert.forecast import collapse_threshold
+    >>> X = load_digits().data / 16
+    >>> round(collapse_threshold(X), 2)
+    9.53
+    >>> round(collapse_threshold(X, likelihood="bernoulli"), 2)
+    3.35
+    >>> round(collapse_threshold(X, reduction="mean"), 2)
+    0.15
+    """
+    _check_option("likelihood", likelihood, ("gaussian", "bernoulli"))
+    _check_option("reduction", reduction, ("sum", "mean"))
+    _check_noise_variance(noise_variance, likelihood)
+    _check_latent_dim(latent_dim)
+    spectrum = _spectrum(X, bernoulli=likelihood == "bernoulli")
+    if likelihood == "bernoulli":
+        threshold = spectrum[0]
+    elif noise_variance is not None:
+        threshold = spectrum[0] / noise_variance
+    else:
+        threshold = _thresholds(spectrum)[0]
+    return float(threshold / len(spectrum) if reduction == "mean" else threshold)
+
+
+def linear_information(
+    X: ArrayLike, kl_weight: ArrayLike, latent_dim: int | None = None
+) -> LinearForecast:
+    r"""Information that survives a kl_weight in a linear VAE, before training.
+
+    For the Gaussian likelihood with learned variance v, summed over D features. With
+    beta the kl_weight, lambda_j the eigenvalues of the covariance of `X`, largest
+    first, and d the latent dimension::
+
+        I(beta) = sum_{j <= d} 1/2 log+(lambda_j / (beta v))
+        v       = (1/D) [sum_{j <= d} min(lambda_j, beta v) + sum_{j > d} lambda_j]
+
+    Direction k <= d survives iff beta < beta_k. With the first k directions alive the
+    second equation is linear in v::
+
+        beta_k = D lambda_k / (k lambda_k + sum_{j > k} lambda_j)
+        beta v = sum_{j > k} lambda_j / (D / beta - k)
+
+    This is the global optimum: the loss, minimised over all but v, is convex in log v.
+    Where `X` has rank at most d and beta < D / rank, v is 0 and I infinite: the loss
+    has no minimum. At beta = D / rank, where many v are optimal, v is the largest.
+
+    I is the mean KL term at the optimum, whatever the distribution of `X`. It is the
+    mutual information of input and drawn code if `X` is normal, else an upper bound. A
+    nonlinear VAE collapses near the same `kl_weight`, but may keep more or less
+    information: this is a forecast and no bound.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_features)
+        The data to train on, finite, at least two samples that differ. It may be a
+        memory map, of any numeric type; it is read once, in chunks.
+    kl_weight : float or array-like
+        beta, above 0. If the loss averages the reconstruction over features,
+        D * kl_weight.
+    latent_dim : int or None, default=None
+        d, at least 1; as many as features when None.
+
+    Returns
+    -------
+    LinearForecast
+        Information, variance and number of surviving directions for each `kl_weight`.
+
+    Raises
+    ------
+    ValueError
+        If a parameter is not as told, or `X` does not vary.
+
+    See Also
+    --------
+    collapse_threshold : The `kl_weight` from which on nothing survives.
+
+    References
+    ----------
+    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019); arXiv:2605.22691.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skvaecert.forecast import linear_information
+    >>> X = load_digits().data / 16
+    >>> forecast = linear_information(X, [4, 7, 8.5, 10], latent_dim=16)
+    >>> forecast.information.round(2)
+    array([2.48, 0.48, 0.1 , 0.  ])
+    >>> forecast.n_surviving
+    array([7, 3, 2, 0])
+    >>> forecast.thresholds[:4].round(1)
+    array([9.5, 8.8, 7.9, 6.3])
+    """
+    weights = _check_kl_weight(kl_weight)
+    _check_latent_dim(latent_dim)
+    spectrum = _spectrum(X)
+    n_features = len(spectrum)
+    thresholds = _thresholds(spectrum)[:latent_dim]
+    alive = weights[..., np.newaxis] < thresholds
+    n_surviving = alive.sum(axis=-1)
+    level = _noise_level(spectrum, n_features / weights, n_surviving)
+    # 0 / 0 and the logarithm of infinity: no noise is left.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gain = np.log(spectrum[: len(thresholds)] / level[..., np.newaxis]) / 2
+    per_direction = np.where(alive, gain, 0.0)
+    information, noise_variance = per_direction.sum(axis=-1), level / weights
+    if weights.ndim:
+        found = information, per_direction, noise_variance, n_surviving
+        return LinearForecast(*found, thresholds)
+    return LinearForecast(
+        float(information),
+        per_direction,
+        float(noise_variance),
+        int(n_surviving),
+        thresholds,
+    )
+
+
 def _problem(
     teacher_proba: ArrayLike, scale: float, sample_weight: ArrayLike | None
 ) -> _Problem:
@@ -486,3 +724,187 @@ def _force_square(problem: _Problem) -> float:
 def _analytic_energy(problem: _Problem) -> float:
     odds_energy = log_odds_energy(problem.proba, problem.weight)
     return problem.stiffness / 2 * odds_energy
+
+
+# Of the linear VAE.
+
+
+def _thresholds(spectrum: Floats) -> Floats:
+    """Return the kl_weight at which each direction collapses, 0 without variance."""
+    rest = np.full_like(spectrum, np.inf)
+    np.divide(_tails(spectrum)[1:], spectrum, out=rest, where=spectrum > 0)
+    return np.asarray(len(spectrum) / (np.arange(1, len(spectrum) + 1) + rest))
+
+
+def _noise_level(
+    spectrum: Floats, share: Floats, n_surviving: NDArray[np.intp]
+) -> Floats:
+    """Return beta v, with share = D / beta and the number of surviving directions."""
+    dead = _tails(spectrum)[n_surviving]
+    weakest = np.concatenate([[np.inf], spectrum])[n_surviving]
+    # It is below the weakest survivor, also where rounding leaves no difference.
+    least = np.maximum(dead / weakest, np.finfo(np.float64).tiny)
+    return np.asarray(dead / np.maximum(share - n_surviving, least))
+
+
+def _tails(spectrum: Floats) -> Floats:
+    """Return sum_{j > k} lambda_j for k = 0, ..., D."""
+    return np.concatenate([spectrum[::-1].cumsum()[::-1], [0.0]])
+
+
+def _spectrum(X: ArrayLike, *, bernoulli: bool = False) -> Floats:
+    """Return the eigenvalues of Sigma or V^-1/2 Sigma V^-1/2, largest first."""
+    samples = _check_data(X)
+    n_samples, n_features = samples.shape
+    white = _white_intensity(samples) if bernoulli else None
+    moments = _gram if n_samples < n_features else _covariance
+    found = eigvalsh(moments(samples, white))[::-1]
+    # What is left of a variance of 0 after rounding.
+    found[found <= max(samples.shape) * np.finfo(np.float64).eps * found[0]] = 0
+    if not found[0] > 0:
+        raise ValueError(
+            "X must vary, got the same values in all samples. Nothing can be encoded "
+            "of constant data; give the samples to train on."
+        )
+    return np.pad(found, (0, n_features - len(found)))
+
+
+def _covariance(samples: Any, white: float | None) -> Floats:
+    """Return the covariance, merged over chunks of samples."""
+    n_samples, n_features = samples.shape
+    origin = _values(samples[:1], white)[0]
+    mean, scatter, n_seen = np.zeros(n_features), 0.0, 0
+    for chunk in _chunks(n_samples, n_features):
+        # Differences are exact where an offset is large, and 0 where X is constant.
+        values = _values(samples[chunk], white) - origin
+        center, n_seen = values.mean(axis=0), n_seen + len(values)
+        share = len(values) / n_seen
+        step = np.sqrt(len(values) * (1 - share)) * (center - mean)
+        values = np.vstack([values - center, step])
+        scatter = scatter + values.T @ values
+        mean += share * (center - mean)
+    scale = _whitening(origin + mean, white)
+    return np.asarray(scatter / n_samples * scale * scale[:, np.newaxis])
+
+
+def _gram(samples: Any, white: float | None) -> Floats:
+    """Return the products of centred samples, whose eigenvalues are the same."""
+    samples = np.asarray(samples)
+    n_samples, n_features = samples.shape
+    gram = np.zeros((n_samples, n_samples))
+    for chunk in _chunks(n_features, n_samples):
+        values = _values(samples[:, chunk], white)
+        origin = values[0].copy()
+        values -= origin
+        center = values.mean(axis=0)
+        values = (values - center) * _whitening(origin + center, white)
+        gram += values @ values.T
+    return np.asarray(gram / n_samples)
+
+
+def _whitening(mean: Floats, white: float | None) -> Floats:
+    """Return the diagonal of V^-1/2, 0 for features that are all 0 or all 1."""
+    scale = np.ones_like(mean)
+    if white is not None:
+        variance = mean * (1 - mean)
+        np.divide(1, np.sqrt(variance), out=scale, where=variance > 0)
+        scale[variance <= 0] = 0
+    return scale
+
+
+def _white_intensity(samples: Any) -> float:
+    """Return the value that stands for 1: 255 for bytes that are not zeros and ones."""
+    chunks = _chunks(*samples.shape)
+    first = np.asarray(samples[:1])
+    is_bytes = first.dtype == np.uint8
+    bright = is_bytes and any(np.asarray(samples[c]).max() > 1 for c in chunks)
+    return 255.0 if bright else 1.0
+
+
+def _values(chunk: Any, white: float | None) -> Floats:
+    """Return a new float64 array of checked values, in [0, 1] if `white` is given."""
+    given = np.asarray(chunk)
+    if given.dtype.kind not in "biuf":
+        raise ValueError(
+            f"X must hold real numbers, got dtype {given.dtype}. Encode categories as "
+            "numbers, and make sparse data dense."
+        )
+    values = given.astype(np.float64)
+    low, high = values.min(), values.max()
+    if not -_LARGEST < low <= high < _LARGEST:
+        raise ValueError(
+            f"X must be finite, with magnitudes below {_LARGEST:g}, got values from "
+            f"{low:.6g} to {high:.6g}. Impute or drop what is missing, or rescale X."
+        )
+    if white is None:
+        return values
+    if not -_RANGE_SLACK <= low / white <= high / white <= 1 + _RANGE_SLACK:
+        raise ValueError(
+            "X must lie in [0, 1] for likelihood='bernoulli', got values from "
+            f"{low / white:.6g} to {high / white:.6g}. Scale X, or use "
+            "likelihood='gaussian'."
+        )
+    return np.clip(values / white, 0, 1)
+
+
+def _chunks(n_items: int, n_values: int) -> Iterator[slice]:
+    size = max(1, _DATA_VALUES // n_values)
+    return (slice(start, start + size) for start in range(0, n_items, size))
+
+
+def _check_data(X: Any) -> Any:
+    if isinstance(X, np.ma.MaskedArray):
+        raise ValueError(
+            "X must not be masked, got a masked array. Impute what is missing, or drop "
+            "those samples."
+        )
+    # Memory maps stay on disk.
+    samples = X if hasattr(X, "shape") else np.asarray(X)
+    if len(samples.shape) != 2 or samples.shape[0] < 2 or samples.shape[1] < 1:
+        raise ValueError(
+            "X must have shape (n_samples, n_features), with at least 2 samples and 1 "
+            f"feature, got shape {tuple(samples.shape)}. Flatten images."
+        )
+    return samples
+
+
+def _check_option(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+
+
+def _check_noise_variance(noise_variance: Any, likelihood: str) -> None:
+    if noise_variance is None:
+        return
+    if likelihood != "gaussian":
+        raise ValueError(
+            "noise_variance must be None unless likelihood='gaussian', got "
+            f"{noise_variance!r} for likelihood={likelihood!r}. Leave it out."
+        )
+    if not isinstance(noise_variance, Real) or not 0 < float(noise_variance) < np.inf:
+        raise ValueError(
+            "noise_variance must be a number, finite and above 0, got "
+            f"{noise_variance!r}. Leave it out if the decoder learns it."
+        )
+
+
+def _check_latent_dim(latent_dim: Any) -> None:
+    if latent_dim is None:
+        return
+    if not isinstance(latent_dim, Integral) or latent_dim < 1:
+        raise ValueError(
+            f"latent_dim must be an int of at least 1, or None, got {latent_dim!r}."
+        )
+
+
+def _check_kl_weight(kl_weight: ArrayLike) -> Floats:
+    weights = np.asarray(kl_weight)
+    if weights.dtype.kind not in "iuf":
+        raise ValueError(f"kl_weight must be a number or an array, got {kl_weight!r}.")
+    wrong = weights[~((weights > 0) & (weights < np.inf))]
+    if wrong.size:
+        raise ValueError(
+            f"kl_weight must be finite and above 0, got {wrong[0]}. Without a KL term "
+            "the information has no limit."
+        )
+    return weights.astype(np.float64)

@@ -1,12 +1,26 @@
 import mpmath
 import numpy as np
+import pandas
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.polynomial.hermite_e import hermegauss
 from scipy.optimize import minimize
-from scipy.special import expit, log_softmax, rel_entr, softmax
+from scipy.special import expit, log_softmax, logsumexp, rel_entr, softmax
+from scipy.stats import norm
+from sklearn.datasets import load_digits
 
-from skvaecert.forecast import forecast_margin, guaranteed_margin, ratio_for_margin
+from skvaecert import CertifiedVAE
+from skvaecert.datasets import DatasetSamples
+from skvaecert.diagnostics import kl_per_dimension
+from skvaecert.forecast import (
+    collapse_threshold,
+    forecast_margin,
+    guaranteed_margin,
+    linear_information,
+    ratio_for_margin,
+)
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.simplex import (
     analytic_code,
@@ -344,3 +358,332 @@ def test_guarantee_refuses(proba, place, value, message):
     arguments[place] = value
     with pytest.raises(ValueError, match=message):
         guaranteed_margin(proba, SCALE, *arguments)
+
+
+# Theory section 18.
+
+
+@pytest.fixture(scope="module")
+def all_digits():
+    return load_digits().data / 16
+
+
+def data_with(spectrum, n_samples=40, seed=0):
+    """Data whose covariance has these eigenvalues."""
+    rng = np.random.default_rng(seed)
+    raw = rng.normal(size=(n_samples, len(spectrum)))
+    white, _ = np.linalg.qr(raw - raw.mean(axis=0))
+    turn, _ = np.linalg.qr(rng.normal(size=(len(spectrum), len(spectrum))))
+    return np.sqrt(n_samples) * white * np.sqrt(spectrum) @ turn
+
+
+def test_thresholds_of_the_digits(all_digits):
+    assert collapse_threshold(all_digits) == pytest.approx(9.53, abs=0.005)
+    bernoulli = collapse_threshold(all_digits, likelihood="bernoulli")
+    assert bernoulli == pytest.approx(3.35, abs=0.005)
+    thresholds = linear_information(all_digits, 1.0).thresholds
+    np.testing.assert_allclose(thresholds[:4], [9.53, 8.83, 7.94, 6.34], atol=0.005)
+
+
+def test_thresholds_against_arithmetic_of_numpy(all_digits):
+    covariance = np.cov(all_digits.T, bias=True)
+    values = np.linalg.eigvalsh(covariance)[::-1]
+    averaged = collapse_threshold(all_digits, reduction="mean")
+    assert averaged == pytest.approx(values[0] / values.sum(), rel=1e-12)
+    fixed = collapse_threshold(all_digits, noise_variance=0.5)
+    assert fixed == pytest.approx(2 * values[0], rel=1e-12)
+    mean = all_digits.mean(axis=0)
+    some = all_digits.std(axis=0) > 0
+    scale = np.sqrt(mean * (1 - mean))[some]
+    relative = covariance[some][:, some] / np.outer(scale, scale)
+    bernoulli = collapse_threshold(all_digits, likelihood="bernoulli")
+    assert bernoulli == pytest.approx(np.linalg.eigvalsh(relative)[-1], rel=1e-12)
+    assert collapse_threshold(
+        all_digits, likelihood="bernoulli", reduction="mean"
+    ) == pytest.approx(bernoulli / 64, rel=1e-12)
+    assert collapse_threshold(all_digits, latent_dim=1) == collapse_threshold(
+        all_digits, latent_dim=99
+    )
+
+
+def test_thresholds_have_closed_forms_in_simple_cases():
+    line = np.outer([0.0, 1.0, 1.0, 4.0], [1.0, 2.0, 3.0])
+    assert collapse_threshold(line) == pytest.approx(3, rel=1e-12)
+    assert collapse_threshold(line, reduction="mean") == pytest.approx(1, rel=1e-12)
+    assert collapse_threshold(data_with([2.0] * 5)) == pytest.approx(1, rel=1e-12)
+    # Bits that agree are one bit, and independent ones are noise.
+    bits = np.array([[0, 0, 0, 1], [0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 1]])
+    assert collapse_threshold(bits, likelihood="bernoulli") == pytest.approx(2)
+    assert collapse_threshold(bits[:, 1:3], likelihood="bernoulli") == pytest.approx(1)
+
+
+def linear_loss(parameters, spectrum, latent_dim, kl_weight):
+    """Loss of a linear VAE on data of covariance diag(spectrum), and its gradient."""
+    parameters = torch.tensor(parameters, requires_grad=True)
+    n_features = len(spectrum)
+    n_weights = n_features * latent_dim
+    decoder = parameters[:n_weights].reshape(n_features, latent_dim)
+    encoder = parameters[n_weights : 2 * n_weights].reshape(latent_dim, n_features)
+    log_variance, log_noise = parameters[2 * n_weights : -1], parameters[-1]
+    root = torch.tensor(np.diag(np.sqrt(spectrum)))
+    missed = ((torch.eye(n_features) - decoder @ encoder) @ root).square().sum()
+    missed = missed + (decoder.square() * log_variance.exp()).sum()
+    squares = (encoder @ root).square().sum()
+    kl = (squares + (log_variance.exp() - 1 - log_variance).sum()) / 2
+    loss = (n_features * log_noise + missed * torch.exp(-log_noise)) / 2
+    loss = loss + kl_weight * kl
+    loss.backward()
+    return loss.item(), parameters.grad.numpy(), kl.item()
+
+
+def best_linear_vae(spectrum, latent_dim, kl_weight):
+    """Return loss, KL term and noise variance of the best of some minimisations."""
+    rng = np.random.default_rng(0)
+    arguments = spectrum, latent_dim, kl_weight
+    size = 2 * len(spectrum) * latent_dim + latent_dim + 1
+    found = [
+        minimize(
+            lambda x: linear_loss(x, *arguments)[:2],
+            rng.normal(size=size) * 0.5,
+            jac=True,
+            method="BFGS",
+            options={"gtol": 1e-8, "maxiter": 5000},
+        )
+        for _ in range(3)
+    ]
+    best = min(found, key=lambda result: result.fun)
+    return best.fun, linear_loss(best.x, *arguments)[2], np.exp(best.x[-1])
+
+
+@pytest.mark.parametrize("latent_dim", [1, 2, 4])
+@pytest.mark.parametrize(
+    "spectrum",
+    [(4.0, 2.0, 1.0, 0.3), (3.0, 3.0, 0.2, 0.1), (9.0, 0.5, 0.5, 0.5)],
+)
+def test_linear_forecast_is_what_a_minimiser_finds(spectrum, latent_dim):
+    X = data_with(spectrum)
+    threshold = collapse_threshold(X)
+    for share in (0.75, 0.9, 0.98, 1.02, 1.3):
+        kl_weight = share * threshold
+        forecast = linear_information(X, kl_weight, latent_dim)
+        _, kl, noise_variance = best_linear_vae(spectrum, latent_dim, kl_weight)
+        assert forecast.information == pytest.approx(kl, abs=1e-5)
+        assert forecast.noise_variance == pytest.approx(noise_variance, rel=1e-5)
+        assert (forecast.information > 1e-4) == (share < 1)
+
+
+@given(
+    st.integers(0, 1000),
+    st.integers(1, 8),
+    st.floats(0.05, 20),
+    st.sampled_from([0.1, 1.0, 5.0]),
+)
+def test_noise_variance_is_a_fixed_point(seed, latent_dim, kl_weight, spread):
+    rng = np.random.default_rng(seed)
+    spectrum = np.sort(np.exp(spread * rng.normal(size=6)))[::-1]
+    forecast = linear_information(data_with(spectrum, 9, seed), kl_weight, latent_dim)
+    noise, kept = forecast.noise_variance, spectrum[:latent_dim]
+    learned = np.minimum(kept, kl_weight * noise).sum() + spectrum[latent_dim:].sum()
+    assert noise == pytest.approx(learned / 6, rel=1e-6, abs=1e-9 * spectrum[0])
+    assert forecast.n_surviving == (kept > kl_weight * noise * (1 + 1e-9)).sum()
+    assert forecast.per_direction.shape == kept.shape
+    assert forecast.information == pytest.approx(forecast.per_direction.sum())
+    assert (forecast.per_direction >= 0).all()
+    if noise > 1e-6 * spectrum[0]:
+        gains = np.log(np.maximum(kept / (kl_weight * noise), 1)) / 2
+        np.testing.assert_allclose(forecast.per_direction, gains, atol=1e-5)
+
+
+def test_directions_collapse_at_their_thresholds(all_digits):
+    thresholds = linear_information(all_digits, 1.0, 16).thresholds
+    assert (np.diff(thresholds) < 0).all()
+    for latent_dim in (3, 16, None):
+        for k, threshold in enumerate(thresholds[:3]):
+            around = threshold * np.array([1 - 1e-9, 1, 1 + 1e-9])
+            forecast = linear_information(all_digits, around, latent_dim)
+            np.testing.assert_array_equal(forecast.n_surviving, [k + 1, k, k])
+            np.testing.assert_allclose(np.diff(forecast.information), 0, atol=1e-7)
+
+
+def test_without_noise_the_information_has_no_limit():
+    X = data_with([3.0, 2.0, 1.0, 0.0])
+    below, at, above = (linear_information(X, 4 / 3 * f) for f in (0.99, 1.0, 1.01))
+    assert below.information == np.inf
+    assert below.noise_variance == 0
+    assert below.n_surviving == 3
+    # The least of many optima: the smallest variance is all noise.
+    assert at.information == pytest.approx(np.log(6) / 2, rel=1e-6)
+    assert above.information == pytest.approx(at.information, abs=0.1)
+    assert linear_information(X, 1e-3, latent_dim=2).information < np.inf
+
+
+def test_arrays_of_weights_are_numbers_in_any_order(all_digits):
+    weights = np.array([[20.0, 3.0, 0.5], [9.0, 1.0, 1e-4]])
+    forecast = linear_information(all_digits, weights, 16)
+    assert forecast.per_direction.shape == (2, 3, 16)
+    for place, weight in np.ndenumerate(weights):
+        single = linear_information(all_digits, weight, 16)
+        assert isinstance(single.information, float)
+        assert isinstance(single.noise_variance, float)
+        assert isinstance(single.n_surviving, int)
+        assert forecast.information[place] == single.information
+        assert forecast.noise_variance[place] == single.noise_variance
+        np.testing.assert_array_equal(
+            forecast.per_direction[place], single.per_direction
+        )
+
+
+@pytest.mark.parametrize("n_samples", [200, 20])
+def test_thresholds_do_not_depend_on_scale_shift_or_rotation(n_samples):
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(n_samples, 30)) * np.geomspace(1, 0.1, 30)
+    threshold = collapse_threshold(X)
+    kept = linear_information(X, 2.0, 5).information
+    turn, _ = np.linalg.qr(rng.normal(size=(30, 30)))
+    for changed in (
+        1e-60 * X,
+        1e60 * X,
+        X + 1e6,
+        X - 3 * rng.normal(size=30),
+        X @ turn,
+    ):
+        assert collapse_threshold(changed) == pytest.approx(threshold, rel=1e-8)
+        found = linear_information(changed, 2.0, 5).information
+        assert found == pytest.approx(kept, rel=1e-7)
+    fixed = collapse_threshold(2 * X, noise_variance=1.0)
+    assert fixed == pytest.approx(4 * collapse_threshold(X, noise_variance=1.0))
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+@pytest.mark.parametrize("n_samples", [500, 30])
+def test_data_are_read_in_chunks_from_anywhere(
+    monkeypatch, tmp_path, likelihood, n_samples
+):
+    images = np.random.default_rng(0).integers(0, 256, (n_samples, 50), dtype=np.uint8)
+    images[:, 7] = 255
+    images[n_samples // 2 :, :9] //= 3
+    expected = collapse_threshold(images / 255, likelihood=likelihood)
+    monkeypatch.setattr("skvaecert.forecast._DATA_VALUES", 700)
+    np.save(tmp_path / "images.npy", images)
+    stored = np.load(tmp_path / "images.npy", mmap_mode="r")
+    for given_ in (images, stored, DatasetSamples(images), pandas.DataFrame(images)):
+        found = collapse_threshold(given_, likelihood=likelihood)
+        assert found == pytest.approx(expected, rel=1e-10)
+    as_list = (images / 255).tolist()
+    assert collapse_threshold(as_list, likelihood=likelihood) == pytest.approx(expected)
+    # Zeros and ones are bits, whatever their type.
+    bits = images // 129
+    found = collapse_threshold(bits, likelihood=likelihood)
+    assert found == collapse_threshold(bits.astype(float), likelihood=likelihood)
+
+
+def bernoulli_gain(X, kl_weight, seed):
+    """What a linear code of one dimension wins over a constant, with any posterior."""
+    nodes, weights = hermegauss(80)
+    log_weights = np.log(weights / weights.sum())
+    mean = X.mean(axis=0)
+    constant = np.log(mean / (1 - mean))
+
+    def loss(parameters):
+        bias, slope = np.split(parameters, 2)
+        logits = bias + np.outer(nodes, slope)
+        log_proba = X @ logits.T - np.logaddexp(0, logits).sum(axis=1)
+        return -kl_weight * logsumexp(log_proba / kl_weight + log_weights, 1).mean()
+
+    slopes = np.random.default_rng(seed).normal(size=(6, X.shape[1]))
+    scales = [0.1, 0.3, 0.6, 1.0, 2.0, 3.0]
+    starts = [np.r_[constant, c * s] for c, s in zip(scales, slopes, strict=True)]
+    best = min(minimize(loss, start).fun for start in starts)
+    return loss(np.r_[constant, 0 * constant]) - best
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_linear_bernoulli_vae_collapses_at_the_threshold(seed):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(60, 1)) * rng.normal(size=5) * 2 + rng.normal(size=5)
+    X = (rng.random((60, 5)) < expit(hidden)).astype(float)
+    threshold = collapse_threshold(X, likelihood="bernoulli")
+    assert bernoulli_gain(X, 0.93 * threshold, seed) > 1e-5
+    assert bernoulli_gain(X, 1.03 * threshold, seed) < 1e-8
+
+
+def test_a_nonlinear_decoder_can_tell_a_rare_cluster_above_the_threshold():
+    X = np.zeros((1000, 1))
+    X[0] = 10.0
+    share, square = 0.001, 100.0
+    threshold = collapse_threshold(X, noise_variance=1.0)
+    # The decoder says 10 for z > 3.7, else 0; only the rare posterior differs from
+    # the prior.
+    step, mean, std = 3.7, 4.2, 0.25
+    mistaken = (1 - share) * norm.sf(step) + share * norm.cdf(step, mean, std)
+    kl = share * (mean**2 + std**2 - 1 - np.log(std**2)) / 2
+    code = mistaken * square / 2 + 10 * threshold * kl
+    assert code < X.var() / 2
+
+
+@pytest.mark.slow
+def test_a_trained_vae_collapses_near_the_threshold(all_digits):
+    proba = random_proba(0, len(all_digits), 2)
+    threshold = collapse_threshold(all_digits)
+    costs = []
+    for share in (0.7, 1.15):
+        vae = CertifiedVAE(
+            latent_dim=8,
+            kl_weight=share * threshold,
+            alignment_weight=0,
+            hidden_sizes=(64,),
+            max_epochs=60,
+            random_state=0,
+        )
+        vae.fit(all_digits, teacher_proba=proba)
+        costs.append(kl_per_dimension(*vae.encode(all_digits)).sum())
+    assert costs[0] > 0.3
+    assert costs[1] < 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"likelihood": "poisson"}, "likelihood must be one of .*got 'poisson'"),
+        ({"likelihood": 3}, "likelihood must be one of .*got 3"),
+        ({"reduction": "none"}, "reduction must be one of .*got 'none'"),
+        ({"noise_variance": 0}, "noise_variance must be .*above 0, got 0"),
+        ({"noise_variance": np.nan}, "noise_variance must be .*got nan"),
+        ({"noise_variance": "1"}, "noise_variance must be .*got '1'"),
+        (
+            {"noise_variance": 1.0, "likelihood": "bernoulli"},
+            "noise_variance must be None unless likelihood='gaussian', got 1.0",
+        ),
+        ({"latent_dim": 0}, "latent_dim must be an int of at least 1.*got 0"),
+        ({"latent_dim": 2.0}, "latent_dim must be an int of at least 1.*got 2.0"),
+        ({"X": [1.0, 2.0]}, r"X must have shape .*got shape \(2,\)"),
+        ({"X": [[1.0, 2.0]]}, r"at least 2 samples .*got shape \(1, 2\)"),
+        ({"X": [[1.0], [np.nan]]}, "X must be finite.*got values from nan"),
+        ({"X": [[1.0], [np.inf]]}, "X must be finite.*to inf"),
+        ({"X": [[1.0], [1e200]]}, "X must be finite.*below 1e.150.*to 1e.200"),
+        ({"X": [[1j], [2j]]}, "X must hold real numbers, got dtype complex128"),
+        ({"X": [["a"], ["b"]]}, "X must hold real numbers, got dtype <U1"),
+        ({"X": np.ma.masked_array([[1.0], [2.0]])}, "X must not be masked"),
+        ({"X": [[0.1, 0.7]] * 9}, "X must vary"),
+        ({"X": [[0.1, 0.7]] * 2}, "X must vary"),
+        (
+            {"X": [[0.0], [1.5]], "likelihood": "bernoulli"},
+            r"X must lie in \[0, 1\] for likelihood='bernoulli'.*from 0 to 1.5",
+        ),
+    ],
+)
+def test_threshold_refuses(change, message):
+    arguments = {"X": [[0.0], [1.0]]} | change
+    with pytest.raises(ValueError, match=message):
+        collapse_threshold(**arguments)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, np.nan, np.inf, [1.0, 0.0], "1", None])
+def test_linear_forecast_refuses_weights(weight):
+    with pytest.raises(ValueError, match=r"kl_weight must be .*got"):
+        linear_information([[0.0], [1.0]], weight)
+
+
+def test_linear_forecast_refuses_dimensions():
+    with pytest.raises(ValueError, match=r"latent_dim must be .*got -1"):
+        linear_information([[0.0], [1.0]], 1.0, -1)
