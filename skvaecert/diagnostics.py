@@ -10,7 +10,7 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skvaecert.simplex import Floats, check_sample_weight
+from skvaecert.simplex import Floats, check_real, check_sample_weight
 
 __all__ = [
     "active_units",
@@ -352,7 +352,7 @@ def _check_posteriors(
 
 
 def _check_array(name: str, array: ArrayLike) -> Floats:
-    values = np.asarray(array, dtype=np.float64)
+    values = np.asarray(check_real(name, array), dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(
             f"{name} must be an array of shape (n_samples, latent_dim), not empty, got "

@@ -14,10 +14,11 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, softmax
 
-from skvaecert.metrics import SpreadSums
+from skvaecert.metrics import SpreadSums, of_weight
 from skvaecert.simplex import (
     Floats,
     analytic_code,
+    check_real,
     check_sample_weight,
     check_teacher_proba,
     prior_matched_scale,
@@ -79,7 +80,8 @@ class LinearWitness:
             Log-probabilities up to a constant per sample, in float64.
         """
         return np.asarray(
-            np.asarray(codes, dtype=np.float64) @ self.weights.T + self.bias
+            np.asarray(check_real("codes", codes), dtype=np.float64) @ self.weights.T
+            + self.bias
         )
 
     def log_proba(self, codes: ArrayLike) -> Floats:
@@ -171,8 +173,8 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     >>> round(simplex_witness(simplex_vertices(2, 1), 2.0).gain, 6)
     2.828427
     """
-    simplex = np.asarray(vertices, dtype=np.float64)
-    if not 0 < scale < 1e150:
+    simplex = np.asarray(check_real("vertices", vertices), dtype=np.float64)
+    if isinstance(scale, str) or not 0 < scale < 1e150:
         raise ValueError(f"scale must be a number above 0, below 1e150, got {scale}.")
     n = len(simplex)
     regular = (np.eye(n) * n - 1) / max(1, n - 1)
@@ -368,11 +370,13 @@ def fit_strength(
 def _checked(
     values: ArrayLike, teacher_proba: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats]:
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(check_real("codes and logits", values), dtype=np.float64)
     if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(
             "codes and logits must be 2-d arrays of finite numbers, one row a sample, "
             f"got shape {array.shape}."
         )
     proba = check_teacher_proba(teacher_proba, len(array))
-    return array, proba, check_sample_weight(sample_weight, len(array))
+    weight = check_sample_weight(sample_weight, len(array))
+    weight, array, proba = of_weight(weight, array, proba)
+    return array, proba, weight
