@@ -54,8 +54,8 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Takes a batch of samples and returns their latent means of shape (n_batch,
         latent_dim); or (means, log variances) of a Gaussian posterior as tuple or
         list, or what `spread` says in place of the second; or an object or mapping with
-        `embedding` and maybe `log_covariance`, as in pythae; or a :class:`torch.distributions.Normal`. Its input depends on what
-        it is:
+        `embedding` and maybe `log_covariance`, as in pythae; or a
+        :class:`torch.distributions.Normal`. Its input depends on what it is:
 
         - a :class:`torch.nn.Module`, or a method of one such as ``vae.encode``, gets
           tensors on the module's device and in its precision, mostly float32;
