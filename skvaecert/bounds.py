@@ -537,7 +537,7 @@ def _check_values(values: ArrayLike, lower: float, upper: float) -> Floats:
         raise ValueError(
             f"values must have shape (n_samples,), not empty, got shape {x.shape}."
         )
-    if isinstance(upper, str) or not (lower <= x.min() and x.max() <= upper):
+    if not (isinstance(upper, Real) and lower <= x.min() and x.max() <= upper):
         raise ValueError(
             f"values must be between lower = {lower} and upper = {upper}, got values "
             f"from {x.min()} to {x.max()}. Give the limits of the population, not "

@@ -7,7 +7,7 @@ They read each array once, in chunks, so that arrays may be memory-mapped.
 
 from collections.abc import Callable, Iterator
 from copy import copy
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -454,7 +454,7 @@ def alignment_loss(
     >>> round(alignment_loss(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]])), 4)
     0.3681
     """
-    weight = _normalised_weight(sample_weight, teacher_proba)
+    weight = _normalised_weight(sample_weight, _as_posteriors(teacher_proba))
     sums = MarginSums().update(teacher_proba, witness_log_proba, weight)
     return sums.alignment_loss
 
@@ -502,7 +502,7 @@ def collapse_margin(
     >>> collapse_margin(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]]))
     0.0
     """
-    weight = _normalised_weight(sample_weight, teacher_proba)
+    weight = _normalised_weight(sample_weight, _as_posteriors(teacher_proba))
     # The entropy of the teacher takes most of the time and is not needed.
     sums = MarginSums()._grow(
         teacher_proba, witness_log_proba, weight, _log_sums, with_entropy=False
@@ -742,9 +742,10 @@ def dispersion_bound(margin: float, force_rms: float) -> float:
     >>> dispersion_bound(-1.0, 0.8)
     0.0
     """
-    if np.isnan(margin) or not force_rms >= 0:
+    are_real = isinstance(margin, Real) and isinstance(force_rms, Real)
+    if not (are_real and margin == margin and force_rms >= 0):
         raise ValueError(
-            "margin must be a number and force_rms at least 0, got "
+            "margin must be a number and force_rms a number of at least 0, got "
             f"{margin} and {force_rms}."
         )
     return margin / force_rms if margin > 0 and force_rms > 0 else 0.0
@@ -1168,11 +1169,11 @@ def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
 
 
 def _normalised_weight(
-    sample_weight: ArrayLike | None, samples: ArrayLike
+    sample_weight: ArrayLike | None, samples: NDArray[Any]
 ) -> Floats | None:
     if sample_weight is None:
         return None
-    return check_sample_weight(sample_weight, len(np.asanyarray(samples)))
+    return check_sample_weight(sample_weight, len(samples))
 
 
 def _margin_of(proba: Floats, logits: Floats, weight: Floats) -> float:
@@ -1207,5 +1208,7 @@ def _log_sums(log_q: Floats) -> Floats:
 
 def _log_sum_exp(logits: Floats) -> Floats:
     largest = logits.max(axis=1)
+    if not np.isfinite(largest).all():
+        raise ValueError("witness_logits must be finite, got NaN or infinity.")
     sums = np.exp(logits - largest[:, None]) @ np.ones(logits.shape[1])
     return np.asarray(largest + np.log(sums))

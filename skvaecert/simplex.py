@@ -73,10 +73,12 @@ def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
     """
     try:
         array = np.asanyarray(values)
-        if array.dtype == object and array.ndim:
+        if array.dtype == object:
             array = np.asarray(array, dtype=np.float64)
     except (TypeError, ValueError, RuntimeError) as error:
-        given = getattr(values, "dtype", type(values).__name__)
+        given = type(values).__name__
+        if hasattr(values, "dtype"):
+            given += f" of {values.dtype}"
         raise ValueError(f"{_REAL.format(name)} {given} ({error}).") from error
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError(
@@ -656,10 +658,12 @@ def temper(log_proba: ArrayLike, temperature: float, floor: float) -> Floats:
     temperature = check_number("temperature", temperature, above=0)
     floor = check_number("floor", floor, least=0, below=1)
     log_joint = np.asarray(check_real("log_proba", log_proba), dtype=np.float64)
-    if log_joint.ndim != 2 or log_joint.size == 0 or np.isnan(log_joint).any():
+    is_table = log_joint.ndim == 2 and log_joint.size > 0
+    if not (is_table and np.isfinite(log_joint.max(axis=1)).all()):
         raise ValueError(
-            "log_proba must be an array of shape (n_samples, n_components), not empty "
-            f"and without NaN, got shape {log_joint.shape}."
+            "log_proba must be an array of shape (n_samples, n_components), not empty, "
+            "without NaN or infinity, and with a finite value in each row, got shape "
+            f"{log_joint.shape}."
         )
     proba = softmax(log_joint / temperature, axis=1)
     return np.asarray((1 - floor) * proba + floor / proba.shape[1])
