@@ -686,7 +686,7 @@ def budget_temperature(
     floor : float
         As in :func:`temper`, above 0.
     energy_budget : float
-        Nats per sample, above 0.
+        Nats per sample, at least 0.
 
     Returns
     -------
@@ -707,7 +707,7 @@ def budget_temperature(
     0.1
     """
     check_number("floor", floor, above=0, below=1)
-    check_number("energy_budget", energy_budget, above=0)
+    check_number("energy_budget", energy_budget, least=0)
     # The computed energy of uniform posteriors is not 0, because of rounding.
     budget = max((1 - _RESERVE) * energy_budget, _ENERGY_ROUNDING)
 

@@ -7,7 +7,9 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_matrix
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA, TruncatedSVD
 
@@ -29,7 +31,12 @@ from skvaecert.simplex import (
     simplex_vertices,
     witness_log_proba,
 )
-from skvaecert.witnesses import LinearWitness, fit_linear, fit_procrustes
+from skvaecert.witnesses import (
+    LinearWitness,
+    fit_linear,
+    fit_procrustes,
+    simplex_witness,
+)
 
 
 class Model:
@@ -573,7 +580,7 @@ NONSENSE = [
     (
         "energy_budget",
         lambda v: simplex.budget_temperature([[0.0, 1.0]], 0.1, v),
-        (-1, 0),
+        (-1,),
     ),
     ("lower", lambda v: bounds.betting_mean_bound([0.1, 0.2], v), (-np.inf,)),
     ("upper", lambda v: bounds.bernstein_mean_bound([0.1, 0.2], 0.0, v), (np.inf,)),
@@ -627,3 +634,84 @@ def test_a_witness_without_numbers_gives_no_margin():
 def test_draws_are_checked_for_every_kind(rows, kind, bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
         fitted(Model(np.copy), rows[0]).certify(rows[1], kind=kind, **bad)
+
+
+# Bits after the binary point, and the errors that are assumed of an encoder, in units.
+PRECISIONS = {"float32": (23, 16), "float16": (10, 4), "bfloat16": (7, 4)}
+
+
+def as_stored(values, precision):
+    tensor = torch.as_tensor(values).to(getattr(torch, precision))
+    return tensor.double().numpy()
+
+
+def constant_in_step(rng, proba, weight, witness, best):
+    """A constant code, off by rounding as the teacher would have it."""
+    precision = rng.choice(list(PRECISIONS))
+    bits, units = PRECISIONS[precision]
+    centre = best + rng.choice([0, 0, 1e-3, 1.0]) * rng.normal(size=best.shape)
+    if rng.random() < 0.3:
+        centre = centre + rng.choice([10.0, 1e3, 3e4]) * (rng.random(best.shape) < 0.3)
+    centre = as_stored(centre, precision)
+    chance = softmax(witness.logits(centre[np.newaxis]), axis=1)
+    pull = (proba - chance) @ (witness.weights - witness.weights.mean(axis=0))
+    unit = 2.0 ** (np.floor(np.log2(np.maximum(np.abs(centre), 1e-2))) - bits)
+    size = rng.integers(1, units + 1)
+    if rng.random() < 0.5:
+        step = np.sign(pull)
+    else:
+        step = pull / max(1e-300, np.abs(pull).max())
+    return as_stored(centre + size * unit * np.round(step * 2) / 2, precision)
+
+
+def attacked_weight(rng, n):
+    some = rng.exponential(size=n) + 1e-6
+    if rng.random() < 0.5:
+        some = np.where(rng.random(n) < 0.3, rng.choice([0.0, 5e-324, 1e-310]), some)
+    if rng.random() < 0.3:
+        some = some * np.exp(3 * rng.normal(size=n))
+    some[rng.integers(n)] = 1.0
+    return some * rng.choice([1.0, 1e-30, 1e30])
+
+
+def attacked_teacher(rng, n, K):
+    floor = rng.choice([0.3, 0.02, 1e-4, 1e-9])
+    if rng.random() < 0.5:
+        proba = np.eye(K)[rng.integers(K, size=n)]
+    else:
+        proba = rng.dirichlet(np.full(K, rng.choice([0.1, 1.0])), size=n)
+    return (1 - floor) * proba + floor / K
+
+
+def attack(seed):
+    """Return the verdict on a constant code, with whatever rows of weight 0."""
+    rng = np.random.default_rng(seed)
+    n, K = int(rng.choice([2, 3, 7, 30, 150])), int(rng.integers(2, 7))
+    d = K - 1 + int(rng.integers(3))
+    proba, weight = attacked_teacher(rng, n, K), attacked_weight(rng, n)
+    vertices = simplex_vertices(K, d)
+    scale = prior_matched_scale(proba, weight) or 1.0
+    best = analytic_code([(weight / weight.sum()) @ proba], vertices, scale)[0]
+    witness = simplex_witness(vertices, scale)
+    code = constant_in_step(rng, proba, weight, witness, best)
+    garbage = rng.choice(["none", "far", "exact", "code"])
+    if garbage != "none":
+        nothing = np.flatnonzero(weight == 0)
+        ideal = analytic_code(proba, vertices, scale)[nothing]
+        code[nothing] = {"far": 1e17, "exact": np.pi / 7, "code": ideal}[garbage]
+    cuts = np.sort(rng.integers(0, n + 1, size=rng.integers(0, 4)))
+    parts = [MeanSums(witness)]
+    for part in np.split(np.arange(n), cuts):
+        if rng.random() < 0.5:
+            parts.append(MeanSums(witness))
+        if len(part):
+            parts[-1].update(proba[part], code[part], weight[part])
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0].certificate().verdict
+
+
+@pytest.mark.slow
+def test_no_constant_code_is_certified_whatever_its_weights():
+    certified = [seed for seed in range(5000) if attack(seed) == "certified"]
+    assert not certified
