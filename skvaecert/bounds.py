@@ -18,6 +18,7 @@ constant, so a bound above 0 shows that q is not constant.
 """
 
 from collections.abc import Callable
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +27,7 @@ from scipy.special import entr, softmax
 from scipy.stats import bootstrap
 
 from skvaecert.metrics import margin_contributions
-from skvaecert.simplex import Floats, check_teacher_proba
+from skvaecert.simplex import Floats, check_number, check_real, check_teacher_proba
 
 __all__ = [
     "bernstein_bound",
@@ -292,6 +293,10 @@ def bootstrap_bound(
     0.367
     """
     _check_share("confidence", confidence)
+    if not isinstance(n_resamples, Integral) or n_resamples < 1:
+        raise ValueError(
+            f"n_resamples must be an int of at least 1, got {n_resamples!r}."
+        )
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     if len(proba) == 1:
         raise ValueError(
@@ -429,6 +434,7 @@ def bernstein_mean_bound(
     0.658
     """
     _check_share("confidence", confidence)
+    check_number("upper", upper)
     x = _check_values(values, lower, upper)
     width = _bernstein_width(x, 7 / 3 * (upper - lower), confidence)
     return max(float(lower), float(x.mean() - width))
@@ -525,12 +531,13 @@ def _counts(draws: NDArray[np.intp], n_samples: int) -> NDArray[np.intp]:
 
 
 def _check_values(values: ArrayLike, lower: float, upper: float) -> Floats:
-    x = np.asarray(values, dtype=np.float64)
+    check_number("lower", lower)
+    x = np.asarray(check_real("values", values), dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise ValueError(
             f"values must have shape (n_samples,), not empty, got shape {x.shape}."
         )
-    if not (lower <= x.min() and x.max() <= upper):
+    if not (isinstance(upper, Real) and lower <= x.min() and x.max() <= upper):
         raise ValueError(
             f"values must be between lower = {lower} and upper = {upper}, got values "
             f"from {x.min()} to {x.max()}. Give the limits of the population, not "
@@ -540,5 +547,5 @@ def _check_values(values: ArrayLike, lower: float, upper: float) -> Floats:
 
 
 def _check_share(name: str, value: float) -> None:
-    if not 0 < value < 1:
+    if not (isinstance(value, Real) and 0 < value < 1):
         raise ValueError(f"{name} must be above 0 and below 1, got {value}.")

@@ -5,12 +5,12 @@ which, on encoders with a known answer. None of them is a certificate. All are c
 in float64, in nats.
 """
 
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skvaecert.simplex import Floats, check_sample_weight
+from skvaecert.simplex import Floats, check_real, check_sample_weight
 
 __all__ = [
     "active_units",
@@ -111,7 +111,7 @@ def active_units(
     >>> active_units([[1.0, 0.01], [-1.0, -0.01]])
     1
     """
-    if not threshold > 0:
+    if not (isinstance(threshold, Real) and threshold > 0):
         raise ValueError(f"threshold must be above 0, got {threshold!r}.")
     mean = _check_array("latent_mean", latent_mean)
     weight = check_sample_weight(sample_weight, len(mean))
@@ -178,7 +178,7 @@ def polarised_regime(
     >>> print(polarised_regime(mean, std))
     ['active' 'passive' 'mixed']
     """
-    if not 0 < tolerance < 0.5:
+    if not (isinstance(tolerance, Real) and 0 < tolerance < 0.5):
         raise ValueError(f"tolerance must be above 0 and below 0.5, got {tolerance!r}.")
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
     noise = weight @ std**2
@@ -352,7 +352,7 @@ def _check_posteriors(
 
 
 def _check_array(name: str, array: ArrayLike) -> Floats:
-    values = np.asarray(array, dtype=np.float64)
+    values = np.asarray(check_real(name, array), dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(
             f"{name} must be an array of shape (n_samples, latent_dim), not empty, got "

@@ -7,6 +7,7 @@ They read each array once, in chunks, so that arrays may be memory-mapped.
 
 from collections.abc import Callable, Iterator
 from copy import copy
+from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -16,6 +17,9 @@ from scipy.special import logsumexp
 from skvaecert.simplex import (
     Floats,
     centered_log_ratio,
+    check_code,
+    check_number,
+    check_real,
     check_row_sums,
     check_sample_weight,
     check_teacher_proba,
@@ -62,7 +66,7 @@ class MarginSums:
     Attributes
     ----------
     n_samples : int
-        Number of samples so far.
+        Number of samples so far, without those of weight 0.
     total_weight : float
         The sum of their weights.
 
@@ -234,8 +238,11 @@ class MarginSums:
         grown = copy(self)
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
             sums = check_row_sums(proba)
-            grown._add_teacher(proba, weight, sums)
             losses = _cross_entropies(proba, sums, log_q, log_sums)
+            weight, proba, sums, losses = of_weight(weight, proba, sums, losses)
+            if not len(weight):
+                continue
+            grown._add_teacher(proba, weight, sums)
             grown._cross_entropy += float(weight @ losses)
             if with_entropy:
                 grown._add_entropy(proba, weight, sums)
@@ -263,7 +270,7 @@ class SpreadSums:
     Attributes
     ----------
     first : ndarray of shape (n_columns,)
-        The first sample.
+        The first sample whose weight is not negligible.
     total_weight : float
         The sum of the weights.
 
@@ -296,9 +303,15 @@ class SpreadSums:
         self : SpreadSums
             With these samples added.
         """
-        values = np.asanyarray(rows)
+        values = check_real("rows", rows)
+        if values.ndim != 2 or values.size == 0:
+            raise ValueError(
+                "rows must be an array of shape (n_samples, n_columns), not empty, got "
+                f"shape {values.shape}."
+            )
         weights = unit_weight(len(values), sample_weight)
         for chunk, weight in _in_chunks(values, weights):
+            weight, chunk = of_weight(weight, chunk)
             self._add(chunk, weight)
         return self
 
@@ -333,11 +346,13 @@ class SpreadSums:
         return float(np.sqrt(self.variance.sum()))
 
     def _add(self, rows: Floats, weight: Floats) -> None:
-        if not len(self.first):
-            self.first = rows[0].copy()
-        added = float(weight.sum())
-        if added == 0:
+        if not len(weight):
             return
+        if not len(self.first):
+            # From a far sample that hardly counts, the others would look the same.
+            counts = weight > np.finfo(np.float64).eps * weight.max()
+            self.first = rows[counts.argmax()].copy()
+        added = float(weight.sum())
         shifted = rows - self.first
         mean = weight @ shifted / added
         self._join(mean, weight @ (shifted - mean) ** 2, added)
@@ -439,7 +454,7 @@ def alignment_loss(
     >>> round(alignment_loss(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]])), 4)
     0.3681
     """
-    weight = _normalised_weight(sample_weight, teacher_proba)
+    weight = _normalised_weight(sample_weight, _as_posteriors(teacher_proba))
     sums = MarginSums().update(teacher_proba, witness_log_proba, weight)
     return sums.alignment_loss
 
@@ -487,7 +502,7 @@ def collapse_margin(
     >>> collapse_margin(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]]))
     0.0
     """
-    weight = _normalised_weight(sample_weight, teacher_proba)
+    weight = _normalised_weight(sample_weight, _as_posteriors(teacher_proba))
     # The entropy of the teacher takes most of the time and is not needed.
     sums = MarginSums()._grow(
         teacher_proba, witness_log_proba, weight, _log_sums, with_entropy=False
@@ -566,7 +581,7 @@ def cross_entropies(teacher_proba: ArrayLike, witness_logits: ArrayLike) -> Floa
     >>> cross_entropies([[0.9, 0.1]], [[0.0, 0.0]]).round(4)
     array([0.6931])
     """
-    proba = np.asarray(teacher_proba, dtype=np.float64)
+    proba = np.asarray(_as_posteriors(teacher_proba), dtype=np.float64)
     sums = check_row_sums(proba)
     logits = np.asarray(_as_log_proba(witness_logits, proba.shape), dtype=np.float64)
     return _cross_entropies(proba, sums, logits, _log_sum_exp)
@@ -608,9 +623,15 @@ def escape_force(
     array([[ 0.8],
            [-0.8]])
     """
-    witness = np.exp(witness_log_proba(latent_mean, vertices, scale))
+    mean, simplex = check_code(latent_mean, vertices)
+    witness = np.exp(witness_log_proba(mean, simplex, scale))
     proba = check_teacher_proba(teacher_proba, len(witness))
-    return np.asarray(scale * (proba - witness) @ np.asarray(vertices))
+    if proba.shape != witness.shape:
+        raise ValueError(
+            f"vertices must have {proba.shape[1]} rows, one for each column of "
+            f"teacher_proba, got {len(simplex)}."
+        )
+    return np.asarray(scale * (proba - witness) @ simplex)
 
 
 def escape_force_rms(
@@ -645,7 +666,10 @@ def escape_force_rms(
     >>> round(escape_force_rms([[0.9, 0.1], [0.1, 0.9]], 1.0), 4)
     0.8
     """
-    proba = check_teacher_proba(teacher_proba)
+    proba, scale = (
+        check_teacher_proba(teacher_proba),
+        check_number("scale", scale, above=0),
+    )
     n_components = proba.shape[1]
     if n_components == 1:
         return 0.0
@@ -680,8 +704,14 @@ def latent_dispersion(
     >>> latent_dispersion([[1.0, 0.0], [-1.0, 0.0]])
     1.0
     """
-    weight = _normalised_weight(sample_weight, latent_mean)
-    return SpreadSums().update(latent_mean, weight).dispersion
+    mean = check_real("latent_mean", latent_mean)
+    if mean.ndim != 2 or mean.size == 0 or not np.isfinite(mean).all():
+        raise ValueError(
+            "latent_mean must be an array of shape (n_samples, latent_dim), finite and "
+            f"not empty, got shape {mean.shape}."
+        )
+    weight = _normalised_weight(sample_weight, mean)
+    return SpreadSums().update(mean, weight).dispersion
 
 
 def dispersion_bound(margin: float, force_rms: float) -> float:
@@ -712,6 +742,12 @@ def dispersion_bound(margin: float, force_rms: float) -> float:
     >>> dispersion_bound(-1.0, 0.8)
     0.0
     """
+    are_real = isinstance(margin, Real) and isinstance(force_rms, Real)
+    if not (are_real and margin == margin and force_rms >= 0):
+        raise ValueError(
+            "margin must be a number and force_rms a number of at least 0, got "
+            f"{margin} and {force_rms}."
+        )
     return margin / force_rms if margin > 0 and force_rms > 0 else 0.0
 
 
@@ -803,11 +839,12 @@ def component_information(
     >>> component_information([[0.9, 0.1], [0.1, 0.9]]).round(3)
     array([0.184, 0.184])
     """
-    given = np.asarray(teacher_proba, dtype=np.float64)
+    given = np.asarray(_as_posteriors(teacher_proba), dtype=np.float64)
     check_row_sums(given)
     # Unlike a matrix product, this sum rounds equal rows alike.
     proba = given / given.sum(axis=1, keepdims=True)
     weight = check_sample_weight(sample_weight, len(proba))
+    weight, proba = of_weight(weight, proba)
     # The mean of equal values is that value, whatever the rounding of the weights.
     are_equal = (proba == proba[0]).all(axis=0)
     mean = np.where(are_equal, proba[0], weight @ proba)
@@ -1028,10 +1065,9 @@ def margin_energy_path(
     >>> path.margin.round(3), path.energy.round(3)
     (array([0.   , 0.296, 0.368]), array([0.   , 0.151, 0.603]))
     """
-    if n_points < 2:
-        raise ValueError(f"n_points must be at least 2, got {n_points}.")
-    if not (np.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale must be a finite number above 0, got {scale}.")
+    if not isinstance(n_points, Integral) or n_points < 2:
+        raise ValueError(f"n_points must be an int of at least 2, got {n_points!r}.")
+    scale = check_number("scale", scale, above=0)
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     odds, strength = centered_log_ratio(proba), np.linspace(0, 1, n_points)
@@ -1044,6 +1080,34 @@ def margin_energy_path(
     n_components = odds.shape[1]
     energy = (n_components - 1) / (2 * n_components * scale**2) * squares
     return MarginEnergyPath(strength, margin, energy)
+
+
+def of_weight(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
+    """Leave the samples of weight 0 out.
+
+    Parameters
+    ----------
+    weight : ndarray of shape (n_samples,)
+        Weights, not negative.
+    *arrays : ndarray
+        Of as many samples.
+
+    Returns
+    -------
+    tuple of ndarray
+        The weights and the arrays, as they are if all weights are above 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skvaecert.metrics import of_weight
+    >>> of_weight(np.array([0.0, 2.0]), np.array([[1e17], [1.0]]))
+    (array([2.]), array([[1.]]))
+    """
+    counts = weight > 0
+    if counts.all():
+        return weight, *arrays
+    return tuple(array[counts] for array in (weight, *arrays))
 
 
 def unit_weight(n_samples: int, sample_weight: ArrayLike | None) -> Floats:
@@ -1083,14 +1147,14 @@ def _in_chunks(
 
 def _as_posteriors(teacher_proba: ArrayLike) -> NDArray[Any]:
     """Check the shape only, without a copy of the array."""
-    proba = np.asanyarray(teacher_proba)
+    proba = check_real("teacher_proba", teacher_proba)
     if proba.ndim != 2 or proba.size == 0:
         check_teacher_proba(proba)  # which raises
     return proba
 
 
 def _as_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    log_q = np.asanyarray(log_proba)
+    log_q = check_real("witness_log_proba", log_proba)
     if log_q.shape != shape:
         raise ValueError(
             f"witness_log_proba must have the shape {shape} of teacher_proba, got "
@@ -1105,11 +1169,11 @@ def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
 
 
 def _normalised_weight(
-    sample_weight: ArrayLike | None, samples: ArrayLike
+    sample_weight: ArrayLike | None, samples: NDArray[Any]
 ) -> Floats | None:
     if sample_weight is None:
         return None
-    return check_sample_weight(sample_weight, len(np.asanyarray(samples)))
+    return check_sample_weight(sample_weight, len(samples))
 
 
 def _margin_of(proba: Floats, logits: Floats, weight: Floats) -> float:
@@ -1144,5 +1208,7 @@ def _log_sums(log_q: Floats) -> Floats:
 
 def _log_sum_exp(logits: Floats) -> Floats:
     largest = logits.max(axis=1)
+    if not np.isfinite(largest).all():
+        raise ValueError("witness_logits must be finite, got NaN or infinity.")
     sums = np.exp(logits - largest[:, None]) @ np.ones(logits.shape[1])
     return np.asarray(largest + np.log(sums))

@@ -4,6 +4,10 @@ All functions take NumPy arrays and compute in float64. K is the number of teach
 components and d the number of latent dimensions, d >= K - 1.
 """
 
+import math
+from numbers import Integral
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import helmert
@@ -34,6 +38,106 @@ _SMALLEST_PROBA = 1e-300
 _RESERVE = 1e-9
 _ENERGY_ROUNDING = 1e-25
 _STEP = 2**0.25
+_REAL = "{} must hold real numbers, integers or floats of 16 bits or more, got"
+
+
+def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
+    """Check that values are real numbers of 16 bits or more, or integers; no copy.
+
+    A mask would be dropped by a conversion to float64, as would imaginary parts, and
+    values of 8 bits would count as more precise than they are.
+
+    Parameters
+    ----------
+    name : str
+        Name of the array in error messages.
+    values : array-like
+        Of any shape.
+
+    Returns
+    -------
+    ndarray
+        The values as they are.
+
+    Raises
+    ------
+    ValueError
+        If the values are masked, complex, floats of 8 bits or no numbers.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import check_real
+    >>> check_real("latent_mean", [[1.0], [2.0]])
+    array([[1.],
+           [2.]])
+    """
+    try:
+        array = np.asanyarray(values)
+        if array.dtype == object:
+            array = np.asarray(array, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        given = type(values).__name__
+        if hasattr(values, "dtype"):
+            given += f" of {values.dtype}"
+        raise ValueError(f"{_REAL.format(name)} {given} ({error}).") from error
+    if isinstance(array, np.ma.MaskedArray):
+        raise ValueError(
+            f"{_REAL.format(name)} a masked array. Leave the masked samples out, or "
+            "fill them."
+        )
+    is_small = array.dtype.kind not in "biu" and array.dtype.itemsize < 2
+    if is_small or array.dtype.kind in "cmMSUT":
+        raise ValueError(f"{_REAL.format(name)} {array.dtype}.")
+    return array
+
+
+def check_number(
+    name: str,
+    value: float,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+) -> float:
+    """Check one finite number against its limits.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter in error messages.
+    value : float
+        The number.
+    above, least, below : float
+        Limits; `least` is allowed, the others are not.
+
+    Returns
+    -------
+    float
+        The number.
+
+    Raises
+    ------
+    ValueError
+        If the value is no real number or out of its limits.
+
+    Examples
+    --------
+    >>> from skvaecert.simplex import check_number
+    >>> check_number("scale", 2, above=0)
+    2.0
+    """
+    try:
+        is_other = isinstance(value, str | bytes | np.complexfloating)
+        number = math.nan if is_other else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (math.isfinite(number) and above < number < below and number >= least):
+        limits = {"above": above, "at least": least, "below": below}
+        allowed = [f"{k} {v:g}" for k, v in limits.items() if math.isfinite(v)]
+        raise ValueError(
+            f"{name} must be a finite number {' and '.join(allowed)}, got {value}."
+        )
+    return number
 
 
 def check_teacher_proba(
@@ -74,7 +178,7 @@ def check_teacher_proba(
     array([[0.5, 0.5],
            [0.9, 0.1]])
     """
-    proba = np.asarray(teacher_proba, dtype=np.float64)
+    proba = np.asarray(check_real(name, teacher_proba), dtype=np.float64)
     sums = check_row_sums(proba, n_samples, name=name)
     return np.asarray(proba / sums[:, None])
 
@@ -183,7 +287,7 @@ def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
     """
     if sample_weight is None:
         return np.ones(n_samples)
-    weight = np.asarray(sample_weight, dtype=np.float64)
+    weight = np.asarray(check_real("sample_weight", sample_weight), dtype=np.float64)
     if weight.ndim != 1:
         raise ValueError(
             f"sample_weight must have shape (n_samples,), got shape {weight.shape}."
@@ -241,6 +345,9 @@ def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
            [-0.5,  1. , -0.5],
            [-0.5, -0.5,  1. ]])
     """
+    for name, value in (("n_components", n_components), ("latent_dim", latent_dim)):
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name} must be an int, got {value!r}.")
     if n_components < 2:
         raise ValueError(f"n_components must be at least 2, got {n_components}.")
     if latent_dim < n_components - 1:
@@ -291,9 +398,49 @@ def witness_log_proba(
     array([[0.5 , 0.5 ],
            [0.88, 0.12]])
     """
-    mean = np.asarray(latent_mean, dtype=np.float64)
-    logits = scale * (mean @ np.asarray(vertices, dtype=np.float64).T)
+    mean, simplex = check_code(latent_mean, vertices)
+    logits = check_number("scale", scale, above=0) * (mean @ simplex.T)
     return np.asarray(log_softmax(logits, axis=1), dtype=np.float64)
+
+
+def check_code(latent_mean: ArrayLike, vertices: ArrayLike) -> tuple[Floats, Floats]:
+    """Check latent means against the vertices that read them.
+
+    Parameters
+    ----------
+    latent_mean : array-like of shape (n_samples, latent_dim)
+        The encoder means.
+    vertices : array-like of shape (n_components, latent_dim)
+        S.
+
+    Returns
+    -------
+    latent_mean, vertices : ndarray
+        Both in float64.
+
+    Raises
+    ------
+    ValueError
+        If an array is not 2-d and finite, or the latent dimensions differ.
+    """
+    mean = _finite_table("latent_mean", latent_mean)
+    simplex = _finite_table("vertices", vertices)
+    if simplex.shape[1] != mean.shape[1]:
+        raise ValueError(
+            f"vertices must have the {mean.shape[1]} columns of latent_mean, got "
+            f"{simplex.shape[1]}."
+        )
+    return mean, simplex
+
+
+def _finite_table(name: str, values: ArrayLike) -> Floats:
+    table = np.asarray(check_real(name, values), dtype=np.float64)
+    if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
+        raise ValueError(
+            f"{name} must be a 2-d array of finite numbers, not empty, got shape "
+            f"{table.shape}" + (" with NaN or infinity." if table.ndim == 2 else ".")
+        )
+    return table
 
 
 def centered_log_ratio(teacher_proba: ArrayLike) -> Floats:
@@ -425,9 +572,15 @@ def analytic_code(
     array([[0.8, 0.2]])
     """
     odds = centered_log_ratio(teacher_proba)
-    n_components = odds.shape[1]
+    n_components, simplex = odds.shape[1], _finite_table("vertices", vertices)
+    if len(simplex) != n_components:
+        raise ValueError(
+            f"vertices must have {n_components} rows, one for each column of "
+            f"teacher_proba, got {len(simplex)}."
+        )
+    scale = check_number("scale", scale, above=0)
     factor = (n_components - 1) / (n_components * scale)
-    return np.asarray(factor * (odds @ np.asarray(vertices, dtype=np.float64)))
+    return np.asarray(factor * (odds @ simplex))
 
 
 def analytic_energy(
@@ -465,7 +618,10 @@ def analytic_energy(
     >>> round(analytic_energy(proba, prior_matched_scale(proba)), 6)
     0.5
     """
-    proba = check_teacher_proba(teacher_proba)
+    proba, scale = (
+        check_teacher_proba(teacher_proba),
+        check_number("scale", scale, above=0),
+    )
     n_components = proba.shape[1]
     energy = log_odds_energy(proba, sample_weight)
     return float((n_components - 1) / (2 * n_components * scale**2) * energy)
@@ -499,8 +655,17 @@ def temper(log_proba: ArrayLike, temperature: float, floor: float) -> Floats:
     >>> temper(np.log([[0.8, 0.2]]), temperature=2.0, floor=0.0).round(3)
     array([[0.667, 0.333]])
     """
-    log_proba = np.asarray(log_proba, dtype=np.float64)
-    proba = softmax(log_proba / temperature, axis=1)
+    temperature = check_number("temperature", temperature, above=0)
+    floor = check_number("floor", floor, least=0, below=1)
+    log_joint = np.asarray(check_real("log_proba", log_proba), dtype=np.float64)
+    is_table = log_joint.ndim == 2 and log_joint.size > 0
+    if not (is_table and np.isfinite(log_joint.max(axis=1)).all()):
+        raise ValueError(
+            "log_proba must be an array of shape (n_samples, n_components), not empty, "
+            "without NaN or infinity, and with a finite value in each row, got shape "
+            f"{log_joint.shape}."
+        )
+    proba = softmax(log_joint / temperature, axis=1)
     return np.asarray((1 - floor) * proba + floor / proba.shape[1])
 
 
@@ -521,7 +686,7 @@ def budget_temperature(
     floor : float
         As in :func:`temper`, above 0.
     energy_budget : float
-        Nats per sample, above 0.
+        Nats per sample, at least 0.
 
     Returns
     -------
@@ -541,6 +706,8 @@ def budget_temperature(
     >>> round(analytic_energy(temper(log_proba, temperature, 0.01), 1.0), 6)
     0.1
     """
+    check_number("floor", floor, above=0, below=1)
+    check_number("energy_budget", energy_budget, least=0)
     # The computed energy of uniform posteriors is not 0, because of rounding.
     budget = max((1 - _RESERVE) * energy_budget, _ENERGY_ROUNDING)
 

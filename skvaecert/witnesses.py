@@ -14,10 +14,12 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, softmax
 
-from skvaecert.metrics import SpreadSums
+from skvaecert.metrics import SpreadSums, of_weight
 from skvaecert.simplex import (
     Floats,
     analytic_code,
+    check_number,
+    check_real,
     check_sample_weight,
     check_teacher_proba,
     prior_matched_scale,
@@ -79,7 +81,8 @@ class LinearWitness:
             Log-probabilities up to a constant per sample, in float64.
         """
         return np.asarray(
-            np.asarray(codes, dtype=np.float64) @ self.weights.T + self.bias
+            np.asarray(check_real("codes", codes), dtype=np.float64) @ self.weights.T
+            + self.bias
         )
 
     def log_proba(self, codes: ArrayLike) -> Floats:
@@ -171,12 +174,11 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     >>> round(simplex_witness(simplex_vertices(2, 1), 2.0).gain, 6)
     2.828427
     """
-    simplex = np.asarray(vertices, dtype=np.float64)
-    if not 0 < scale < 1e150:
-        raise ValueError(f"scale must be a number above 0, below 1e150, got {scale}.")
-    n = len(simplex)
+    simplex = np.asarray(check_real("vertices", vertices), dtype=np.float64)
+    scale = check_number("scale", scale, above=0, below=1e150)
+    n = len(simplex) if simplex.ndim == 2 else 0
     regular = (np.eye(n) * n - 1) / max(1, n - 1)
-    if simplex.ndim != 2 or not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
+    if n == 0 or not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
         raise ValueError(
             "vertices must form a regular simplex of radius 1: take them from "
             "simplex_vertices."
@@ -229,7 +231,9 @@ def fit_procrustes(
     array([[3.   , 0.333],
            [0.333, 3.   ]])
     """
-    mean, proba, weight = _checked(latent_mean, teacher_proba, sample_weight)
+    mean, proba, weight = _checked(
+        "latent_mean", latent_mean, teacher_proba, sample_weight
+    )
     n_components = proba.shape[1]
     # Codes of too few dimensions for the simplex are filled up with zeros.
     dim = max(mean.shape[1], n_components - 1)
@@ -291,7 +295,9 @@ def fit_linear(
     >>> bool(np.diff(witness.logits([[7.0]])) > 0)
     True
     """
-    mean, proba, weight = _checked(latent_mean, teacher_proba, sample_weight)
+    mean, proba, weight = _checked(
+        "latent_mean", latent_mean, teacher_proba, sample_weight
+    )
     centre, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
     width = np.where(spread > _LEAST_SPREAD, spread, 1.0)
     codes = (mean - centre) / width
@@ -350,7 +356,12 @@ def fit_strength(
     >>> fit_strength(-np.log(teacher_proba), teacher_proba)
     0.0
     """
-    scores, proba, weight = _checked(logits, teacher_proba, sample_weight)
+    scores, proba, weight = _checked("logits", logits, teacher_proba, sample_weight)
+    if scores.shape != proba.shape:
+        raise ValueError(
+            f"logits must have the shape {proba.shape} of teacher_proba, got "
+            f"{scores.shape}."
+        )
     log_mean = np.log(weight @ proba)
 
     def slope(strength: float) -> float:
@@ -366,13 +377,18 @@ def fit_strength(
 
 
 def _checked(
-    values: ArrayLike, teacher_proba: ArrayLike, sample_weight: ArrayLike | None
+    name: str,
+    values: ArrayLike,
+    teacher_proba: ArrayLike,
+    sample_weight: ArrayLike | None,
 ) -> tuple[Floats, Floats, Floats]:
-    array = np.asarray(values, dtype=np.float64)
+    array = np.asarray(check_real(name, values), dtype=np.float64)
     if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(
-            "codes and logits must be 2-d arrays of finite numbers, one row a sample, "
+            f"{name} must be a 2-d array of finite numbers, one row for each sample, "
             f"got shape {array.shape}."
         )
     proba = check_teacher_proba(teacher_proba, len(array))
-    return array, proba, check_sample_weight(sample_weight, len(array))
+    weight = check_sample_weight(sample_weight, len(array))
+    weight, array, proba = of_weight(weight, array, proba)
+    return array, proba, weight

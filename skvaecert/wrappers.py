@@ -18,11 +18,13 @@ from sklearn.base import (
     _fit_context,
 )
 from sklearn.utils import Tags, check_array, gen_batches
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
+
+from skvaecert._estimator import warn_user
 
 __all__ = ["TrainedEncoder"]
 
@@ -51,9 +53,9 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     encoder : callable
         Takes a batch of samples and returns their latent means of shape (n_batch,
         latent_dim); or (means, log variances) of a Gaussian posterior as tuple or
-        list; or an object or mapping with `embedding` and maybe `log_covariance`, as
-        in pythae; or a :class:`torch.distributions.Normal`. Its input depends on what
-        it is:
+        list, or what `spread` says in place of the second; or an object or mapping with
+        `embedding` and maybe `log_covariance`, as in pythae; or a
+        :class:`torch.distributions.Normal`. Its input depends on what it is:
 
         - a :class:`torch.nn.Module`, or a method of one such as ``vae.encode``, gets
           tensors on the module's device and in its precision, mostly float32;
@@ -66,6 +68,10 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         (1, 28, 28).
     batch_size : int, default=256
         Number of samples in each batch, at least 1.
+    spread : {"log_variance", "std", "variance"}, default="log_variance"
+        What the second output of the encoder holds, where it returns a tuple or list.
+        Standard deviations that are read as log variances make posteriors much wider
+        than they are.
 
     Attributes
     ----------
@@ -110,6 +116,7 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "decoder": [callable, None],
         "input_shape": ["array-like", None],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "spread": [StrOptions({"log_variance", "std", "variance"})],
     }
 
     def __init__(
@@ -119,11 +126,13 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         *,
         input_shape: tuple[int, ...] | None = None,
         batch_size: int = 256,
+        spread: str = "log_variance",
     ) -> None:
         self.encoder = encoder
         self.decoder = decoder
         self.input_shape = input_shape
         self.batch_size = batch_size
+        self.spread = spread
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
@@ -178,20 +187,29 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         latent_mean : ndarray of shape (n_samples, latent_dim)
             As from :meth:`transform`.
         latent_std : ndarray of shape (n_samples, latent_dim)
-            Standard deviations, exp(log variance / 2).
+            Standard deviations: exp(log variance / 2), or as `spread` says.
 
         Raises
         ------
         ValueError
-            If the encoder returns no log variances, or as :meth:`transform`.
+            If the encoder returns no second output, if it is not above 0 where
+            `spread` is "std" or "variance", or as :meth:`transform`.
+
+        Warns
+        -----
+        UserWarning
+            If all log variances of a tuple or list are above 0, as standard deviations
+            and variances are.
         """
-        means, log_variances = self._posterior(self._validated(X))
-        if log_variances is None:
+        means, values, is_named = self._posterior(self._validated(X))
+        if values is None:
             raise ValueError(
                 "encoder must return (means, log variances) for encode, got means "
                 "only. Use transform, which needs only means."
             )
-        return means, np.exp(log_variances / 2)
+        if is_named:
+            return means, np.exp(values / 2)
+        return means, _deviations(values, self.spread)
 
     @available_if(_has_decoder)
     def inverse_transform(self, Z: ArrayLike) -> Any:
@@ -214,7 +232,7 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """
         self._validate_params()
         codes = check_array(Z, input_name="Z")
-        samples, _ = _evaluate("decoder", self.decoder, codes, self.batch_size)
+        samples, *_ = _evaluate("decoder", self.decoder, codes, self.batch_size)
         return samples.reshape(len(samples), -1)
 
     def _validated(self, X: ArrayLike) -> NDArray[np.number]:
@@ -224,17 +242,18 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return validate_data(self, X, reset=False)
         return check_array(X, estimator=self, input_name="X")
 
-    def _posterior(self, X: NDArray[np.number]) -> tuple[Values, Values | None]:
-        """Return means, and log variances if the encoder returns them."""
+    def _posterior(self, X: NDArray[np.number]) -> tuple[Values, Values | None, bool]:
+        """Return means, the second output if any, and whether its name tells what."""
         if self.input_shape is not None:
             X = _reshape(X, self.input_shape)
-        means, log_variances = _evaluate("encoder", self.encoder, X, self.batch_size)
+        result = _evaluate("encoder", self.encoder, X, self.batch_size)
+        means, *_ = result
         if means.ndim != 2:
             raise ValueError(
                 "encoder must return means of shape (n_samples, latent_dim), got "
                 f"{('n_samples', *means.shape[1:])}. Flatten them."
             )
-        return means, log_variances
+        return result
 
     def __sklearn_is_fitted__(self) -> bool:
         """Return True: it was trained elsewhere.
@@ -268,12 +287,34 @@ def _reshape(X: NDArray[np.number], input_shape: Any) -> NDArray[np.number]:
     return X.reshape(len(X), *shape)
 
 
+def _deviations(values: Values, spread: str) -> Values:
+    """Return standard deviations, from what `spread` says that the values are."""
+    smallest, largest = values.min(), values.max()
+    if spread == "log_variance":
+        if smallest > 0:
+            warn_user(
+                "The second output of encoder is read as log variances, and all its "
+                f"values are above 0, from {smallest:.3g} to {largest:.3g}: posteriors "
+                f"would be {np.exp(smallest / 2):.3g} wide or more. If they are "
+                'standard deviations or variances, set spread="std" or '
+                'spread="variance" in TrainedEncoder.'
+            )
+        return np.exp(values / 2)
+    if not smallest > 0:
+        raise ValueError(
+            f"encoder must return values above 0 as second output for spread={spread!r}"
+            f", got a smallest one of {smallest:.3g}. If they are logarithms of "
+            'variances, set spread="log_variance".'
+        )
+    return values if spread == "std" else np.sqrt(values)
+
+
 def _evaluate(
     name: str, function: Any, X: NDArray[np.number], size: int
-) -> tuple[Values, Values | None]:
-    """Return means, and log variances if there are any, of all samples."""
+) -> tuple[Values, Values | None, bool]:
+    """Return means, the second output, and whether its name says what it is."""
     module = _module_of(function)
-    means, log_variances = [], []
+    means, log_variances, is_named = [], [], False
     # No inference mode: what a module keeps from its first pass, a table or lazy
     # parameters, could not be trained later.
     with torch.no_grad(), _evaluation_mode(module):
@@ -281,14 +322,16 @@ def _evaluate(
             batch = X[index]
             result = _call(name, function, _padded(batch, size), module)
             mean, log_variance = _arrays(name, result, size)
+            is_named = not isinstance(result, tuple | list)
             # Copies: a callable may return the same memory every time.
             means.append(mean[: len(batch)].copy())
             if log_variance is not None:
                 log_variances.append(log_variance[: len(batch)].copy())
     mean = _joined(name, "values", means)
-    return mean, _joined(
-        name, "log variances", log_variances
-    ) if log_variances else None
+    if not log_variances:
+        return mean, None, is_named
+    what = "log variances" if is_named else "second outputs"
+    return mean, _joined(name, what, log_variances), is_named
 
 
 def _module_of(function: Any) -> nn.Module | None:

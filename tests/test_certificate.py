@@ -418,8 +418,14 @@ def test_certificates_are_frozen_and_pickle(certificates):
         ({"safety_margin": -1}, "safety_margin must .* at least 0, got -1"),
         ({"latent_noise": np.nan}, "latent_noise must .* got nan"),
         ({"sample_weight": [1, -1]}, "sample_weight must be"),
-        ({"scale": -1.0}, "scale must be a number above 0, below 1e150, got -1.0"),
-        ({"scale": np.nan}, "scale must be a number above 0, below 1e150, got nan"),
+        (
+            {"scale": -1.0},
+            "scale must be a finite number above 0 and below 1e.150, got -1.0",
+        ),
+        (
+            {"scale": np.nan},
+            "scale must be a finite number above 0 and below 1e.150, got nan",
+        ),
         ({"vertices": [[1.0], [1.0], [0.0]]}, r"vertices must have shape .* \(2, 1\)"),
         ({"vertices": [[1000.0], [-1000.0]]}, "regular simplex of radius 1"),
     ],

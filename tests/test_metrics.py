@@ -496,7 +496,7 @@ def test_a_scale_changes_what_the_path_costs_and_nothing_else(proba):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_points": 1}, "n_points must be at least 2, got 1"),
+        ({"n_points": 1}, "n_points must be an int of at least 2, got 1"),
         ({"scale": 0.0}, "scale must be a finite number above 0, got 0.0"),
         ({"scale": np.nan}, "scale must be a finite number above 0, got nan"),
         ({"teacher_proba": [[1.0, 0.0]]}, "teacher_proba must have"),

@@ -18,7 +18,7 @@ from sklearn.preprocessing import FunctionTransformer
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, certify
 from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
 from skvaecert._certifier.encoded import EncodedSamples
-from skvaecert._certifier.kinds import Stability
+from skvaecert._certifier.kinds import MeanKind
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.metrics import MarginSums, SpreadSums
 from skvaecert.persistence import load, save
@@ -476,10 +476,9 @@ def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
         encoder = FunctionTransformer(
             lambda X, moved=moved: X + np.array([moved * (len(X) < 4), 0.0])
         )
-        stability = Stability()
-        samples = EncodedSamples(encoder, None, np.full((4, 2), magnitude))
-        stability.compare(samples, lambda these: these.means)
-        seen.append(stability)
+        kind = MeanKind(None)
+        kind.look_again(EncodedSamples(encoder, None, np.full((4, 2), magnitude)))
+        seen.append(kind.stability)
     first, second = (seen[place] for place in order)
     first.merge(second)
     assert first.moved == 1.0

@@ -1,18 +1,42 @@
 """Attempts to have what carries nothing certified, each with a twin that carries."""
 
 import gc
+import warnings
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_matrix
+from scipy.special import softmax
 from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA, TruncatedSVD
 
-from skvaecert import CollapseCertifier, certify
-from skvaecert._certificate.sums import MeanSums, SampledSums
-from skvaecert.simplex import analytic_code, simplex_vertices
-from skvaecert.witnesses import LinearWitness, fit_linear, fit_procrustes
+from skvaecert import (
+    CollapseCertifier,
+    bounds,
+    certify,
+    certify_batches,
+    diagnostics,
+    metrics,
+    simplex,
+)
+from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
+from skvaecert.exceptions import UnstableEncoderWarning
+from skvaecert.metrics import escape_force
+from skvaecert.simplex import (
+    analytic_code,
+    prior_matched_scale,
+    simplex_vertices,
+    witness_log_proba,
+)
+from skvaecert.witnesses import (
+    LinearWitness,
+    fit_linear,
+    fit_procrustes,
+    simplex_witness,
+)
 
 
 class Model:
@@ -310,3 +334,391 @@ def test_rows_of_the_fit_are_refused_by_the_witness_that_was_fitted(rows):
         certifier.certify(rows[0])
     certifier = fitted(PCA(2), rows[0]).set_params(witness="linear")
     assert certifier.certify(rows[0]).witness == "raw"
+
+
+def in_step(proba, vertices, scale, step):
+    """The code of the mean teacher, rounded by a step to where the teacher pulls."""
+    code = analytic_code([proba.mean(axis=0)], vertices, scale)
+    pull = np.sign(escape_force(proba, code.repeat(len(proba), 0), vertices, scale))
+    grid = step * np.exp2(np.floor(np.log2(np.abs(code))))
+    return np.round(code / grid) * grid + grid * pull
+
+
+def test_a_sample_of_no_weight_does_not_vouch_for_the_precision_of_others():
+    """The others are a constant code, rounded in 16 bits as the teacher would have."""
+    proba, vertices = posteriors(200, 3, 0), simplex_vertices(3, 2)
+    scale = prior_matched_scale(proba)
+    mean = in_step(proba, vertices, scale, 2.0**-7)
+    vouching = np.vstack([mean, [[0.1, 0.3]]]), np.vstack([proba, proba[:1]])
+    weight = np.r_[np.ones(200), 0.0]
+    alone = certify(proba, mean, vertices, scale)
+    with_it = certify(vouching[1], vouching[0], vertices, scale, sample_weight=weight)
+    assert (alone.verdict, with_it) == ("inconclusive", alone)
+    # The twin: one that counts shows that the encoder has more bits.
+    assert certify(vouching[1], vouching[0], vertices, scale).verdict == "certified"
+    batches = [
+        (p[None], m[None], [w]) for p, m, w in zip(*vouching[::-1], weight, strict=True)
+    ]
+    assert certify_batches(batches, vertices, scale).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("weight", [0.0, 1e-60])
+def test_a_far_sample_of_no_weight_does_not_make_the_others_constant(weight):
+    proba, vertices = posteriors(40, 3, 0), simplex_vertices(3, 2)
+    code = analytic_code(proba, vertices, 1.0)
+    code[0] = 1e17
+    weights = np.r_[weight, np.ones(39)]
+    certificate = certify(proba, code, vertices, 1.0, sample_weight=weights)
+    assert certificate.verdict == "certified"
+    assert certificate.dispersion == pytest.approx(
+        metrics.latent_dispersion(code[1:]), rel=1e-6
+    )
+    sums = MeanSums(LinearWitness(vertices, np.zeros(3), "linear"))
+    for row in zip(
+        proba[:, None], -code[:, None] * 1e-3, weights[:, None], strict=True
+    ):
+        sums.update(*row)
+    assert weight or sums.certificate().verdict == "inconclusive"
+
+
+def test_samples_of_no_weight_count_for_nothing_in_any_sum(rows):
+    rng = np.random.default_rng(0)
+    proba, again = posteriors(30, 3, 0), posteriors(30, 3, 1)
+    mean, deviation = rng.normal(size=(30, 2)), rng.uniform(0.1, 1, size=(30, 2))
+    weight = rng.choice([0.0, 1.0, 2.5], size=30)
+    weight[:3] = weight[-1] = 0.0
+    mean[0], mean[-1] = 1e100, -1e17
+    witness = LinearWitness(rng.normal(size=(3, 2)), np.zeros(3), "linear")
+    makers = {
+        "mean": (lambda: MeanSums(witness), (proba, mean)),
+        "sampled": (
+            lambda: SampledSums(witness, 3, np.random.default_rng(0)),
+            (proba, mean, deviation),
+        ),
+        "round trip": (lambda: RoundTripSums(3, 2), (proba, again, mean, mean)),
+    }
+    for make, arrays in makers.values():
+        alone = make().update(*(a[weight > 0] for a in arrays), weight[weight > 0])
+        whole = make().update(*arrays, weight)
+        assert repr(whole.certificate()) == repr(alone.certificate())
+        assert whole.n_samples == np.count_nonzero(weight)
+        nothing = make().update(*(a[:3] for a in arrays), weight[:3])
+        assert repr(nothing.merge(whole).certificate()) == repr(alone.certificate())
+        with pytest.raises(ValueError, match="sum above 0"):
+            make().update(*arrays, 0 * weight).certificate()
+
+
+def test_what_counts_for_nothing_is_checked_all_the_same():
+    proba, vertices = posteriors(4, 3, 0), simplex_vertices(3, 2)
+    code, weight = analytic_code(proba, vertices, 1.0), np.array([0.0, 1, 1, 1])
+    bad = {"latent_mean": code.copy(), "teacher_proba": proba.copy()}
+    bad["latent_mean"][0], bad["teacher_proba"][0] = np.nan, 0.7
+    for name, array in bad.items():
+        arrays = {"latent_mean": code, "teacher_proba": proba} | {name: array}
+        with pytest.raises(ValueError, match=name):
+            certify(**arrays, vertices=vertices, scale=1.0, sample_weight=weight)
+    with pytest.raises(ValueError, match="not negative"):
+        certify(proba, code, vertices, 1.0, sample_weight=[0, -1, 1, 1])
+
+
+def test_samples_of_no_weight_in_a_certifier(rows):
+    fit, others = rows
+    weight = np.random.default_rng(0).choice([0.0, 1.0], size=len(others))
+    kept = others[weight > 0]
+    others = others.copy()
+    others[weight == 0] *= 1e6
+    certifier = fitted(Model(np.copy), fit)
+    for kind in ("mean", "sampled", "round_trip"):
+        whole = certifier.certify(others, kind=kind, sample_weight=weight)
+        assert repr(whole) == repr(certifier.certify(kept, kind=kind))
+        empty = certifier.partial_certificate(
+            others[:5], 0, kind=kind, sample_weight=np.zeros(5)
+        )
+        assert empty.n_samples == 0
+        rest = certifier.partial_certificate(kept, 1, kind=kind)
+        assert empty.merge(rest).certificate().n_samples == len(kept)
+    assert certifier.score(others, sample_weight=weight) == certifier.score(kept)
+    # Nor are they known from the fit.
+    certifier = fitted(PCA(2), fit, witness="linear")
+    mixed, weight = np.r_[fit, kept], np.r_[np.zeros(len(fit)), np.ones(len(kept))]
+    assert certifier.certify(mixed, sample_weight=weight).n_samples == len(kept)
+
+
+class Drifting:
+    """A healthy encoder, or a constant that hangs on how many calls there were."""
+
+    value, n_calls = None, 0
+
+    def transform(self, X):
+        if self.value is None:
+            return X[:, :1]
+        value = self.value(self.n_calls)
+        self.n_calls += 1
+        return np.full((len(X), 1), value)
+
+    def encode(self, X):
+        mean = self.transform(X)
+        return mean, np.ones_like(mean)
+
+    def inverse_transform(self, Z):
+        return np.repeat(Z, 2, axis=1)
+
+
+DRIFTS = {
+    "slowly": lambda call: 1 - call // 2 * 0.02,
+    "every second call": lambda call: 1 - call // 2 % 2 * 2.0,
+    "every fourth call": lambda call: 1 - call // 4 % 2 * 2.0,
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+@pytest.mark.parametrize("n_batches", [2, 3, 4, 10, 30])
+@pytest.mark.parametrize("kind", ["mean", "sampled", "round_trip"])
+def test_a_constant_that_drifts_is_not_certified_over_batches(
+    rows, drift, n_batches, kind
+):
+    fit, others = rows
+    certifier = fitted(Drifting(), fit)
+    ordered = others[np.argsort(-others[:, 0])]
+    certifier.estimator_.value = DRIFTS[drift]
+    batches = np.array_split(ordered, n_batches)
+    if "call" in drift:
+        # From both ends in turn.
+        batches = [
+            batches[-(i // 2) - 1 if i % 2 else i // 2] for i in range(n_batches)
+        ]
+    with (
+        pytest.warns(UnstableEncoderWarning) if kind != "round_trip" else nullcontext()
+    ):
+        certificate = certifier.certify_batches(batches, kind=kind)
+    assert certificate.verdict != "certified"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5])
+def test_random_encoders_of_few_samples_are_not_certified(rows, share):
+    rng = np.random.default_rng(0)
+    with pytest.warns(UserWarning, match="another batch"):
+        drawn = fitted(Model(lambda X: 1.0 * (rng.random(X.shape) < share)), rows[0])
+    for n in (2, 3, 5, 10):
+        batches = (rows[1][i : i + n] for i in range(0, 280, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnstableEncoderWarning)
+            verdicts = {drawn.certify(batch).verdict for batch in batches}
+        assert "certified" not in verdicts
+
+
+MASKED = np.ma.masked_array(np.ones((4, 2)), mask=np.eye(4, 2))
+NOT_REAL = {
+    "masked": MASKED,
+    "complex": np.ones((4, 2)) + 0j,
+    "strings": np.full((4, 2), "0.5"),
+    "dates": np.ones((4, 2), dtype="M8[s]"),
+}
+
+
+@pytest.mark.parametrize("given", [*NOT_REAL, "float8"])
+def test_what_is_not_real_is_refused_by_name(given):
+    if given == "float8":
+        small = pytest.importorskip("ml_dtypes").float8_e4m3fn
+        array = np.ones((4, 2)).astype(small)
+    else:
+        array = NOT_REAL[given]
+    proba, log_q = np.full((4, 2), 0.5), np.log(np.full((4, 2), 0.5))
+    code, vertices, witness = np.ones((4, 2)), simplex_vertices(2, 2), [[1.0, 0]] * 2
+    linear = LinearWitness(np.array(witness), np.zeros(2), "linear")
+    calls = {
+        "latent_mean": [
+            lambda: certify(proba, array, vertices, 1.0),
+            lambda: certify_batches([(proba, array)], vertices, 1.0),
+            lambda: MeanSums(linear).update(proba, array),
+            lambda: fit_linear(array, proba),
+            lambda: metrics.latent_dispersion(array),
+            lambda: witness_log_proba(array, vertices, 1.0),
+            lambda: diagnostics.active_units(array),
+        ],
+        "teacher_proba": [
+            lambda: certify(array, code, vertices, 1.0),
+            lambda: metrics.collapse_margin(array, log_q),
+            lambda: metrics.teacher_information(array),
+            lambda: metrics.component_information(array),
+            lambda: bounds.betting_bound(array, log_q),
+            lambda: analytic_code(array, vertices, 1.0),
+            lambda: fit_procrustes(code, array),
+        ],
+        "witness_log_proba": [
+            lambda: metrics.alignment_loss(proba, array),
+            lambda: bounds.bernstein_bound(proba, array),
+        ],
+        "vertices": [lambda: certify(proba, code, array, 1.0)],
+        "latent_std": [lambda: diagnostics.kl_per_dimension(code, array)],
+        "log_proba": [lambda: simplex.temper(array, 1.0, 0.1)],
+        "values": [lambda: bounds.betting_mean_bound(array[0], 0.0)],
+        "sample_weight": [
+            lambda: certify(proba, code, vertices, 1.0, sample_weight=array[0])
+        ],
+    }
+    for name, functions in calls.items():
+        for call in functions:
+            with pytest.raises(ValueError, match=f"{name}|codes and logits") as caught:
+                call()
+            assert "must hold real numbers" in str(caught.value)
+
+
+def test_masked_means_of_an_encoder_are_refused(rows):
+    with pytest.raises(ValueError, match=r"transform must hold real numbers.*masked"):
+        fitted(Model(lambda X: np.ma.masked_less(X, 0.0)), rows[0])
+
+
+NONSENSE = [
+    ("scale", lambda v: witness_log_proba([[1.0]], [[1.0], [-1.0]], v), (-1, 0)),
+    ("scale", lambda v: analytic_code([[0.9, 0.1]], [[1.0], [-1.0]], v), (-1, 0)),
+    ("scale", lambda v: simplex.analytic_energy([[0.9, 0.1]], v), (-1, 0)),
+    ("scale", lambda v: metrics.escape_force_rms([[0.9, 0.1]], v), (-1, 0)),
+    ("temperature", lambda v: simplex.temper([[0.0, 1.0]], v, 0.1), (-1, 0)),
+    ("floor", lambda v: simplex.temper([[0.0, 1.0]], 1.0, v), (-1, 1, 2)),
+    ("floor", lambda v: simplex.budget_temperature([[0.0, 1.0]], v, 1.0), (0, 2)),
+    (
+        "energy_budget",
+        lambda v: simplex.budget_temperature([[0.0, 1.0]], 0.1, v),
+        (-1,),
+    ),
+    ("lower", lambda v: bounds.betting_mean_bound([0.1, 0.2], v), (-np.inf,)),
+    ("upper", lambda v: bounds.bernstein_mean_bound([0.1, 0.2], 0.0, v), (np.inf,)),
+    (
+        "n_resamples",
+        lambda v: bounds.bootstrap_bound(
+            [[0.9, 0.1]] * 3, [[0, -9]] * 3, n_resamples=v
+        ),
+        (0, 2.5),
+    ),
+    ("confidence", lambda v: bounds.betting_mean_bound([0.1], 0, confidence=v), (95,)),
+    ("n_components", lambda v: simplex_vertices(v, 3), (1, 2.5)),
+    ("latent_dim", lambda v: simplex_vertices(2, v), (0, 2.5)),
+    ("threshold", lambda v: diagnostics.active_units([[1.0], [0.0]], v), (0,)),
+    ("margin", lambda v: metrics.dispersion_bound(v, 1.0), ()),
+    ("safety_margin", lambda v: certified_pair(safety_margin=v), (-1, np.inf)),
+    ("latent_noise", lambda v: certified_pair(latent_noise=v), (-1, np.inf)),
+]
+
+
+def certified_pair(**params):
+    proba = np.array([[0.9, 0.1], [0.1, 0.9]])
+    code = analytic_code(proba, [[1.0], [-1.0]], 1.0)
+    return certify(proba, code, [[1.0], [-1.0]], 1.0, **params)
+
+
+@pytest.mark.parametrize(("name", "call", "values"), NONSENSE)
+def test_nonsense_is_refused_by_name(name, call, values):
+    for value in (*values, np.nan, "1", None, [0.5, 0.5], 1j):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            call(value)
+
+
+def test_a_witness_without_numbers_gives_no_margin():
+    proba = posteriors(3, 2, 0)
+    for bad in (np.nan, np.inf):
+        logits = np.array([[0.0, 1.0], [1.0, 0.0], [bad, 0.0]])
+        with pytest.raises(ValueError, match="witness_logits must be finite"):
+            metrics.cross_entropies(proba, logits)
+    # What is excluded in a sample of weight 0 is not excluded.
+    log_q = np.log(proba)
+    excluded = np.vstack([log_q, [[-np.inf, 0.0]]])
+    margin = metrics.collapse_margin(
+        np.vstack([proba, proba[:1]]), excluded, [1, 1, 1, 0]
+    )
+    assert margin == pytest.approx(metrics.collapse_margin(proba, log_q), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["mean", "sampled", "round_trip"])
+@pytest.mark.parametrize("bad", [{"n_draws": -3}, {"confidence": 95}])
+def test_draws_are_checked_for_every_kind(rows, kind, bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
+        fitted(Model(np.copy), rows[0]).certify(rows[1], kind=kind, **bad)
+
+
+# Bits after the binary point, and the errors that are assumed of an encoder, in units.
+PRECISIONS = {"float32": (23, 31), "float16": (10, 7), "bfloat16": (7, 7)}
+
+
+def as_stored(values, precision):
+    tensor = torch.as_tensor(values).to(getattr(torch, precision))
+    return tensor.double().numpy()
+
+
+def constant_in_step(rng, proba, witness, best, factor):
+    """A constant code, off by rounding as the teacher would have it."""
+    precision = rng.choice(list(PRECISIONS))
+    bits, units = PRECISIONS[precision]
+    centre = best + rng.choice([0, 0, 1e-3, 1.0]) * rng.normal(size=best.shape)
+    if rng.random() < 0.3:
+        centre = centre + rng.choice([10.0, 1e3, 3e4]) * (rng.random(best.shape) < 0.3)
+    centre = as_stored(centre, precision)
+    chance = softmax(witness.logits(centre[np.newaxis]), axis=1)
+    pull = (proba - chance) @ (witness.weights - witness.weights.mean(axis=0))
+    unit = 2.0 ** (np.floor(np.log2(np.maximum(np.abs(centre), 1e-2))) - bits)
+    size = factor * rng.integers(1, units + 1)
+    if rng.random() < 0.5:
+        step = np.sign(pull)
+    else:
+        step = pull / max(1e-300, np.abs(pull).max())
+    return as_stored(centre + size * unit * np.round(step * 2) / 2, precision)
+
+
+def attacked_weight(rng, n):
+    some = rng.exponential(size=n) + 1e-6
+    if rng.random() < 0.5:
+        some = np.where(rng.random(n) < 0.3, rng.choice([0.0, 5e-324, 1e-310]), some)
+    if rng.random() < 0.3:
+        some = some * np.exp(3 * rng.normal(size=n))
+    some[rng.integers(n)] = 1.0
+    return some * rng.choice([1.0, 1e-30, 1e30])
+
+
+def attacked_teacher(rng, n, K):
+    floor = rng.choice([0.3, 0.02, 1e-4, 1e-9])
+    if rng.random() < 0.5:
+        proba = np.eye(K)[rng.integers(K, size=n)]
+    else:
+        proba = rng.dirichlet(np.full(K, rng.choice([0.1, 1.0])), size=n)
+    return (1 - floor) * proba + floor / K
+
+
+def attack(seed, factor=1):
+    """Return the verdict on a constant code, whatever the samples of weight 0 are."""
+    rng = np.random.default_rng(seed)
+    n, K = int(rng.choice([2, 3, 7, 30, 150])), int(rng.integers(2, 7))
+    d = K - 1 + int(rng.integers(3))
+    proba, weight = attacked_teacher(rng, n, K), attacked_weight(rng, n)
+    vertices = simplex_vertices(K, d)
+    scale = prior_matched_scale(proba, weight) or 1.0
+    mean_proba = (weight / weight.sum()) @ proba
+    best = analytic_code([mean_proba], vertices, scale)[0]
+    witness = simplex_witness(vertices, scale)
+    if rng.random() < 0.3:
+        steep = 10 ** rng.uniform(-1, 3) * rng.normal(size=(K, d))
+        witness = LinearWitness(steep, np.log(mean_proba) - steep @ best, "linear")
+    code = constant_in_step(rng, proba, witness, best, factor)
+    garbage = rng.choice(["none", "far", "exact", "code"])
+    if garbage != "none":
+        nothing = np.flatnonzero(weight == 0)
+        ideal = analytic_code(proba, vertices, scale)[nothing]
+        code[nothing] = {"far": 1e17, "exact": np.pi / 7, "code": ideal}[garbage]
+    cuts = np.sort(rng.integers(0, n + 1, size=rng.integers(0, 4)))
+    parts = [MeanSums(witness)]
+    for part in np.split(np.arange(n), cuts):
+        if rng.random() < 0.5:
+            parts.append(MeanSums(witness))
+        if len(part):
+            parts[-1].update(proba[part], code[part], weight[part])
+    for part in parts[1:]:
+        parts[0].merge(part)
+    return parts[0].certificate().verdict
+
+
+@pytest.mark.slow
+def test_no_constant_code_is_certified_whatever_its_weights():
+    certified = [seed for seed in range(5000) if attack(seed) == "certified"]
+    assert not certified
+    # The twin: more than rounding does.
+    verdicts = [attack(seed, factor=100) for seed in range(200)]
+    assert verdicts.count("certified") > 50

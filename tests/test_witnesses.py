@@ -158,7 +158,7 @@ def test_at_strength_0_the_witness_is_a_constant(proba):
     ("vertices", "scale", "message"),
     [
         (np.ones((3, 2)), 1.0, "regular simplex of radius 1"),
-        (simplex_vertices(3, 2), 0.0, "scale must be a number above 0"),
+        (simplex_vertices(3, 2), 0.0, "scale must be a finite number above 0"),
     ],
 )
 def test_bad_simplex(vertices, scale, message):
@@ -171,7 +171,7 @@ def test_bad_simplex(vertices, scale, message):
     ("codes", "message"),
     [
         (np.full((N, D), np.nan), "finite numbers"),
-        (np.zeros(N), "2-d arrays"),
+        (np.zeros(N), "2-d array of"),
         (np.zeros((3, K)), "each of the 3 samples, got 200"),
     ],
 )

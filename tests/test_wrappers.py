@@ -360,7 +360,7 @@ def test_encode_needs_log_variances(result):
         (MEANS.numpy().astype(str), "real values, got ndarray of <U"),
         (MEANS + 1j, "real values, got Tensor of torch.complex64"),
         (MEANS.log(), "finite values, got NaN or infinity for 1 of 4"),
-        ((MEANS, MEANS.log()), "finite log variances"),
+        ((MEANS, MEANS.log()), "finite second outputs"),
     ],
 )
 def test_errors_say_what_came_back(result, told):
@@ -538,3 +538,55 @@ def test_a_vae_of_pythae(rows):
     drawn = TrainedEncoder(vae.embed, input_shape=(1, 8, 8))
     with torch.random.fork_rng():
         assert np.abs(drawn.transform(rows) - drawn.transform(rows)).max() > 0.1
+
+
+class Posterior:
+    """An encoder that returns means and one of three measures of spread."""
+
+    std = np.array([0.05, 0.7])
+
+    def __init__(self, measure):
+        self.measure = measure
+
+    def __call__(self, X):
+        std = np.tile(self.std, (len(X), 1))
+        measures = {
+            "std": std,
+            "variance": std**2,
+            "log_variance": 2 * np.log(std),
+        }
+        return X[:, :2], measures[self.measure]
+
+
+@pytest.mark.parametrize("spread", ["std", "variance", "log_variance"])
+def test_the_second_output_is_what_spread_says(rows, spread):
+    mean, std = TrainedEncoder(Posterior(spread), spread=spread).encode(rows)
+    np.testing.assert_array_equal(mean, rows[:, :2])
+    np.testing.assert_allclose(std, np.tile(Posterior.std, (len(rows), 1)))
+    if spread != "log_variance":
+        wrong = TrainedEncoder(Posterior("log_variance"), spread=spread)
+        with pytest.raises(ValueError, match=r'above 0 .* set spread="log_variance"'):
+            wrong.encode(rows)
+        with pytest.warns(UserWarning, match='set spread="std" or spread="variance"'):
+            TrainedEncoder(Posterior(spread)).encode(rows)
+
+
+@pytest.mark.parametrize("spread", ["log_variance", "std"])
+def test_what_has_a_name_is_what_it_says(rows, spread):
+    log_variance = np.full((256, 2), 0.3)
+
+    def named(X):
+        return {"embedding": X[:, :2], "log_covariance": log_variance}
+
+    def normal(X):
+        mean = torch.from_numpy(X[:, :2])
+        return Normal(mean, torch.exp(torch.from_numpy(log_variance / 2)))
+
+    for encoder in (named, normal):
+        std = TrainedEncoder(encoder, spread=spread).encode(rows)[1]
+        np.testing.assert_allclose(std, np.exp(0.15), rtol=1e-6)
+
+
+def test_spread_has_three_values(rows):
+    with pytest.raises(ValueError, match="spread"):
+        TrainedEncoder(Posterior("std"), spread="deviation").encode(rows)

@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.sums import MeanSums, check_shapes
+from skvaecert.simplex import check_real
 from skvaecert.witnesses import simplex_witness
 
 __all__ = ["certify", "certify_batches"]
@@ -42,7 +42,8 @@ def certify(
     scale : float
         beta, above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to sum 1; uniform when None.
+        Weights, normalised to sum 1; uniform when None. A sample of weight 0 counts
+        for nothing, not even in `n_samples`.
     safety_margin : float, default=0.0
         tau, nats, at least 0: the margin must exceed it.
     latent_noise : float, default=0.0
@@ -79,9 +80,10 @@ def certify(
     >>> certify(teacher_proba, np.zeros((2, 1)), simplex_vertices(2, 1), 1.0).verdict
     'constant'
     """
-    means, posteriors = np.asanyarray(latent_mean), np.asanyarray(teacher_proba)
+    means = check_real("latent_mean", latent_mean)
+    posteriors = check_real("teacher_proba", teacher_proba)
     # Before the vertices themselves, whose error would say less.
-    check_shapes(means, posteriors, np.shape(vertices))
+    check_shapes(means, posteriors, check_real("vertices", vertices).shape)
     return certify_batches(
         [(posteriors, means, sample_weight)],
         vertices,

@@ -60,7 +60,7 @@ class Certificate:
         "procrustes" and "linear" were fitted on other samples, which proves as much
         but is not the papers' certificate; "teacher" reads reconstructions.
     n_samples : int
-        Number of samples.
+        Number of samples, without those of weight 0.
     n_components : int
         K.
     latent_dim : int

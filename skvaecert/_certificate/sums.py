@@ -6,7 +6,7 @@ of the sums in the end is decided in :mod:`skvaecert._certificate.verdict`.
 
 import math
 from collections.abc import Iterator
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -30,12 +30,25 @@ from skvaecert.metrics import (
     SpreadSums,
     cross_entropies,
     gen_rows,
+    of_weight,
     unit_weight,
 )
-from skvaecert.simplex import Floats, check_teacher_proba, check_weight
+from skvaecert.simplex import (
+    Floats,
+    check_real,
+    check_teacher_proba,
+    check_weight,
+)
 from skvaecert.witnesses import LinearWitness
 
-__all__ = ["MeanSums", "RoundTripSums", "SampledSums", "Sums", "check_shapes"]
+__all__ = [
+    "MeanSums",
+    "RoundTripSums",
+    "SampledSums",
+    "Sums",
+    "check_draws",
+    "check_shapes",
+]
 
 # Chance of a wrong verdict on drawn codes: that of five standard errors, 3e-7.
 _CHANCE = float(norm.sf(5.0))
@@ -152,7 +165,7 @@ class SampledSums(Sums):
         confidence: float = 0.95,
     ) -> None:
         super().__init__(witness)
-        _check_draws(n_draws, confidence)
+        check_draws(n_draws, confidence)
         self.n_draws = n_draws
         self.confidence = confidence
         latent_dim = witness.weights.shape[1]
@@ -180,7 +193,8 @@ class SampledSums(Sums):
         sample_weight: ArrayLike | None = None,
     ) -> Self:
         """Add samples."""
-        mean, deviation = np.asanyarray(latent_mean), np.asanyarray(latent_std)
+        mean = check_real("latent_mean", latent_mean)
+        deviation = check_real("latent_std", latent_std)
         if deviation.shape != mean.shape or not (deviation > 0).all():
             raise ValueError(
                 "latent_std must have the shape of latent_mean and entries above 0, "
@@ -339,7 +353,10 @@ class RoundTripSums(Sums):
         weight = check_weight(sample_weight, len(log_q))
         self.alignment.update(teacher_proba, log_q, weight)
         self._means.update(latent_mean, weight)
-        self._outputs.add(_checked(np.asanyarray(output)), weight)
+        outputs = _checked(check_real("inverse_transform", output))
+        weight, outputs = of_weight(weight, outputs)
+        if len(weight):
+            self._outputs.add(outputs, weight)
         return self
 
     def merge(self, other: "RoundTripSums") -> Self:
@@ -356,6 +373,7 @@ class RoundTripSums(Sums):
 
         `shift` is by how much rounding may have changed what the teacher reads, nats.
         """
+        checked_margin(self.alignment)
         arithmetic = summation_error(self.alignment, self.witness, 0.0)
         return self._conclude(
             error=arithmetic,
@@ -372,14 +390,21 @@ def _chunks(
     sample_weight: ArrayLike | None,
     *codes: ArrayLike,
 ) -> Iterator[tuple[NDArray[Any], Floats, list[Floats]]]:
-    """Yield posteriors, weights and codes of some samples, the last two checked."""
-    means, *_ = arrays = [np.asanyarray(code) for code in codes]
-    posteriors, shape = np.asanyarray(teacher_proba), witness.weights.shape
+    """Yield posteriors, weights and codes of some samples, all of weight above 0."""
+    means, *_ = arrays = [check_real("latent_mean", code) for code in codes]
+    posteriors = check_real("teacher_proba", teacher_proba)
+    shape = witness.weights.shape
     check_shapes(means, posteriors, shape)
     weights = unit_weight(len(means), sample_weight)
     for rows in gen_rows(len(means), max(shape)):
-        weight = np.ascontiguousarray(weights[rows])
-        yield posteriors[rows], weight, [_checked(array[rows]) for array in arrays]
+        weight, proba = np.ascontiguousarray(weights[rows]), posteriors[rows]
+        checked = [_checked(array[rows]) for array in arrays]
+        if not weight.all():
+            # What counts for nothing must be valid all the same.
+            check_teacher_proba(proba)
+            weight, proba, *checked = of_weight(weight, proba, *checked)
+        if len(weight):
+            yield proba, weight, checked
 
 
 def _force_terms(proba: ArrayLike, witness: LinearWitness) -> Floats:
@@ -399,10 +424,10 @@ def _squared_errors(mean: Floats, deviation: Floats, weight: Floats) -> Floats:
     return np.stack([weight @ means, weight @ logs, weight @ (logs * deviation**2)])
 
 
-def _check_draws(n_draws: int, confidence: float) -> None:
+def check_draws(n_draws: int, confidence: float) -> None:
     if not isinstance(n_draws, Integral) or n_draws < 2:
         raise ValueError(f"n_draws must be an int of at least 2, got {n_draws!r}.")
-    if not 0 < confidence < 1:
+    if not (isinstance(confidence, Real) and 0 < confidence < 1):
         raise ValueError(
             f"confidence must be a number between 0 and 1, got {confidence!r}."
         )

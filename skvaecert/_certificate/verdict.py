@@ -5,6 +5,7 @@ margin above both, and above the safety margin tau, is certified (theory section
 """
 
 import math
+from numbers import Real
 from typing import Any
 
 from skvaecert._certificate.certificate import Certificate
@@ -72,5 +73,5 @@ def checked_margin(alignment: MarginSums) -> float:
 
 
 def check_not_negative(name: str, value: float) -> None:
-    if not 0 <= value < math.inf:
+    if not (isinstance(value, Real) and 0 <= value < math.inf):
         raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")

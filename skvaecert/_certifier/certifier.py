@@ -368,8 +368,8 @@ class CollapseCertifier(
         """Certify the encoder on `X`.
 
         - ``kind="mean"``: the latent mean is not constant. Some samples are encoded
-          twice, in another batch and order; the difference of their means is added to
-          the tolerance.
+          twice, in another batch and order, and a few again when all have been read;
+          the difference of their means is added to the tolerance.
         - ``kind="sampled"``: codes drawn from q(z|x) carry information. The margin is a
           lower bound on I(x; z); `information_bound` is an upper bound. The witness is
           tempered, q ~ mean T exp(s (A z + b)), with s and mean T from samples of
@@ -390,7 +390,7 @@ class CollapseCertifier(
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's; not for "round_trip".
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None.
+            Weights; uniform when None. A sample of weight 0 counts for nothing.
         n_draws : int, default=8
             Codes drawn for each sample if `kind` is "sampled", at least 2.
         confidence : float, default=0.95
@@ -580,6 +580,7 @@ class CollapseCertifier(
         _, others = split_for_witness(self.witness_.name, len(means))
         kind.sums.update(proba[others], means[others])
         kind.look_again(samples)
+        kind.finish()
         return kind.conclude(self.safety_margin)
 
     def _pieces(
@@ -617,7 +618,8 @@ class CollapseCertifier(
         for samples in pieces:
             collected.add(samples)
             if must_be_others:
-                n_known += self._calibration.count_known(samples.X)
+                n_known += self._calibration.count_known(samples.counted)
+        collected.finish()
         return PartialCertificate(
             parts=frozenset(() if part is None else (part,)),
             n_known=n_known,

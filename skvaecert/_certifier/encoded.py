@@ -12,7 +12,7 @@ from sklearn.utils.validation import _num_samples
 
 from skvaecert._samples import take_samples
 from skvaecert._teacher.posterior import posterior_of
-from skvaecert.simplex import Floats
+from skvaecert.simplex import Floats, check_real
 
 __all__ = ["EncodedSamples", "decode", "encode", "fitted_encoder", "read"]
 
@@ -45,7 +45,10 @@ class EncodedSamples:
                 "model in one that has."
             )
         mean, deviation = encoder.encode(X)
-        return np.asarray(mean), np.asarray(deviation)
+        return (
+            np.asarray(check_real("latent_mean", mean)),
+            np.asarray(check_real("latent_std", deviation)),
+        )
 
     @cached_property
     def posterior(self) -> Floats:
@@ -57,6 +60,19 @@ class EncodedSamples:
     @cached_property
     def reconstruction(self) -> NDArray[np.floating]:
         return decode(self.estimator, self.means)
+
+    @cached_property
+    def counting(self) -> NDArray[np.intp]:
+        """The places of the samples of weight above 0."""
+        if self.weight is None:
+            return np.arange(_num_samples(self.X))
+        return np.flatnonzero(np.asarray(self.weight))
+
+    @property
+    def counted(self) -> Any:
+        """X without the samples of weight 0."""
+        counts_all = self.weight is None or np.all(self.weight)
+        return self.X if counts_all else take_samples(self.X, self.counting)
 
     def again(self, index: NDArray[np.intp]) -> "EncodedSamples":
         """Return some of the samples, to be encoded anew in another batch."""
@@ -70,7 +86,7 @@ def fitted_encoder(estimator: Any) -> Any:
 
 def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
     """Return latent means."""
-    means = np.asarray(estimator.transform(X))
+    means = np.asarray(check_real("transform", estimator.transform(X)))
     if means.ndim != 2 or not np.isfinite(means).all():
         raise ValueError(
             "estimator must have a transform that returns a dense array of shape "
@@ -87,7 +103,8 @@ def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
             "estimator must have an inverse_transform, its decoder, for "
             f'kind="round_trip"; {type(estimator).__name__} has none.'
         )
-    return np.asarray(estimator.inverse_transform(means))
+    decoded = estimator.inverse_transform(means)
+    return np.asarray(check_real("inverse_transform", decoded))
 
 
 def read(teacher: Any, reconstruction: NDArray[np.floating]) -> Floats:

@@ -1,11 +1,11 @@
 """Kinds of certificates: what each asks of encoder, decoder and teacher.
 
-All look twice: some samples are encoded again in another batch, and by how much this
-moves the result is held against the margin.
+All look twice: some samples are encoded again in another batch, and a few of them once
+more when all samples have been read, for an encoder may change as it goes. By how much
+this moves the result is held against the margin.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,12 @@ from sklearn.utils import check_random_state
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.rounding import rounded
-from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
+from skvaecert._certificate.sums import (
+    MeanSums,
+    RoundTripSums,
+    SampledSums,
+    check_draws,
+)
 from skvaecert._certifier.calibration import Calibration, Tempering, result_or_raise
 from skvaecert._certifier.encoded import EncodedSamples, decode, read
 from skvaecert._estimator import warn_user
@@ -34,6 +39,12 @@ __all__ = [
 # Samples that are encoded a second time.
 _MOST_REPEATED = 255
 
+# Samples of one piece that are kept to be encoded at the end, and pieces they are of.
+_MOST_KEPT, _MOST_PIECES = 16, 8
+
+# Few samples are encoded more often, up to so many in all: noise may repeat by luck.
+_LOOKED_AT, _MOST_LOOKS = 64, 8
+
 # Means that differ by more between two batches come from no deterministic encoder.
 _UNSTABLE = 1e-3
 
@@ -51,6 +62,48 @@ class Kind(ABC):
     @abstractmethod
     def add(self, samples: EncodedSamples) -> None:
         """Add samples, and look at some of them again."""
+
+    @abstractmethod
+    def codes(self, samples: EncodedSamples) -> NDArray[np.floating]:
+        """Return what must not depend on the batch."""
+
+    def distances(
+        self,
+        samples: EncodedSamples,
+        before: NDArray[np.floating],
+        after: NDArray[np.floating],
+    ) -> Floats:
+        """Return by how much each sample moved."""
+        return np.asarray(np.linalg.norm(after - before, axis=1))
+
+    def look_again(self, samples: EncodedSamples) -> None:
+        """Compute the codes of some samples again, and keep a few for the end."""
+        places = samples.counting
+        if not len(places):
+            return
+        before = self.codes(samples)
+        index = places[_shuffled_subset(len(places))]
+        self.compare(samples.again(index), before[index])
+        self.stability.note(0.0, float(np.abs(before[places]).max()))
+        self.keep(samples, before)
+
+    def keep(self, samples: EncodedSamples, before: NDArray[np.floating]) -> None:
+        """Keep a few samples to be looked at in the end."""
+        kept = samples.counting[:_MOST_KEPT]
+        if len(kept):
+            self.stability.keep(samples.again(kept), before[kept])
+
+    def compare(self, again: EncodedSamples, before: NDArray[np.floating]) -> None:
+        moved = self.distances(again, before, self.codes(again))
+        self.stability.note(float(moved.max()))
+
+    def finish(self) -> None:
+        """Encode samples of the beginning and of the way once more, all being read."""
+        for samples, before in self.stability.taken():
+            n_samples = len(before)
+            for look in range(min(_MOST_LOOKS, max(1, _LOOKED_AT // n_samples))):
+                order = np.random.default_rng([n_samples, look]).permutation(n_samples)
+                self.compare(samples.again(order), before[order])
 
     def merge(self, other: "Kind") -> None:
         """Add the samples of another one."""
@@ -75,8 +128,9 @@ class MeanKind(Kind):
         self.sums.update(samples.posterior, means, samples.weight)
         self.look_again(samples)
 
-    def look_again(self, samples: EncodedSamples) -> None:
-        self.stability.compare(samples, lambda these: these.means)
+    def codes(self, samples: EncodedSamples) -> NDArray[np.floating]:
+        """Return the latent means."""
+        return samples.means
 
 
 class SampledKind(Kind):
@@ -86,7 +140,17 @@ class SampledKind(Kind):
         """Add samples, and encode some of them again."""
         mean, deviation = samples.distribution
         self.sums.update(samples.posterior, mean, deviation, samples.weight)
-        self.stability.compare(samples, _mean_and_log_deviation)
+        self.look_again(samples)
+
+    def codes(self, samples: EncodedSamples) -> Floats:
+        """Return means and logarithms of deviations side by side."""
+        mean, deviation = samples.distribution
+        if not (np.isfinite(mean).all() and (deviation > 0).all()):
+            raise ValueError(
+                "estimator must have an encode that returns finite means, and standard "
+                "deviations above 0, of the same samples at each call."
+            )
+        return np.hstack([mean, np.log(np.asarray(deviation, dtype=np.float64))])
 
 
 class RoundTripKind(Kind):
@@ -108,7 +172,23 @@ class RoundTripKind(Kind):
         output = samples.reconstruction
         witness = self.tempering(read(samples.teacher, output))
         self.sums.update(target, witness, means, output, samples.weight)
-        self._try_rounding(samples, target, witness)
+        if len(samples.counting):
+            self._try_rounding(samples, target, witness)
+            self.keep(samples, np.log(witness))
+
+    def codes(self, samples: EncodedSamples) -> Floats:
+        """Return the logarithms of what the teacher reads off reconstructions."""
+        return np.log(self.tempering(read(samples.teacher, samples.reconstruction)))
+
+    def distances(
+        self,
+        samples: EncodedSamples,
+        before: NDArray[np.floating],
+        after: NDArray[np.floating],
+    ) -> Floats:
+        """Return by how many nats each sample is read otherwise."""
+        target = self.tempering(samples.posterior)
+        return np.asarray((target * np.abs(after - before)).sum(axis=1))
 
     def conclude(self, safety_margin: float) -> Certificate:
         """Return the certificate."""
@@ -119,7 +199,8 @@ class RoundTripKind(Kind):
         self, samples: EncodedSamples, target: Floats, witness: Floats
     ) -> None:
         """Note what rounding of codes and outputs changes in the teacher's reading."""
-        index, generator = _shuffled_subset(len(target)), np.random.default_rng(0)
+        places, generator = samples.counting, np.random.default_rng(0)
+        index = places[_shuffled_subset(len(places))]
         again = samples.again(index)
         # In the precision of the means, which others than float64 would hide.
         magnitude = np.maximum(np.abs(again.means), 1)
@@ -138,17 +219,27 @@ class Stability:
     def __init__(self) -> None:
         self.moved = 0.0
         self._largest = 1.0
+        self._kept: list[tuple[EncodedSamples, NDArray[np.floating]]] = []
+        self._n_pieces = 0
+        self._generator = np.random.default_rng(0)
 
-    def compare(
-        self,
-        samples: EncodedSamples,
-        codes: Callable[[EncodedSamples], NDArray[np.floating]],
-    ) -> None:
-        """Compute the codes of some samples again."""
-        before = codes(samples)
-        index = _shuffled_subset(len(before))
-        moved = np.linalg.norm(codes(samples.again(index)) - before[index], axis=1)
-        self.note(float(moved.max()), float(np.abs(before).max()))
+    def keep(self, samples: EncodedSamples, before: NDArray[np.floating]) -> None:
+        """Keep samples with their codes: those of the first piece, and of some others.
+
+        Any piece after the first has the same chance to be among them.
+        """
+        self._n_pieces += 1
+        if len(self._kept) < _MOST_PIECES:
+            self._kept.append((samples, before))
+            return
+        place = int(self._generator.integers(self._n_pieces - 1))
+        if place < _MOST_PIECES - 1:
+            self._kept[1 + place] = samples, before
+
+    def taken(self) -> list[tuple[EncodedSamples, NDArray[np.floating]]]:
+        """Give the kept samples away: what is merged or sent has none."""
+        kept, self._kept = self._kept, []
+        return kept
 
     def note(self, moved: float, largest: float = 1.0) -> None:
         self.moved = max(self.moved, moved)
@@ -164,10 +255,10 @@ class Stability:
             warn_user(
                 UnstableEncoderWarning(
                     f"The encoder moved the mean of a sample by {self.moved:.2g} when "
-                    "the sample came in another batch. Put modules into evaluation "
-                    "mode (dropout, batch normalisation) and return means, not drawn "
-                    "codes. The difference is counted as noise, so nothing will be "
-                    "certified by it."
+                    "the sample came in another batch or later. Put modules into "
+                    "evaluation mode (dropout, batch normalisation) and return means, "
+                    "not drawn codes. The difference is counted as noise, so nothing "
+                    "will be certified by it."
                 )
             )
 
@@ -183,6 +274,7 @@ def make_kind(
     part: int | None = None,
 ) -> Kind:
     """Return the kind of this name, with nothing added yet."""
+    check_draws(n_draws, confidence)
     if kind == "mean":
         return MeanKind(MeanSums(witness))
     if kind == "round_trip":
@@ -207,17 +299,6 @@ def _shuffled_subset(n_samples: int) -> NDArray[np.intp]:
         return np.zeros(1, dtype=np.intp)
     order = 1 + np.random.default_rng(0).permutation(n_samples - 1)
     return order[: max(1, min(2 * n_samples // 3, _MOST_REPEATED))]
-
-
-def _mean_and_log_deviation(samples: EncodedSamples) -> Floats:
-    """Return both side by side."""
-    mean, deviation = samples.distribution
-    if not (np.isfinite(mean).all() and (deviation > 0).all()):
-        raise ValueError(
-            "estimator must have an encode that returns finite means, and standard "
-            "deviations above 0, of the same samples at each call."
-        )
-    return np.hstack([mean, np.log(np.asarray(deviation, dtype=np.float64))])
 
 
 def _largest(X: Any, n_samples: int) -> Floats:
