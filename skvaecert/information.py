@@ -19,7 +19,7 @@ from scipy.special import entr
 
 from skvaecert._certificate.rounding import RoundingSums
 from skvaecert.bounds import betting_mean_bound
-from skvaecert.simplex import Floats, check_sample_weight
+from skvaecert.simplex import Floats, check_real, check_sample_weight
 
 __all__ = ["InformationBracket", "code_information", "population_information"]
 
@@ -462,7 +462,7 @@ def _check_posteriors(mean: ArrayLike, std: ArrayLike) -> tuple[Floats, Floats]:
 
 
 def _check_array(name: str, array: ArrayLike) -> Floats:
-    values = _check_real(name, array)
+    values = np.asarray(check_real(name, array), dtype=np.float64)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(
             f"{name} must have shape (n_samples, latent_dim), not empty, got shape "
@@ -477,26 +477,9 @@ def _check_array(name: str, array: ArrayLike) -> Floats:
     return values
 
 
-def _check_real(name: str, array: ArrayLike) -> Floats:
-    if isinstance(array, np.ma.MaskedArray):
-        raise ValueError(
-            f"{name} must have no mask, got a masked array. Leave masked samples out."
-        )
-    try:
-        values = np.asarray(array)
-        if values.dtype.kind == "c":
-            raise ValueError("got complex values")
-        return np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{name} must be an array of real values: {error}. Convert it with "
-            "numpy.asarray(..., dtype=float)."
-        ) from error
-
-
 def _check_proba(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
     if sample_weight is not None:
-        sample_weight = _check_real("sample_weight", sample_weight)
+        sample_weight = check_real("sample_weight", sample_weight)
     return check_sample_weight(sample_weight, n_samples)
 
 
