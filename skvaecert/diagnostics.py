@@ -320,8 +320,8 @@ def _log_mean_exp(values: Floats, proba: Floats) -> Floats:
 
 
 def _variance(values: Floats, weight: Floats) -> Floats:
-    # Shifted by the first sample, so that equal values have a variance of exactly 0.
-    shifted = values - values[0]
+    # Shifted by a sample that counts: equal values have a variance of exactly 0.
+    shifted = values - values[np.argmax(weight > 0)]
     return np.asarray(weight @ (shifted - weight @ shifted) ** 2)
 
 

@@ -800,6 +800,7 @@ def component_contributions(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba.shape)
+    weight, proba, log_q = of_weight(weight, proba, log_q)
     return np.asarray(weight @ (proba * (log_q - np.log(weight @ proba))))
 
 
@@ -905,6 +906,7 @@ def component_visibility(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba.shape)
+    weight, proba, log_q = of_weight(weight, proba, log_q)
     log_mean = np.asarray(logsumexp(log_q, axis=0, b=weight[:, np.newaxis]))
     # A component that is excluded everywhere is constant too, at minus infinity.
     differs = log_q != log_mean

@@ -430,6 +430,13 @@ def _entry(result: Any, *names: str) -> Any:
 
 def _floats(name: str, values: Any) -> Values:
     """Return values as floats, in float32 if they have that precision or less."""
+    if isinstance(values, np.ma.MaskedArray) or "float8" in str(
+        getattr(values, "dtype", "")
+    ):
+        raise ValueError(
+            f"{name} must return real values of 16 bits or more, none of them masked, "
+            f"got {_described(values)}."
+        )
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         # NumPy does not know all of torch's small types.

@@ -590,3 +590,14 @@ def test_what_has_a_name_is_what_it_says(rows, spread):
 def test_spread_has_three_values(rows):
     with pytest.raises(ValueError, match="spread"):
         TrainedEncoder(Posterior("std"), spread="deviation").encode(rows)
+
+
+@pytest.mark.parametrize("given", ["float8", "masked"])
+def test_means_of_8_bits_or_masked_are_refused(rows, given):
+    def encoder(X):
+        if given == "masked":
+            return np.ma.masked_less(X[:, :2], 0.5)
+        return torch.from_numpy(X[:, :2]).to(torch.float8_e4m3fn)
+
+    with pytest.raises(ValueError, match="encoder must return real values of 16 bits"):
+        TrainedEncoder(encoder).transform(rows)
