@@ -186,7 +186,7 @@ def code_information(
     0.0003
     """
     mean, std = _check_posteriors(mean, std)
-    proba = _check_proba(sample_weight, len(mean))
+    proba = check_sample_weight(sample_weight, len(mean))
     _check_count("n_draws", n_draws, 1)
     _check_confidence(confidence)
     generator = _check_generator(random_state)
@@ -475,12 +475,6 @@ def _check_array(name: str, array: ArrayLike) -> Floats:
             f"of {largest}. Leave these samples out, or give them a finite code."
         )
     return values
-
-
-def _check_proba(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
-    if sample_weight is not None:
-        sample_weight = check_real("sample_weight", sample_weight)
-    return check_sample_weight(sample_weight, n_samples)
 
 
 def _check_count(name: str, value: int, smallest: int) -> None:
