@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr
 
-from skvaecert._certificate.rounding import RoundingSums
+from skvaecert._rounding import RoundingSums
 from skvaecert.bounds import betting_mean_bound
 from skvaecert.simplex import Floats, check_real, check_sample_weight
 

@@ -16,9 +16,18 @@ PACKAGE = Path(skvaecert.__file__).parent
 FLOORS = [
     {"exceptions", "simplex", "networks"},
     {"metrics", "diagnostics", "objectives", "_estimator", "_samples", "_state"},
-    {"bounds", "witnesses", "forecast", "baselines", "wrappers", "datasets"},
+    {
+        "_rounding",
+        "bounds",
+        "witnesses",
+        "forecast",
+        "baselines",
+        "wrappers",
+        "datasets",
+    },
+    {"information"},
     {"_certificate"},
-    {"_training", "_teacher", "information"},
+    {"_training", "_teacher"},
     {"_vae"},
     {"_certifier"},
     {"persistence", "model_selection", "callbacks", "plotting"},
@@ -32,6 +41,7 @@ MATHS = {
     "diagnostics",
     "forecast",
     "information",
+    "_rounding",
     "_certificate",
     "_teacher/em",
 }

@@ -2,43 +2,17 @@
 
 Two things can lift a margin above 0 that is not: the arithmetic of the margin itself
 (:func:`summation_error`) and rounding in the encoder, which makes a constant code vary
-(:class:`RoundingSums` says by how much, :func:`noise_margin` what that can fake).
-Theory sections 2 and 5.
+(:func:`noise_margin` says what that can fake). Theory sections 2 and 5.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
-from skvaecert.metrics import MarginSums, SpreadSums, dispersion_bound
-from skvaecert.simplex import Floats
+from skvaecert.metrics import MarginSums, dispersion_bound
 from skvaecert.witnesses import LinearWitness
 
-__all__ = [
-    "RoundingSums",
-    "noise_margin",
-    "noise_needed",
-    "rounded",
-    "summation_error",
-]
-
-# Units of machine epsilon, at magnitude max(1, |mu|), by which an encoder may be off in
-# each coordinate. Networks of a few hundred units were seen off by 4 in float32; in
-# 16 bits, sums are kept in 32 and only results are rounded.
-_NOISE_UNITS = 32
-_NOISE_UNITS_16_BITS = 8
-
-# Means that spread by less than this many units, at their own magnitude, are called
-# constant. Fewer than above, because "constant" is a claim too.
-_CONSTANT_UNITS = 4
-
-# A rounding error at magnitude 1, as assumed of encoders.
-_ROUNDING = _NOISE_UNITS * float(np.finfo(np.float32).eps)
-
-# Samples by which most coordinates show that they were not computed in 16 bits.
-_HEAD = 64
+__all__ = ["noise_margin", "noise_needed", "summation_error"]
 
 
 def summation_error(
@@ -92,144 +66,3 @@ def noise_needed(margin: float, force: float, witness: LinearWitness) -> float:
     if margin <= 0:
         return 0.0
     return 2 * margin / (force + math.hypot(force, witness.gain * math.sqrt(margin)))
-
-
-class RoundingSums:
-    """Size, spread and precision of values that come in batches, column by column."""
-
-    def __init__(self) -> None:
-        self.spread = SpreadSums()
-        self._precision = _Precision()
-        self._norms = 0.0
-        self._squares: Floats | float = 0.0
-        self._at_least_one: Floats | float = 0.0
-
-    def add(self, values: Floats, weight: Floats) -> None:
-        squares = values**2
-        self._norms += float(weight @ np.sqrt(squares.sum(axis=1)))
-        self._squares = self._squares + weight @ squares
-        self._at_least_one = self._at_least_one + weight @ np.maximum(squares, 1)
-        self.spread.update(values, weight)
-        self._precision.add(values, self.spread.first)
-
-    def merge(self, other: "RoundingSums") -> None:
-        if not len(other.spread.first):
-            return
-        self.spread.merge(other.spread)
-        equal = self.spread.first == other.spread.first
-        self._precision.merge(other._precision, equal)
-        self._norms += other._norms
-        self._squares = self._squares + other._squares
-        self._at_least_one = self._at_least_one + other._at_least_one
-
-    @property
-    def mean_norm(self) -> float:
-        return self._norms / self.spread.total_weight
-
-    @property
-    def unit(self) -> Floats:
-        """The error of each column, as a share of its magnitude."""
-        return self._precision.unit
-
-    @property
-    def rounding_noise(self) -> float:
-        """Root mean square error that rounding may have left.
-
-        32 machine epsilons of float32 at magnitude max(1, |mu_ij|) in each coordinate:
-        means that are small because large terms cancelled carry the error of those
-        terms. Float32 is assumed of float64 values too, for they may come from a
-        float32 network through later arithmetic. A coordinate whose values all fit in
-        16 bits, whatever their dtype, counts as computed in 16 bits, with 8 epsilons;
-        one that is the same in all samples shows no error.
-        """
-        squares = self.unit**2 * self._at_least_one
-        return float(np.sqrt(squares.sum() / self.spread.total_weight))
-
-    @property
-    def are_constant(self) -> bool:
-        """Whether each column spreads by no more than its own rounding."""
-        epsilon = np.finfo(np.float32 if self._precision.single else np.float64).eps
-        magnitude = np.sqrt(self._squares / self.spread.total_weight)
-        limit = _CONSTANT_UNITS * epsilon * magnitude
-        return bool((np.sqrt(self.spread.variance) <= limit).all())
-
-
-class _Precision:
-    """How many bits the values of each column were computed with, at most."""
-
-    def __init__(self) -> None:
-        # Whether all values so far are equal, or fit in a type, column by column.
-        self._fits: dict[str, NDArray[np.bool_]] = {}
-
-    def add(self, values: Floats, first: Floats) -> None:
-        self._begin(len(first))
-        self._note("equal", values, lambda part, of: part == first[of])
-        self._note("bfloat16", values, lambda part, of: _fits_bfloat16(part))
-        self._note("float16", values, lambda part, of: _fits(part, np.float16))
-        self._note("float32", values, lambda part, of: _fits(part, np.float32))
-
-    def merge(self, other: "_Precision", equal: NDArray[np.bool_]) -> None:
-        """Add what holds of other values, whose first is `equal` to the own or not.
-
-        The values of each part may be equal, and those of both together not.
-        """
-        self._begin(len(equal))
-        for kind, fits in other._fits.items():
-            self._fits[kind] = self._fits[kind] & fits
-        self._fits["equal"] = self._fits["equal"] & equal
-
-    @property
-    def unit(self) -> Floats:
-        shares = [
-            0.0,
-            _NOISE_UNITS_16_BITS * 2.0**-7,
-            _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps),
-        ]
-        kinds = [self._fits[kind] for kind in ("equal", "bfloat16", "float16")]
-        return np.select(kinds, shares, _ROUNDING)
-
-    @property
-    def single(self) -> bool:
-        return bool(self._fits["float32"].all())
-
-    def _begin(self, n_columns: int) -> None:
-        if not self._fits:
-            kinds = "equal", "bfloat16", "float16", "float32"
-            self._fits = {kind: np.ones(n_columns, dtype=bool) for kind in kinds}
-
-    def _note(
-        self,
-        kind: str,
-        values: Floats,
-        test: Callable[[Floats, NDArray[np.intp]], NDArray[np.bool_]],
-    ) -> None:
-        fits = self._fits[kind]
-        # The first samples settle it in nearly all cases.
-        for part in (values[:_HEAD], values):
-            columns = np.flatnonzero(fits)
-            if len(columns):
-                fits[columns] = test(part[:, columns], columns).all(axis=0)
-
-
-def _fits(values: Floats, dtype: type[np.floating]) -> NDArray[np.bool_]:
-    with np.errstate(over="ignore"):
-        return np.asarray(values == values.astype(dtype))
-
-
-def _fits_bfloat16(values: Floats) -> NDArray[np.bool_]:
-    """Tell where the lower half of the bits in float32 is empty."""
-    with np.errstate(over="ignore"):
-        bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    return np.asarray(_fits(values, np.float32) & ((bits & 0xFFFF) == 0))
-
-
-def rounded(
-    values: NDArray[np.floating], magnitude: ArrayLike, generator: np.random.Generator
-) -> Floats:
-    """Move values by as much as rounding may have, to either side."""
-    exact = np.asarray(values, dtype=np.float64)
-    precision = _Precision()
-    precision.add(exact, exact[0])
-    signs = generator.choice([-1.0, 1.0], size=exact.shape)
-    error = np.maximum(_ROUNDING * np.asarray(magnitude), precision.unit * abs(exact))
-    return np.asarray(exact + error * signs)

@@ -15,7 +15,6 @@ from scipy.stats import norm, t
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.rounding import (
-    RoundingSums,
     noise_margin,
     noise_needed,
     summation_error,
@@ -25,6 +24,7 @@ from skvaecert._certificate.verdict import (
     checked_margin,
     conclude,
 )
+from skvaecert._rounding import RoundingSums
 from skvaecert.metrics import (
     MarginSums,
     SpreadSums,

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
 from skvaecert._certificate.certificate import Certificate
-from skvaecert._certificate.rounding import rounded
 from skvaecert._certificate.sums import (
     MeanSums,
     RoundTripSums,
@@ -23,6 +22,7 @@ from skvaecert._certificate.sums import (
 from skvaecert._certifier.calibration import Calibration, Tempering, result_or_raise
 from skvaecert._certifier.encoded import EncodedSamples, decode, read
 from skvaecert._estimator import warn_user
+from skvaecert._rounding import rounded
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.simplex import Floats
 from skvaecert.witnesses import LinearWitness
