@@ -1,6 +1,7 @@
 """How precise values are taken to be: read off them, over all batches."""
 
 import numpy as np
+import pytest
 
 from skvaecert._rounding import RoundingSums
 
