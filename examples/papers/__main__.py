@@ -7,7 +7,7 @@ kept: the same command goes on where it was interrupted. It writes the records a
 table and claims as JSON and Markdown, and a picture.
 
     python examples/papers prevention --data digits --preset five-minutes
-    python examples/papers all --preset hour --n-jobs 2
+    python examples/papers all --preset half-hour --n-jobs 2
 
 The files of mnist, cifar10, cifar100 and tiny-imagenet are read from the folders mnist,
 cifar-10-batches-bin, cifar-100-binary and tiny-imagenet-200 in --data-dir.

@@ -33,10 +33,11 @@ VERSIONS = {"python": platform.python_version()} | {
 
 def digest_of(*folders):
     """Return a digest of the code in some folders."""
-    paths = sorted(path for folder in folders for path in Path(folder).glob("*.py"))
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for folder in map(Path, folders):
+        for path in sorted(folder.rglob("*.py")):
+            name = str(path.relative_to(folder))
+            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
 
 

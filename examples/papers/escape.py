@@ -33,7 +33,7 @@ def compute(lab, seed):
     path = margin_energy_path(vae.teacher_.predict_proba(watched), vae.witness_scale_)
     curves = {key: [step[key] for step in steps] for key in steps[0]}
     curves |= {"path_energy": [*path.energy], "path_margin": [*path.margin]}
-    told = {"data": lab.setting.data, "seed": seed}
+    told = {"data": lab.setting.data, "seed": seed, "elbo": vae.score(rows.test)}
     return {"records": [told | record_of(curves)], "curves": curves}
 
 
@@ -133,6 +133,7 @@ ESCAPE = Experiment(
         "least on the way": median("escape_gradient_least", 4),
         "energy at the end (nats)": median("energy"),
         "of the analytic path there": median("path_energy"),
+        "ELBO at the end": median("elbo", 1),
     },
     claims=claims,
     draw=draw,

@@ -37,6 +37,7 @@ def compute(lab, scale, ratio, seed):
         "trained": margin / information,
         "difference": (margin - forecast.operating_margin) / information,
         "information": information,
+        "elbo": vae.score(rows.test),
     }
     return {"records": [record]}
 
@@ -91,6 +92,7 @@ OUTLOOK = Experiment(
         "forecast": median("forecast"),
         "trained: median (range)": spread("trained"),
         "difference: median (range)": spread("difference"),
+        "ELBO": median("elbo", 1),
     },
     claims=claims,
     draw=draw,

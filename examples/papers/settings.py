@@ -83,13 +83,13 @@ PRESETS = {
         },
         {},
     ),
-    "hour": (
+    "half-hour": (
         {
-            "n_train": 2000,
-            "n_test": 1000,
+            "n_train": 1000,
+            "n_test": 400,
             "n_seeds": 5,
             "few_seeds": 3,
-            "n_steps": 200,
+            "n_steps": 100,
             "teacher": {"n_components": [5, 10, 20]},
             "network": {"latent_dim": 32, "hidden_sizes": (128, 128), "max_epochs": 25},
         },

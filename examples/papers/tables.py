@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,22 @@ def n_certified(key="verdict"):
     return lambda records: f"{count(records, key=key)}/{len(records)}"
 
 
+def counts(key):
+    """Make a column: how many records have each value, the most frequent first."""
+
+    def column(records):
+        found = Counter(record[key] for record in records).most_common()
+        return ", ".join(f"{n} {value}" for value, n in found)
+
+    return column
+
+
+def bracket(records):
+    """Make the column from the least lower to the greatest upper bound."""
+    ends = min(r["low"] for r in records), max(r["high"] for r in records)
+    return "{} to {}".format(*(number(end, 3) for end in ends))
+
+
 def median(key, digits=2):
     """Make a column: the median over the records."""
     return lambda records: number(np.median([r[key] for r in records]), digits)
@@ -65,15 +82,22 @@ def each(key, digits=2):
 
 
 MARGIN = {
-    "certified": n_certified(),
+    "verdicts": counts("verdict"),
     "margins (nats)": each("margin"),
     "of at most": median("information"),
 }
 CODE = {
     "spread of means": median("spread", 3),
     "active": median("active", 0),
+    "drawn codes carry (nats)": bracket,
     "KL": median("kl", 1),
     "unexplained variance": median("unexplained"),
+    "ELBO": median("elbo", 1),
+}
+ROUND_TRIP = {
+    "round trip: certified": n_certified("round_trip_verdict"),
+    "its margin": median("round_trip_margin"),
+    "its margin is at most": median("round_trip_information"),
 }
 
 
