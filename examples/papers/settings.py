@@ -91,14 +91,14 @@ PRESETS = {
             "few_seeds": 3,
             "n_steps": 100,
             "teacher": {"n_components": [5, 10, 20]},
-            "network": {"latent_dim": 32, "hidden_sizes": (128, 128), "max_epochs": 25},
+            "network": {"latent_dim": 32, "hidden_sizes": (128, 128), "max_epochs": 20},
         },
         {
             "digits": {
                 "network": {
                     "latent_dim": 32,
                     "hidden_sizes": (128, 128),
-                    "max_epochs": 50,
+                    "max_epochs": 40,
                 }
             },
         },
