@@ -50,6 +50,19 @@ class EncodedSamples:
             np.asarray(check_real("latent_std", deviation)),
         )
 
+    @property
+    def has_distribution(self) -> bool:
+        """Whether the encoder gives standard deviations that can be used.
+
+        Its `encode` may be anything, and may fail in any way.
+        """
+        try:
+            mean, deviation = self.distribution
+        except Exception:
+            return False
+        is_positive = deviation.shape == mean.shape and (deviation > 0).all()
+        return bool(is_positive and np.isfinite(mean).all() and deviation.max() < 1e150)
+
     @cached_property
     def posterior(self) -> Floats:
         """T: the posteriors that were given, else those of the teacher."""
