@@ -265,6 +265,8 @@ def test_cells_of_other_settings_and_versions_lie_elsewhere(papers, tmp_path):
 
 
 def test_the_digest_of_code_sees_every_change(papers, tmp_path):
+    (tmp_path / "inner").mkdir()
+
     def digest(**files):
         for name, text in files.items():
             (tmp_path / f"{name}.py").write_text(text)
@@ -273,6 +275,8 @@ def test_the_digest_of_code_sees_every_change(papers, tmp_path):
     first = digest(a="x = 1", b="")
     assert digest(a="x = 1", b="") == first
     assert len({first, digest(a="x = 2"), digest(a="", b="x = 1"), digest(c="")}) == 4
+    before = digest()
+    assert digest(**{"inner/a": "x = 1"}) != before
 
 
 def test_a_rescue_has_the_epochs_of_the_first_training(results):
@@ -304,7 +308,7 @@ def test_claims_on_prevention_see_each_break_of_the_pattern(papers):
     claims = papers["prevention"].claims
     good = {
         "aligned": "certified",
-        "alignment removed": "inconclusive",
+        "alignment removed": "varies",
         "never aligned": "inconclusive",
         "rescued": "certified",
         "forced constant": "constant",
@@ -319,8 +323,6 @@ def test_claims_on_prevention_see_each_break_of_the_pattern(papers):
         musts.append(failed.must)
         assert "digits, mean" in failed.sentence
     assert musts == [True, False, False, True, True]
-    slow = [r | {"epochs": 4} if r["phase"] == "rescued" else r for r in records]
-    assert [claim.must for claim in claims(slow) if not claim.holds] == [True]
 
 
 def test_claims_on_variants_want_vanilla_to_fail_and_the_others_to_pass(papers):
@@ -336,18 +338,26 @@ def test_claims_on_variants_want_vanilla_to_fail_and_the_others_to_pass(papers):
 
 
 @pytest.mark.parametrize(
-    ("verdict", "sampled", "bound", "state"),
+    ("low", "high", "state"),
     [
-        ("certified", "inconclusive", 0.01, "certified"),
-        ("inconclusive", "certified", 3.0, "does not face the witness"),
-        ("inconclusive", "inconclusive", 0.01, "collapsed"),
-        ("constant", "constant", 0.0, "collapsed"),
-        ("inconclusive", "inconclusive", 1.6, "undecided"),
+        (0.0, 0.05, "collapsed"),
+        (0.0, 0.051, "undecided"),
+        (0.05, 3.0, "undecided"),
+        (0.051, 3.0, "informative"),
     ],
 )
-def test_state_of_a_mitigation(papers, verdict, sampled, bound, state):
-    found = of(verdict, sampled_verdict=sampled, sampled_bound=bound)
-    assert papers["mitigations"].state(found) == state
+def test_state_of_a_mitigation(papers, low, high, state):
+    assert papers["mitigations"].state({"low": low, "high": high}) == state
+
+
+def test_columns_count_verdicts_and_hold_the_bracket_of_every_seed(papers):
+    tables = papers["tables"]
+    records = [of(v) for v in ("constant", "varies", "varies")]
+    assert tables.counts("verdict")(records) == "2 varies, 1 constant"
+    # Rounded outwards.
+    records = [{"low": 1.1, "high": 1.2001}, {"low": 0.9999, "high": 1.05}]
+    assert tables.bracket(records) == "0.99 to 1.21"
+    assert tables.bracket([{"low": 0.0, "high": 0.0}]) == "0.00 to 0.00"
 
 
 def test_a_forced_constant_is_constant_and_its_model_is_not(papers):
@@ -355,8 +365,12 @@ def test_a_forced_constant_is_constant_and_its_model_is_not(papers):
     rows = lab.rows(0)
     certifier = papers["lab"].certified(lab.vae(rows, "mean", 0), rows)
     forced = papers["prevention"].forced_constant(certifier)
-    assert certifier.certify(rows.test).verdict == "certified"
-    assert forced.certify(rows.test).verdict == "constant"
+    measure = papers["lab"].measure
+    aligned, constant = (measure(some, rows.test) for some in (certifier, forced))
+    assert aligned["verdict"] == "certified"
+    assert 1 < aligned["low"] <= aligned["estimate"] <= aligned["high"]
+    assert constant["verdict"] == "constant"
+    assert 0 <= constant["low"] <= constant["high"] < 0.01
     assert np.ptp(forced.transform(rows.test), axis=0).max() == 0
 
 

@@ -15,6 +15,7 @@ from skvaecert.information import code_information
 # multiply both other weights by n_features. With a learned variance a linear VAE does
 # not survive that, whatever the data (theory section 18).
 SCALES = ("sum", "mean")
+FORETOLD = "which in the scale mean follows, for linear VAEs, from theory section 18"
 
 
 class Rows(NamedTuple):

@@ -4,15 +4,23 @@ import copy
 
 import torch
 from cells import Experiment
-from lab import SCALES, certified, margin_curve, measure
+from lab import FORETOLD, SCALES, certified, margin_curve, measure
 from tables import CODE, MARGIN, expect, median, where
 
 # What each should show: whether all are certified or none, and whether anything else
 # is a failure, or only not as the paper has it.
 PATTERN = {
     "aligned": ("trained with alignment, all are certified", True, True),
-    "alignment removed": ("trained on without it, none is certified", False, False),
-    "never aligned": ("trained without alignment, none is certified", False, False),
+    "alignment removed": (
+        f"trained on without it, none is certified, {FORETOLD}",
+        False,
+        False,
+    ),
+    "never aligned": (
+        f"trained without alignment, none is certified, {FORETOLD}",
+        False,
+        False,
+    ),
     "rescued": ("rescued by alignment, all are certified", True, True),
     "forced constant": ("with a constant mean, none is certified", False, True),
 }

@@ -50,9 +50,10 @@ def counts(key):
 
 
 def bracket(records):
-    """Make the column from the least lower to the greatest upper bound."""
-    ends = min(r["low"] for r in records), max(r["high"] for r in records)
-    return "{} to {}".format(*(number(end, 3) for end in ends))
+    """Make the column from the least lower to the greatest upper bound, outwards."""
+    low, high = min(r["low"] for r in records), max(r["high"] for r in records)
+    low, high = np.floor(100 * low) / 100, np.ceil(100 * high) / 100
+    return f"{number(low)} to {number(high)}"
 
 
 def median(key, digits=2):
@@ -96,8 +97,9 @@ CODE = {
 }
 ROUND_TRIP = {
     "round trip: certified": n_certified("round_trip_verdict"),
-    "its margin": median("round_trip_margin"),
-    "its margin is at most": median("round_trip_information"),
+    "its margin, of at most": lambda records: " of ".join(
+        median(f"round_trip_{key}")(records) for key in ("margin", "information")
+    ),
 }
 
 
