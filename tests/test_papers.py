@@ -207,9 +207,9 @@ def test_ctrl_c_within_a_training_keeps_no_part_of_it(papers, tmp_path, monkeypa
                 signal.raise_signal(signal.SIGINT)
 
     def compute(lab, seed):
-        rows = lab.rows(seed)
+        samples = lab.samples(seed)
         callbacks = [CtrlC()] if seed == 1 and not goes_on else []
-        vae = lab.vae(rows, "mean", seed, callbacks=callbacks).fit(rows.train)
+        vae = lab.vae(samples, "mean", seed, callbacks=callbacks).fit(samples.train)
         record = {"data": "digits", "seed": seed, "epochs": vae.n_iter_}
         return {"records": [record]}
 
@@ -362,23 +362,23 @@ def test_columns_count_verdicts_and_hold_the_bracket_of_every_seed(papers):
 
 def test_a_forced_constant_is_constant_and_its_model_is_not(papers):
     lab = papers["lab"].Lab(papers["settings"].make_setting("five-minutes", "digits"))
-    rows = lab.rows(0)
-    certifier = papers["lab"].certified(lab.vae(rows, "mean", 0), rows)
+    samples = lab.samples(0)
+    certifier = papers["lab"].certified(lab.vae(samples, "mean", 0), samples)
     forced = papers["prevention"].forced_constant(certifier)
     measure = papers["lab"].measure
-    aligned, constant = (measure(some, rows.test) for some in (certifier, forced))
+    aligned, constant = (measure(some, samples.test) for some in (certifier, forced))
     assert aligned["verdict"] == "certified"
     assert 1 < aligned["low"] <= aligned["estimate"] <= aligned["high"]
     assert constant["verdict"] == "constant"
     assert 0 <= constant["low"] <= constant["high"] < 0.01
-    assert np.ptp(forced.transform(rows.test), axis=0).max() == 0
+    assert np.ptp(forced.transform(samples.test), axis=0).max() == 0
 
 
 def test_mean_scale_is_the_elbo_with_an_averaged_reconstruction(papers):
     lab = papers["lab"].Lab(papers["settings"].make_setting("seconds", "patches16"))
-    rows = lab.rows(0)
-    summed, averaged = (lab.vae(rows, scale, 0) for scale in ("sum", "mean"))
-    n_features = rows.train.shape[1]
+    samples = lab.samples(0)
+    summed, averaged = (lab.vae(samples, scale, 0) for scale in ("sum", "mean"))
+    n_features = samples.train.shape[1]
     assert n_features == 768
     assert averaged.kl_weight == n_features * summed.kl_weight
     assert averaged.alignment_weight == n_features * summed.alignment_weight
@@ -584,9 +584,9 @@ def test_the_largest_preset_takes_images_from_files(papers, tmp_path):
     teacher = {"n_components": 3, "min_agreement": 0.0}
     setting = setting._replace(teacher=teacher, network=network)
     lab = papers["lab"].Lab(setting, data_dir=str(tmp_path))
-    rows = lab.rows(0)
-    assert rows.image_shape == (1, 28, 28)
+    samples = lab.samples(0)
+    assert samples.image_shape == (1, 28, 28)
     found = papers["lab"].measure(
-        papers["lab"].certified(lab.vae(rows, "sum", 0), rows), rows.test
+        papers["lab"].certified(lab.vae(samples, "sum", 0), samples), samples.test
     )
     assert found["n_components"] == 3

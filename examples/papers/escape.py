@@ -18,29 +18,29 @@ def cells(setting):
 
 def compute(lab, seed):
     """Collapse a VAE, turn alignment on, and look at it after every step."""
-    rows = lab.rows(seed)
-    vae = lab.vae(rows, "mean", seed, aligned=False).fit(rows.train)
-    watched = rows.train[:N_WATCHED]
+    samples = lab.samples(seed)
+    vae = lab.vae(samples, "mean", seed, aligned=False).fit(samples.train)
+    watched = samples.train[:N_WATCHED]
     steps = [look(vae, watched)]
     vae.set_params(
-        alignment_weight=lab.alignment_weight(rows, "mean"), batch_size=BATCH_SIZE
+        alignment_weight=lab.alignment_weight(samples, "mean"), batch_size=BATCH_SIZE
     )
     generator = check_random_state(seed)
     for _ in range(lab.setting.n_steps):
-        batch = generator.permutation(len(rows.train))[:BATCH_SIZE]
-        vae.partial_fit(rows.train[batch])
+        batch = generator.permutation(len(samples.train))[:BATCH_SIZE]
+        vae.partial_fit(samples.train[batch])
         steps.append(look(vae, watched))
     path = margin_energy_path(vae.teacher_.predict_proba(watched), vae.witness_scale_)
     curves = {key: [step[key] for step in steps] for key in steps[0]}
     curves |= {"path_energy": [*path.energy], "path_margin": [*path.margin]}
-    told = {"data": lab.setting.data, "seed": seed, "elbo": vae.score(rows.test)}
+    told = {"data": lab.setting.data, "seed": seed, "elbo": vae.score(samples.test)}
     return {"records": [told | record_of(curves)], "curves": curves}
 
 
-def look(vae, rows):
+def look(vae, samples):
     """Return margin, energy and forces at this step."""
-    report = vae.escape_report(rows)
-    mean = vae.transform(rows).astype(np.float64)
+    report = vae.escape_report(samples)
+    mean = vae.transform(samples).astype(np.float64)
     return {
         "margin": report.margin,
         "information": report.teacher_information,

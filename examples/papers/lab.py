@@ -1,10 +1,10 @@
-"""One setting at work: rows, VAEs, and what is measured of a trained one."""
+"""One setting at work: samples, VAEs, and what is measured of a trained one."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from settings import ALIGNMENT_WEIGHT, Setting, load_rows
+from settings import ALIGNMENT_WEIGHT, Setting, load_samples
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert.diagnostics import active_units, kl_per_dimension
@@ -18,8 +18,8 @@ SCALES = ("sum", "mean")
 FORETOLD = "which in the scale mean follows, for linear VAEs, from theory section 18"
 
 
-class Rows(NamedTuple):
-    """Training and test rows."""
+class Samples(NamedTuple):
+    """Training and test samples."""
 
     train: np.ndarray
     test: np.ndarray
@@ -35,47 +35,47 @@ class Lab:
     data_dir: str | None = None
     device: str = "cpu"
 
-    def rows(self, seed):
-        """Draw rows."""
+    def samples(self, seed):
+        """Draw samples."""
         sizes = {"train": self.setting.n_train, "test": self.setting.n_test}
         (train, image_shape), (test, _) = (
-            load_rows(self.setting.data, subset, n, seed, self.data_dir)
+            load_samples(self.setting.data, subset, n, seed, self.data_dir)
             for subset, n in sizes.items()
         )
-        return Rows(train, test, image_shape)
+        return Samples(train, test, image_shape)
 
     def teacher(self, seed):
         """Return an unfitted search for a teacher."""
         return GMMTeacher(**self.setting.teacher, random_state=seed)
 
-    def vae(self, rows, scale, seed, aligned=True, kl_weight=1.0, **options):
+    def vae(self, samples, scale, seed, aligned=True, kl_weight=1.0, **options):
         """Return an unfitted VAE; weights are relative to a KL weight of 1."""
-        unit = self.unit(rows, scale)
+        unit = self.unit(samples, scale)
         given = dict(self.setting.network)
         if given.get("encoder") == "conv":
-            given["image_shape"] = rows.image_shape
+            given["image_shape"] = samples.image_shape
         return CertifiedVAE(
             self.teacher(seed),
             kl_weight=unit * kl_weight,
-            alignment_weight=self.alignment_weight(rows, scale) if aligned else 0.0,
+            alignment_weight=self.alignment_weight(samples, scale) if aligned else 0.0,
             memory=self.memory,
             device=self.device,
             random_state=seed,
             **given | options,
         )
 
-    def unit(self, rows, scale):
+    def unit(self, samples, scale):
         """Return what weights are multiplied by."""
-        return 1.0 if scale == "sum" else float(rows.train.shape[1])
+        return 1.0 if scale == "sum" else float(samples.train.shape[1])
 
-    def alignment_weight(self, rows, scale):
+    def alignment_weight(self, samples, scale):
         """Return the weight of the alignment loss where it is on."""
-        return ALIGNMENT_WEIGHT * self.unit(rows, scale)
+        return ALIGNMENT_WEIGHT * self.unit(samples, scale)
 
 
-def certified(vae, rows, **options):
+def certified(vae, samples, **options):
     """Fit a certifier around an unfitted VAE."""
-    return CollapseCertifier(vae).fit(rows.train, **options)
+    return CollapseCertifier(vae).fit(samples.train, **options)
 
 
 def measure(certifier, test, **options):
@@ -110,10 +110,10 @@ def round_trip(certifier, test):
     }
 
 
-def unexplained(rows, reconstruction):
-    """Return the share of the rows' variance that reconstructions miss."""
-    rows = np.asarray(rows, dtype=np.float64)
-    return float(((rows - reconstruction) ** 2).mean() / rows.var(axis=0).mean())
+def unexplained(samples, reconstruction):
+    """Return the share of the samples' variance that reconstructions miss."""
+    samples = np.asarray(samples, dtype=np.float64)
+    return float(((samples - reconstruction) ** 2).mean() / samples.var(axis=0).mean())
 
 
 def margin_curve(certifier):

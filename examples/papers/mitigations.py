@@ -54,18 +54,18 @@ def cells(setting):
 
 def compute(lab, scale, objective, seed):
     """Train without alignment, and see what the code still carries."""
-    rows = lab.rows(seed)
+    samples = lab.samples(seed)
     chosen = objectives(lab.setting.network["max_epochs"])[objective]
     aligned = objective == ALIGNED
     certifier = certified(
-        lab.vae(rows, scale, seed, aligned=aligned, objective=chosen), rows
+        lab.vae(samples, scale, seed, aligned=aligned, objective=chosen), samples
     )
-    record = measure(certifier, rows.test) | round_trip(certifier, rows.test)
+    record = measure(certifier, samples.test) | round_trip(certifier, samples.test)
     frozen = FrozenEstimator(certifier.estimator_)
     fitted = CollapseCertifier(
         frozen, teacher=FrozenEstimator(certifier.teacher_), witness="linear"
-    ).fit(rows.train)
-    record |= {"fitted_verdict": fitted.certify(rows.test).verdict}
+    ).fit(samples.train)
+    record |= {"fitted_verdict": fitted.certify(samples.test).verdict}
     told = {"data": lab.setting.data, "scale": scale}
     told |= {"objective": objective, "seed": seed}
     return {"records": [told | record | {"state": state(record)}]}

@@ -20,13 +20,13 @@ def cells(setting):
 
 
 def compute(lab, scale, ratio, seed):
-    """Forecast, train, and compare on the rows of training."""
-    rows = lab.rows(seed)
-    vae = lab.vae(rows, scale, seed)
-    vae.set_params(alignment_weight=ratio * vae.kl_weight).fit(rows.train)
-    forecast = vae.forecast(rows.train, ratio=ratio)
-    proba = vae.teacher_.predict_proba(rows.train)
-    margin = collapse_margin(proba, vae.witness_log_proba(rows.train))
+    """Forecast, train, and compare on the samples of training."""
+    samples = lab.samples(seed)
+    vae = lab.vae(samples, scale, seed)
+    vae.set_params(alignment_weight=ratio * vae.kl_weight).fit(samples.train)
+    forecast = vae.forecast(samples.train, ratio=ratio)
+    proba = vae.teacher_.predict_proba(samples.train)
+    margin = collapse_margin(proba, vae.witness_log_proba(samples.train))
     information = forecast.teacher_information
     record = {
         "data": lab.setting.data,
@@ -37,7 +37,7 @@ def compute(lab, scale, ratio, seed):
         "trained": margin / information,
         "difference": (margin - forecast.operating_margin) / information,
         "information": information,
-        "elbo": vae.score(rows.test),
+        "elbo": vae.score(samples.test),
     }
     return {"records": [record]}
 

@@ -33,19 +33,19 @@ def cells(setting):
 
 
 def compute(lab, scale, seed):
-    """Search a teacher on the rows of this seed, and go through the phases."""
-    rows = lab.rows(seed)
-    vaes = [lab.vae(rows, scale, seed, aligned=on) for on in (True, False)]
-    return phases(lab, rows, vaes, {"scale": scale, "seed": seed})
+    """Search a teacher on the samples of this seed, and go through the phases."""
+    samples = lab.samples(seed)
+    vaes = [lab.vae(samples, scale, seed, aligned=on) for on in (True, False)]
+    return phases(lab, samples, vaes, {"scale": scale, "seed": seed})
 
 
-def phases(lab, rows, vaes, told, targets=(None, None)):
+def phases(lab, samples, vaes, told, targets=(None, None)):
     """Train with and without alignment, swap that in warm fits, and measure each."""
     first, second = ({"teacher_proba": some} for some in targets)
-    aligned, never = (certified(vae, rows, **first) for vae in vaes)
-    records = [measured("aligned", aligned, rows, second)]
-    records.append(measured("never aligned", never, rows, second))
-    records.append(measured("forced constant", forced_constant(never), rows, second))
+    aligned, never = (certified(vae, samples, **first) for vae in vaes)
+    records = [measured("aligned", aligned, samples, second)]
+    records.append(measured("never aligned", never, samples, second))
+    records.append(measured("forced constant", forced_constant(never), samples, second))
     n_epochs, weight = vaes[0].max_epochs, vaes[0].alignment_weight
     # A code that nothing holds any more takes its time to go.
     removal = aligned, "alignment removed", 0.0, 2 * n_epochs
@@ -56,18 +56,18 @@ def phases(lab, rows, vaes, told, targets=(None, None)):
             estimator__alignment_weight=alignment_weight,
             estimator__max_epochs=max_epochs,
         )
-        certifier.fit(rows.train, **first)
-        records.append(measured(phase, certifier, rows, second))
+        certifier.fit(samples.train, **first)
+        records.append(measured(phase, certifier, samples, second))
     records.sort(key=lambda record: PHASES.index(record["phase"]))
     told = {"data": lab.setting.data} | told
     curves = [margin_curve(certifier) for certifier in (aligned, never)]
     return {"records": [told | record for record in records], "curves": curves}
 
 
-def measured(phase, certifier, rows, options):
+def measured(phase, certifier, samples, options):
     """Return the record of a phase."""
     epochs = {"epochs": certifier.estimator_.n_iter_}
-    return {"phase": phase} | measure(certifier, rows.test, **options) | epochs
+    return {"phase": phase} | measure(certifier, samples.test, **options) | epochs
 
 
 def forced_constant(certifier):

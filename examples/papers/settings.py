@@ -1,4 +1,4 @@
-"""What is trained, on how many rows: presets, and the data sets by name."""
+"""What is trained, on how many samples: presets, and the data sets by name."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,10 +39,10 @@ def make_setting(preset, data):
     return Setting(data=data, **common | special.get(data, {}))
 
 
-def load_rows(data, subset, n_samples, seed, data_dir=None):
-    """Return rows, at most so many, and (channels, height, width)."""
+def load_samples(data, subset, n_samples, seed, data_dir=None):
+    """Return samples, at most so many, and (channels, height, width)."""
     if data.startswith("patches"):
-        # Rows of training and test come from other places: other draws will do.
+        # Samples of training and test come from other places: other draws will do.
         bunch = datasets.load_patches(
             n_samples, size=int(data[7:]), subset=subset, random_state=seed
         )

@@ -29,13 +29,13 @@ def cells(setting):
 
 def compute(lab, scale, variant, seed, kl_weight=1.0):
     """Train one variant, and certify its mean and its round trip."""
-    rows = lab.rows(seed)
-    vae = lab.vae(rows, scale, seed, kl_weight=kl_weight, **VARIANTS_OF[variant])
+    samples = lab.samples(seed)
+    vae = lab.vae(samples, scale, seed, kl_weight=kl_weight, **VARIANTS_OF[variant])
     told = {"data": lab.setting.data, "scale": scale, "kl_weight": kl_weight}
     told |= {"variant": variant, "seed": seed}
-    told |= {"threshold": collapse_threshold(rows.train, reduction=scale)}
-    certifier = certified(vae, rows)
-    record = measure(certifier, rows.test) | round_trip(certifier, rows.test)
+    told |= {"threshold": collapse_threshold(samples.train, reduction=scale)}
+    certifier = certified(vae, samples)
+    record = measure(certifier, samples.test) | round_trip(certifier, samples.test)
     return {"records": [told | record]}
 
 
