@@ -32,6 +32,7 @@ from skvaecert.information import (
 from skvaecert.metrics import SpreadSums
 from skvaecert.simplex import (
     Floats,
+    check_codes,
     check_number,
     check_real,
     check_sample_weight,
@@ -278,11 +279,11 @@ def diagnose(
     >>> print(diagnose(mean, np.full((450, 2), 0.1), random_state=0))
     Informative: ...
     """
-    values = _check_mean(mean)
+    n_samples = len(check_codes("mean", mean))
     if X is not None:
-        X = _check_samples(X, len(values))
+        X = _check_samples(X, n_samples)
     loss = Loss(likelihood, noise_variance, reduction, kl_weight)
-    codes = Codes(values, std, sample_weight)
+    codes = Codes(np.asarray(mean), std, sample_weight)
     return diagnosis_of(
         codes,
         lambda: _certificate(codes, teacher_proba),
@@ -553,19 +554,14 @@ def _advice_on_mean(mean: Certificate) -> str:
 
 
 def _told_of_codes(d: Diagnosis) -> str:
-    samples = f"about these {d.n_samples} samples"
-    found = d.information
-    if found is None:
+    samples = f"about these {d.n_samples:,} samples"
+    if d.information is None:
         return f"what drawn codes carry {samples} is not known without their noise."
-    sure = f"({100 * found.confidence:.8g} % confidence over draws)"
     if d.state == "collapsed":
-        return (
-            f"drawn codes carry at most {_at_most(found.high)} nats {samples} {sure}."
-        )
-    return (
-        f"drawn codes carry {_at_least(found.low)} to {_at_most(found.high)} nats "
-        f"{samples}, of at most {_at_most(found.limit)} {sure}."
-    )
+        high = _at_most(d.information.high)
+        return f"drawn codes carry at most {high} nats {samples}."
+    told = str(d.information)
+    return told[0].lower() + told[1:]
 
 
 def _told_of_decoder(d: Diagnosis) -> str:
@@ -596,26 +592,23 @@ def _told_of_mean(mean: Certificate | None) -> str:
 
 
 def _table(d: Diagnosis) -> list[tuple[str, str]]:
-    kl = (
-        "not known" if d.kl_per_dimension is None else f"{d.kl_per_dimension.sum():.3g}"
-    )
-    rows = [
-        ("mean", "" if d.mean is None else d.mean.verdict),
-        ("KL to the prior", f"{kl} nats"),
+    rows = []
+    if d.information is not None and d.kl_per_dimension is not None:
+        confidence = f"confidence {d.information.confidence:.9g}"
+        rows = [
+            ("codes", f"{d.information} ({confidence})"),
+            ("KL to the prior", f"{d.kl_per_dimension.sum():.3g} nats"),
+        ]
+    rows += [
+        ("mean", "" if d.mean is None else str(d.mean)),
         ("active units", f"{d.active_units} of {d.latent_dim}"),
-        ("negligible", f"{d.negligible:g} nats"),
     ]
-    if d.information is not None:
-        low, high = _at_least(d.information.low), _at_most(d.information.high)
-        rows.insert(0, ("information of drawn codes", f"{low} to {high} nats"))
-    if d.kl_per_dimension is not None:
-        rows.append(("KL to the prior", f"{d.kl_per_dimension.sum():.3g} nats"))
     if d.decoder is not None:
-        passed = f"at most {_at_most(d.decoder.high)} nats (estimated)"
-        rows.append(("information of outputs", passed))
+        passed = f"At most {_at_most(d.decoder.high)} nats about the code (estimated)."
+        rows.append(("outputs", passed))
     if d.threshold is not None:
         rows.append(("threshold of kl_weight", f"{d.threshold:.3g}"))
-    return rows
+    return [*rows, ("negligible", f"{d.negligible:g} nats")]
 
 
 def _at_most(value: float) -> str:
@@ -624,11 +617,6 @@ def _at_most(value: float) -> str:
     if not math.isfinite(value):
         return "any number of"
     return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
-
-
-def _at_least(value: float) -> str:
-    digits = 3 if value < 0.1 else 2
-    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def _as_list(values: Floats | None) -> list[float] | None:
@@ -642,16 +630,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _check_mean(mean: ArrayLike) -> NDArray[Any]:
-    values = check_real("mean", mean)
-    if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(
-            "mean must have shape (n_samples, latent_dim), not empty, and finite "
-            f"values, got shape {values.shape}."
-        )
-    return values
 
 
 def _check_samples(X: Any, n_samples: int) -> Any:

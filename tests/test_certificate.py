@@ -29,7 +29,6 @@ from skvaecert.simplex import (
 )
 from skvaecert.witnesses import LinearWitness, simplex_witness
 
-
 # What no constant encoder may get.
 SHOWN = "certified", "varies"
 
@@ -426,7 +425,7 @@ def test_sentences(certificates):
 def test_a_certificate_is_neither_true_nor_false(certificates):
     for name, certificate in certificates.items():
         assert certificate.certified == (name == "certified")
-        with pytest.raises(TypeError, match="certificate.certified"):
+        with pytest.raises(TypeError, match=r"certificate\.certified"):
             bool(certificate)
 
 
