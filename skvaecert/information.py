@@ -101,17 +101,14 @@ class InformationBracket:
         while 0 < self.high < 10.0**-digits and digits < 9:
             digits += 1
         low = _printed(self.low, digits, ROUND_FLOOR)
-        high, limit = (
-            _printed(end, digits, ROUND_CEILING) for end in (self.high, self.limit)
-        )
+        high = _printed(self.high, digits, ROUND_CEILING)
         many = f"these {self.n_samples:,} samples"
         samples = "this sample" if self.n_samples == 1 else many
         if not float(low):
             return f"Drawn codes carry at most {high} nats about {samples}."
-        return (
-            f"Drawn codes carry {low} to {high} nats about {samples} (of at most "
-            f"{limit})."
-        )
+        limit = _printed(self.limit, 2, ROUND_CEILING)
+        carried = f"Drawn codes carry {low} to {high} nats about {samples}"
+        return f"{carried} (of at most {limit})."
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes by name, as plain Python values.
