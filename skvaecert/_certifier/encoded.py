@@ -60,8 +60,11 @@ class EncodedSamples:
             mean, deviation = self.distribution
         except Exception:
             return False
-        is_positive = deviation.shape == mean.shape and (deviation > 0).all()
-        return bool(is_positive and np.isfinite(mean).all() and deviation.max() < 1e150)
+        if deviation.shape != mean.shape or not np.isfinite(mean).all():
+            return False
+        # Their squares, and those of their inverses, must not overflow.
+        low, high = float(deviation.min()), float(deviation.max())
+        return 1e-150 <= low and high < 1e150
 
     @cached_property
     def posterior(self) -> Floats:
