@@ -59,7 +59,8 @@ class StopWhenCertified(Callback):
         number of epochs, at least 1. This requires a `validation_fraction`.
     confidence : float or None, default=None
         If given, in (0, 1), the bound takes the place of the margin that `monitor`
-        names. This requires a `validation_fraction`.
+        names, and has to reach a fraction of "validation_information". This requires a
+        `validation_fraction`.
 
     See Also
     --------
@@ -71,10 +72,11 @@ class StopWhenCertified(Callback):
     -----
     *Guarantee of* `confidence`. Let the validation samples be drawn independently from
     one population, and let neither teacher nor weights depend on them. With
-    probability `confidence` or more, no epoch has a bound above the margin of the
-    population (floored witness). This holds for every number of epochs, warm fits and
-    calls of `partial_fit` together. So if the training is stopped, the population has a
-    margin of `relative_margin` times the "validation_information" or more.
+    probability `confidence` or more, no epoch has a bound above the margin that the
+    population has with the weights of that epoch (floored witness, see
+    :func:`~skvaecert.bounds.betting_bound`). This holds for all epochs of all warm fits
+    and calls of `partial_fit` together. So where the training stops, this margin is at
+    least `relative_margin` times the "validation_information".
 
     *Refused.* The validation samples must steer nothing else. With `confidence` a fit
     raises a ValueError for ``alignment_weight="auto"``, for `patience`, for other
@@ -161,7 +163,7 @@ class StopWhenCertified(Callback):
             To stop; this is how callbacks of skorch do it.
         """
         if self.confidence is not None:
-            self._look(net)
+            self._look(net, self.confidence)
         row = net.history[-1]
         if self.monitor not in row or (self.patience and "validation_loss" not in row):
             raise ValueError(
@@ -173,7 +175,7 @@ class StopWhenCertified(Callback):
         if self.n_held_ >= self.n_epochs and self.n_waited_ >= (self.patience or 0):
             raise KeyboardInterrupt
 
-    def _look(self, net: NeuralNet) -> None:
+    def _look(self, net: NeuralNet, confidence: float) -> None:
         """Record the bound; confidence is spent over looks (theory section 19)."""
         # Looks of a warm fit that failed count too, though its epochs are forgotten.
         look = max(getattr(net, "n_looks_", 0) + 1, len(net.history))
@@ -181,7 +183,7 @@ class StopWhenCertified(Callback):
         monitor = _validation(net)
         # In float32 a posterior may be 0.
         proba = np.maximum(monitor.watched_.teacher_proba, np.finfo(np.float32).tiny)
-        error = (1 - self.confidence) / (look * (look + 1))
+        error = (1 - confidence) / (look * (look + 1))
         bound = betting_bound(proba, monitor.log_q_, confidence=1 - error)
         net.history.record("validation_margin_low", net.processes.first(bound))
         net.history.record("validation_samples", self.samples_)
@@ -214,9 +216,8 @@ class StopWhenCertified(Callback):
                     f"values beside {asked}: {alone}. Let it monitor 'train_loss' or "
                     "'margin', or leave confidence out."
                 )
-        if {row.get("validation_samples") for row in net.history} - {
-            watched.checksum()
-        }:
+        earlier = {row.get("validation_samples") for row in net.history}
+        if earlier - {watched.checksum()}:
             yield (
                 f"callbacks must have had {asked} from the first epoch on, with the "
                 "same validation samples; got a fit that goes on from epochs without. "
@@ -240,13 +241,12 @@ def _validation(net: NeuralNet) -> Any:
 
 
 def _reads_validation(callback: Callback) -> bool:
+    if isinstance(callback, StopWhenCertified):
+        reads = (callback.patience, callback.confidence) != (None, None)
+        return reads or callback.monitor == "validation_margin"
     monitor = getattr(callback, "monitor", None)
-    if isinstance(callback, StopWhenCertified) and (
-        callback.patience is not None or callback.confidence is not None
-    ):
-        return True
     # A function may read anything.
-    return callable(monitor) or str(monitor).startswith("validation_")
+    return callable(monitor) or "validation_" in str(monitor)
 
 
 def _last_epoch(estimator: Any, X: Any, y: Any, **metadata: Any) -> dict[str, float]:

@@ -193,7 +193,8 @@ class EscapeReport:
         if not self.dead_layers:
             return (
                 "No layer that could be looked at is dead: look for frozen parameters, "
-                "saturated functions in a forward, or an output that ignores its input."
+                "saturated functions in a forward, products of parameters that are all "
+                "0, or an output that ignores its input."
             )
         first, *later = self.dead_layers
         after = f" ({', '.join(later)} after it too)" if later else ""
