@@ -337,19 +337,6 @@ def test_claims_on_variants_want_vanilla_to_fail_and_the_others_to_pass(papers):
     assert judged("certified", "inconclusive") == [(False, False), (False, True)]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "state"),
-    [
-        (0.0, 0.05, "collapsed"),
-        (0.0, 0.051, "undecided"),
-        (0.05, 3.0, "undecided"),
-        (0.051, 3.0, "informative"),
-    ],
-)
-def test_state_of_a_mitigation(papers, low, high, state):
-    assert papers["mitigations"].state({"low": low, "high": high}) == state
-
-
 def test_columns_count_verdicts_and_hold_the_bracket_of_every_seed(papers):
     tables = papers["tables"]
     records = [of(v) for v in ("constant", "varies", "varies")]
@@ -367,9 +354,9 @@ def test_a_forced_constant_is_constant_and_its_model_is_not(papers):
     forced = papers["prevention"].forced_constant(certifier)
     measure = papers["lab"].measure
     aligned, constant = (measure(some, samples.test) for some in (certifier, forced))
-    assert aligned["verdict"] == "certified"
+    assert (aligned["verdict"], aligned["state"]) == ("certified", "informative")
     assert 1 < aligned["low"] <= aligned["estimate"] <= aligned["high"]
-    assert constant["verdict"] == "constant"
+    assert (constant["verdict"], constant["state"]) == ("constant", "collapsed")
     assert 0 <= constant["low"] <= constant["high"] < 0.01
     assert np.ptp(forced.transform(samples.test), axis=0).max() == 0
 

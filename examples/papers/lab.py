@@ -7,8 +7,6 @@ import numpy as np
 from settings import ALIGNMENT_WEIGHT, Setting, load_samples
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert.diagnostics import active_units, kl_per_dimension
-from skvaecert.information import code_information
 
 # "sum": the ELBO as it is defined, with its reconstruction summed over features.
 # "mean": that term averaged over them instead, as many programs have it, which is to
@@ -80,22 +78,22 @@ def certified(vae, samples, **options):
 
 def measure(certifier, test, **options):
     """Return numbers of a fitted certifier on test samples."""
-    vae, certificate = certifier.estimator_, certifier.certify(test, **options)
-    mean, deviation = (part.astype(np.float64) for part in vae.encode(test))
-    bracket = code_information(mean, deviation, random_state=0)
+    vae, diagnosis = certifier.estimator_, certifier.diagnose(test, **options)
+    certificate, bracket = diagnosis.mean, diagnosis.information
     return {
+        "state": diagnosis.state,
         "verdict": certificate.verdict,
         "margin": certificate.margin,
         "information": certificate.teacher_information,
         "n_components": certificate.n_components,
         "train_margin": certifier.certificate_.margin,
         "spread": certificate.dispersion,
-        "active": active_units(mean),
+        "active": diagnosis.active_units,
         "low": bracket.low,
         "high": bracket.high,
         "estimate": bracket.estimate,
-        "kl": float(kl_per_dimension(mean, deviation).sum()),
-        "unexplained": unexplained(test, vae.inverse_transform(mean)),
+        "kl": float(diagnosis.kl_per_dimension.sum()),
+        "unexplained": unexplained(test, vae.inverse_transform(vae.transform(test))),
         "elbo": vae.score(test),
     }
 

@@ -17,9 +17,7 @@ from tables import (
 from skvaecert import CollapseCertifier, baselines
 
 ALIGNED = "ELBO and alignment"
-MARKS = {"informative": "C0o", "undecided": "C2s", "collapsed": "C3x"}
-# Nats in drawn codes that count as none.
-NEGLIGIBLE = 0.05
+MARKS = {"informative": "C0o", "ignored": "C1^", "undecided": "C2s", "collapsed": "C3x"}
 
 
 def objectives(n_epochs):
@@ -68,14 +66,7 @@ def compute(lab, scale, objective, seed):
     record |= {"fitted_verdict": fitted.certify(samples.test).verdict}
     told = {"data": lab.setting.data, "scale": scale}
     told |= {"objective": objective, "seed": seed}
-    return {"records": [told | record | {"state": state(record)}]}
-
-
-def state(record):
-    """Say what the bracket of drawn codes shows."""
-    if record["high"] <= NEGLIGIBLE:
-        return "collapsed"
-    return "informative" if record["low"] > NEGLIGIBLE else "undecided"
+    return {"records": [told | record]}
 
 
 def claims(records):
@@ -111,8 +102,7 @@ MITIGATIONS = Experiment(
     cells=cells,
     compute=compute,
     by=("data", "scale", "objective"),
-    columns={"state": counts("state")}
-    | MARGIN
+    columns=MARGIN
     | {"by a fitted witness: certified": n_certified("fitted_verdict")}
     | CODE
     | ROUND_TRIP,

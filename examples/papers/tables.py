@@ -88,9 +88,10 @@ MARGIN = {
     "of at most": median("information"),
 }
 CODE = {
+    "state": counts("state"),
+    "drawn codes carry (nats)": bracket,
     "spread of means": median("spread", 3),
     "active": median("active", 0),
-    "drawn codes carry (nats)": bracket,
     "KL": median("kl", 1),
     "unexplained variance": median("unexplained"),
     "ELBO": median("elbo", 1),
