@@ -274,13 +274,23 @@ def _piece_size(X: Any) -> int:
 
 def fingerprint_samples(X: ArrayLike) -> NDArray[np.uint64]:
     """Return an integer for each sample, the same for equal samples only (64 bits)."""
-    try:
-        samples = np.asarray(X, dtype=np.float64)
-    except (TypeError, ValueError):
-        return np.zeros(0, dtype=np.uint64)
-    # Adding 0 turns -0 into 0.
-    digests = (blake2b(s.tobytes(), digest_size=8).digest() for s in samples + 0.0)
+    digests = (blake2b(sample, digest_size=8).digest() for sample in _sample_bytes(X))
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+def _sample_bytes(X: Any) -> Iterator[bytes]:
+    """Yield each sample as bytes: its values in float64, else what they print as."""
+    for start in range(0, count_samples(X), _HASHED_TOGETHER):
+        piece = take_samples(X, slice(start, start + _HASHED_TOGETHER))
+        dense = piece.toarray() if hasattr(piece, "toarray") else piece
+        try:
+            # Adding 0 turns -0 into 0.
+            samples = np.asarray(dense, dtype=np.float64) + 0.0
+        except (TypeError, ValueError):
+            samples = np.asarray(dense, dtype=object)
+            yield from (repr(sample).encode() for sample in samples.tolist())
+        else:
+            yield from (sample.tobytes() for sample in samples)
 
 
 def digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:
