@@ -19,7 +19,7 @@ from sklearn.utils import (
 )
 from sklearn.utils.validation import _num_samples, validate_data
 
-from skvaecert.simplex import check_weight
+from skvaecert.simplex import check_real, check_weight
 
 __all__ = [
     "CHUNK",
@@ -88,13 +88,13 @@ class DatasetSamples:
     ndim = 2
 
     def __init__(self, dataset: Any, index: ArrayLike | None = None) -> None:
-        self.dataset = dataset
-        self.index = np.arange(len(dataset)) if index is None else np.asarray(index)
+        self.dataset = _checked_dataset(dataset)
+        self.index = _checked_index(index, len(dataset))
         if not len(self.index):
             raise ValueError(
                 "dataset must have at least one item, got a length of 0 sample(s)."
             )
-        first = self[:1]
+        first = check_real("dataset", self[:1])
         self.dtype = first.dtype
         self.shape = len(self.index), first.shape[1]
 
@@ -120,6 +120,29 @@ class DatasetSamples:
         if hasattr(self.dataset, "__getitems__"):
             return self.dataset.__getitems__(wanted)
         return (self.dataset[i] for i in wanted)
+
+
+def _checked_dataset(dataset: Any) -> Any:
+    is_flat = isinstance(dataset, np.ndarray) and dataset.ndim != 2
+    has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if is_flat or not has_items:
+        raise ValueError(
+            "dataset must have __len__ and __getitem__, or be an array of shape "
+            f"(n_samples, n_features), got {type(dataset).__name__}"
+            + (f" of shape {dataset.shape}." if is_flat else ".")
+        )
+    return dataset
+
+
+def _checked_index(index: ArrayLike | None, n_items: int) -> NDArray[np.integer]:
+    places = np.arange(n_items) if index is None else check_real("index", index)
+    are_ints = places.ndim == 1 and (places.dtype.kind in "iu" or not len(places))
+    if not (are_ints and ((-n_items <= places) & (places < n_items)).all()):
+        raise ValueError(
+            f"index must be ints of the {n_items} items of dataset, shape (n_samples,),"
+            f" got {places.dtype} of shape {places.shape}."
+        )
+    return places
 
 
 def _flat(item: Any) -> NDArray[np.number]:

@@ -1,6 +1,5 @@
 """Data that need no download; encoders of known truth."""
 
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch, check_random_state
 
 from skvaecert._samples import DatasetSamples
+from skvaecert.simplex import check_count, check_flag, check_seed
 
 __all__ = [
     "DatasetSamples",
@@ -79,8 +79,9 @@ def load_patches(
     ((100, 192), (3, 8, 8))
     """
     strips = _strips(subset, color)
-    _check_counts(n_samples, size, strips[0].shape[1])
-    generator = check_random_state(random_state)
+    check_count("n_samples", n_samples)
+    _check_size(size, strips[0].shape[1])
+    generator = check_random_state(check_seed(random_state))
     strip = generator.randint(len(strips), size=n_samples)
     top, left = (
         generator.randint(side - size + 1, size=n_samples)
@@ -95,6 +96,7 @@ def load_patches(
 
 def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
     _check_subset(subset)
+    check_flag("color", color)
     images = [image / np.float32(255) for image in load_sample_images().images]
     if not color:
         images = [image.mean(axis=2, keepdims=True) for image in images]
@@ -102,9 +104,9 @@ def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
     return [np.array_split(im, _N_STRIPS, axis=1)[i] for im in images for i in wanted]
 
 
-def _check_counts(n_samples: int, size: int, most: int) -> None:
-    _check_at_least("n_samples", n_samples, 1)
-    if not isinstance(size, Integral) or not 1 <= size <= most:
+def _check_size(size: int, most: int) -> None:
+    is_int = isinstance(size, int | np.integer) and not isinstance(size, bool)
+    if not (is_int and 1 <= size <= most):
         raise ValueError(f"size must be an int from 1 to {most}, got {size!r}.")
 
 
@@ -145,7 +147,7 @@ def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
     ((1347, 64), (1, 8, 8))
     """
     _check_subset(subset)
-    _check_at_least("random_state", random_state, 0)
+    check_count("random_state", random_state, 0)
     X, y = sklearn_datasets.load_digits(return_X_y=True)
     parts = train_test_split(
         (X / 16).astype(np.float32),
@@ -164,7 +166,7 @@ def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
 
 
 def _check_subset(subset: str) -> None:
-    if subset not in ("train", "test"):
+    if not (isinstance(subset, str) and subset in ("train", "test")):
         raise ValueError(f"subset must be 'train' or 'test', got {subset!r}.")
 
 
@@ -241,9 +243,9 @@ def toy_encoders(
     >>> kl_per_dimension(encoder.latent_mean, encoder.latent_std)
     array([2., 2., 2., 2.])
     """
-    _check_at_least("n_samples", n_samples, 2)
-    _check_at_least("latent_dim", latent_dim, 1)
-    x = check_random_state(random_state).standard_normal((n_samples, latent_dim))
+    check_count("n_samples", n_samples, 2)
+    check_count("latent_dim", latent_dim)
+    x = check_random_state(check_seed(random_state)).standard_normal((n_samples, latent_dim))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     zero, one, narrow = np.zeros_like(x), np.ones_like(x), np.exp(-2.0)
     small, wide = np.sqrt(0.005) * x, np.sqrt(0.9) * x
@@ -258,8 +260,3 @@ def toy_encoders(
         ToyEncoder("healthy", x, wide, np.sqrt(0.1) * one, True, True, yes),
         ToyEncoder("noise only", x, zero, by_sign, False, True, odd),
     ]
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}.")

@@ -5,12 +5,17 @@ which, on encoders with a known answer. None of them is a certificate. All are c
 in float64, in nats.
 """
 
-from numbers import Integral, Real
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skvaecert.simplex import Floats, check_real, check_sample_weight
+from skvaecert.simplex import (
+    Floats,
+    check_count,
+    check_number,
+    check_real,
+    check_sample_weight,
+    check_seed,
+)
 
 __all__ = [
     "active_units",
@@ -111,8 +116,7 @@ def active_units(
     >>> active_units([[1.0, 0.01], [-1.0, -0.01]])
     1
     """
-    if not (isinstance(threshold, Real) and threshold > 0):
-        raise ValueError(f"threshold must be above 0, got {threshold!r}.")
+    check_number("threshold", threshold, above=0)
     mean = _check_array("latent_mean", latent_mean)
     weight = check_sample_weight(sample_weight, len(mean))
     return int((_variance(mean, weight) >= threshold).sum())
@@ -178,8 +182,7 @@ def polarised_regime(
     >>> print(polarised_regime(mean, std))
     ['active' 'passive' 'mixed']
     """
-    if not (isinstance(tolerance, Real) and 0 < tolerance < 0.5):
-        raise ValueError(f"tolerance must be above 0 and below 0.5, got {tolerance!r}.")
+    check_number("tolerance", tolerance, above=0, below=0.5)
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
     noise = weight @ std**2
     steady = _variance(std**2, weight) < tolerance
@@ -263,8 +266,8 @@ def mutual_information(
     0.0
     """
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
-    _check_count("n_draws", n_draws)
-    _check_count("batch_size", len(mean) if batch_size is None else batch_size)
+    check_count("n_draws", n_draws)
+    check_count("batch_size", len(mean) if batch_size is None else batch_size)
     generator = _generator(random_state)
     # Samples of weight 0 are neither drawn from nor part of the mixture.
     order = generator.permutation(np.flatnonzero(weight))
@@ -330,7 +333,7 @@ def _generator(
 ) -> np.random.RandomState:
     if isinstance(random_state, np.random.RandomState):
         return random_state
-    return np.random.RandomState(random_state)
+    return np.random.RandomState(check_seed(random_state))
 
 
 def _check_posteriors(
@@ -366,8 +369,3 @@ def _check_array(name: str, array: ArrayLike) -> Floats:
             f"{largest}."
         )
     return values
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} must be an int of at least 1, got {value!r}.")

@@ -391,7 +391,8 @@ class CollapseCertifier(
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's; not for "round_trip".
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None. A sample of weight 0 counts for nothing.
+            Weights; uniform when None. A sample of weight 0, or of 2^-52 of the
+            largest, counts for nothing.
         n_draws : int, default=8
             Codes drawn for each sample if `kind` is "sampled", at least 2.
         confidence : float, default=0.95
