@@ -147,7 +147,7 @@ def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
     ((1347, 64), (1, 8, 8))
     """
     _check_subset(subset)
-    check_count("random_state", random_state, 0)
+    check_count("random_state", random_state, least=0)
     X, y = sklearn_datasets.load_digits(return_X_y=True)
     parts = train_test_split(
         (X / 16).astype(np.float32),
@@ -243,9 +243,11 @@ def toy_encoders(
     >>> kl_per_dimension(encoder.latent_mean, encoder.latent_std)
     array([2., 2., 2., 2.])
     """
-    check_count("n_samples", n_samples, 2)
+    check_count("n_samples", n_samples, least=2)
     check_count("latent_dim", latent_dim)
-    x = check_random_state(check_seed(random_state)).standard_normal((n_samples, latent_dim))
+    x = check_random_state(check_seed(random_state)).standard_normal(
+        (n_samples, latent_dim)
+    )
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     zero, one, narrow = np.zeros_like(x), np.ones_like(x), np.exp(-2.0)
     small, wide = np.sqrt(0.005) * x, np.sqrt(0.9) * x

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from skvaecert.simplex import (
     Floats,
+    check_codes,
     check_count,
     check_number,
-    check_real,
     check_sample_weight,
     check_seed,
 )
@@ -117,7 +117,7 @@ def active_units(
     1
     """
     check_number("threshold", threshold, above=0)
-    mean = _check_array("latent_mean", latent_mean)
+    mean = check_codes("latent_mean", latent_mean)
     weight = check_sample_weight(sample_weight, len(mean))
     return int((_variance(mean, weight) >= threshold).sum())
 
@@ -339,8 +339,8 @@ def _generator(
 def _check_posteriors(
     latent_mean: ArrayLike, latent_std: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats]:
-    mean = _check_array("latent_mean", latent_mean)
-    std = _check_array("latent_std", latent_std)
+    mean = check_codes("latent_mean", latent_mean)
+    std = check_codes("latent_std", latent_std)
     if std.shape != mean.shape:
         raise ValueError(
             f"latent_std must have the shape {mean.shape} of latent_mean, got "
@@ -352,20 +352,3 @@ def _check_posteriors(
             "standard deviations, exp(log_variance / 2), not logarithms."
         )
     return mean, std, check_sample_weight(sample_weight, len(mean))
-
-
-def _check_array(name: str, array: ArrayLike) -> Floats:
-    values = np.asarray(check_real(name, array), dtype=np.float64)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(
-            f"{name} must be an array of shape (n_samples, latent_dim), not empty, got "
-            f"shape {values.shape}."
-        )
-    # Squares of larger values overflow.
-    largest = np.abs(values).max()
-    if not largest < 1e150:
-        raise ValueError(
-            f"{name} must be finite and below 1e150, got a largest magnitude of "
-            f"{largest}."
-        )
-    return values

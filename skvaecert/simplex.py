@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 _SUM_TOLERANCE = 1e-4
 # Smaller values have no logarithm to full precision, or are 0 after normalisation.
 _SMALLEST_PROBA = 1e-300
+# Squares of larger values overflow.
+_LARGEST_CODE = 1e150
 # Share of the budget that the temperature keeps in reserve for rounding.
 _RESERVE = 1e-9
 _ENERGY_ROUNDING = 1e-25
@@ -163,8 +165,44 @@ def check_scale(scale: float) -> float:
     return check_number("scale", scale, above=_SMALLEST, below=1 / _SMALLEST)
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """Check an int against the least it may be.
+def check_codes(name: str, codes: ArrayLike) -> Floats:
+    """Check latent means or standard deviations.
+
+    Parameters
+    ----------
+    name : str
+        Name of the array in error messages.
+    codes : array-like of shape (n_samples, latent_dim)
+        Finite values below 1e150, whose squares do not overflow.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, latent_dim)
+        The values in float64.
+
+    Raises
+    ------
+    ValueError
+        If the array is not 2-d, is empty, or has a value that is not allowed.
+    """
+    values = np.asarray(check_real(name, codes), dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(
+            f"{name} must have shape (n_samples, latent_dim), not empty, got shape "
+            f"{values.shape}. Give one dimension as a column, {name}[:, numpy.newaxis]."
+        )
+    largest = np.abs(values).max()
+    if not largest < _LARGEST_CODE:
+        raise ValueError(
+            f"{name} must be finite and below {_LARGEST_CODE:.0e}, got a largest "
+            f"magnitude of {largest}. Leave these samples out, or give them a finite "
+            "code."
+        )
+    return values
+
+
+def check_count(name: str, value: int, *, least: int = 1) -> int:
+    """Check a number of things.
 
     Parameters
     ----------
@@ -173,7 +211,7 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     value : int
         The number.
     least : int, default=1
-        The smallest that is allowed. The largest is 2^31 - 1.
+        The smallest one allowed.
 
     Returns
     -------
@@ -183,7 +221,7 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     Raises
     ------
     ValueError
-        If the value is no int, or out of its limits.
+        If the value is no int, below `least`, or 2^31 or more.
     """
     is_int = isinstance(value, Integral) and not isinstance(value, bool)
     if not (is_int and least <= value < 2**31):
@@ -410,7 +448,9 @@ def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
             "sample_weight must be finite and not negative, got a smallest weight of "
             f"{weight.min()}."
         )
-    return np.where(weight > np.finfo(np.float64).eps * weight.max(initial=0), weight, 0.0)
+    return np.where(
+        weight > np.finfo(np.float64).eps * weight.max(initial=0), weight, 0.0
+    )
 
 
 def _check_length(name: str, given: int, n_samples: int | None) -> None:
@@ -457,7 +497,7 @@ def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
            [-0.5,  1. , -0.5],
            [-0.5, -0.5,  1. ]])
     """
-    check_count("n_components", n_components, 2)
+    check_count("n_components", n_components, least=2)
     check_count("latent_dim", latent_dim)
     if latent_dim < n_components - 1:
         raise ValueError(

@@ -70,7 +70,10 @@ class LinearWitness:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        weights, bias = check_real("weights", self.weights), check_real("bias", self.bias)
+        weights, bias = (
+            check_real("weights", self.weights),
+            check_real("bias", self.bias),
+        )
         if weights.ndim != 2 or not np.isfinite(weights).all():
             raise ValueError(
                 "weights must be an array of shape (n_components, latent_dim), finite, "
@@ -101,7 +104,9 @@ class LinearWitness:
                 f"codes must be an array of shape (n_samples, {dim}), finite, got shape "
                 f"{values.shape}."
             )
-        return np.asarray(np.asarray(values, dtype=np.float64) @ self.weights.T + self.bias)
+        return np.asarray(
+            np.asarray(values, dtype=np.float64) @ self.weights.T + self.bias
+        )
 
     def log_proba(self, codes: ArrayLike) -> Floats:
         """Return log softmax(A z + b).
@@ -141,6 +146,12 @@ class LinearWitness:
     def gain(self) -> float:  # numpydoc ignore=RT01
         """Largest change of the centred logits for a step of 1 in the code."""
         return float(np.linalg.norm(self.weights - self.weights.mean(axis=0), 2))
+
+    @cached_property
+    def reads_all(self) -> bool:  # numpydoc ignore=RT01
+        """Whether every posterior is read off some code: rank (A, 1) = n_components."""
+        columns = np.column_stack([self.weights, np.ones(len(self.weights))])
+        return bool(np.linalg.matrix_rank(columns) == len(columns))
 
     def tempered(self, mean_proba: Floats, strength: float) -> "LinearWitness":
         """Return the witness q ~ mean T exp(s (A z + b)).

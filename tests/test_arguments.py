@@ -53,6 +53,7 @@ VALID = TABLES | LISTS | NUMBERS | COUNTS | OTHERS
 
 NO_ARRAYS = ["abc", 10**400, object(), {"a": 1}, np.array(["a"]), 1j, [[1, 2], [3]]]
 NO_NUMBERS = ["abc", None, np.nan, np.inf, -np.inf, 1j, True, [1.0, 2.0], 10**400]
+# ruff: noqa: RUF024
 BAD = {
     **dict.fromkeys(
         TABLES,

@@ -358,8 +358,8 @@ def test_rows_of_the_fit_are_left_out(clusters, teacher, vae, digits):
         with pytest.raises(ValueError, match="not fitted on, got 350 of 350 samples"):
             fitted.certify_batches(np.array_split(known, 3), kind=kind)
         # One alone is left out too.
+        one = np.r_[known[:1], clusters[1]]
         with pytest.warns(KnownSamplesWarning, match="1 of 501 samples"):
-            one = np.r_[known[:1], clusters[1]]
             assert fitted.certify(one, kind=kind).n_samples == 500
     with pytest.raises(ValueError, match="not fitted on"):
         vae.certify(digits[0], kind="sampled")

@@ -23,7 +23,11 @@ from sklearn.preprocessing import StandardScaler
 
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert.bounds import bernstein_bound, betting_bound
-from skvaecert.exceptions import NotCertifiedError, NotCertifiedWarning
+from skvaecert.exceptions import (
+    KnownSamplesWarning,
+    NotCertifiedError,
+    NotCertifiedWarning,
+)
 from skvaecert.model_selection import (
     LOWEST_SCORE,
     best_certified,

@@ -82,8 +82,6 @@ def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
     if kind == "sampled":  # other draws
         assert certificates[0].margin != whole.margin
         assert whole.margin_low < certificates[0].margin < whole.margin_high
-        information = whole.information_bound
-        assert certificates[0].information_bound == pytest.approx(information)
     else:
         far = whole.tolerance
         assert certificates[0].margin == pytest.approx(whole.margin, abs=far)
@@ -318,6 +316,7 @@ def test_parts_of_an_encoder_that_was_trained_in_between_are_not_merged(
     # What the error prevents.
     forged = first.merge(replace(last, origin=first.origin))
     assert forged.certificate().verdict == "certified"
+
     # So it does if it is trained while one certificate is made.
     def batches():
         module.set(codes[0])
@@ -433,7 +432,7 @@ def test_constants_that_differ_between_parts_are_no_constant():
     means = means * np.ones(3)
     merged = merged_sums(proba, means, [20] * 4, vertices, 1.0).certificate()
     whole = certify(proba, means, vertices, 1.0)
-    assert merged.verdict == whole.verdict == "inconclusive"
+    assert merged.verdict == whole.verdict == "varies"
     assert merged.tolerance == pytest.approx(whole.tolerance)
     alike = merged_sums(proba[:40], means[:40], [20] * 2, vertices, 1.0).certificate()
     coarse = certify(proba[:40], means[:40], vertices, 1.0)

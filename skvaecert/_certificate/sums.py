@@ -25,6 +25,7 @@ from skvaecert._certificate.verdict import (
     conclude,
 )
 from skvaecert._rounding import RoundingSums
+from skvaecert.information import InformationSums
 from skvaecert.metrics import (
     MarginSums,
     SpreadSums,
@@ -99,6 +100,7 @@ class MeanSums(Sums):
         super().__init__(witness)
         self._forces = SpreadSums()
         self._means = RoundingSums()
+        self.codes = CodeSums()
 
     def update(
         self,
@@ -120,6 +122,7 @@ class MeanSums(Sums):
         super().merge(other)
         self._forces.merge(other._forces)
         self._means.merge(other._means)
+        self.codes.merge(other.codes)
         return self
 
     @property
@@ -134,16 +137,61 @@ class MeanSums(Sums):
         check_not_negative("latent_noise", latent_noise)
         margin, arithmetic = self.margin, self.summation_error
         noise = max(self._means.rounding_noise, latent_noise)
-        force = self._forces.dispersion
-        tolerance = arithmetic + noise_margin(noise, force, self.witness.gain)
+        force, spread = self._forces.dispersion, self._means.spread
+        tolerance = arithmetic + noise_margin(noise, force, self.witness)
         return self._conclude(
             error=arithmetic,
             tolerance=tolerance,
             safety_margin=safety_margin,
             are_constant=self._means.are_constant,
-            dispersion=self._means.spread.dispersion,
+            varies=spread.least_dispersion > noise,
+            dispersion=spread.dispersion,
             dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
+            latent_noise=noise,
+            **self.codes.findings(self.n_samples, spread),
         )
+
+
+class CodeSums:
+    """What drawn codes carry, and the noise that the spread of means is measured by.
+
+    For encoders that give standard deviations; nothing is found if they do not, or not
+    for all samples.
+    """
+
+    def __init__(self) -> None:
+        self._information = InformationSums()
+        self._weight = 0.0
+        self._variances: Floats | float = 0.0
+
+    def update(
+        self,
+        latent_mean: ArrayLike,
+        latent_std: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
+        """Add samples."""
+        self._information.update(latent_mean, latent_std, sample_weight)
+        weight = unit_weight(len(np.asarray(latent_std)), sample_weight)
+        weight, deviation = of_weight(weight, np.asarray(latent_std, dtype=np.float64))
+        self._weight += float(weight.sum())
+        self._variances = self._variances + weight @ deviation**2
+
+    def merge(self, other: "CodeSums") -> None:
+        """Add the samples of other sums."""
+        self._information.merge(other._information)
+        self._weight += other._weight
+        self._variances = self._variances + other._variances
+
+    def findings(self, n_samples: int, spread: SpreadSums) -> dict[str, Any]:
+        """Return fields of a certificate of so many samples."""
+        if self._information.n_samples != n_samples:
+            return {}
+        ratio = spread.variance / (self._variances / self._weight)
+        return {
+            "dispersion_in_noise": float(np.sqrt(ratio.sum())),
+            "information": self._information.bracket(),
+        }
 
 
 class SampledSums(Sums):
@@ -258,7 +306,7 @@ class SampledSums(Sums):
             confidence=self.confidence,
             margin_low=margin - half,
             margin_high=margin + half,
-            information_bound=min(self._kl / total, math.log(self.n_samples)),
+            latent_noise=max(self._means.rounding_noise, latent_noise),
         )
 
     def _add_draws(
@@ -307,7 +355,7 @@ class SampledSums(Sums):
         noise = math.sqrt(float(self._deviations.unit**2 @ widths))
         moved = latent_noise * (1 + math.sqrt(float(widths.sum())))
         noise += max(self._means.rounding_noise, moved)
-        return noise_margin(noise, self._forces.dispersion, self.witness.gain)
+        return noise_margin(noise, self._forces.dispersion, self.witness)
 
     @property
     def _freedom(self) -> float:

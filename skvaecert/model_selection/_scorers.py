@@ -74,7 +74,7 @@ class _Scored:
     def certified(self) -> float:
         """Score 1.0 if the latent mean is certified on the samples, else 0.0.
 
-        Samples that a witness was fitted on are left out; of none, nothing is certified.
+        Samples that a witness was fitted on are left out.
         """
         try:
             certificate = self._part.certificate()
