@@ -101,8 +101,8 @@ class LinearWitness:
         values, dim = check_real("codes", codes), self.weights.shape[1]
         if values.ndim != 2 or values.shape[1] != dim or not np.isfinite(values).all():
             raise ValueError(
-                f"codes must be an array of shape (n_samples, {dim}), finite, got shape "
-                f"{values.shape}."
+                f"codes must be an array of shape (n_samples, {dim}), finite, got "
+                f"shape {values.shape}."
             )
         return np.asarray(
             np.asarray(values, dtype=np.float64) @ self.weights.T + self.bias

@@ -53,19 +53,18 @@ VALID = TABLES | LISTS | NUMBERS | COUNTS | OTHERS
 
 NO_ARRAYS = ["abc", 10**400, object(), {"a": 1}, np.array(["a"]), 1j, [[1, 2], [3]]]
 NO_NUMBERS = ["abc", None, np.nan, np.inf, -np.inf, 1j, True, [1.0, 2.0], 10**400]
-# ruff: noqa: RUF024
+NO_TABLES = [
+    *NO_ARRAYS,
+    *(None, 1.0, [0.5, 0.5], [], np.ones((2, 2, 2)), np.ones((2, 2)) * 1j),
+    *(torch.ones(3, 1, requires_grad=True), np.ma.masked_array(PROBA, PROBA)),
+]
+NO_LISTS = [*NO_ARRAYS, 1.0, np.ones(7) / 7, np.ones((3, 3)), [0.5j]]
+NO_COUNTS = [*NO_NUMBERS, -1, 0, 1.5, np.array([2, 2])]
 BAD = {
-    **dict.fromkeys(
-        TABLES,
-        [
-            *NO_ARRAYS,
-            *(None, 1.0, [0.5, 0.5], [], np.ones((2, 2, 2)), np.ones((2, 2)) * 1j),
-            *(torch.ones(3, 1, requires_grad=True), np.ma.masked_array(PROBA, PROBA)),
-        ],
-    ),
-    **dict.fromkeys(LISTS, [*NO_ARRAYS, 1.0, np.ones(7) / 7, np.ones((3, 3)), [0.5j]]),
-    **dict.fromkeys(NUMBERS, NO_NUMBERS),
-    **dict.fromkeys(COUNTS, [*NO_NUMBERS, -1, 0, 1.5, np.array([2, 2])]),
+    **{name: NO_TABLES for name in TABLES},
+    **{name: NO_LISTS for name in LISTS},
+    **{name: NO_NUMBERS for name in NUMBERS},
+    **{name: NO_COUNTS for name in COUNTS},
     "random_state": ["abc", -1, 0.5, 2**40, [0.5], True, np.random.default_rng(0)],
     "subset": [None, "all", 1, np.ones(2)],
     "color": [None, "no", 1, np.ones(2)],
