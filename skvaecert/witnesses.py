@@ -169,7 +169,12 @@ class LinearWitness:
             Of the same name.
         """
         check_number("strength", strength, least=0)
-        (proba,) = check_teacher_proba(np.atleast_2d(mean_proba), 1, name="mean_proba")
+        given = check_real("mean_proba", mean_proba)
+        if given.shape != self.bias.shape:
+            raise ValueError(
+                f"mean_proba must have shape {self.bias.shape}, got {given.shape}."
+            )
+        (proba,) = check_teacher_proba([given], name="mean_proba")
         bias = np.log(proba) + strength * self.bias
         return LinearWitness(strength * self.weights, bias, self.name)
 

@@ -20,7 +20,6 @@ TABLES = {
     "witness_logits": np.log(PROBA),
     "latent_std": np.full((3, 1), 0.5),
     "vertices": VERTICES,
-    "dataset": PROBA,
     "weights": VERTICES,
 }
 LISTS = {
@@ -48,6 +47,7 @@ OTHERS = {
     "anchored": True,
     "proba": PROBA,
     "name": "raw",
+    "dataset": PROBA,
 }
 VALID = TABLES | LISTS | NUMBERS | COUNTS | OTHERS
 
@@ -65,6 +65,7 @@ BAD = {
     **{name: NO_LISTS for name in LISTS},
     **{name: NO_NUMBERS for name in NUMBERS},
     **{name: NO_COUNTS for name in COUNTS},
+    "dataset": [None, "abc", 1.0, 1j, np.ones(3), np.ones((2, 2, 2)), 1j * PROBA],
     "random_state": ["abc", -1, 0.5, 2**40, [0.5], True, np.random.default_rng(0)],
     "subset": [None, "all", 1, np.ones(2)],
     "color": [None, "no", 1, np.ones(2)],
@@ -123,7 +124,9 @@ def call(function, **wrong):
     return function(**arguments)
 
 
-@pytest.mark.parametrize("function", public_functions(), ids=lambda f: f.__qualname__)
+@pytest.mark.parametrize(
+    "function", list(public_functions()), ids=lambda f: f.__qualname__
+)
 def test_errors_name_the_parameter(function):
     call(function)
     checked = [name for name in inspect.signature(function).parameters if name in BAD]
