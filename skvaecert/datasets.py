@@ -24,6 +24,8 @@ __all__ = [
 # Images are cut into strips; of every four neighbours the last is for testing.
 _N_STRIPS = 8
 _TEST_STRIPS = (3, 7)
+# Of images that are 640 pixels wide.
+_STRIP_WIDTH = 80
 
 
 def load_patches(
@@ -78,10 +80,10 @@ def load_patches(
     >>> patches.data.shape, patches.image_shape
     ((100, 192), (3, 8, 8))
     """
-    strips = _strips(subset, color)
     check_count("n_samples", n_samples)
-    _check_size(size, strips[0].shape[1])
+    _check_size(size)
     generator = check_random_state(check_seed(random_state))
+    strips = _strips(subset, color)
     strip = generator.randint(len(strips), size=n_samples)
     top, left = (
         generator.randint(side - size + 1, size=n_samples)
@@ -104,10 +106,10 @@ def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
     return [np.array_split(im, _N_STRIPS, axis=1)[i] for im in images for i in wanted]
 
 
-def _check_size(size: int, most: int) -> None:
+def _check_size(size: int) -> None:
     is_int = isinstance(size, int | np.integer) and not isinstance(size, bool)
-    if not (is_int and 1 <= size <= most):
-        raise ValueError(f"size must be an int from 1 to {most}, got {size!r}.")
+    if not (is_int and 1 <= size <= _STRIP_WIDTH):
+        raise ValueError(f"size must be an int from 1 to {_STRIP_WIDTH}, got {size!r}.")
 
 
 def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:

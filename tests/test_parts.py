@@ -340,6 +340,8 @@ def test_an_encoder_that_is_left_alone_is_the_same_in_every_process(trained, row
     module.set(1.0)
     assert digest_weights(there.estimator_) not in ("", before)
     assert digest_weights(Moody()) == ""
+    # Weights that are nowhere are no error.
+    assert digest_weights(Holder(torch.nn.Linear(2, 3, device="meta")))
 
 
 def test_training_a_vae_changes_the_origin_of_its_parts(certifier, rows):
