@@ -82,7 +82,8 @@ def load_patches(
     """
     check_count("n_samples", n_samples)
     _check_size(size)
-    generator = check_random_state(check_seed(random_state))
+    check_seed(random_state)
+    generator = check_random_state(random_state)
     strips = _strips(subset, color)
     strip = generator.randint(len(strips), size=n_samples)
     top, left = (
@@ -247,9 +248,8 @@ def toy_encoders(
     """
     check_count("n_samples", n_samples, least=2)
     check_count("latent_dim", latent_dim)
-    x = check_random_state(check_seed(random_state)).standard_normal(
-        (n_samples, latent_dim)
-    )
+    check_seed(random_state)
+    x = check_random_state(random_state).standard_normal((n_samples, latent_dim))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     zero, one, narrow = np.zeros_like(x), np.ones_like(x), np.exp(-2.0)
     small, wide = np.sqrt(0.005) * x, np.sqrt(0.9) * x

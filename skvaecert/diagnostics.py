@@ -333,7 +333,8 @@ def _generator(
 ) -> np.random.RandomState:
     if isinstance(random_state, np.random.RandomState):
         return random_state
-    return np.random.RandomState(check_seed(random_state))
+    check_seed(random_state)
+    return np.random.RandomState(random_state)
 
 
 def _check_posteriors(

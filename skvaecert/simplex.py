@@ -257,20 +257,13 @@ def check_flag(name: str, value: bool) -> bool:
     return bool(value)
 
 
-def check_seed(
-    random_state: int | np.random.RandomState | None,
-) -> int | np.random.RandomState | None:
+def check_seed(random_state: int | np.random.RandomState | None) -> None:
     """Check what is to seed a generator.
 
     Parameters
     ----------
     random_state : int, RandomState instance or None
         Ints from 0 to 2^32 - 1.
-
-    Returns
-    -------
-    int, RandomState instance or None
-        As given.
 
     Raises
     ------
@@ -285,7 +278,6 @@ def check_seed(
             "random_state must be None, an int from 0 to 2^32 - 1 or a "
             f"numpy.random.RandomState, got {random_state!r}."
         )
-    return random_state
 
 
 def check_teacher_proba(

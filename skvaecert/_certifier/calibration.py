@@ -68,7 +68,7 @@ class Calibration:
         if not known.any():
             return samples, 0
         weight = check_weight(samples.weight, len(known))
-        n_known = np.count_nonzero(known & (weight > 0))
+        n_known = int((known & (weight > 0)).sum())
         return replace(samples, weight=np.where(known, 0.0, weight)), n_known
 
 

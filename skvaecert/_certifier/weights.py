@@ -54,7 +54,7 @@ def _digest(module: Any) -> str:
         array = _array(tensor)
         dtype = getattr(tensor, "dtype", None)
         digest.update(f"{name} {dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
