@@ -369,6 +369,7 @@ def test_rows_of_the_fit_are_left_out(clusters, teacher, vae, digits):
     assert fitted.certificate_.n_samples == 350
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [csr_array, pd.DataFrame, dask.array.from_array])
 def test_rows_of_the_fit_are_found_whatever_holds_them(clusters, teacher, form):
     """With weights and posteriors, which are those of the rows that are left."""

@@ -349,6 +349,7 @@ def in_step(proba, vertices, scale, step):
     return np.round(code / grid) * grid + grid * pull
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("little", [0.0, 1e-320, 1e-60, 1e-17])
 def test_a_sample_of_no_weight_does_not_vouch_for_the_precision_of_others(little):
     """The others are a constant code, rounded in 16 bits as the teacher would have."""
