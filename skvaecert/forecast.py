@@ -523,8 +523,10 @@ def collapse_threshold(
 
     References
     ----------
-    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019); arXiv:2205.04009 (Wang and
-    Ziyin 2022).
+    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019, the linear VAE as
+    probabilistic PCA); arXiv:2205.04009 (Wang and Ziyin 2022, a threshold for linear
+    decoders); arXiv:2309.07663 (a threshold from which collapse is inevitable);
+    arXiv:2510.01621 (a phase transition, decoder variance against lambda_1).
 
     Examples
     --------
@@ -575,15 +577,18 @@ def linear_information(
     has no minimum. At beta = D / rank, where many v are optimal, v is the largest.
 
     I is the mean KL term at the optimum, whatever the distribution of `X`. It is the
-    mutual information of input and drawn code if `X` is normal, else an upper bound. A
-    nonlinear VAE collapses near the same `kl_weight`, but may keep more or less
-    information: this is a forecast and no bound.
+    mutual information of input and drawn code if `X` is normal, else an upper bound.
+
+    For a nonlinear VAE it is a forecast and no bound: below beta_1 such a VAE may keep
+    several times as much, or less, and above beta_1 there are data of which it keeps
+    some.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
         The data to train on, finite, at least two samples that differ. It may be a
-        memory map, of any numeric type; it is read once, in chunks.
+        memory map, of any numeric type; it is read once, in chunks. All eigenvalues
+        are computed, of a matrix of min(n_samples, n_features) rows.
     kl_weight : float or array-like
         beta, above 0. If the loss averages the reconstruction over features,
         D * kl_weight.
@@ -606,7 +611,8 @@ def linear_information(
 
     References
     ----------
-    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019); arXiv:2605.22691.
+    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019, the linear VAE as
+    probabilistic PCA); arXiv:2605.22691 (directions pruned one after another).
 
     Examples
     --------
