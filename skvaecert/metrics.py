@@ -271,6 +271,8 @@ class SpreadSums:
     ----------
     first : ndarray of shape (n_columns,)
         The first sample whose weight is not negligible.
+    n_samples : int
+        Number of samples of weight above 0.
     total_weight : float
         The sum of the weights.
 
@@ -284,6 +286,7 @@ class SpreadSums:
 
     def __init__(self) -> None:
         self.first: Floats = np.zeros(0)
+        self.n_samples = 0
         self.total_weight = 0.0
         self._mean: Floats | float = 0.0
         self._squares: Floats | float = 0.0
@@ -332,6 +335,7 @@ class SpreadSums:
             self.first = other.first.copy()
         if other.total_weight > 0:
             mean = other._mean + (other.first - self.first)
+            self.n_samples += other.n_samples
             self._join(mean, other._squares, other.total_weight)
         return self
 
@@ -345,9 +349,23 @@ class SpreadSums:
         """Root mean square distance of the samples from their mean."""
         return float(np.sqrt(self.variance.sum()))
 
+    @property
+    def least_dispersion(self) -> float:  # numpydoc ignore=RT01
+        """Lower bound on the exact dispersion of these samples: less summation error.
+
+        Sums of n terms are off by a factor within 1 +- (n + 8) u, u = 2^-53, of the
+        root mean square distance from `first`. What the distances lose where parts are
+        merged is below a millionth of the dispersion, since `first` is no sample of
+        negligible weight.
+        """
+        reach = np.hypot(self.dispersion, np.linalg.norm(self._mean))
+        summing = 2 * float(np.finfo(np.float64).eps) * (self.n_samples + 8) * reach
+        return max(0.0, (1 - 1e-6) * self.dispersion - float(summing))
+
     def _add(self, rows: Floats, weight: Floats) -> None:
         if not len(weight):
             return
+        self.n_samples += len(weight)
         if not len(self.first):
             # From a far sample that hardly counts, the others would look the same.
             counts = weight > np.finfo(np.float64).eps * weight.max()

@@ -124,6 +124,12 @@ class LinearWitness:
         """Largest change of the centred logits for a step of 1 in the code."""
         return float(np.linalg.norm(self.weights - self.weights.mean(axis=0), 2))
 
+    @cached_property
+    def reads_all(self) -> bool:  # numpydoc ignore=RT01
+        """Whether every posterior is read off some code: rank (A, 1) = n_components."""
+        columns = np.column_stack([self.weights, np.ones(len(self.weights))])
+        return bool(np.linalg.matrix_rank(columns) == len(columns))
+
     def tempered(self, mean_proba: Floats, strength: float) -> "LinearWitness":
         """Return the witness q ~ mean T exp(s (A z + b)).
 

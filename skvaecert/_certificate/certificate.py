@@ -5,10 +5,18 @@ import html
 import json
 import math
 from dataclasses import dataclass
+from typing import Any
+
+from skvaecert.information import InformationBracket
 
 __all__ = ["Certificate"]
 
-_COLOURS = {"certified": "seagreen", "inconclusive": "goldenrod", "constant": "crimson"}
+_COLOURS = {
+    "certified": "seagreen",
+    "varies": "steelblue",
+    "inconclusive": "goldenrod",
+    "constant": "crimson",
+}
 
 _UNITS = dict.fromkeys(
     [
@@ -19,7 +27,7 @@ _UNITS = dict.fromkeys(
         "safety_margin",
         "margin_low",
         "margin_high",
-        "information_bound",
+        "mean_entropy",
     ],
     " nats",
 )
@@ -29,15 +37,18 @@ _UNITS = dict.fromkeys(
 class Certificate:
     """Verdict on constant collapse of an encoder mean, with the values behind it.
 
-    `str` gives a sentence, notebooks show a table, :meth:`to_json` gives a record.
+    `str` gives some sentences, notebooks show a table, :meth:`to_json` gives a record.
+    A certificate is neither true nor false: ask for its `verdict`, or for `certified`.
 
     Attributes
     ----------
-    verdict : {"certified", "inconclusive", "constant"}
+    verdict : {"certified", "varies", "constant", "inconclusive"}
         "certified": the margin exceeds safety margin plus tolerance, so the mean is
-        not constant on these samples. "constant": the means are equal to within
-        rounding, on samples that the teacher tells apart. "inconclusive": neither was
-        shown; this does not prove collapse.
+        not constant on these samples, and the witness reads the teacher off it.
+        "varies": the mean is not constant, because the means spread by more than
+        `latent_noise`, but the witness does not read the teacher off it; only if `kind`
+        is "mean". "constant": the means are equal to within rounding, on samples that
+        the teacher tells apart. "inconclusive": nothing was shown.
     margin : float
         G = I_T - A, nats, at most `teacher_information`.
     teacher_information : float
@@ -51,32 +62,48 @@ class Certificate:
     safety_margin : float
         tau, the margin that the user asked for on top, nats.
     dispersion_bound : float
-        Certified lower bound on `dispersion`; 0 for kinds that give none.
+        Lower bound on `dispersion` that follows from the margin; 0 for kinds that give
+        none.
     dispersion : float
         Root mean square distance of the means from their average, in latent units;
         that of the prior is sqrt(latent_dim).
     witness : str
         The witness that read the code. "raw" is the fixed simplex of the papers;
         "procrustes" and "linear" were fitted on other samples, which proves as much
-        but is not the papers' certificate; "teacher" reads reconstructions.
+        but is not the papers' certificate; "teacher" reads reconstructions; "none"
+        stands for no teacher and no witness.
     n_samples : int
         Number of samples, without those of weight 0.
     n_components : int
-        K.
+        K; 1 without a teacher.
     latent_dim : int
         d.
     kind : {"mean", "sampled", "round_trip"}
         What is certified: that the mean is not constant; that codes drawn from q(z|x)
-        carry information about x; that encoder and decoder together pass it on.
+        tell the teacher's groups apart; that encoder and decoder together pass them on.
     confidence : float or None
         Confidence level of the interval from `margin_low` to `margin_high`, over the
         draws of codes; None where nothing is drawn.
     margin_low, margin_high : float
-        The Monte-Carlo interval of a sampled margin, nats; else the margin itself.
-    information_bound : float or None
-        Upper bound on the information that codes carry about these samples: the
-        smaller of the mean KL(q(z|x) || N(0, I)) and log n, nats; None unless `kind`
-        is "sampled".
+        The interval of a margin of drawn codes, nats; else the margin itself.
+    mean_entropy : float
+        H(mean T), nats: what is not known of the teacher's group without a code.
+    latent_noise : float
+        Root mean square error that rounding, or another batch, may have left in the
+        latent means, in latent units. "certified" and "varies" assume that it is not
+        larger. 0 for "round_trip".
+    dispersion_in_noise : float or None
+        Root mean square distance of the means from their average, each dimension in
+        units of the posterior's noise, the root of its mean variance; None if the
+        encoder gives no standard deviations.
+    information : InformationBracket or None
+        What drawn codes carry about these samples, from both sides; None if the encoder
+        gives no standard deviations.
+    reason : str
+        Why a margin was not enough: "teacher", it does not tell these samples apart;
+        "noise", the encoder is too inexact; "safety margin"; "draws", too few;
+        "shared draws", the margin is gone if all samples share their draws;
+        "witness", which does not read the code. Empty if the margin was enough.
 
     See Also
     --------
@@ -92,9 +119,9 @@ class Certificate:
     >>> vertices = simplex_vertices(2, 1)
     >>> code = analytic_code(teacher_proba, vertices, 1.0)
     >>> print(certify(teacher_proba, code, vertices, 1.0))
-    Certified: on these 2 samples the encoder mean is not constant; margin 0.37 of at
-    most 0.37 nats (100 %). The means' distance from their average is 1.10 (root mean
-    square), certified to be at least 0.46.
+    Certified: on these 2 samples the encoder mean is not constant; the witness reads
+    0.37 of at most 0.37 nats (100 %) about the teacher's groups off it. The means'
+    distance from their average is 1.10 (root mean square).
     """
 
     verdict: str
@@ -114,104 +141,54 @@ class Certificate:
     confidence: float | None = None
     margin_low: float = math.nan
     margin_high: float = math.nan
-    information_bound: float | None = None
+    mean_entropy: float = math.nan
+    latent_noise: float = 0.0
+    dispersion_in_noise: float | None = None
+    information: InformationBracket | None = None
+    reason: str = ""
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "A Certificate is neither true nor false. Ask for certificate.certified, "
+            "or compare certificate.verdict."
+        )
+
+    @property
+    def certified(self) -> bool:  # numpydoc ignore=RT01
+        """Whether the verdict is "certified"."""
+        return self.verdict == "certified"
+
+    @property
+    def accuracy(self) -> float | None:  # numpydoc ignore=RT01
+        """Lower bound on the chance of guessing the teacher's group from a drawn code.
+
+        max(exp(-h), 1 - h / (2 log 2)) with h = H(mean T) - G, where G is `margin_low`
+        less the tolerance: the best guess of a group that is drawn from the teacher is
+        right with at least this probability, on average over these samples (theory
+        section 14). None unless `kind` is "sampled".
+        """
+        if self.kind != "sampled":
+            return None
+        unknown = self.mean_entropy - self._margin_shown
+        return max(math.exp(-unknown), 1 - unknown / (2 * math.log(2)))
+
+    @property
+    def _margin_shown(self) -> float:
+        """The margin that may be called "at least"."""
+        return max(0.0, self.margin_low - self.tolerance)
 
     def __str__(self) -> str:
-        sentence = {
-            "certified": self._certified_sentence,
-            "constant": self._constant_sentence,
-            "inconclusive": self._inconclusive_sentence,
-        }[self.verdict]()
-        samples = f"on these {self.n_samples} samples"
-        if self.kind != "round_trip" and self.witness != "raw":
-            # Not the papers' certificate, whose witness is fitted on nothing.
-            samples += f", by a {self.witness} witness fitted on others,"
-        return f"{self.verdict.capitalize()}: {samples} {sentence}"
+        """Say what was shown, in plain sentences."""
+        return f"{self.verdict.capitalize()}: {_samples(self)} {_TOLD[self.kind](self)}"
 
-    def _certified_sentence(self) -> str:
-        share = f"{self.relative_margin:.0%}".replace("%", " %")
-        margin = (
-            f"margin {_short(self.margin)} of at most "
-            f"{_short(self.teacher_information)} nats ({share})."
-        )
-        if self.kind == "round_trip":
-            return f"encoder and decoder together pass input on; {margin}"
-        if self.kind == "sampled":
-            return (
-                f"a drawn code carries at least {_short(self.margin_low)} nats about "
-                f"its input and at most {_short(self.information_bound)} (lower bound: "
-                f"{self._interval()})."
-            )
-        return (
-            f"the encoder mean is not constant; {margin} "
-            "The means' distance from their average is "
-            f"{_short(self.dispersion)} (root mean square), certified to be at least "
-            f"{_short(self.dispersion_bound)}."
-        )
-
-    def _constant_sentence(self) -> str:
-        what = {
-            "mean": "the latent means are equal to within rounding: the encoder mean "
-            "has collapsed.",
-            "sampled": "the posterior q(z|x) is the same to within rounding: it has "
-            "collapsed.",
-            "round_trip": "the reconstructions are equal to within rounding.",
-        }[self.kind]
-        return (
-            f"{what} The means' distance from their average is {self.dispersion:.1e} "
-            f"(root mean square); the margin is {_short(self.margin)} nats."
-        )
-
-    def _inconclusive_sentence(self) -> str:
-        needed = self.safety_margin + self.tolerance
-        what = {
-            "mean": "so the encoder mean is not certified",
-            "sampled": f"by five standard errors ({self._interval()}), so no "
-            "information in drawn codes is certified",
-            "round_trip": "so it is not certified that input comes through",
-        }[self.kind]
-        return (
-            f"the margin is {_short(self.margin)} nats, not above the "
-            f"{_short(needed)} needed, {what}. {self._likely_reason()}"
-        )
-
-    def _interval(self) -> str:
-        if self.confidence is None:
-            return ""
-        low, high = _short(self.margin_low), _short(self.margin_high)
-        share = f"{100 * self.confidence:g} %"
-        return f"{share} interval over draws: {low} to {high}"
-
-    def _likely_reason(self) -> str:
-        distance = _short(self.dispersion)
-        if self.teacher_information <= self.safety_margin + self.tolerance:
-            return (
-                "The teacher tells these samples apart by only "
-                f"{_short(self.teacher_information)} nats: no code could do better."
-            )
-        # A tenth of the prior's width in every dimension.
-        if self.dispersion < 0.1 * math.sqrt(self.latent_dim):
-            return (
-                f"The latent means hardly vary: {distance} (root mean square "
-                f"distance) where the prior has {math.sqrt(self.latent_dim):.2g}."
-            )
-        reader = {
-            "mean": "but not in the way the teacher's components ask",
-            "sampled": "but drawn codes do not show it",
-            "round_trip": "but the decoder does not show it to the teacher",
-        }[self.kind]
-        return (
-            f"That does not prove collapse: the latent means vary by {distance} (root "
-            f"mean square distance), {reader}."
-        )
-
-    def to_dict(self) -> dict[str, str | float | int | None]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the fields by name.
 
         Returns
         -------
         dict
-            Plain Python values, in the order of the attributes.
+            Plain Python values, in the order of the attributes; `information` is a
+            dict, too, or None.
         """
         return dataclasses.asdict(self)
 
@@ -223,13 +200,14 @@ class Certificate:
         str
             One line of standard JSON.
         """
-        return json.dumps({k: _finite(v) for k, v in self.to_dict().items()})
+        return json.dumps(_finite(self.to_dict()))
 
     def _repr_html_(self) -> str:
+        fields = self.to_dict() | {"information": self._information_told}
         rows = "".join(
             f"<tr><th style='text-align:left'>{name.replace('_', ' ')}</th>"
             f"<td>{html.escape(_short(value))}{_UNITS.get(name, '')}</td></tr>"
-            for name, value in self.to_dict().items()
+            for name, value in fields.items()
         )
         return (
             f"<div style='border-left:4px solid {_COLOURS[self.verdict]};"
@@ -237,12 +215,174 @@ class Certificate:
             f"<table>{rows}</table></div>"
         )
 
+    @property
+    def _information_told(self) -> str | None:
+        found = self.information
+        if found is None:
+            return None
+        return f"{_short(found.low)} to {_short(found.high)} nats"
 
-def _short(value: str | float | int | None) -> str:
+
+def _samples(c: Certificate) -> str:
+    samples = (
+        "on this sample" if c.n_samples == 1 else f"on these {c.n_samples} samples"
+    )
+    if c.kind != "round_trip" and c.witness in ("procrustes", "linear"):
+        # Not the papers' certificate, whose witness is fitted on nothing.
+        samples += f", by a {c.witness} witness fitted on others,"
+    return samples
+
+
+def _tell_mean(c: Certificate) -> str:
+    sentences = {
+        "certified": _mean_certified,
+        "varies": _mean_varies,
+        "constant": _mean_constant,
+        "inconclusive": _mean_inconclusive,
+    }[c.verdict](c)
+    return " ".join([*sentences, *_told_of_codes(c)])
+
+
+def _mean_certified(c: Certificate) -> list[str]:
+    return [
+        "the encoder mean is not constant, and the witness reads the teacher's groups "
+        f"off it: margin {_short(c.margin)} of at most "
+        f"{_short(c.teacher_information)} nats ({_percent(c.relative_margin)}).",
+        f"The means' distance from their average is {_short(c.dispersion)} (root mean "
+        f"square){_in_noise(c)}.",
+    ]
+
+
+def _mean_varies(c: Certificate) -> list[str]:
+    return [
+        "the encoder mean is not constant: the means' distance from their average, "
+        f"{_short(c.dispersion)} (root mean square){_in_noise(c, ',')}, is above the "
+        f"{_short(c.latent_noise)} that rounding or another batch explains.",
+        *_why_not(c, "The witness does not read the teacher's groups off it"),
+    ]
+
+
+def _mean_constant(c: Certificate) -> list[str]:
+    return [
+        "the latent means are equal to within rounding: the encoder mean has "
+        f"collapsed. Their distance from their average is {c.dispersion:.1e} (root "
+        "mean square)."
+    ]
+
+
+def _mean_inconclusive(c: Certificate) -> list[str]:
+    return [
+        "neither variation nor equality of the means was shown: their distance from "
+        f"their average, {_short(c.dispersion)} (root mean square), is not above the "
+        f"{_short(c.latent_noise)} that rounding or another batch may have made.",
+        *_why_not(c, "Nor is the mean certified"),
+    ]
+
+
+def _tell_sampled(c: Certificate) -> str:
+    if c.verdict == "certified":
+        sentence = (
+            f"a drawn code carries at least {_short(c._margin_shown)} of at most "
+            f"{_short(c.teacher_information)} nats about the teacher's groups "
+            f"({_interval(c)}). A group guessed from it is right in at least "
+            f"{_percent(c.accuracy)} of cases."
+        )
+    elif c.verdict == "constant":
+        sentence = (
+            "the posterior q(z|x) is the same to within rounding: it has collapsed. "
+            f"The means' distance from their average is {c.dispersion:.1e} (root mean "
+            "square)."
+        )
+    else:
+        sentence = " ".join(
+            _why_not(c, "it was not shown that drawn codes tell the teacher's groups")
+        )
+    return " ".join([sentence, *_told_of_codes(c)])
+
+
+def _tell_round_trip(c: Certificate) -> str:
+    if c.verdict == "certified":
+        return (
+            "encoder and decoder together pass input on: the teacher reads "
+            f"{_short(c._margin_shown)} of at most {_short(c.teacher_information)} "
+            f"nats off the reconstructions{_interval(c, ' (', ')')}."
+        )
+    if c.verdict == "constant":
+        return "the reconstructions are equal to within rounding."
+    return " ".join(_why_not(c, "it was not shown that input comes through"))
+
+
+_TOLD = {
+    "mean": _tell_mean,
+    "sampled": _tell_sampled,
+    "round_trip": _tell_round_trip,
+}
+
+
+def _why_not(c: Certificate, what: str) -> list[str]:
+    """Say what the margin lacks; nothing where there is no teacher."""
+    if c.witness == "none":
+        return []
+    needed, margin = c.safety_margin + c.tolerance, _short(c.margin)
+    lacks = f"{what}: the margin is {margin} nats"
+    if c.margin <= needed:
+        lacks += f", not above the {_short(needed)} needed"
+    return [f"{lacks}{_interval(c, ' (', ')')}.", _reason_told(c)]
+
+
+def _reason_told(c: Certificate) -> str:
+    return {
+        "teacher": "The teacher tells these samples apart by only "
+        f"{_short(c.teacher_information)} nats: no code could do better.",
+        "noise": "The encoder is too inexact: rounding or another batch may move its "
+        f"means by {_short(c.latent_noise)} (root mean square), which can make a "
+        "margin of that size.",
+        "safety margin": f"Rounding explains {_short(c.tolerance)} of it; the safety "
+        f"margin of {_short(c.safety_margin)} was asked for.",
+        "draws": "These draws may have made it by chance; more draws would tell.",
+        "shared draws": "It is gone where all samples share their draws, so luck may "
+        "have made it; more draws would tell.",
+        "witness": "That does not prove collapse: the code may vary in a way that the "
+        "witness does not read.",
+    }[c.reason]
+
+
+def _told_of_codes(c: Certificate) -> list[str]:
+    """Say what drawn codes carry, where the encoder gives their noise."""
+    if c.information is None:
+        return []
+    hidden = ""
+    if c.kind == "mean" and c.information.high < c.margin:
+        hidden = " The posterior's noise hides the rest of what the mean shows."
+    return [f"{c.information}{hidden}"]
+
+
+def _in_noise(c: Certificate, end: str = "") -> str:
+    if c.dispersion_in_noise is None:
+        return ""
+    return f", {_short(c.dispersion_in_noise)} times the posterior's noise{end}"
+
+
+def _interval(c: Certificate, before: str = "", after: str = "") -> str:
+    if c.confidence is None:
+        return ""
+    low, high = _short(c.margin_low), _short(c.margin_high)
+    share = f"{100 * c.confidence:g} %"
+    return f"{before}{share} interval over draws: {low} to {high}{after}"
+
+
+def _percent(share: float | None) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
+def _short(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if 0.995 <= abs(value) < 100 else f"{value:.2g}"
 
 
-def _finite(value: str | float | int | None) -> str | float | int | None:
-    return value if not isinstance(value, float) or math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no number for by None."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

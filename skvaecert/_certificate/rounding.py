@@ -40,28 +40,32 @@ def summation_error(
     return float(2 * np.finfo(np.float64).eps * (terms + logits))
 
 
-def noise_margin(noise: float, force: float, gain: float) -> float:
+def noise_margin(noise: float, force: float, witness: LinearWitness) -> float:
     r"""Bound the margin that noise around a constant code can fake.
 
-    Let the codes be c + delta_i with sum_i p_i ||delta_i||^2 <= u^2. The witness's
-    log-likelihood is concave in the code, so with m = ||mean T - q(c)||, the forces
-    f_i at c, and Pinsker's inequality in the form KL(mean T || q) >= m^2::
+    Let the codes be c + delta_i with sum_i p_i ||delta_i||^2 <= u^2, and let the
+    witness read the mean teacher off some code z. Its log-likelihood is concave in the
+    code, and the forces f_i at z average to 0, so wherever c is (theory section 5)::
+
+        G <= sum_i p_i <f_i(z), c + delta_i - z> <= f_rms u
+
+    Without such a z, with m = ||mean T - q(c)||, the forces at c, and Pinsker's
+    inequality in the form KL(mean T || q) >= m^2::
 
         G <= -KL(mean T || q(c)) + sum_i p_i <f_i(c), delta_i>
           <= -m^2 + u sqrt(f_rms^2 + a^2 m^2)      with a the gain of the witness
           <= f_rms u + (a u / 2)^2.
     """
     # A product overflows to infinity, a power to an error.
+    if witness.reads_all:
+        return force * noise
+    gain = witness.gain
     return force * noise + (gain * noise) * (gain * noise) / 4
 
 
 def noise_needed(margin: float, force: float, witness: LinearWitness) -> float:
-    """Solve the bound of :func:`noise_margin` for the noise: a certified dispersion.
-
-    The simplex reaches the mean teacher with some code, which gives the better bound of
-    theory section 5.
-    """
-    if witness.name == "raw":
+    """Solve the bound of :func:`noise_margin` for the noise: a certified dispersion."""
+    if witness.reads_all:
         return dispersion_bound(margin, force)
     if margin <= 0:
         return 0.0

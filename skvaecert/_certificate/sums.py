@@ -99,6 +99,7 @@ class MeanSums(Sums):
         super().__init__(witness)
         self._forces = SpreadSums()
         self._means = RoundingSums()
+        self.codes = CodeSums()
 
     def update(
         self,
@@ -120,6 +121,7 @@ class MeanSums(Sums):
         super().merge(other)
         self._forces.merge(other._forces)
         self._means.merge(other._means)
+        self.codes.merge(other.codes)
         return self
 
     @property
@@ -134,16 +136,59 @@ class MeanSums(Sums):
         check_not_negative("latent_noise", latent_noise)
         margin, arithmetic = self.margin, self.summation_error
         noise = max(self._means.rounding_noise, latent_noise)
-        force = self._forces.dispersion
-        tolerance = arithmetic + noise_margin(noise, force, self.witness.gain)
+        force, spread = self._forces.dispersion, self._means.spread
+        tolerance = arithmetic + noise_margin(noise, force, self.witness)
         return self._conclude(
             error=arithmetic,
             tolerance=tolerance,
             safety_margin=safety_margin,
             are_constant=self._means.are_constant,
-            dispersion=self._means.spread.dispersion,
+            varies=spread.least_dispersion > noise,
+            dispersion=spread.dispersion,
             dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
+            latent_noise=noise,
+            **self.codes.findings(self.n_samples, spread),
         )
+
+
+class CodeSums:
+    """What drawn codes carry, and the noise that the spread of means is measured by.
+
+    For encoders that give standard deviations; nothing is found if they do not, or not
+    for all samples.
+    """
+
+    def __init__(self) -> None:
+        self._n_samples = 0
+        self._weight = 0.0
+        self._variances: Floats | float = 0.0
+
+    def update(
+        self,
+        latent_mean: ArrayLike,
+        latent_std: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+    ) -> None:
+        """Add samples."""
+        deviation = _checked(check_real("latent_std", latent_std))
+        weight = unit_weight(len(deviation), sample_weight)
+        weight, deviation = of_weight(weight, deviation)
+        self._n_samples += len(weight)
+        self._weight += float(weight.sum())
+        self._variances = self._variances + weight @ deviation**2
+
+    def merge(self, other: "CodeSums") -> None:
+        """Add the samples of other sums."""
+        self._n_samples += other._n_samples
+        self._weight += other._weight
+        self._variances = self._variances + other._variances
+
+    def findings(self, n_samples: int, spread: SpreadSums) -> dict[str, Any]:
+        """Return fields of a certificate of so many samples."""
+        if self._n_samples != n_samples:
+            return {}
+        ratio = spread.variance / (self._variances / self._weight)
+        return {"dispersion_in_noise": float(np.sqrt(ratio.sum()))}
 
 
 class SampledSums(Sums):
@@ -258,7 +303,7 @@ class SampledSums(Sums):
             confidence=self.confidence,
             margin_low=margin - half,
             margin_high=margin + half,
-            information_bound=min(self._kl / total, math.log(self.n_samples)),
+            latent_noise=max(self._means.rounding_noise, latent_noise),
         )
 
     def _add_draws(
@@ -307,7 +352,7 @@ class SampledSums(Sums):
         noise = math.sqrt(float(self._deviations.unit**2 @ widths))
         moved = latent_noise * (1 + math.sqrt(float(widths.sum())))
         noise += max(self._means.rounding_noise, moved)
-        return noise_margin(noise, self._forces.dispersion, self.witness.gain)
+        return noise_margin(noise, self._forces.dispersion, self.witness)
 
     @property
     def _freedom(self) -> float:

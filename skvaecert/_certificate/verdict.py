@@ -1,7 +1,8 @@
 """The verdict: the margin against what rounding, chance and the user ask for.
 
 A constant code has no margin above the tolerance and no luck above the doubt, so a
-margin above both, and above the safety margin tau, is certified (theory section 2).
+margin above both, and above the safety margin tau, is certified (theory section 2). It
+does not spread by more than rounding either, so a mean that does varies (section 15).
 """
 
 import math
@@ -24,26 +25,33 @@ def conclude(
     tolerance: float,
     safety_margin: float,
     are_constant: bool,
+    varies: bool = False,
     doubt: float = 0.0,
     is_luck: bool = False,
     **fields: Any,
 ) -> Certificate:
     """Weigh the margin and fill in a certificate.
 
-    `error` bounds that of the arithmetic, `tolerance` adds that of the encoder. `doubt`
-    is what draws of codes may have added, `is_luck` whether they may have done it all.
+    `error` bounds that of the arithmetic, `tolerance` adds that of the encoder.
+    `varies` says whether the means spread by more (theory section 15). `doubt` is what
+    draws of codes may have added, `is_luck` whether they may have done it all.
     """
     check_not_negative("safety_margin", safety_margin)
     margin, information = checked_margin(alignment), alignment.teacher_information
     tells_apart = information > error
-    defaults = {"dispersion_bound": 0.0, "margin_low": margin, "margin_high": margin}
-    if margin - doubt > safety_margin + tolerance and not is_luck:
+    reason = _reason(
+        margin, information, error, tolerance, safety_margin, doubt, is_luck
+    )
+    if not reason:
         verdict = "certified"
+    elif varies:
+        verdict = "varies"
     # Equal codes say nothing about samples that the teacher finds equal, too.
     elif are_constant and tells_apart:
         verdict = "constant"
     else:
         verdict = "inconclusive"
+    defaults = {"dispersion_bound": 0.0, "margin_low": margin, "margin_high": margin}
     return Certificate(
         verdict=verdict,
         margin=margin,
@@ -53,8 +61,34 @@ def conclude(
         tolerance=tolerance,
         safety_margin=float(safety_margin),
         n_components=len(alignment.mean_proba),
+        mean_entropy=alignment.mean_entropy,
+        reason=reason,
         **defaults | fields,
     )
+
+
+def _reason(
+    margin: float,
+    information: float,
+    error: float,
+    tolerance: float,
+    safety_margin: float,
+    doubt: float,
+    is_luck: bool,
+) -> str:
+    """Say why the margin is not enough; nothing if it is."""
+    needed = safety_margin + tolerance
+    if margin - doubt > needed:
+        return "shared draws" if is_luck else ""
+    if information <= safety_margin + error:
+        return "teacher"
+    if margin > needed:
+        return "draws"
+    if margin > tolerance:
+        return "safety margin"
+    if margin > safety_margin + error or information <= needed:
+        return "noise"
+    return "witness"
 
 
 def checked_margin(alignment: MarginSums) -> float:

@@ -371,7 +371,7 @@ class CollapseCertifier(
           twice, in another batch and order, and a few again when all have been read;
           the difference of their means is added to the tolerance.
         - ``kind="sampled"``: codes drawn from q(z|x) carry information. The margin is a
-          lower bound on I(x; z); `information_bound` is an upper bound. The witness is
+          lower bound on I(x; z), and `information` brackets it. The witness is
           tempered, q ~ mean T exp(s (A z + b)), with s and mean T from samples of
           :meth:`fit`.
         - ``kind="round_trip"``: reconstructions of the means still show the components
@@ -579,6 +579,8 @@ class CollapseCertifier(
         means, proba = samples.means, samples.posterior
         _, others = split_for_witness(self.witness_.name, len(means))
         kind.sums.update(proba[others], means[others])
+        if samples.has_distribution:
+            kind.sums.codes.update(*(part[others] for part in samples.distribution))
         kind.look_again(samples)
         kind.finish()
         return kind.conclude(self.safety_margin)

@@ -50,6 +50,20 @@ class EncodedSamples:
             np.asarray(check_real("latent_std", deviation)),
         )
 
+    @property
+    def has_distribution(self) -> bool:
+        """Whether the encoder gives standard deviations that can be used.
+
+        Its `encode` may be anything, and may fail in any way.
+        """
+        try:
+            mean, deviation = self.distribution
+        except Exception:
+            return False
+        if deviation.shape != mean.shape or not np.isfinite(mean).all():
+            return False
+        return bool((deviation > 0).all()) and float(deviation.max()) < 1e150
+
     @cached_property
     def posterior(self) -> Floats:
         """T: the posteriors that were given, else those of the teacher."""

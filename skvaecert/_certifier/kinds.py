@@ -126,6 +126,8 @@ class MeanKind(Kind):
         # The encoder looks at X first: its errors say more.
         means = samples.means
         self.sums.update(samples.posterior, means, samples.weight)
+        if samples.has_distribution:
+            self.sums.codes.update(*samples.distribution, samples.weight)
         self.look_again(samples)
 
     def codes(self, samples: EncodedSamples) -> NDArray[np.floating]:

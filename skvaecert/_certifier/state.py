@@ -26,6 +26,7 @@ from skvaecert._state import (
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._teacher.state import check_teacher
 from skvaecert._vae.vae import CertifiedVAE
+from skvaecert.information import InformationBracket
 from skvaecert.witnesses import LinearWitness
 
 __all__ = ["FITTED", "check_certifier"]
@@ -52,7 +53,7 @@ _CALIBRATION = {
 }
 _TEMPERING = {"temperature": POSITIVE, "floor": Interval(Real, 0, 1, closed="left")}
 _CERTIFICATE = {
-    "verdict": StrOptions({"certified", "constant", "inconclusive"}),
+    "verdict": StrOptions({"certified", "varies", "constant", "inconclusive"}),
     "margin": NUMBER,
     "teacher_information": NOT_NEGATIVE,
     "alignment_loss": NOT_NEGATIVE,
@@ -69,7 +70,11 @@ _CERTIFICATE = {
     "confidence": None,
     "margin_low": NUMBER,
     "margin_high": NUMBER,
-    "information_bound": None,
+    "mean_entropy": NOT_NEGATIVE,
+    "latent_noise": NOT_NEGATIVE,
+    "dispersion_in_noise": (NOT_NEGATIVE, None),
+    "information": (InformationBracket, None),
+    "reason": str,
 }
 
 

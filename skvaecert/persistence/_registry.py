@@ -16,6 +16,7 @@ from skvaecert._certifier.certifier import CollapseCertifier
 from skvaecert._state import ABSENT, COUNT, NUMBER, Array, Size
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._vae.vae import CertifiedVAE
+from skvaecert.information import InformationBracket
 from skvaecert.objectives import Objective
 from skvaecert.witnesses import LinearWitness
 
@@ -48,6 +49,7 @@ _INSIDE: dict[type, list[type]] = {
     GMMTeacher: [PCA, GaussianMixture],
     FrozenEstimator: [CertifiedVAE, GMMTeacher],
     Calibration: [LinearWitness, Tempering],
+    Certificate: [InformationBracket],
 }
 TYPES = {kind.__name__: kind for kinds in _INSIDE.values() for kind in kinds} | {
     kind.__name__: kind for kind in _INSIDE
