@@ -178,7 +178,7 @@ def test_linear_vaes_train_to_the_forecast_of_collapse(likelihood):
             alignment_weight=0,
             batch_size=400,
             learning_rate=0.01,
-            max_epochs=600,
+            max_epochs=400,
             device="cpu",
             random_state=0,
         )
