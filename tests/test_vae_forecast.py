@@ -135,7 +135,7 @@ def test_forecast_takes_weights_that_are_set_after_the_fit(blobs, trained):
 
 
 def test_forecast_of_collapse(blobs, vae):
-    # Bytes are read as intensities, and of both units the likelihood is free.
+    # Scale and shift do not matter; for Bernoulli, bytes are intensities.
     images = np.clip(128 + 12 * blobs, 0, 255).astype(np.uint8)
     weights = {"kl_weight": 2.5, "latent_dim": 3}
     for X in (blobs, 1e3 * blobs + 1e5, images):
