@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.pipeline import Pipeline
 
 from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
+from skvaecert._certifier.kinds import SampledKind
 from skvaecert._samples import take_samples
 from skvaecert.diagnosis import Codes, Loss
 
@@ -21,8 +22,15 @@ def codes_of(
     means = np.concatenate([piece.means for piece in pieces])
     if not all(piece.has_distribution for piece in pieces):
         return Codes(means, None, sample_weight)
-    deviations = np.concatenate([piece.distribution[1] for piece in pieces])
-    return Codes(means, deviations, sample_weight)
+    means, deviations = (
+        np.concatenate([piece.distribution[part] for piece in pieces])
+        for part in range(2)
+    )
+    kind = SampledKind(None)
+    for piece in pieces:
+        kind.look_again(piece)
+    kind.finish()
+    return Codes(means, deviations, sample_weight, kind.stability.moved)
 
 
 def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
