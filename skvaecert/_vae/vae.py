@@ -233,7 +233,8 @@ class CertifiedVAE(
         quarter in lots of 256, at least 256, at most 8,192); "kl_weight",
         "alignment_weight"; "seconds". With a `validation_fraction` also
         "validation_loss" (minus the mean ELBO), "validation_margin" and
-        "validation_information". ``pandas.DataFrame`` takes it.
+        "validation_information", and with ``StopWhenCertified(confidence=...)``
+        "validation_margin_low". ``pandas.DataFrame`` takes it.
     prefit_alpha_ : float
         alpha of the regression that the first fit began with; only with `prefit`.
     n_iter_ : int
