@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
 from skvaecert._certifier.kinds import SampledKind
 from skvaecert._samples import take_samples
+from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.diagnosis import Codes, Loss
 
 __all__ = ["codes_of", "model_of"]
@@ -44,7 +46,9 @@ def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
 
 
 def _own_loss(encoder: Any) -> Loss | None:
-    if not hasattr(encoder, "noise_variance_"):
+    if isinstance(encoder, FrozenEstimator):
+        encoder = encoder.estimator
+    if not isinstance(encoder, CertifiedVAE):
         return None
     criterion = encoder.net_.criterion_
     return Loss(
