@@ -4,7 +4,7 @@ import pickle
 import mpmath
 import numpy as np
 import pytest
-from scipy.special import entr, logsumexp
+from scipy.special import entr, expit, logsumexp
 from scipy.stats import binom, norm
 
 from skvaecert.diagnostics import kl_per_dimension, mutual_information
