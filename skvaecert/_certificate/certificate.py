@@ -174,8 +174,9 @@ class Certificate:
 
     @property
     def _margin_shown(self) -> float:
-        """The margin that may be called "at least"."""
-        return max(0.0, self.margin_low - self.tolerance)
+        """The margin that may be called "at least", never above the bracket's end."""
+        shown = max(0.0, self.margin_low - self.tolerance)
+        return shown if self.information is None else min(shown, self.information.high)
 
     def __str__(self) -> str:
         """Say what was shown, in plain sentences."""
