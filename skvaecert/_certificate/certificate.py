@@ -302,14 +302,15 @@ def _tell_sampled(c: Certificate) -> str:
 
 
 def _tell_round_trip(c: Certificate) -> str:
+    codes = "the means" if c.confidence is None else "drawn codes"
     if c.verdict == "certified":
         return (
-            "encoder and decoder together pass input on: the teacher reads "
+            "encoder and decoder together pass input on: the teacher reads at least "
             f"{_short(c._margin_shown)} of at most {_short(c.teacher_information)} "
-            f"nats off the reconstructions{_interval(c, ' (', ')')}."
+            f"nats off the reconstructions of {codes}{_interval(c, ' (', ')')}."
         )
     if c.verdict == "constant":
-        return "the reconstructions are equal to within rounding."
+        return "reconstructions do not depend on the sample, to within rounding."
     return " ".join(_why_not(c, "it was not shown that input comes through"))
 
 
