@@ -85,7 +85,7 @@ def test_drawn_codes_show_no_more_than_a_linear_gaussian_model_carries():
         proba = softmax(4 * X @ rng.normal(size=(dim, 6)), axis=1) * 0.99 + 0.01 / 6
         mean, deviation = gain * X, np.full((1200, dim), noise)
         codes = mean + deviation * rng.normal(size=mean.shape)
-        sums = SampledSums(tempered(codes[:600], proba[:600]), 8, rng)
+        sums = SampledSums(tempered(codes[:600], proba[:600]), 16, rng)
         sums.update(proba[600:], mean[600:], deviation[600:])
         certificate = sums.certificate()
         low.append(certificate.margin_low)

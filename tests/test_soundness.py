@@ -129,10 +129,9 @@ def test_luck_with_nearly_one_hot_teachers():
         code = np.array([[size], [-size]]) / 7
         return sums.update(proba, code, np.ones((2, 1))).certificate().verdict
 
-    for n_draws in (2, 100):
-        verdicts = {verdict(0.0, seed, n_draws) for seed in range(300)}
-        assert "certified" not in verdicts
-    assert {verdict(90.0, seed, 100) for seed in range(10)} == {"certified"}
+    assert "certified" not in {verdict(0.0, seed, 2) for seed in range(300)}
+    assert "certified" not in {verdict(0.0, seed, 200) for seed in range(20)}
+    assert {verdict(90.0, seed, 200) for seed in range(5)} == {"certified"}
 
 
 def skewed(n):
@@ -164,8 +163,9 @@ def mean_margin(proba, mean, deviation, slopes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 5, 20, 450])
-@pytest.mark.parametrize("case", [skewed, weak])
+@pytest.mark.parametrize(
+    ("case", "n"), [(skewed, 2), (weak, 5), (skewed, 20), (skewed, 450)]
+)
 def test_intervals_miss_no_more_often_than_they_say(case, n):
     """Whatever the losses and however few; one end in 40 may miss at 95 %."""
     proba, mean, deviation, slopes = case(n)
@@ -182,7 +182,7 @@ def test_intervals_miss_no_more_often_than_they_say(case, n):
     # The twin: the ends are near.
     if n == 450:
         assert np.mean(highs - lows) < 0.2
-        assert np.mean(lows) > 0.7 * truth or case is weak
+        assert np.mean(lows) > 0.7 * truth
 
 
 @pytest.mark.slow
