@@ -483,13 +483,17 @@ class MeanBounds:
         self._largest = max(self._largest, float(weight.max()))
         return self
 
-    def merge(self, other: "MeanBounds") -> Self:
+    def merge(self, other: "MeanBounds", *, independent: bool = True) -> Self:
         """Add the values of another object.
 
         Parameters
         ----------
         other : MeanBounds
             Of other values with the same limits. It is not changed.
+        independent : bool, default=True
+            Whether the values of both are independent of each other, so that each adds
+            to what the other shows. If not, the largest weights are added up, and the
+            bounds are about as wide as those of one of both (inequality of Hoelder).
 
         Returns
         -------
@@ -507,7 +511,8 @@ class MeanBounds:
                 f"{other.lower} and {other.upper}."
             )
         self._weights += other._weights
-        self._largest = max(self._largest, other._largest)
+        largest = self._largest, other._largest
+        self._largest = max(largest) if independent else sum(largest)
         return self
 
     @property
