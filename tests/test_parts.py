@@ -102,14 +102,14 @@ def test_weights_count_across_parts(certifier, rows):
 
 
 def test_a_part_can_be_sent(certifier, rows):
-    """It has sums in it: of rows, encoder and teacher there is nothing."""
+    """It has sums and codes in it: of rows, encoder and teacher there is nothing."""
     few, many = (
-        certifier.partial_certificate(rows[1][:n], 0, kind=kind)
-        for n, kind in ((10, "sampled"), (320, "sampled"))
+        certifier.partial_certificate(rows[1][:n], 0, kind="sampled") for n in (10, 320)
     )
     sent = pickle.dumps(many)
-    assert len(pickle.dumps(few)) == pytest.approx(len(sent), abs=200)
-    assert len(sent) < 50_000
+    codes = 310 * 4 * 2 * 8
+    assert len(sent) - len(pickle.dumps(few)) < codes + 10_000
+    assert len(sent) < 150_000
     assert pickle.loads(sent).certificate() == many.certificate()
     assert repr(many) == "<PartialCertificate of 320 samples in 1 part(s)>"
 

@@ -335,12 +335,7 @@ class SampledSums(DrawnSums):
         mean, deviation = _check_distribution(latent_mean, latent_std)
         chunks = _chunks(self.witness, teacher_proba, sample_weight, mean, deviation)
         for proba, weight, codes in chunks:
-            for own, shared in self._draws(*codes):
-                readings = self._log_proba(own), self._log_proba(shared)
-                self._add_readings(proba, weight / self.n_draws, *readings)
-            self._add_distribution(weight, *codes)
-            self._errors += _squared_errors(*codes, weight)
-            self._narrowest = min(self._narrowest, float(codes[1].min()))
+            self._add_drawn(proba, weight, *codes)
         self.codes.update(mean, deviation, sample_weight)
         return self
 
@@ -373,6 +368,16 @@ class SampledSums(DrawnSums):
             **self._interval,
             **self.codes.findings(self.n_samples, spread),
         )
+
+    def _add_drawn(
+        self, proba: NDArray[Any], weight: Floats, mean: Floats, deviation: Floats
+    ) -> None:
+        for own, shared in self._draws(mean, deviation):
+            readings = self._log_proba(own), self._log_proba(shared)
+            self._add_readings(proba, weight / self.n_draws, *readings)
+        self._add_distribution(weight, mean, deviation)
+        self._errors += _squared_errors(mean, deviation, weight)
+        self._narrowest = min(self._narrowest, float(deviation.min()))
 
     def _log_proba(self, codes: Floats) -> Floats:
         """Return log((1 - floor) q + floor / K)."""

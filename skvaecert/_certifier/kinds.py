@@ -350,8 +350,8 @@ def make_kind(
         return SampledKind(SampledSums(tempered, *drawing))
     if kind == "round_trip":
         tempering = result_or_raise(calibration.tempering)
-        shape = witness.weights.shape
-        sums = RoundTripSums(*shape, tempering.floor, *drawing)
+        n_components, latent_dim = witness.weights.shape
+        sums = RoundTripSums(n_components, latent_dim, tempering.floor, *drawing)
         return RoundTripKind(sums, tempering)
     raise ValueError(f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}.")
 
