@@ -1,6 +1,7 @@
 """What is certified beyond the mean, on cases whose truth is known."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -230,6 +231,21 @@ def test_accuracy_is_never_above_that_of_the_best_guess():
     # Reached where a code excludes some groups, or tells all of them or none of two.
     assert accuracy_of(np.kron(np.eye(2), np.ones((3, 1)))) == pytest.approx(1 / 3)
     assert accuracy_of([[1, 0, 2], [0, 1, 2]]) == pytest.approx(2 / 3)
+
+
+def test_no_lower_end_is_told_above_the_upper(clusters, teacher):
+    """Both hold with their probabilities, and may contradict each other."""
+    certificate = certifier(Gaussian(), teacher, clusters[0]).certify(
+        clusters[1], kind="sampled"
+    )
+    bracket = replace(certificate.information, low=0.1, high=0.25)
+    capped = replace(certificate, information=bracket)
+    assert certificate.margin_low - certificate.tolerance > 0.3
+    assert "carries at least 0.25 of at most" in str(capped)
+    assert capped.accuracy < certificate.accuracy
+    # The tolerance is not what was read.
+    doubtful = replace(certificate, tolerance=certificate.margin_low - 0.125)
+    assert "carries at least 0.12 of at most" in str(doubtful)
 
 
 def test_accuracy_of_drawn_codes_against_exact_integration():

@@ -119,6 +119,31 @@ def test_a_constant_posterior_is_not_certified_by_luck(n, n_draws, sharpness):
         assert sums.certificate().verdict not in SHOWN
 
 
+class Lucky:
+    """Draws as the teacher would have them, wherever samples have their own."""
+
+    def standard_normal(self, shape):
+        if len(shape) == 2:
+            return np.linspace(-1, 1, shape[0])[:, np.newaxis] * np.ones(shape[1])
+        noise = np.ones(shape)
+        noise[::2] = -1
+        return noise
+
+
+@pytest.mark.parametrize("kind", ["sampled", "round_trip"])
+def test_not_even_luck_certifies_a_constant_posterior(kind):
+    proba = np.tile([[0.95, 0.05], [0.05, 0.95]], (50, 1))
+    witness = LinearWitness(np.array([[-2.0], [2.0]]), np.zeros(2), "linear")
+    constant = proba, np.full((100, 1), 0.0137), np.ones((100, 1))
+    certificate = drawn(kind, witness, 8, Lucky(), constant)
+    assert certificate.margin_low > 0.1
+    assert (certificate.verdict, certificate.reason) == ("constant", "shared draws")
+    # The twin: means on the side of their groups.
+    side = np.tile([[-1.0137], [1.0071]], (50, 1))
+    varying = proba, side, np.ones((100, 1))
+    assert drawn(kind, witness, 8, Lucky(), varying).verdict == "certified"
+
+
 @pytest.mark.slow
 def test_luck_with_nearly_one_hot_teachers():
     proba = np.array([[1 - 1e-9, 1e-9], [1e-9, 1 - 1e-9]])
@@ -162,21 +187,40 @@ def mean_margin(proba, mean, deviation, slopes):
     return float(total + entr(proba.mean(axis=0)).sum())
 
 
+def drawn(kind, witness, n_draws, generator, samples):
+    """Certify drawn codes, or reconstructions that are read as these."""
+    proba, mean, deviation = samples
+    if kind == "sampled":
+        sums = SampledSums(witness, n_draws, generator)
+        # The bracket has tests of its own, and takes its time.
+        sums.codes.update = lambda *samples: None
+        return sums.update(proba, mean, deviation).certificate()
+
+    def read(codes):
+        return 0.999 * softmax(witness.logits(codes), axis=1) + 0.0005, codes
+
+    sums = RoundTripSums(2, 1, 0.001, n_draws, generator)
+    return sums.update(proba, read, mean, deviation).certificate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("case", "n"), [(skewed, 2), (weak, 5), (skewed, 20), (skewed, 450)]
+    ("kind", "case", "n"),
+    [
+        ("sampled", skewed, 2),
+        ("sampled", weak, 5),
+        ("round_trip", skewed, 20),
+        ("sampled", skewed, 450),
+    ],
 )
-def test_intervals_miss_no_more_often_than_they_say(case, n):
+def test_intervals_miss_no_more_often_than_they_say(kind, case, n):
     """Whatever the losses and however few; one end in 40 may miss at 95 %."""
-    proba, mean, deviation, slopes = case(n)
-    truth = mean_margin(proba, mean, deviation, slopes)
+    *samples, slopes = case(n)
+    truth = mean_margin(*samples, slopes)
     witness = LinearWitness(np.array(slopes), np.zeros(2), "raw")
     lows, highs = np.empty((2, 2000))
     for seed in range(2000):
-        sums = SampledSums(witness, 2, np.random.default_rng(seed))
-        # The bracket has tests of its own, and takes its time.
-        sums.codes.update = lambda *samples: None
-        certificate = sums.update(proba, mean, deviation).certificate()
+        certificate = drawn(kind, witness, 2, np.random.default_rng(seed), samples)
         assert certificate.margin_low <= certificate.margin <= certificate.margin_high
         lows[seed], highs[seed] = certificate.margin_low, certificate.margin_high
     for misses in ((lows > truth).sum(), (highs < truth).sum()):
