@@ -40,6 +40,7 @@ __all__ = [
     "SampledKind",
     "Stability",
     "make_kind",
+    "seed_of",
 ]
 
 # Samples that are encoded a second time.
@@ -341,10 +342,8 @@ def make_kind(
     check_draws(n_draws, confidence)
     if kind == "mean":
         return MeanKind(MeanSums(witness))
-    # Draws are the same at each call, unless a generator was given.
-    given = 0 if random_state is None else random_state
-    seed = int(check_random_state(given).randint(2**31 - 1))
-    drawing = n_draws, np.random.default_rng(seed), part, confidence
+    generator = np.random.default_rng(seed_of(random_state))
+    drawing = n_draws, generator, part, confidence
     if kind == "sampled":
         tempered = result_or_raise(calibration.witness)
         return SampledKind(SampledSums(tempered, *drawing))
@@ -354,6 +353,12 @@ def make_kind(
         sums = RoundTripSums(n_components, latent_dim, tempering.floor, *drawing)
         return RoundTripKind(sums, tempering)
     raise ValueError(f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}.")
+
+
+def seed_of(random_state: Any) -> int:
+    """Return a seed of draws: the same at each call, unless a generator was given."""
+    given = 0 if random_state is None else random_state
+    return int(check_random_state(given).randint(2**31 - 1))
 
 
 def _shuffled_subset(n_samples: int) -> NDArray[np.intp]:
