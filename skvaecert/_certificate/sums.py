@@ -435,7 +435,7 @@ class RoundTripSums(DrawnSums):
     ) -> None:
         # Only its shape and its name are of use: no logit is computed.
         weights = np.zeros((n_components, latent_dim))
-        witness = LinearWitness(weights, np.zeros(1), "teacher")
+        witness = LinearWitness(weights, np.zeros(n_components), "teacher")
         super().__init__(witness, floor, n_draws, generator, part, confidence)
         self._outputs = RoundingSums()
         self._is_drawn: bool | None = None
