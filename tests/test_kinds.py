@@ -118,6 +118,7 @@ def test_drawn_codes_show_no_more_than_a_linear_gaussian_model_carries():
     assert np.mean(low) > 0.25 * information
 
 
+@pytest.mark.slow
 def test_few_draws_cannot_say_how_sure_they_are():
     """Two draws of two samples may all be lucky."""
     # Numbers of more than 16 bits: others would count as computed in as few.
@@ -237,6 +238,7 @@ def accuracy_of(joint):
     return certificate.accuracy
 
 
+@pytest.mark.slow
 def test_accuracy_is_never_above_that_of_the_best_guess():
     rng = np.random.default_rng(0)
     tight = 0
@@ -269,6 +271,7 @@ def test_no_lower_end_is_told_above_the_upper(clusters, teacher):
     assert "carries at least 0.12 of at most" in str(doubtful)
 
 
+@pytest.mark.slow
 def test_accuracy_of_drawn_codes_against_exact_integration():
     """Gaussian codes in one dimension, and the best rule on a fine grid of codes."""
     grid = np.linspace(-12, 12, 4001)
@@ -321,6 +324,7 @@ def test_round_trip_of_a_pair_of_callables(clusters, teacher):
     assert deaf.certify(clusters[1], kind="round_trip").verdict == "constant"
 
 
+@pytest.mark.slow
 def test_codes_are_drawn_before_they_are_decoded(clusters, teacher):
     """Means that spread by little under much noise reach no decoder."""
     noisy = certifier(Gaussian(0.01, 1.0), teacher, clusters[0])
@@ -514,6 +518,7 @@ def test_rows_of_text_are_found_too():
     assert certificate.verdict == "certified"
 
 
+@pytest.mark.slow
 def test_batches_and_kinds(clusters, teacher):
     fitted = certifier(Gaussian(), teacher, clusters[0], random_state=0)
     for kind in ("mean", "sampled", "round_trip"):

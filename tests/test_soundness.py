@@ -581,6 +581,7 @@ DRIFTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drift", DRIFTS)
 @pytest.mark.parametrize("n_batches", [2, 3, 4, 10, 30])
 @pytest.mark.parametrize("kind", ["mean", "sampled", "round_trip"])
