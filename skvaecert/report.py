@@ -526,7 +526,7 @@ def _bracket(name: str, diagnosis: Diagnosis) -> str:
         "What a drawn code tells about its sample. It is at least the full bar and at "
         "most the hatched one, which may be as narrow as a line."
     )
-    return _figure("the information of drawn codes", draw, caption, (5.4, 1.9))
+    return _figure("the information of drawn codes", draw, caption, (5.4, 2.3))
 
 
 def _contributions(certifier: Any, drawn: dict[str, Any], note: str) -> str:

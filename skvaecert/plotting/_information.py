@@ -217,7 +217,7 @@ class InformationBracketDisplay:
         InformationBracketDisplay
             This display.
         """
-        ax = axes_for(ax, (6.4, 1.6 + 0.7 * len(self.names)))
+        ax = axes_for(ax, (6.4, 1.8 + 0.7 * len(self.names)))
         places = -np.arange(len(self.names), dtype=np.float64)
         self._draw_bars(ax, places, bar_kwargs)
         self._draw_lines(ax, places)
@@ -231,7 +231,7 @@ class InformationBracketDisplay:
             xlim=(-0.01 * self._right, 1.02 * self._right),
             ylim=(0.5 - len(self.names), 0.75),
         )
-        legend_above(ax, ncols=2)
+        legend_above(ax)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -291,8 +291,8 @@ def _range(low: float, high: float) -> str:
     """Say the bounds, rounded outwards: no more than was shown."""
     if np.isnan(low):
         return "no standard deviations to draw codes with"
-    upper = f"{_rounded(high, np.ceil)} nats"
-    return f"{_rounded(low, np.floor)} to {upper}" if low > 0 else f"at most {upper}"
+    upper, lower = _rounded(high, np.ceil), _rounded(low, np.floor)
+    return f"{lower} to {upper} nats" if float(lower) > 0 else f"at most {upper} nats"
 
 
 def _rounded(value: float, direction: Callable[[float], float]) -> str:
