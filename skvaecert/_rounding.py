@@ -69,6 +69,12 @@ class RoundingSums:
         return self._precision.unit
 
     @property
+    def square_errors(self) -> Floats:
+        """Mean square error of each column that rounding may have left."""
+        squares = self.unit**2 * self._at_least_one
+        return np.asarray(squares / self.spread.total_weight)
+
+    @property
     def rounding_noise(self) -> float:
         """Root mean square error that rounding may have left.
 
@@ -79,8 +85,7 @@ class RoundingSums:
         16 bits, whatever their dtype, counts as computed in 16 bits, with 8 epsilons;
         one that is the same in all samples shows no error.
         """
-        squares = self.unit**2 * self._at_least_one
-        return float(np.sqrt(squares.sum() / self.spread.total_weight))
+        return float(np.sqrt(self.square_errors.sum()))
 
     @property
     def are_constant(self) -> bool:

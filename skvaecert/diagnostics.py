@@ -5,12 +5,12 @@ which, on encoders with a known answer. None of them is a certificate. All are c
 in float64, in nats.
 """
 
-from numbers import Integral, Real
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skvaecert.simplex import Floats, check_real, check_sample_weight
+from skvaecert.simplex import Floats, check_codes, check_count, check_sample_weight
 
 __all__ = [
     "active_units",
@@ -113,7 +113,7 @@ def active_units(
     """
     if not (isinstance(threshold, Real) and threshold > 0):
         raise ValueError(f"threshold must be above 0, got {threshold!r}.")
-    mean = _check_array("latent_mean", latent_mean)
+    mean = check_codes("latent_mean", latent_mean)
     weight = check_sample_weight(sample_weight, len(mean))
     return int((_variance(mean, weight) >= threshold).sum())
 
@@ -263,8 +263,8 @@ def mutual_information(
     0.0
     """
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
-    _check_count("n_draws", n_draws)
-    _check_count("batch_size", len(mean) if batch_size is None else batch_size)
+    check_count("n_draws", n_draws)
+    check_count("batch_size", len(mean) if batch_size is None else batch_size)
     generator = _generator(random_state)
     # Samples of weight 0 are neither drawn from nor part of the mixture.
     order = generator.permutation(np.flatnonzero(weight))
@@ -336,8 +336,8 @@ def _generator(
 def _check_posteriors(
     latent_mean: ArrayLike, latent_std: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Floats, Floats, Floats]:
-    mean = _check_array("latent_mean", latent_mean)
-    std = _check_array("latent_std", latent_std)
+    mean = check_codes("latent_mean", latent_mean)
+    std = check_codes("latent_std", latent_std)
     if std.shape != mean.shape:
         raise ValueError(
             f"latent_std must have the shape {mean.shape} of latent_mean, got "
@@ -349,25 +349,3 @@ def _check_posteriors(
             "standard deviations, exp(log_variance / 2), not logarithms."
         )
     return mean, std, check_sample_weight(sample_weight, len(mean))
-
-
-def _check_array(name: str, array: ArrayLike) -> Floats:
-    values = np.asarray(check_real(name, array), dtype=np.float64)
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(
-            f"{name} must be an array of shape (n_samples, latent_dim), not empty, got "
-            f"shape {values.shape}."
-        )
-    # Squares of larger values overflow.
-    largest = np.abs(values).max()
-    if not largest < 1e150:
-        raise ValueError(
-            f"{name} must be finite and below 1e150, got a largest magnitude of "
-            f"{largest}."
-        )
-    return values
-
-
-def _check_count(name: str, value: int) -> None:
-    if not isinstance(value, Integral) or value < 1:
-        raise ValueError(f"{name} must be an int of at least 1, got {value!r}.")

@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 _SUM_TOLERANCE = 1e-4
 # Smaller values have no logarithm to full precision, or are 0 after normalisation.
 _SMALLEST_PROBA = 1e-300
+# Squares of larger values overflow.
+_LARGEST_CODE = 1e150
 # Share of the budget that the temperature keeps in reserve for rounding.
 _RESERVE = 1e-9
 _ENERGY_ROUNDING = 1e-25
@@ -138,6 +140,69 @@ def check_number(
             f"{name} must be a finite number {' and '.join(allowed)}, got {value}."
         )
     return number
+
+
+def check_codes(name: str, codes: ArrayLike) -> Floats:
+    """Check latent means or standard deviations.
+
+    Parameters
+    ----------
+    name : str
+        Name of the array in error messages.
+    codes : array-like of shape (n_samples, latent_dim)
+        Finite values below 1e150, whose squares do not overflow.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, latent_dim)
+        The values in float64.
+
+    Raises
+    ------
+    ValueError
+        If the array is not 2-d, is empty, or has a value that is not allowed.
+    """
+    values = np.asarray(check_real(name, codes), dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(
+            f"{name} must have shape (n_samples, latent_dim), not empty, got shape "
+            f"{values.shape}. Give one dimension as a column, {name}[:, numpy.newaxis]."
+        )
+    largest = np.abs(values).max()
+    if not largest < _LARGEST_CODE:
+        raise ValueError(
+            f"{name} must be finite and below {_LARGEST_CODE:.0e}, got a largest "
+            f"magnitude of {largest}. Leave these samples out, or give them a finite "
+            "code."
+        )
+    return values
+
+
+def check_count(name: str, value: int, *, least: int = 1) -> int:
+    """Check a number of things.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter in error messages.
+    value : int
+        The number.
+    least : int, default=1
+        The smallest one allowed.
+
+    Returns
+    -------
+    int
+        The number.
+
+    Raises
+    ------
+    ValueError
+        If the value is no int or below `least`.
+    """
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}.")
+    return int(value)
 
 
 def check_teacher_proba(

@@ -28,7 +28,7 @@ FLOORS = [
     {"information"},
     {"_certificate"},
     {"_training", "_teacher"},
-    {"_vae"},
+    {"_vae", "diagnosis"},
     {"_certifier"},
     {"persistence", "model_selection", "callbacks", "plotting"},
     {"report"},

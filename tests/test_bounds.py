@@ -9,6 +9,7 @@ from scipy.special import entr, logsumexp, rel_entr, softmax
 from scipy.stats import binom, t
 
 from skvaecert.bounds import (
+    MeanBounds,
     bernstein_bound,
     bernstein_mean_bound,
     betting_bound,
@@ -410,3 +411,130 @@ def test_values_are_checked(bound):
         bound([], 0, 1)
     with pytest.raises(ValueError, match="confidence must be above 0"):
         bound([0.5, 0.6], 0, 1, 95)
+
+
+def rare(size, rng):
+    """Rarely 5, the upper limit, nearly always next to nothing."""
+    return np.where(rng.random(size) < 0.01, 5.0, 1e-6)
+
+
+def differing(size, rng):
+    """Value i is a coin with a chance of its own."""
+    return 5.0 * (rng.random(size) < chances(size))
+
+
+def chances(size):
+    return np.linspace(0.02, 0.6, size) ** 2
+
+
+# Values in [0, 5], their means, and their weights.
+BATCHES = {
+    "coins": (
+        lambda size, rng: 5.0 * rng.integers(2, size=size),
+        lambda size: np.full(size, 2.5),
+        np.ones,
+    ),
+    "rare": (rare, lambda size: np.full(size, 0.05 + 0.99e-6), np.ones),
+    "weighted": (
+        lambda size, rng: 5 * rng.beta(0.05, 0.5, size=size),
+        lambda size: np.full(size, 5 / 11),
+        lambda size: 1 / np.arange(1, size + 1),
+    ),
+    "differing": (differing, lambda size: 5 * chances(size), np.ones),
+    "differing, weighted": (
+        differing,
+        lambda size: 5 * chances(size),
+        lambda size: 10.0 ** -np.linspace(0, 3, size),
+    ),
+}
+
+
+def both_ends(values, weight, confidence=0.95):
+    bounds = MeanBounds(0, 5).update(values, weight)
+    return bounds.low(confidence), bounds.high(confidence)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BATCHES)
+@pytest.mark.parametrize("size", [1, 2, 10, 50, 200])
+def test_mean_bounds_of_batches_hold_from_both_sides(case, size):
+    draw, means, weights = BATCHES[case]
+    rng, repeats, weight = np.random.default_rng(0), 2000, weights(size)
+    truth = weight @ means(size) / weight.sum()
+    draws = [draw(size, rng) for _ in range(repeats)]
+    low, high = np.array([both_ends(x, weight) for x in draws]).T
+    assert np.sum(low > truth) <= most_misses(repeats, 0.05)
+    assert np.sum(high < truth) <= most_misses(repeats, 0.05)
+
+
+def test_weights_as_numbers_of_values_would_miss():
+    """Why weights are divided by the largest: powers above 1 of a factor are no bets.
+
+    A value of weight 100, taken for 100 equal values, proves what it does not know.
+    """
+    rng, repeats = np.random.default_rng(0), 300
+    low = [
+        betting_mean_bound(np.repeat(5.0 * rng.integers(2, size=3), 100), 0, 5)
+        for _ in range(repeats)
+    ]
+    assert np.sum(np.array(low) > 2.5) > 2 * most_misses(repeats, 0.05)
+    heavy = np.full(3, 100.0)
+    low = [both_ends(5.0 * rng.integers(2, size=3), heavy)[0] for _ in range(repeats)]
+    assert np.sum(np.array(low) > 2.5) <= most_misses(repeats, 0.05)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.01, 1.0])
+def test_bounds_from_nodes_are_those_of_the_values(scale):
+    """Between nodes they lose next to nothing, wherever in the range the values are."""
+    rng = np.random.default_rng(0)
+    for size in (30, 3000):
+        x = scale * rng.beta(2, 3, size=size)
+        low, high = both_ends(x, None)
+        exact_low, exact_high = (
+            betting_mean_bound(x, 0, 5),
+            5 - betting_mean_bound(5 - x, 0, 5),
+        )
+        assert exact_low - 0.001 * scale < low <= exact_low + 2e-7 * scale
+        assert exact_high - 1e-6 <= high < exact_high + 0.001 * scale + 1e-6
+        mirrored = both_ends(5 - x, None)
+        assert mirrored == pytest.approx((5 - high, 5 - low), abs=2e-6)
+
+
+def test_bounds_merged_in_any_order_are_those_of_one_pass():
+    rng = np.random.default_rng(0)
+    values, weight = 5 * rng.beta(0.3, 1, size=400), rng.uniform(0, 3, size=400)
+    expected = both_ends(values, weight)
+    for _ in range(5):
+        parts = np.array_split(rng.permutation(400), rng.integers(2, 9))
+        batches = [MeanBounds(0, 5).update(values[i], weight[i]) for i in parts]
+        merged = MeanBounds(0, 5)
+        for batch in batches:
+            assert merged.merge(batch) is merged
+        assert (merged.low(0.95), merged.high(0.95)) == pytest.approx(expected)
+        assert merged.mean == pytest.approx(np.average(values, weights=weight))
+    scaled = both_ends(values, 1e-200 * weight)
+    assert scaled == pytest.approx(expected)
+
+
+def test_values_of_weight_0_do_not_count():
+    values, weight = np.r_[4.9, np.linspace(1, 2, 50)], np.r_[0, np.ones(50)]
+    assert both_ends(values, weight) == both_ends(values[1:], None)
+
+
+def test_no_values_say_nothing():
+    bounds = MeanBounds(-1, 5).update([2.0], [0.0])
+    assert (bounds.low(0.9), bounds.high(0.9)) == (-1, 5)
+    assert np.isnan(bounds.mean)
+
+
+def test_mean_bounds_of_batches_check_what_they_are_given():
+    with pytest.raises(ValueError, match="upper must be a finite number above 2"):
+        MeanBounds(2, 2)
+    with pytest.raises(ValueError, match=r"got values from 0\.1 to 1\.2"):
+        MeanBounds(0, 1).update([0.1, 1.2])
+    with pytest.raises(ValueError, match="sample_weight must be finite and not neg"):
+        MeanBounds(0, 1).update([0.1, 0.2], [1, -1])
+    with pytest.raises(ValueError, match=r"the limits 0\.0 and 1\.0, got 0\.0 and 2"):
+        MeanBounds(0, 1).merge(MeanBounds(0, 2))
+    with pytest.raises(ValueError, match="confidence must be above 0"):
+        MeanBounds(0, 1).update([0.1]).low(1)

@@ -337,7 +337,7 @@ def test_the_certificate_is_right_about_means(panel):
 def test_the_certificate_misses_a_code_that_faces_away(panel):
     encoders, judge = panel
     certificate = judge(-encoders["healthy"].latent_mean)
-    assert certificate.verdict == "inconclusive"
+    assert certificate.verdict == "varies"
     assert certificate.margin < -1
 
 

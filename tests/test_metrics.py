@@ -1,4 +1,5 @@
 import tracemalloc
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -517,3 +518,38 @@ def test_the_path_is_not_the_cheapest_way(proba):
     assert (moved**2).sum() / N / 2 == pytest.approx(path.energy[1])
     log_q = witness_log_proba(moved, VERTICES, SCALE)
     assert collapse_margin(proba, log_q) > path.margin[1] + 0.001
+
+
+def exact_dispersion_square(rows, weight):
+    """The same in exact fractions, of the same float64 values."""
+    shares = [Fraction(float(w)) for w in weight]
+    total, square = sum(shares), Fraction(0)
+    for column in rows.T:
+        values = [Fraction(float(x)) for x in column]
+        mean = sum(w * x for w, x in zip(shares, values, strict=True)) / total
+        square += sum(w * (x - mean) ** 2 for w, x in zip(shares, values, strict=True))
+    return square / total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [0.0, 1e-12, 1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("first", [0.0, 1.0, 1e6, 1e17])
+def test_the_least_dispersion_is_below_the_exact_one(size, first):
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        n = int(rng.integers(1, 60))
+        rows = rng.normal(size=2) + size * rng.normal(size=(n, 2))
+        weight = rng.exponential(size=n) ** rng.integers(1, 4)
+        far = rng.integers(n)
+        rows[far] += first
+        weight[far] *= rng.choice([1.0, 1e-12, 1e-15])
+        merged = SpreadSums()
+        for part in np.array_split(rng.permutation(n), rng.integers(1, 5)):
+            if len(part):
+                merged.merge(SpreadSums().update(rows[part], weight[part]))
+        exact = exact_dispersion_square(rows, weight)
+        assert Fraction(merged.least_dispersion) ** 2 <= exact
+        assert merged.n_samples == n
+        # The twin: near the exact one where nothing is far away.
+        if first <= 1 and size >= 1e-3:
+            assert merged.least_dispersion**2 >= 0.99 * float(exact)

@@ -77,8 +77,6 @@ def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
     if kind == "sampled":  # other draws
         assert certificates[0].margin != whole.margin
         assert whole.margin_low < certificates[0].margin < whole.margin_high
-        information = whole.information_bound
-        assert certificates[0].information_bound == pytest.approx(information)
     else:
         far = whole.tolerance
         assert certificates[0].margin == pytest.approx(whole.margin, abs=far)
@@ -302,7 +300,7 @@ def test_constants_that_differ_between_parts_are_no_constant():
     means = means * np.ones(3)
     merged = merged_sums(proba, means, [20] * 4, vertices, 1.0).certificate()
     whole = certify(proba, means, vertices, 1.0)
-    assert merged.verdict == whole.verdict == "inconclusive"
+    assert merged.verdict == whole.verdict == "varies"
     assert merged.tolerance == pytest.approx(whole.tolerance)
     alike = merged_sums(proba[:40], means[:40], [20] * 2, vertices, 1.0).certificate()
     coarse = certify(proba[:40], means[:40], vertices, 1.0)

@@ -80,6 +80,10 @@ def rows():
     return X[:300], X[300:]
 
 
+# What no constant encoder may get.
+SHOWN = "certified", "varies"
+
+
 def fitted(model, rows, teacher=None, **params):
     params = {"random_state": 0} | params
     return CollapseCertifier(model, teacher=teacher or Side(), **params).fit(rows)
@@ -111,7 +115,7 @@ def test_a_constant_posterior_is_not_certified_by_luck(n, n_draws, sharpness):
         witness = LinearWitness(weights, np.log(proba.mean(axis=0)), "raw")
         sums = SampledSums(witness, n_draws, np.random.default_rng(seed))
         sums.update(proba, np.zeros((n, 1)), np.ones((n, 1)))
-        assert sums.certificate().verdict != "certified"
+        assert sums.certificate().verdict not in SHOWN
 
 
 @pytest.mark.slow
@@ -216,7 +220,7 @@ def test_drawn_codes_of_single_rows_are_not_certified(rows):
     for start in range(0, 80, 4):
         batches = [rows[1][i : i + 1] for i in range(start, start + 4)]
         with pytest.warns(UserWarning, match="another batch"):
-            assert drawn.certify_batches(batches).verdict != "certified"
+            assert drawn.certify_batches(batches).verdict not in SHOWN
     steady = fitted(Model(np.negative), rows[0])
     singles = [rows[1][i : i + 1] for i in range(40)]
     assert steady.certify_batches(singles).verdict == "certified"
@@ -237,7 +241,7 @@ def test_outputs_near_0_carry_the_rounding_of_what_cancelled(rows, sharpness):
     """A decoder that returns (1 - 1) to within an epsilon of float32."""
     model = Model(np.copy, decoder=lambda Z: 6e-8 * np.sign(Z))
     certifier = fitted(model, rows[0], Side(0.0, sharpness))
-    assert certifier.certify(rows[1], kind="round_trip").verdict != "certified"
+    assert certifier.certify(rows[1], kind="round_trip").verdict not in SHOWN
     healthy = fitted(Model(np.copy), rows[0], Side(0.0, 10.0))
     assert healthy.certify(rows[1], kind="round_trip").verdict == "certified"
 
@@ -292,7 +296,7 @@ def test_steep_witnesses_overflow_to_a_refusal():
         mean = np.array([[0.0], [size]] * 2)
         for fit in (fit_linear, fit_procrustes):
             sums = MeanSums(fit(mean, proba)).update(proba, mean)
-            assert sums.certificate().verdict != "certified"
+            assert sums.certificate().verdict not in SHOWN
 
 
 def test_summation_error_covers_logits_with_a_large_common_part():
@@ -378,7 +382,7 @@ def test_a_far_sample_of_no_weight_does_not_make_the_others_constant(weight):
         proba[:, None], -code[:, None] * 1e-3, weights[:, None], strict=True
     ):
         sums.update(*row)
-    assert weight or sums.certificate().verdict == "inconclusive"
+    assert weight or sums.certificate().verdict == "varies"
 
 
 def test_samples_of_no_weight_count_for_nothing_in_any_sum(rows):
@@ -491,7 +495,7 @@ def test_a_constant_that_drifts_is_not_certified_over_batches(
         pytest.warns(UnstableEncoderWarning) if kind != "round_trip" else nullcontext()
     ):
         certificate = certifier.certify_batches(batches, kind=kind)
-    assert certificate.verdict != "certified"
+    assert certificate.verdict not in SHOWN
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
@@ -504,7 +508,7 @@ def test_random_encoders_of_few_samples_are_not_certified(rows, share):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnstableEncoderWarning)
             verdicts = {drawn.certify(batch).verdict for batch in batches}
-        assert "certified" not in verdicts
+        assert not verdicts & {*SHOWN}
 
 
 MASKED = np.ma.masked_array(np.ones((4, 2)), mask=np.eye(4, 2))
@@ -738,8 +742,8 @@ def attack(seed, factor=1):
 
 @pytest.mark.slow
 def test_no_constant_code_is_certified_whatever_its_weights():
-    certified = [seed for seed in range(2000) if attack(seed) == "certified"]
-    assert not certified
+    shown = [seed for seed in range(2000) if attack(seed) in SHOWN]
+    assert not shown
     # The twin: more than rounding does.
     verdicts = [attack(seed, factor=100) for seed in range(200)]
     assert verdicts.count("certified") > 40

@@ -256,7 +256,7 @@ def _mean_certified(c: Certificate) -> list[str]:
 def _mean_varies(c: Certificate) -> list[str]:
     return [
         "the encoder mean is not constant: the means' distance from their average, "
-        f"{_short(c.dispersion)} (root mean square){_in_noise(c, ',')}, is above the "
+        f"{_short(c.dispersion)} (root mean square){_in_noise(c)}, is above the "
         f"{_short(c.latent_noise)} that rounding or another batch explains.",
         *_why_not(c, "The witness does not read the teacher's groups off it"),
     ]
@@ -357,10 +357,10 @@ def _told_of_codes(c: Certificate) -> list[str]:
     return [f"{c.information}{hidden}"]
 
 
-def _in_noise(c: Certificate, end: str = "") -> str:
+def _in_noise(c: Certificate) -> str:
     if c.dispersion_in_noise is None:
         return ""
-    return f", {_short(c.dispersion_in_noise)} times the posterior's noise{end}"
+    return f", {_short(c.dispersion_in_noise)} times the posterior's noise"
 
 
 def _interval(c: Certificate, before: str = "", after: str = "") -> str:

@@ -439,7 +439,8 @@ def _chunks(
     means, *_ = arrays = [check_real("latent_mean", code) for code in codes]
     posteriors = check_real("teacher_proba", teacher_proba)
     shape = witness.weights.shape
-    check_shapes(means, posteriors, shape)
+    # Without a teacher there is one component, of probability 1.
+    check_shapes(means, posteriors, shape, 1 if witness.name == "none" else 2)
     weights = unit_weight(len(means), sample_weight)
     for rows in gen_rows(len(means), max(shape)):
         weight, proba = np.ascontiguousarray(weights[rows]), posteriors[rows]
@@ -479,7 +480,10 @@ def check_draws(n_draws: int, confidence: float) -> None:
 
 
 def check_shapes(
-    means: NDArray[Any], posteriors: NDArray[Any], shape: tuple[int, ...]
+    means: NDArray[Any],
+    posteriors: NDArray[Any],
+    shape: tuple[int, ...],
+    n_least: int = 2,
 ) -> None:
     """Check latent means and posteriors against the shape of the witness's weights."""
     if means.ndim != 2 or means.size == 0:
@@ -489,7 +493,7 @@ def check_shapes(
         )
     if posteriors.ndim != 2 or len(posteriors) != len(means):
         check_teacher_proba(posteriors, len(means))  # which raises
-    if posteriors.shape[1] < 2:
+    if posteriors.shape[1] < n_least:
         raise ValueError(
             "teacher_proba must have at least 2 columns, got 1: one component tells "
             "no samples apart."

@@ -47,7 +47,7 @@ def conclude(
     elif varies:
         verdict = "varies"
     # Equal codes say nothing about samples that the teacher finds equal, too.
-    elif are_constant and tells_apart:
+    elif are_constant and (tells_apart or _no_teacher_of_several(fields)):
         verdict = "constant"
     else:
         verdict = "inconclusive"
@@ -65,6 +65,10 @@ def conclude(
         reason=reason,
         **defaults | fields,
     )
+
+
+def _no_teacher_of_several(fields: dict[str, Any]) -> bool:
+    return bool(fields["witness"] == "none" and fields["n_samples"] > 1)
 
 
 def _reason(

@@ -37,8 +37,9 @@ from skvaecert._certifier.calibration import (
     calibrate,
     split_for_witness,
 )
+from skvaecert._certifier.diagnosed import codes_of, model_of
 from skvaecert._certifier.encoded import EncodedSamples, encode, fitted_encoder
-from skvaecert._certifier.kinds import MeanKind, make_kind
+from skvaecert._certifier.kinds import MeanKind, make_kind, seed_of
 from skvaecert._certifier.partial import PartialCertificate
 from skvaecert._certifier.state import FITTED, check_certifier
 from skvaecert._estimator import (
@@ -55,6 +56,7 @@ from skvaecert._samples import cut_pieces, digests
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._vae.vae import CertifiedVAE
+from skvaecert.diagnosis import Diagnosis, Loss, diagnosis_of
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.simplex import Floats, resolve_witness_scale, simplex_vertices
 from skvaecert.witnesses import simplex_witness
@@ -419,6 +421,90 @@ class CollapseCertifier(
         """
         pieces = self._pieces(X, teacher_proba, sample_weight)
         return self._collect(pieces, kind, n_draws, confidence).certificate()
+
+    def diagnose(
+        self,
+        X: ArrayLike,
+        y: Any = None,
+        *,
+        teacher_proba: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        likelihood: str | None = None,
+        noise_variance: float | None = None,
+        reduction: str = "sum",
+        kl_weight: float | None = None,
+        negligible: float = 0.05,
+        confidence: float = 0.999999,
+        n_draws: int = 40_000,
+    ) -> Diagnosis:
+        """Tell whether the estimator has collapsed: codes, mean, decoder and advice.
+
+        What drawn codes carry needs an `encode` of the estimator, what the decoder
+        passes on an `inverse_transform`. Likelihood, noise variance and `kl_weight` of
+        a :class:`CertifiedVAE` are known; what is given counts for other estimators.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Samples; a fitted witness needs samples that were not used in :meth:`fit`.
+        y : Ignored
+            Present by convention.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use in place of the teacher's.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; uniform when None. A sample of weight 0 counts for nothing.
+        likelihood : {"gaussian", "bernoulli"} or None, default=None
+            Likelihood of the decoder. When None, and the estimator does not tell,
+            outputs count as Gaussian with learned variance, and there is no threshold.
+        noise_variance : float or None, default=None
+            As in :func:`diagnose`.
+        reduction : {"sum", "mean"}, default="sum"
+            As in :func:`diagnose`.
+        kl_weight : float or None, default=None
+            As in :func:`diagnose`.
+        negligible : float, default=0.05
+            As in :func:`diagnose`.
+        confidence : float, default=0.999999
+            As in :func:`diagnose`.
+        n_draws : int, default=40000
+            As in :func:`diagnose`.
+
+        Returns
+        -------
+        Diagnosis
+            State, values and advice; its `mean` is the certificate of `X`.
+
+        Raises
+        ------
+        ValueError
+            If data or parameters are not valid.
+
+        Warns
+        -----
+        UnstableEncoderWarning
+            As :meth:`certify`.
+        UserWarning
+            If the decoder was not measured, as in :func:`diagnose`.
+
+        References
+        ----------
+        Theory sections 15 to 18.
+        """
+        pieces = list(self._pieces(X, teacher_proba, sample_weight))
+        certificate = self._collect(pieces, "mean", 8, 0.95).certificate()
+        given = Loss(likelihood, noise_variance, reduction, kl_weight)
+        loss, decode, samples = model_of(self.estimator_, X, given)
+        return diagnosis_of(
+            codes_of(pieces, sample_weight),
+            lambda: certificate,
+            loss,
+            decode=decode,
+            X=samples,
+            negligible=negligible,
+            confidence=confidence,
+            n_draws=n_draws,
+            random_state=seed_of(self.random_state),
+        )
 
     def certify_batches(
         self,

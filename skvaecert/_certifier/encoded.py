@@ -60,8 +60,9 @@ class EncodedSamples:
             mean, deviation = self.distribution
         except Exception:
             return False
-        is_positive = deviation.shape == mean.shape and (deviation > 0).all()
-        return bool(is_positive and np.isfinite(mean).all() and deviation.max() < 1e150)
+        if deviation.shape != mean.shape or not np.isfinite(mean).all():
+            return False
+        return bool((deviation > 0).all()) and float(deviation.max()) < 1e150
 
     @cached_property
     def posterior(self) -> Floats:

@@ -34,6 +34,7 @@ __all__ = [
     "SampledKind",
     "Stability",
     "make_kind",
+    "seed_of",
 ]
 
 # Samples that are encoded a second time.
@@ -284,12 +285,15 @@ def make_kind(
         return RoundTripKind(RoundTripSums(*witness.weights.shape), tempering)
     if kind == "sampled":
         tempered = result_or_raise(calibration.witness)
-        # Draws are the same at each call, unless a generator was given.
-        given = 0 if random_state is None else random_state
-        seed = int(check_random_state(given).randint(2**31 - 1))
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(seed_of(random_state))
         return SampledKind(SampledSums(tempered, n_draws, generator, part, confidence))
     raise ValueError(f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}.")
+
+
+def seed_of(random_state: Any) -> int:
+    """Return a seed of draws: the same at each call, unless a generator was given."""
+    given = 0 if random_state is None else random_state
+    return int(check_random_state(given).randint(2**31 - 1))
 
 
 def _shuffled_subset(n_samples: int) -> NDArray[np.intp]:

@@ -63,7 +63,13 @@ from skvaecert._vae.state import FITTED, check_vae
 from skvaecert._vae.teacher import fit_teacher
 from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
 from skvaecert.forecast import ForecastCurve, forecast_curve
-from skvaecert.networks import VAE, ModuleOrFactory, check_image_shape, make_vae
+from skvaecert.networks import (
+    VAE,
+    ModuleOrFactory,
+    bounded,
+    check_image_shape,
+    make_vae,
+)
 from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import (
     Floats,
@@ -217,6 +223,9 @@ class CertifiedVAE(
         beta.
     net_ : skorch.NeuralNet
         The trained net; its `module_` is a :class:`skvaecert.networks.VAE`.
+    noise_variance_ : float or None
+        Variance of the Gaussian likelihood, as learned, in squared units of the
+        samples; None for "bernoulli".
     history_ : list of dict
         One dict per epoch, over all warm fits: "epoch"; means over its batches of
         "loss", "reconstruction" and "kl"; "margin", "alignment_loss" and
@@ -709,6 +718,14 @@ class CertifiedVAE(
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
+
+    @property
+    def noise_variance_(self) -> float | None:  # numpydoc ignore=RT01
+        """Variance of the Gaussian likelihood; None for "bernoulli"."""
+        if self.net_.criterion_.likelihood == "bernoulli":
+            return None
+        standard = torch.exp(bounded(self.net_.module_.raw_log_noise.detach()))
+        return float(standard) * self._standardisation.scale**2
 
     @property
     def _n_features_out(self) -> int:

@@ -1,0 +1,56 @@
+"""What a diagnosis asks of a fitted estimator: its codes, its decoder, its loss."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.pipeline import Pipeline
+
+from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
+from skvaecert._samples import take_samples
+from skvaecert.diagnosis import Codes, Loss
+
+__all__ = ["codes_of", "model_of"]
+
+
+def codes_of(
+    pieces: Sequence[EncodedSamples], sample_weight: ArrayLike | None
+) -> Codes:
+    """Return the posteriors of all samples; means only where there is no more."""
+    means = np.concatenate([piece.means for piece in pieces])
+    if not all(piece.has_distribution for piece in pieces):
+        return Codes(means, None, sample_weight)
+    deviations = np.concatenate([piece.distribution[1] for piece in pieces])
+    return Codes(means, deviations, sample_weight)
+
+
+def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
+    """Return the loss, the decoder, and the samples as the decoder returns them."""
+    encoder = fitted_encoder(estimator)
+    if isinstance(encoder, Pipeline):
+        # The units of the last step are those of its likelihood.
+        X, encoder = encoder[:-1].transform(X), encoder[-1]
+    decode = getattr(encoder, "inverse_transform", None)
+    return _own_loss(encoder) or given, decode, X if _is_numeric(X) else None
+
+
+def _own_loss(encoder: Any) -> Loss | None:
+    if not hasattr(encoder, "noise_variance_"):
+        return None
+    criterion = encoder.net_.criterion_
+    return Loss(
+        criterion.likelihood,
+        encoder.noise_variance_,
+        # Other objectives weigh another term.
+        kl_weight=criterion.kl_weight if encoder.objective is None else None,
+        has_learned_variance=True,
+    )
+
+
+def _is_numeric(X: Any) -> bool:
+    """Tell samples that can be compared with outputs of a decoder."""
+    try:
+        return bool(np.asarray(take_samples(X, slice(0, 1)), dtype=np.float64).size)
+    except (TypeError, ValueError):
+        return False

@@ -1,0 +1,650 @@
+"""Has a VAE collapsed? One call that answers, from arrays (theory sections 15 to 18).
+
+Four things are brought together: what drawn codes carry, from both sides; whether the
+mean varies; what the decoder makes of the code; and the kl_weight at which collapse is
+to be expected.
+"""
+
+import dataclasses
+import html
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certificate.sums import MeanSums
+from skvaecert._estimator import warn_user
+from skvaecert._samples import take_samples
+from skvaecert.diagnostics import active_units, kl_per_dimension
+from skvaecert.forecast import collapse_threshold
+from skvaecert.information import (
+    InformationBracket,
+    OutputInformation,
+    OutputSums,
+    check_output,
+    code_information,
+)
+from skvaecert.metrics import SpreadSums
+from skvaecert.simplex import (
+    Floats,
+    check_codes,
+    check_number,
+    check_real,
+    check_sample_weight,
+    check_teacher_proba,
+    prior_matched_scale,
+    simplex_vertices,
+)
+from skvaecert.witnesses import LinearWitness, simplex_witness
+
+__all__ = ["Diagnosis", "diagnose"]
+
+_COLOURS = {
+    "informative": "seagreen",
+    "collapsed": "crimson",
+    "ignored": "darkorange",
+    "undecided": "goldenrod",
+}
+# Codes that are decoded: a share of the draws, but at least so many, and in groups.
+_DECODED_SHARE, _LEAST_DECODED = 0.1, 256
+_LEAST_GROUPS, _MOST_IN_GROUP = 16, 256
+# Reconstructions whose error is so many times the variance of X have other units.
+_OTHER_UNITS = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """Whether a VAE has collapsed, with the values behind the answer.
+
+    `str` gives a short paragraph, notebooks show a table, :meth:`to_json` gives a
+    record. A diagnosis is neither true nor false: ask for its `state`.
+
+    Attributes
+    ----------
+    state : {"informative", "collapsed", "ignored", "undecided"}
+        "collapsed": drawn codes carry at most `negligible` nats about these samples.
+        "ignored": the decoder's outputs carry at most `negligible` nats about the code.
+        "informative": drawn codes carry more than `negligible` nats. "undecided": none
+        of these was shown. The first that applies.
+    information : InformationBracket or None
+        What drawn codes carry about these samples, from both sides; None without
+        standard deviations.
+    mean : Certificate or None
+        Whether the mean varies. Without a teacher, its `witness` is "none" and its
+        `verdict` "varies", "constant" or "inconclusive".
+    decoder : OutputInformation or None
+        What the decoder's outputs carry about the code, at most; None if that was not
+        measured.
+    threshold : float or None
+        The `kl_weight` at which a linear VAE collapses altogether on these data, from
+        :func:`skvaecert.forecast.collapse_threshold`; None without data.
+    kl_per_dimension : ndarray of shape (latent_dim,) or None
+        KL to the prior, nats; None without standard deviations.
+    active_units : int
+        Number of dimensions whose mean has a variance of at least 0.01.
+    advice : str
+        What to do next, in one sentence.
+    negligible : float
+        The line below which information counts as none, nats.
+    n_samples : int
+        Number of samples, without those of weight 0.
+    latent_dim : int
+        d.
+
+    See Also
+    --------
+    diagnose : Makes a diagnosis from arrays.
+    CollapseCertifier.diagnose : Makes a diagnosis of a fitted estimator.
+    """
+
+    state: str
+    information: InformationBracket | None
+    mean: Certificate | None
+    decoder: OutputInformation | None
+    threshold: float | None
+    kl_per_dimension: Floats | None
+    active_units: int
+    advice: str
+    negligible: float
+    n_samples: int
+    latent_dim: int
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            "A Diagnosis is neither true nor false. Compare diagnosis.state, for "
+            "example with 'collapsed'."
+        )
+
+    def __str__(self) -> str:
+        """Say what was found and what to do, in plain sentences."""
+        found = f"{self.state.capitalize()}: {_told_of_codes(self)}"
+        others = [_told_of_decoder(self), _told_of_mean(self.mean), self.advice]
+        return " ".join([found, *filter(None, others)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name.
+
+        Returns
+        -------
+        dict
+            Plain Python values, in the order of the attributes; results are dicts, too.
+        """
+        return dataclasses.asdict(self) | {
+            "kl_per_dimension": _as_list(self.kl_per_dimension)
+        }
+
+    def to_json(self) -> str:
+        """Return the fields as a JSON object, with null for what is not finite.
+
+        Returns
+        -------
+        str
+            One line of standard JSON.
+        """
+        return json.dumps(_finite(self.to_dict()))
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th>"
+            f"<td>{html.escape(value)}</td></tr>"
+            for name, value in _table(self)
+        )
+        return (
+            f"<div style='border-left:4px solid {_COLOURS[self.state]};"
+            f"padding-left:1em'><p>{html.escape(str(self))}</p>"
+            f"<table>{rows}</table></div>"
+        )
+
+
+def diagnose(
+    mean: ArrayLike,
+    std: ArrayLike | None = None,
+    *,
+    decode: Callable[[Any], Any] | None = None,
+    X: ArrayLike | None = None,
+    teacher_proba: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    likelihood: str = "gaussian",
+    noise_variance: float | None = None,
+    reduction: str = "sum",
+    kl_weight: float | None = None,
+    negligible: float = 0.05,
+    confidence: float = 0.999999,
+    n_draws: int = 40_000,
+    random_state: int | np.random.Generator | None = None,
+) -> Diagnosis:
+    """Tell whether a VAE has collapsed, from the posteriors of some samples.
+
+    With the bracket [low, high] of the information of drawn codes, and U the most that
+    the decoder's outputs carry about the code, the state is::
+
+        "collapsed"      if high <= negligible, else
+        "ignored"        if U and three standard errors <= negligible, else
+        "informative"    if low > negligible, else
+        "undecided"
+
+    Parameters
+    ----------
+    mean : array-like of shape (n_samples, latent_dim)
+        Means of the posteriors q(z|x_i).
+    std : array-like of shape (n_samples, latent_dim), default=None
+        Their standard deviations, above 0: exp(log_variance / 2). Log-variances raise
+        an error, unless all of them are above 0: then nothing tells them from standard
+        deviations. Without `std` the state is "undecided".
+    decode : callable, default=None
+        Takes codes, an array of shape (n_codes, latent_dim), and returns the means of
+        the likelihood, an array of shape (n_codes, ...); for "bernoulli" probabilities,
+        not logits. It must see nothing but the codes: no label, no earlier values.
+    X : array-like of shape (n_samples, ...), default=None
+        The same samples, in the units of the outputs; for the noise variance and the
+        threshold.
+    teacher_proba : array-like of shape (n_samples, n_components), default=None
+        Posteriors of a teacher. The fixed simplex, at the prior-matched scale of these
+        posteriors, is the witness that reads them off the mean. It needs
+        n_components - 1 <= latent_dim, and posteriors that are not all uniform; else
+        they are left aside.
+    sample_weight : array-like of shape (n_samples,), default=None
+        Weights; uniform when None. A sample of weight 0 does not count. The threshold
+        is that of all others alike.
+    likelihood : {"gaussian", "bernoulli"}, default="gaussian"
+        The likelihood of the decoder.
+    noise_variance : float or None, default=None
+        Variance of the Gaussian likelihood, if the loss fixes it: 1/2 for a sum of
+        squared errors without a factor. None if it is learned; then it is the mean
+        squared error of reconstructing `X` from drawn codes.
+    reduction : {"sum", "mean"}, default="sum"
+        Whether the loss sums the reconstruction over features or averages it.
+    kl_weight : float or None, default=None
+        Weight of the KL term in the loss, at least 0, for the advice.
+    negligible : float, default=0.05
+        Information that counts as none, nats, above 0.
+    confidence : float, default=0.999999
+        Probability with which the bracket holds, in (0, 1).
+    n_draws : int, default=40000
+        Codes drawn for the bracket, in all. A tenth of that, at least 256, is drawn for
+        the decoder.
+    random_state : int, numpy.random.Generator or None, default=None
+        Seed of the draws; different ones each time when None.
+
+    Returns
+    -------
+    Diagnosis
+        State, values and advice.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not valid, what the decoder's measurement needs is missing, or
+        no code could carry more than `negligible` nats about so few samples.
+
+    Warns
+    -----
+    UserWarning
+        If the decoder was not measured, because its outputs are not in the units of
+        `X`, or worse than a constant.
+
+    See Also
+    --------
+    CollapseCertifier.diagnose : The same of a fitted estimator.
+    skvaecert.information.code_information : The bracket.
+    skvaecert.information.output_information : What the decoder passes on.
+    skvaecert.forecast.collapse_threshold : The threshold.
+
+    Notes
+    -----
+    The bracket is about the samples given, and holds with probability `confidence`
+    over the draws. "Ignored" rests on an estimate. Means may vary, and a witness may
+    read them, while the noise of the posterior hides all of it: such a code has
+    collapsed. Means may also be constant, and the standard deviations tell samples
+    apart: such a code is informative.
+
+    References
+    ----------
+    Theory sections 15 to 18.
+
+    Examples
+    --------
+    The means vary by a hundredth of the noise:
+
+    >>> import numpy as np
+    >>> from skvaecert import diagnose
+    >>> mean = np.random.default_rng(0).normal(size=(450, 2))
+    >>> diagnose(0.01 * mean, np.ones((450, 2)), random_state=0).state
+    'collapsed'
+    >>> print(diagnose(mean, np.full((450, 2), 0.1), random_state=0))
+    Informative: ...
+    """
+    n_samples = len(check_codes("mean", mean))
+    if X is not None:
+        X = _check_samples(X, n_samples)
+    loss = Loss(likelihood, noise_variance, reduction, kl_weight)
+    codes = Codes(np.asarray(mean), std, sample_weight)
+    return diagnosis_of(
+        codes,
+        lambda: _certificate(codes, teacher_proba),
+        loss,
+        decode=decode,
+        X=X,
+        negligible=negligible,
+        confidence=confidence,
+        n_draws=n_draws,
+        random_state=random_state,
+    )
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Posteriors of samples: means, and standard deviations if there are any."""
+
+    mean: NDArray[Any]
+    std: ArrayLike | None
+    sample_weight: ArrayLike | None = None
+
+    @property
+    def proba(self) -> Floats:
+        """Weights that sum to 1."""
+        return check_sample_weight(self.sample_weight, len(self.mean))
+
+    def counted(self, X: Any) -> Any:
+        """Return the samples of weight above 0."""
+        counting = self.proba > 0
+        return X if counting.all() else take_samples(X, np.flatnonzero(counting))
+
+    def draw(
+        self, n_draws: int, generator: np.random.Generator
+    ) -> tuple[NDArray[np.intp], NDArray[Any]]:
+        """Draw samples, and a code of each, in the precision of the means."""
+        origin = generator.choice(len(self.mean), size=n_draws, p=self.proba)
+        noise = generator.standard_normal((n_draws, self.mean.shape[1]))
+        code = self.mean[origin] + np.asarray(self.std)[origin] * noise
+        is_small = self.mean.dtype == np.float32
+        return origin, code.astype(np.float32 if is_small else np.float64)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What is known of the loss that a VAE was trained with.
+
+    A noise variance that was learned counts for the decoder and not for the threshold.
+    """
+
+    likelihood: str | None
+    noise_variance: float | None = None
+    reduction: str = "sum"
+    kl_weight: float | None = None
+    has_learned_variance: bool = False
+
+    def threshold(self, X: Any) -> float | None:
+        """Return the kl_weight at which a linear VAE collapses on these data."""
+        if self.likelihood is None:
+            return None
+        fixed = None if self.has_learned_variance else self.noise_variance
+        return collapse_threshold(
+            X,
+            likelihood=self.likelihood,
+            noise_variance=fixed,
+            reduction=self.reduction,
+        )
+
+
+def diagnosis_of(
+    codes: Codes,
+    certificate: Callable[[], Certificate],
+    loss: Loss,
+    *,
+    decode: Callable[[Any], Any] | None,
+    X: Any,
+    negligible: float,
+    confidence: float,
+    n_draws: int,
+    random_state: int | np.random.Generator | None,
+) -> Diagnosis:
+    """Bring together what codes, certificate and decoder tell."""
+    check_number("negligible", negligible, above=0)
+    if loss.kl_weight is not None:
+        check_number("kl_weight", loss.kl_weight, least=0)
+    information = decoder = kl = None
+    if codes.std is not None:
+        information = code_information(
+            codes.mean,
+            codes.std,
+            sample_weight=codes.sample_weight,
+            confidence=confidence,
+            n_draws=n_draws,
+            random_state=random_state,
+        )
+        _check_negligible(negligible, information)
+        kl = kl_per_dimension(codes.mean, codes.std, codes.sample_weight)
+        if decode is not None:
+            decoder = _measured(codes, loss, decode, X, n_draws, random_state)
+    threshold = None if X is None else loss.threshold(codes.counted(X))
+    mean, state = certificate(), _state(information, decoder, negligible)
+    return Diagnosis(
+        state=state,
+        information=information,
+        mean=mean,
+        decoder=decoder,
+        threshold=threshold,
+        kl_per_dimension=kl,
+        active_units=active_units(codes.mean, sample_weight=codes.sample_weight),
+        advice=_advice(state, information, mean, loss, threshold),
+        negligible=float(negligible),
+        n_samples=mean.n_samples,
+        latent_dim=mean.latent_dim,
+    )
+
+
+def _state(
+    information: InformationBracket | None,
+    decoder: OutputInformation | None,
+    negligible: float,
+) -> str:
+    if information is None:
+        return "undecided"
+    if information.high <= negligible:
+        return "collapsed"
+    if decoder is not None and decoder.high <= negligible:
+        return "ignored"
+    return "informative" if information.low > negligible else "undecided"
+
+
+def _certificate(codes: Codes, teacher_proba: ArrayLike | None) -> Certificate:
+    witness, proba = _witness(codes, teacher_proba)
+    sums = MeanSums(witness).update(proba, codes.mean, codes.sample_weight)
+    if codes.std is not None:
+        sums.codes.update(codes.mean, codes.std, codes.sample_weight)
+    return sums.certificate()
+
+
+def _witness(
+    codes: Codes, teacher_proba: ArrayLike | None
+) -> tuple[LinearWitness, Floats]:
+    """Return the fixed simplex and the posteriors it is to read, if there can be one.
+
+    Else one component, of probability 1, which nothing can be read of.
+    """
+    n_samples, latent_dim = codes.mean.shape
+    if teacher_proba is not None:
+        proba = check_teacher_proba(teacher_proba, n_samples)
+        n_components = proba.shape[1]
+        scale = prior_matched_scale(proba, codes.sample_weight)
+        if 1 < n_components <= latent_dim + 1 and scale > 0:
+            vertices = simplex_vertices(n_components, latent_dim)
+            return simplex_witness(vertices, scale), proba
+    nothing = LinearWitness(np.zeros((1, latent_dim)), np.zeros(1), "none")
+    return nothing, np.ones((n_samples, 1))
+
+
+def _measured(
+    codes: Codes,
+    loss: Loss,
+    decode: Callable[[Any], Any],
+    X: Any,
+    n_draws: int,
+    random_state: int | np.random.Generator | None,
+) -> OutputInformation | None:
+    """Measure what the decoder makes of drawn codes."""
+    likelihood = loss.likelihood or "gaussian"
+    learned = likelihood == "gaussian" and loss.noise_variance is None
+    if learned and X is None:
+        raise ValueError(
+            "noise_variance or X must be given with decode for likelihood='gaussian': "
+            "without the noise of the outputs, nothing says how much they carry."
+        )
+    sums, spread = OutputSums(likelihood), SpreadSums()
+    n_decoded = max(_LEAST_DECODED, int(_DECODED_SHARE * n_draws))
+    origin, code = codes.draw(n_decoded, np.random.default_rng(random_state))
+    n_groups = max(_LEAST_GROUPS, -(-n_decoded // _MOST_IN_GROUP))
+    for group in np.array_split(np.arange(n_decoded), n_groups):
+        output = check_real("decode", decode(code[group]))
+        output = check_output(likelihood, output, name="decode")
+        target = _targets(X, origin[group], output.shape) if learned else None
+        sums.add(output, target)
+        if target is not None:
+            spread.update(target, np.ones(len(target)))
+    if learned and sums.mean_squared_error > _OTHER_UNITS * spread.variance.mean():
+        warn_user(
+            "The decoder was not measured: its outputs for drawn codes are off by "
+            f"{sums.mean_squared_error:.3g} (mean square), and the variance of X is "
+            f"only {spread.variance.mean():.3g}. Return outputs in the units of X, or "
+            "set noise_variance."
+        )
+        return None
+    return sums.information(loss.noise_variance)
+
+
+def _targets(X: Any, origin: NDArray[np.intp], shape: tuple[int, ...]) -> Floats:
+    target = np.asarray(take_samples(X, origin), dtype=np.float64)
+    target = target.reshape(len(target), -1)
+    if target.shape != shape:
+        raise ValueError(
+            f"decode must return outputs of the shape of X, {target.shape} for so many "
+            f"codes, got {shape}."
+        )
+    return target
+
+
+def _advice(
+    state: str,
+    information: InformationBracket | None,
+    mean: Certificate,
+    loss: Loss,
+    threshold: float | None,
+) -> str:
+    if information is None:
+        return "Pass the standard deviations too: they decide what drawn codes carry."
+    if state == "collapsed":
+        return _advice_on_collapse(loss, threshold)
+    if state == "ignored":
+        return (
+            "The decoder hardly uses the code: make it smaller, take other inputs away "
+            "from it, or train on."
+        )
+    if state == "informative":
+        return _advice_on_mean(mean)
+    if information.rounding > information.high - information.estimate:
+        return (
+            f"Rounding may make {_at_most(information.rounding)} nats by itself: the "
+            "standard deviations are as small as the errors of the means, so that "
+            "only an encoder of higher precision can tell."
+        )
+    return "Draw more codes: a larger n_draws makes the bracket narrower."
+
+
+def _advice_on_collapse(loss: Loss, threshold: float | None) -> str:
+    if loss.reduction == "mean":
+        return (
+            "Sum the reconstruction over features: an average multiplies kl_weight by "
+            "their number."
+        )
+    align = (
+        "train on with the alignment loss (CertifiedVAE with warm_start=True and a "
+        "larger alignment_weight, or skvaecert.objectives.alignment in your own loop)"
+    )
+    if threshold is None or loss.kl_weight is None or loss.kl_weight < threshold:
+        return f"Lower kl_weight, or {align}."
+    return (
+        f"Lower kl_weight, which is {loss.kl_weight:g}, below {threshold:.3g}, from "
+        f"where on a linear VAE collapses on these data, or {align}."
+    )
+
+
+def _advice_on_mean(mean: Certificate) -> str:
+    if mean.verdict == "constant":
+        return (
+            "Use drawn codes or the standard deviations downstream: the mean alone "
+            "carries nothing."
+        )
+    if mean.certified or mean.witness == "none":
+        return "There is nothing to mend."
+    if mean.reason == "teacher":
+        return (
+            "Nothing is wrong with the code: it is the teacher that does not tell "
+            "these samples apart, so use another one."
+        )
+    return (
+        "Nothing is wrong with the code: it only does not face the witness, which was "
+        "to be expected unless it was trained with alignment."
+    )
+
+
+def _told_of_codes(d: Diagnosis) -> str:
+    samples = f"about these {d.n_samples:,} samples"
+    if d.information is None:
+        return f"what drawn codes carry {samples} is not known without their noise."
+    if d.state == "collapsed":
+        high = _at_most(d.information.high)
+        return f"drawn codes carry at most {high} nats {samples}."
+    told = str(d.information)
+    return told[0].lower() + told[1:]
+
+
+def _told_of_decoder(d: Diagnosis) -> str:
+    """Say what comes through the decoder, where that is less than what goes in."""
+    if d.decoder is None or d.information is None:
+        return ""
+    if d.decoder.high >= d.information.high:
+        return ""
+    passed = f"{_at_most(d.decoder.high)} nats about the code"
+    return f"The decoder's output carries at most {passed} (estimated)."
+
+
+def _told_of_mean(mean: Certificate | None) -> str:
+    if mean is None:
+        return ""
+    noise = mean.dispersion_in_noise
+    by = "" if noise is None else f", by {noise:.2g} times the posterior's noise"
+    read = (
+        f" and the witness reads {mean.margin:.2f} of at most "
+        f"{mean.teacher_information:.2f} nats about the teacher's groups off it"
+    )
+    return {
+        "certified": f"The mean varies{by},{read}.",
+        "varies": f"The mean varies{by}.",
+        "constant": "The mean is constant to within rounding.",
+        "inconclusive": "It was not shown whether the mean varies.",
+    }[mean.verdict]
+
+
+def _table(d: Diagnosis) -> list[tuple[str, str]]:
+    rows = []
+    if d.information is not None and d.kl_per_dimension is not None:
+        confidence = f"confidence {d.information.confidence:.9g}"
+        rows = [
+            ("codes", f"{d.information} ({confidence})"),
+            ("KL to the prior", f"{d.kl_per_dimension.sum():.3g} nats"),
+        ]
+    rows += [
+        ("mean", "" if d.mean is None else str(d.mean)),
+        ("active units", f"{d.active_units} of {d.latent_dim}"),
+    ]
+    if d.decoder is not None:
+        passed = f"At most {_at_most(d.decoder.high)} nats about the code (estimated)."
+        rows.append(("outputs", passed))
+    if d.threshold is not None:
+        rows.append(("threshold of kl_weight", f"{d.threshold:.3g}"))
+    return [*rows, ("negligible", f"{d.negligible:g} nats")]
+
+
+def _at_most(value: float) -> str:
+    """Round up: what is said must not be more than what was shown."""
+    digits = 3 if value < 0.1 else 2
+    if not math.isfinite(value):
+        return "any number of"
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def _as_list(values: Floats | None) -> list[float] | None:
+    return None if values is None else values.tolist()
+
+
+def _finite(value: Any) -> Any:
+    """Replace what JSON has no number for by None."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check_samples(X: Any, n_samples: int) -> Any:
+    samples = X if hasattr(X, "shape") else np.asarray(X)
+    if len(samples) != n_samples:
+        raise ValueError(
+            f"X must have the {n_samples} samples of mean, got {len(samples)}."
+        )
+    return samples.reshape(n_samples, -1) if len(samples.shape) > 2 else samples
+
+
+def _check_negligible(negligible: float, information: InformationBracket) -> None:
+    if negligible >= information.limit:
+        raise ValueError(
+            f"negligible must be below {information.limit:.3g} nats, the most that any "
+            f"code can carry about these {information.n_samples} samples, got "
+            f"{negligible:g}. Give more samples."
+        )
