@@ -416,7 +416,7 @@ def test_sentences(certificates):
         "witness reads the teacher's groups off it: margin "
     )
     assert "(100 %)" in told["certified"]
-    assert "is not constant: the means' distance from their average" in told["varies"]
+    assert "is not constant. The means' distance from their average" in told["varies"]
     assert "The witness does not read the teacher's groups off it" in told["varies"]
     assert "neither variation nor equality" in told["inconclusive"]
     assert "equal to within rounding" in told["constant"]

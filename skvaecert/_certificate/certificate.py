@@ -255,9 +255,9 @@ def _mean_certified(c: Certificate) -> list[str]:
 
 def _mean_varies(c: Certificate) -> list[str]:
     return [
-        "the encoder mean is not constant: the means' distance from their average, "
-        f"{_short(c.dispersion)} (root mean square){_in_noise(c)}, is above the "
-        f"{_short(c.latent_noise)} that rounding or another batch explains.",
+        "the encoder mean is not constant. The means' distance from their average is "
+        f"{_short(c.dispersion)} (root mean square){_in_noise(c)}; rounding or another "
+        f"batch explains {_short(c.latent_noise)}.",
         *_why_not(c, "The witness does not read the teacher's groups off it"),
     ]
 
@@ -272,9 +272,9 @@ def _mean_constant(c: Certificate) -> list[str]:
 
 def _mean_inconclusive(c: Certificate) -> list[str]:
     return [
-        "neither variation nor equality of the means was shown: their distance from "
-        f"their average, {_short(c.dispersion)} (root mean square), is not above the "
-        f"{_short(c.latent_noise)} that rounding or another batch may have made.",
+        "neither variation nor equality of the means was shown. Their distance from "
+        f"their average is {_short(c.dispersion)} (root mean square); rounding or "
+        f"another batch explains {_short(c.latent_noise)}.",
         *_why_not(c, "Nor is the mean certified"),
     ]
 

@@ -25,6 +25,7 @@ from skvaecert._certificate.verdict import (
     conclude,
 )
 from skvaecert._rounding import RoundingSums
+from skvaecert.information import InformationSums
 from skvaecert.metrics import (
     MarginSums,
     SpreadSums,
@@ -159,7 +160,7 @@ class CodeSums:
     """
 
     def __init__(self) -> None:
-        self._n_samples = 0
+        self._information = InformationSums()
         self._weight = 0.0
         self._variances: Floats | float = 0.0
 
@@ -170,25 +171,27 @@ class CodeSums:
         sample_weight: ArrayLike | None = None,
     ) -> None:
         """Add samples."""
-        deviation = _checked(check_real("latent_std", latent_std))
-        weight = unit_weight(len(deviation), sample_weight)
-        weight, deviation = of_weight(weight, deviation)
-        self._n_samples += len(weight)
+        self._information.update(latent_mean, latent_std, sample_weight)
+        weight = unit_weight(len(np.asarray(latent_std)), sample_weight)
+        weight, deviation = of_weight(weight, np.asarray(latent_std, dtype=np.float64))
         self._weight += float(weight.sum())
         self._variances = self._variances + weight @ deviation**2
 
     def merge(self, other: "CodeSums") -> None:
         """Add the samples of other sums."""
-        self._n_samples += other._n_samples
+        self._information.merge(other._information)
         self._weight += other._weight
         self._variances = self._variances + other._variances
 
     def findings(self, n_samples: int, spread: SpreadSums) -> dict[str, Any]:
         """Return fields of a certificate of so many samples."""
-        if self._n_samples != n_samples:
+        if self._information.n_samples != n_samples:
             return {}
         ratio = spread.variance / (self._variances / self._weight)
-        return {"dispersion_in_noise": float(np.sqrt(ratio.sum()))}
+        return {
+            "dispersion_in_noise": float(np.sqrt(ratio.sum())),
+            "information": self._information.bracket(),
+        }
 
 
 class SampledSums(Sums):

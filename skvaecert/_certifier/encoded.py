@@ -62,7 +62,9 @@ class EncodedSamples:
             return False
         if deviation.shape != mean.shape or not np.isfinite(mean).all():
             return False
-        return bool((deviation > 0).all()) and float(deviation.max()) < 1e150
+        # Their squares, and those of their inverses, must not overflow.
+        low, high = float(deviation.min()), float(deviation.max())
+        return 1e-150 <= low and high < 1e150
 
     @cached_property
     def posterior(self) -> Floats:
