@@ -190,7 +190,7 @@ def test_a_dead_code_does_not_look_good_although_its_mean_is_certified(
     other = CollapseCertifier(encoder, teacher=teacher, witness="linear")
     other.fit(blobs[::2])
     assert other.certify(blobs[1::2]).verdict == "certified"
-    text, page = read(write_report(other, blobs[1::2], tmp_path / "dead.html"))
+    _, page = read(write_report(other, blobs[1::2], tmp_path / "dead.html"))
     assert first_card(page) == ["Has the code collapsed?", "\u2717 collapsed"]
     assert "Collapsed: drawn codes carry at most 0.0" in page.text
     # The certificate of the mean says what it says, without a colour or a tick.

@@ -1,6 +1,6 @@
 """What drawn codes carry, model by model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -89,11 +89,11 @@ class InformationBracketDisplay:
     >>> from skvaecert.plotting import InformationBracketDisplay
     >>> display = InformationBracketDisplay(
     ...     names=["plain", "kl_weight=8"], state=["informative", "collapsed"],
-    ...     low=[2.98, 0], high=[3.01, 0.0021], limit=[6.1, 6.1]).plot()
+    ...     low=[2.98, 0], high=[3.01, 0.00023], limit=[6.1, 6.1]).plot()
     >>> for label in display.labels_:
     ...     print(label.get_text())
     informative: 2.98 to 3.01 nats
-    collapsed: at most 0.003 nats
+    collapsed: at most 0.0003 nats
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class InformationBracketDisplay:
             xlim=(-0.01 * self._right, 1.02 * self._right),
             ylim=(0.5 - len(self.names), 0.75),
         )
-        legend_above(ax)
+        legend_above(ax, markerscale=0.6)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
@@ -279,7 +279,11 @@ class InformationBracketDisplay:
     @property
     def _labels(self) -> list[str]:
         ends = zip(self.state, self.low, self.high, strict=True)
-        return [f"{_TOLD[state]}: {_range(low, high)}" for state, low, high in ends]
+        return [
+            # Of a collapsed code the upper bound says all.
+            f"{_TOLD[state]}: {_range(0 if state == 'collapsed' else low, high)}"
+            for state, low, high in ends
+        ]
 
 
 def _ends(diagnosis: "Diagnosis") -> tuple[float, float, float]:
@@ -291,10 +295,9 @@ def _range(low: float, high: float) -> str:
     """Say the bounds, rounded outwards: no more than was shown."""
     if np.isnan(low):
         return "no standard deviations to draw codes with"
-    upper, lower = _rounded(high, np.ceil), _rounded(low, np.floor)
-    return f"{lower} to {upper} nats" if float(lower) > 0 else f"at most {upper} nats"
-
-
-def _rounded(value: float, direction: Callable[[float], float]) -> str:
-    digits = 3 if value < 0.1 else 2
-    return f"{direction(value * 10**digits) / 10**digits:.{digits}f}"
+    digits = 2 if high >= 0.01 or high == 0 else int(np.ceil(-np.log10(high)))
+    step = 10.0**-digits
+    lower, upper = step * np.floor(low / step), step * np.ceil(high / step)
+    if lower == 0:
+        return f"at most {upper:.{digits}f} nats"
+    return f"{lower:.{digits}f} to {upper:.{digits}f} nats"
