@@ -1,9 +1,11 @@
 """Callbacks for users: one for skorch, one for scikit-learn."""
 
 import math
+from collections.abc import Iterator
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from sklearn.utils._param_validation import (
     Interval,
     StrOptions,
@@ -11,6 +13,8 @@ from sklearn.utils._param_validation import (
 )
 from skorch import NeuralNet
 from skorch.callbacks import Callback
+
+from skvaecert.bounds import betting_bound
 
 try:
     from sklearn.callback import ScoringMonitor
@@ -25,6 +29,7 @@ _CONSTRAINTS = {
     "n_epochs": [_COUNT],
     "monitor": [StrOptions({"margin", "validation_margin"})],
     "patience": [_COUNT, None],
+    "confidence": [Interval(Real, 0, 1, closed="neither"), None],
 }
 
 
@@ -33,6 +38,12 @@ class StopWhenCertified(Callback):
 
     Use it as ``CertifiedVAE(callbacks=[StopWhenCertified()])``. It reads the margin
     that is recorded after each epoch. The certificate is computed after the fit.
+
+    With `confidence` it reads a lower bound on the margin of the population instead.
+    The bound of epoch t is recorded as "validation_margin_low". With the teacher
+    posteriors T and the witness q of the validation samples it is::
+
+        betting_bound(T, log q, confidence=1 - (1 - confidence) / (t (t + 1)))
 
     Parameters
     ----------
@@ -46,11 +57,40 @@ class StopWhenCertified(Callback):
     patience : int or None, default=None
         If given, stop only if the ELBO of held-out samples has not increased for this
         number of epochs, at least 1. This requires a `validation_fraction`.
+    confidence : float or None, default=None
+        If given, in (0, 1), the bound takes the place of the margin that `monitor`
+        names, and has to reach a fraction of "validation_information". This requires a
+        `validation_fraction`.
 
     See Also
     --------
+    skvaecert.bounds.betting_bound : Documents the margin of the population.
     skorch.callbacks.EarlyStopping : Stops on ``"validation_loss"`` alone; with
         ``load_best=True`` it restores the weights of the best epoch.
+
+    Notes
+    -----
+    *Guarantee of* `confidence`. Let the validation samples be drawn independently from
+    one population, and let neither teacher nor weights depend on them. With
+    probability `confidence` or more, no epoch has a bound above the margin that the
+    population has with the weights of that epoch (floored witness, see
+    :func:`~skvaecert.bounds.betting_bound`). This holds for all epochs of all warm fits
+    and calls of `partial_fit` together. So where the training stops, this margin is at
+    least `relative_margin` times the "validation_information".
+
+    *Refused.* The validation samples must steer nothing else. With `confidence` a fit
+    raises a ValueError for ``alignment_weight="auto"``, for `patience`, for other
+    callbacks whose `monitor` is a validation value or a function, and in a warm fit if
+    earlier epochs were trained without this callback or had other validation samples.
+
+    *Not seen.* Other callbacks may read validation values, a teacher that comes fitted
+    may know the samples, and you may change parameters between fits because of what
+    these samples say. Each fit from scratch begins a new count. So the best of several
+    fits is not covered.
+
+    References
+    ----------
+    Theory section 19.
 
     Examples
     --------
@@ -62,6 +102,10 @@ class StopWhenCertified(Callback):
     ...     device="cpu", random_state=0)
     >>> vae.fit(load_iris().data).n_iter_ < 100
     True
+    >>> stop = StopWhenCertified(0.1, confidence=0.95)
+    >>> vae = vae.set_params(validation_fraction=0.5, callbacks=[stop])
+    >>> vae.fit(load_iris().data).history_[-1]["validation_margin_low"] > 0
+    True
     """
 
     def __init__(
@@ -70,11 +114,13 @@ class StopWhenCertified(Callback):
         n_epochs: int = 5,
         monitor: str = "margin",
         patience: int | None = None,
+        confidence: float | None = None,
     ) -> None:
         self.relative_margin = relative_margin
         self.n_epochs = n_epochs
         self.monitor = monitor
         self.patience = patience
+        self.confidence = confidence
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Check the parameters and reset the counts.
@@ -85,9 +131,19 @@ class StopWhenCertified(Callback):
             The net in training.
         **kwargs : Any
             The other arguments of skorch.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is not valid, or `confidence` is given and the validation
+            samples steer more than this callback.
         """
         name = type(self).__name__
         validate_parameter_constraints(_CONSTRAINTS, self.get_params(), name)
+        if self.confidence is not None:
+            for refusal in self._refusals(net):
+                raise ValueError(refusal)
+            self.samples_ = _validation(net).watched_.checksum()
         self.n_held_ = self.n_waited_ = 0
         self.best_ = math.inf
 
@@ -106,6 +162,8 @@ class StopWhenCertified(Callback):
         KeyboardInterrupt
             To stop; this is how callbacks of skorch do it.
         """
+        if self.confidence is not None:
+            self._look(net, self.confidence)
         row = net.history[-1]
         if self.monitor not in row or (self.patience and "validation_loss" not in row):
             raise ValueError(
@@ -117,14 +175,78 @@ class StopWhenCertified(Callback):
         if self.n_held_ >= self.n_epochs and self.n_waited_ >= (self.patience or 0):
             raise KeyboardInterrupt
 
+    def _look(self, net: NeuralNet, confidence: float) -> None:
+        """Record the bound; confidence is spent over looks (theory section 19)."""
+        # Looks of a warm fit that failed count too, though its epochs are forgotten.
+        look = max(getattr(net, "n_looks_", 0) + 1, len(net.history))
+        net.n_looks_ = look
+        monitor = _validation(net)
+        # In float32 a posterior may be 0.
+        proba = np.maximum(monitor.watched_.teacher_proba, np.finfo(np.float32).tiny)
+        error = (1 - confidence) / (look * (look + 1))
+        bound = betting_bound(proba, monitor.log_q_, confidence=1 - error)
+        net.history.record("validation_margin_low", net.processes.first(bound))
+        net.history.record("validation_samples", self.samples_)
+
+    def _refusals(self, net: NeuralNet) -> Iterator[str]:
+        """Yield why the validation samples prove nothing, and the way out."""
+        asked = f"StopWhenCertified(confidence={self.confidence})"
+        alone = "the validation samples must steer nothing else"
+        watched = _validation(net).watched_
+        if watched is None:
+            yield (
+                f"validation_fraction of the CertifiedVAE must be given for {asked}, "
+                "got None. Set it, for example to 0.1."
+            )
+        if self.patience is not None:
+            yield (
+                f"patience must be None for {asked}, got {self.patience}: {alone}. "
+                "Leave patience or confidence out."
+            )
+        if net.criterion_.guard is not None:
+            yield (
+                f"alignment_weight must be a number for {asked}, got 'auto', which "
+                f"holds the margin of the validation samples: {alone}. Give a number, "
+                "or leave confidence out."
+            )
+        for _, other in net.callbacks_:
+            if other is not self and _reads_validation(other):
+                yield (
+                    f"callbacks must not have {type(other).__name__} on validation "
+                    f"values beside {asked}: {alone}. Let it monitor 'train_loss' or "
+                    "'margin', or leave confidence out."
+                )
+        earlier = {row.get("validation_samples") for row in net.history}
+        if earlier - {watched.checksum()}:
+            yield (
+                f"callbacks must have had {asked} from the first epoch on, with the "
+                "same validation samples; got a fit that goes on from epochs without. "
+                "Fit from scratch, or leave confidence out."
+            )
+
     def _count(self, row: dict[str, float]) -> None:
-        held_out = self.monitor == "validation_margin"
+        monitor = self.monitor if self.confidence is None else "validation_margin_low"
+        held_out = monitor.startswith("validation")
         name = "validation_information" if held_out else "teacher_information"
-        reached = row[self.monitor] >= self.relative_margin * row[name] > 0
+        reached = row[monitor] >= self.relative_margin * row[name] > 0
         self.n_held_ = self.n_held_ + 1 if reached else 0
         loss = row.get("validation_loss", math.inf)
         self.n_waited_ = 0 if loss < self.best_ else self.n_waited_ + 1
         self.best_ = min(loss, self.best_)
+
+
+def _validation(net: NeuralNet) -> Any:
+    """Return the monitor of validation samples."""
+    return dict(net.callbacks_)["validation"]
+
+
+def _reads_validation(callback: Callback) -> bool:
+    if isinstance(callback, StopWhenCertified):
+        reads = (callback.patience, callback.confidence) != (None, None)
+        return reads or callback.monitor == "validation_margin"
+    monitor = getattr(callback, "monitor", None)
+    # A function may read anything.
+    return callable(monitor) or "validation_" in str(monitor)
 
 
 def _last_epoch(estimator: Any, X: Any, y: Any, **metadata: Any) -> dict[str, float]:

@@ -78,7 +78,10 @@ class Forecast(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ForecastCurve:
-    """Forecast over a range of ratios, and where a VAE's own weights lie on it.
+    """Forecast over a range of ratios, and at the weights of a VAE.
+
+    What is told of a VAE without alignment is that of a linear one: nonlinear networks
+    may keep more or less.
 
     Attributes
     ----------
@@ -100,6 +103,15 @@ class ForecastCurve:
         Forecast energy there, nats a sample.
     target_margin : float or None
         The relative margin that `operating_ratio` is for; None for a fixed weight.
+    kl_weight : float
+        Weight of the KL term of the VAE.
+    collapse_threshold : float
+        The least `kl_weight` at which collapse is an optimum without alignment, for
+        these samples and this likelihood: :func:`collapse_threshold`.
+    linear_information : float or None
+        Nats a sample that survive `kl_weight` without alignment:
+        :func:`linear_information`; infinite for ``kl_weight=0``. None for the Bernoulli
+        likelihood, which has no closed form.
 
     See Also
     --------
@@ -114,6 +126,9 @@ class ForecastCurve:
     operating_margin: float
     operating_energy: float
     target_margin: float | None
+    kl_weight: float
+    collapse_threshold: float
+    linear_information: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,11 +301,14 @@ def ratio_for_margin(
 
 
 def forecast_curve(
+    X: ArrayLike,
     teacher_proba: Floats,
     scale: float,
     alignment_weight: float | str,
     kl_weight: float,
     *,
+    likelihood: str,
+    latent_dim: int,
     target_margin: float | None = None,
     ratio: ArrayLike | None = None,
 ) -> ForecastCurve:
@@ -298,6 +316,8 @@ def forecast_curve(
 
     Parameters
     ----------
+    X : array-like of shape (n_samples, n_features)
+        The samples to train on, as in :func:`collapse_threshold`.
     teacher_proba : ndarray of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1; at least two components.
     scale : float
@@ -306,6 +326,10 @@ def forecast_curve(
         Weight of the alignment loss; not used with a `target_margin`.
     kl_weight : float
         Weight of the KL term.
+    likelihood : {"gaussian", "bernoulli"}
+        The likelihood of the decoder; the variance of the Gaussian is learned.
+    latent_dim : int
+        Number of latent dimensions.
     target_margin : float or None, default=None
         Share of the teacher information that a guard holds; None for fixed weights.
     ratio : float or array-like of shape (n_ratios,), default=None
@@ -327,6 +351,7 @@ def forecast_curve(
     point = Forecast(np.nan, np.nan)
     if not np.isnan(operating):
         point = forecast_margin(teacher_proba, scale, operating)
+    threshold, information = _without_alignment(X, kl_weight, likelihood, latent_dim)
     return ForecastCurve(
         ratio=ratios,
         margin=np.asarray(margins),
@@ -336,7 +361,22 @@ def forecast_curve(
         operating_margin=float(point.margin),
         operating_energy=float(point.energy),
         target_margin=target_margin,
+        kl_weight=kl_weight,
+        collapse_threshold=threshold,
+        linear_information=information,
     )
+
+
+def _without_alignment(
+    X: ArrayLike, kl_weight: float, likelihood: str, latent_dim: int
+) -> tuple[float, float | None]:
+    """Return the collapse threshold and, if it has a closed form, the information."""
+    if likelihood == "bernoulli":
+        return collapse_threshold(X, likelihood=likelihood), None
+    # Thresholds are the same at any weight.
+    forecast = linear_information(X, kl_weight or 1.0, latent_dim)
+    information = float(forecast.information) if kl_weight else np.inf
+    return float(forecast.thresholds[0]), information
 
 
 def guaranteed_margin(
@@ -421,7 +461,7 @@ def collapse_threshold(
     latent_dim: int | None = None,
     reduction: str = "sum",
 ) -> float:
-    r"""Least kl_weight at which a linear VAE collapses altogether.
+    r"""Least kl_weight at which collapse is an optimum of a VAE without alignment.
 
     With beta the kl_weight, lambda_j the eigenvalues of the covariance Sigma of `X`,
     largest first, D features of mean p, and V = diag p_f (1 - p_f)::
@@ -469,8 +509,8 @@ def collapse_threshold(
     Returns
     -------
     float
-        beta*, above 0. Without alignment, a linear VAE collapses iff its `kl_weight`
-        is at least this.
+        beta*, above 0. Below it collapse is no optimum. From it on collapse is a local
+        optimum, and the only one of a linear Gaussian VAE.
 
     Raises
     ------
@@ -483,8 +523,10 @@ def collapse_threshold(
 
     References
     ----------
-    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019); arXiv:2205.04009 (Wang and
-    Ziyin 2022).
+    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019, the linear VAE as
+    probabilistic PCA); arXiv:2205.04009 (Wang and Ziyin 2022, a threshold for linear
+    decoders); arXiv:2309.07663 (a threshold from which collapse is inevitable);
+    arXiv:2510.01621 (a phase transition, decoder variance against lambda_1).
 
     Examples
     --------
@@ -535,15 +577,18 @@ def linear_information(
     has no minimum. At beta = D / rank, where many v are optimal, v is the largest.
 
     I is the mean KL term at the optimum, whatever the distribution of `X`. It is the
-    mutual information of input and drawn code if `X` is normal, else an upper bound. A
-    nonlinear VAE collapses near the same `kl_weight`, but may keep more or less
-    information: this is a forecast and no bound.
+    mutual information of input and drawn code if `X` is normal, else an upper bound.
+
+    For a nonlinear VAE it is a forecast and no bound: below beta_1 such a VAE may keep
+    several times as much, or less, and above beta_1 there are data of which it keeps
+    some.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
         The data to train on, finite, at least two samples that differ. It may be a
-        memory map, of any numeric type; it is read once, in chunks.
+        memory map, of any numeric type; it is read once, in chunks. All eigenvalues
+        are computed, of a matrix of min(n_samples, n_features) rows.
     kl_weight : float or array-like
         beta, above 0. If the loss averages the reconstruction over features,
         D * kl_weight.
@@ -566,7 +611,8 @@ def linear_information(
 
     References
     ----------
-    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019); arXiv:2605.22691.
+    Theory section 18; arXiv:1911.02469 (Lucas et al. 2019, the linear VAE as
+    probabilistic PCA); arXiv:2605.22691 (directions pruned one after another).
 
     Examples
     --------

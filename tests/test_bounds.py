@@ -538,3 +538,21 @@ def test_mean_bounds_of_batches_check_what_they_are_given():
         MeanBounds(0, 1).merge(MeanBounds(0, 2))
     with pytest.raises(ValueError, match="confidence must be above 0"):
         MeanBounds(0, 1).update([0.1]).low(1)
+
+
+def test_the_same_values_many_times_show_no_more():
+    """Merged as independent, copies of the same values miss far more often."""
+    rng, repeats = np.random.default_rng(0), 300
+    missed = dict.fromkeys([True, False], 0)
+    for _ in range(repeats):
+        values = 5.0 * rng.integers(2, size=8)
+        for independent in missed:
+            merged = MeanBounds(0, 5)
+            for _ in range(20):
+                batch = MeanBounds(0, 5).update(values)
+                merged.merge(batch, independent=independent)
+            missed[independent] += merged.low(0.95) > 2.5
+            if not independent:
+                assert merged.low(0.95) == pytest.approx(both_ends(values, None)[0])
+    assert missed[True] > 1.5 * most_misses(repeats, 0.05)
+    assert missed[False] <= most_misses(repeats, 0.05)

@@ -1,3 +1,6 @@
+import json
+import pickle
+
 import mpmath
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from scipy.stats import binom, norm
 from skvaecert.diagnostics import kl_per_dimension, mutual_information
 from skvaecert.information import (
     InformationBracket,
+    InformationSums,
     _Mixture,
     code_information,
     population_information,
@@ -552,3 +556,268 @@ def test_a_bracket_cannot_be_changed():
     bracket = code_information(MEAN, STD, n_draws=5)
     with pytest.raises(AttributeError):
         bracket.low = 3.0
+
+
+class SmallLots(InformationSums):
+    _lot_size = 6
+
+
+def copies():
+    """Lots that are alike: a code says nothing about its lot."""
+    mean, std, _, truth = line(normal(6, 1.5), 0.7)
+    return np.tile(mean, (5, 1)), np.tile(std, (5, 1)), None, truth
+
+
+def weighted_copies():
+    """Lots of different weights, with samples of different weights."""
+    weight = np.array([1, 1, 3, 1e-4, 2, 1])
+    mean, std, _, truth = line(normal(6, 1.5), 0.7, weight)
+    weights = np.outer([1, 0.1, 2, 1e-3], weight).ravel()
+    return np.tile(mean, (4, 1)), np.tile(std, (4, 1)), weights, truth
+
+
+def lots_apart():
+    """Lots that every code tells: the upper end has no slack but that of the draws."""
+    mean, std, _, truth = line(normal(6, 1.5), 0.7)
+    shift = 300 * np.repeat(np.arange(5), 6)[:, np.newaxis]
+    return np.tile(mean, (5, 1)) + shift, np.tile(std, (5, 1)), None, truth + np.log(5)
+
+
+STREAMS = {
+    "copies": copies,
+    "weighted copies": weighted_copies,
+    "lots apart": lots_apart,
+    "half-dead": half_dead,
+}
+
+
+def in_batches(mean, std, weight, sums):
+    for start in range(0, len(mean), 7):
+        rows = slice(start, start + 7)
+        sums.update(mean[rows], std[rows], None if weight is None else weight[rows])
+    return sums
+
+
+def on_workers(mean, std, seeds, n_draws):
+    """Each of the workers has samples of all parts."""
+    parts = []
+    for number, seed in enumerate(seeds):
+        sums = SmallLots(confidence=1 - DELTA, n_draws=n_draws, random_state=seed)
+        rows = slice(number, None, len(seeds))
+        parts.append(in_batches(mean[rows], std[rows], None, sums))
+    for other in parts[1:]:
+        parts[0].merge(other)
+    return parts[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", STREAMS)
+def test_brackets_of_streams_hold(case):
+    mean, std, weight, truth = STREAMS[case]()
+    repeats, brackets = 2000, []
+    for seed in range(repeats):
+        n_draws = [20, 400][seed % 2]
+        sums = SmallLots(confidence=1 - DELTA, n_draws=n_draws, random_state=seed)
+        brackets.append(in_batches(mean, std, weight, sums).bracket())
+    low, high = np.array([[b.low - 1e-6, b.high + 1e-6] for b in brackets]).T
+    assert np.sum(low > truth) <= most_misses(repeats, DELTA / 2)
+    assert np.sum(high < truth) <= most_misses(repeats, DELTA / 2)
+    assert all(0 <= b.low <= b.estimate <= b.high <= b.limit for b in brackets)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shared_seed", [True, False])
+def test_brackets_of_workers_hold(shared_seed):
+    """Two workers with the same samples, and with one seed the same noise too."""
+    mean, std, _, truth = copies()
+    mean, std = mean.repeat(2, axis=0), std.repeat(2, axis=0)
+    repeats, brackets = 1000, []
+    for seed in range(repeats):
+        seeds = (seed, seed + (0 if shared_seed else repeats))
+        brackets.append(on_workers(mean, std, seeds, n_draws=40).bracket())
+    low, high = np.array([[b.low - 1e-6, b.high + 1e-6] for b in brackets]).T
+    assert np.sum(low > truth) <= most_misses(repeats, DELTA / 2)
+    assert np.sum(high < truth) <= most_misses(repeats, DELTA / 2)
+
+
+@pytest.mark.slow
+def test_streams_that_miss_would_be_seen():
+    """The mean of the draws is above the truth of copies, below that of lots apart."""
+    repeats = 300
+    for case, above in [("copies", True), ("lots apart", False)]:
+        mean, std, weight, truth = STREAMS[case]()
+        means = []
+        for seed in range(repeats):
+            sums = SmallLots(n_draws=80, random_state=seed)
+            estimate = in_batches(mean, std, weight, sums).bracket().estimate
+            means.append(estimate if above else estimate + np.log(5))
+        missed = np.array(means) > truth if above else np.array(means) < truth
+        assert missed.sum() > most_misses(repeats, DELTA)
+
+
+@pytest.mark.slow
+def test_brackets_of_streams_are_not_trivial():
+    for case, slack_low, slack_high in [
+        ("copies", 0.1, np.log(5) + 0.1),
+        ("lots apart", np.log(5) + 0.1, 0.1),
+    ]:
+        mean, std, weight, truth = STREAMS[case]()
+        sums = in_batches(mean, std, weight, SmallLots(n_draws=10_000))
+        bracket = sums.bracket()
+        assert truth - slack_low < bracket.low < bracket.high < truth + slack_high
+        assert bracket.low_by == "draws in lots"
+
+
+@pytest.mark.slow
+def test_a_collapsed_stream_is_bounded_by_all_its_samples():
+    rng = np.random.default_rng(0)
+    mean, std = 0.01 * rng.normal(size=(300, 4)), np.ones((300, 4))
+    bracket = in_batches(mean, std, None, SmallLots()).bracket()
+    assert bracket.high_by == "moment-matched Gaussian"
+    assert bracket.high == pytest.approx(code_information(mean, std).high, abs=1e-12)
+    assert bracket.high < 0.0003
+
+
+def test_samples_of_one_lot_are_as_all_at_once():
+    """However they come: in batches, from workers, out of a pickle."""
+    mean, std = digits_like(60)
+    weight = np.random.default_rng(0).uniform(size=60)
+    expected = code_information(
+        mean, std, sample_weight=weight, n_draws=500, random_state=0
+    )
+    sums = InformationSums(n_draws=500)
+    for rows in np.array_split(np.arange(60), 7):
+        part = InformationSums(random_state=5).update(
+            mean[rows], std[rows], weight[rows]
+        )
+        sums.merge(pickle.loads(pickle.dumps(part)))
+    assert sums.n_samples == 60
+    actual = sums.bracket().to_dict()
+    assert actual == {
+        name: value if isinstance(value, str) else pytest.approx(value, rel=1e-9)
+        for name, value in expected.to_dict().items()
+    }
+
+
+def test_a_bracket_on_the_way_changes_nothing():
+    mean, std, weight, _ = STREAMS["half-dead"]()
+    undisturbed = in_batches(mean, std, weight, SmallLots(n_draws=50))
+    sums = SmallLots(n_draws=50)
+    for start in range(0, len(mean), 7):
+        batch = mean[start : start + 7].copy(), std[start : start + 7].copy()
+        sums.update(*batch)
+        for array in batch:
+            array[:] = 7.0
+        assert sums.bracket() == pickle.loads(pickle.dumps(sums)).bracket()
+    assert sums.bracket() == undisturbed.bracket()
+
+
+@pytest.mark.slow
+def test_workers_with_seeds_of_their_own_are_narrower():
+    mean, std = digits_like(450)
+    one, own = (
+        on_workers(mean, std, seeds, n_draws=400).bracket()
+        for seeds in [(0,) * 10, range(10)]
+    )
+    assert own.low - one.low > 0.01
+    assert one.limit == own.limit == pytest.approx(np.log(450))
+    assert one.n_samples == own.n_samples == 450
+
+
+def test_samples_of_weight_0_are_not_in_a_stream():
+    mean, std, _, _ = STREAMS["copies"]()
+    expected = SmallLots(n_draws=50).update(mean, std).bracket()
+    sums = SmallLots(n_draws=50).update(np.full((9, 1), 1e17), np.ones((9, 1)), [0] * 9)
+    for rows in (slice(0, 11), slice(11, None)):
+        far = np.vstack([mean[rows], [[1e30]]]), np.vstack([std[rows], [[1e-9]]])
+        sums.update(*far, np.r_[np.ones(len(far[0]) - 1), 0])
+    actual = sums.bracket()
+    assert (actual.low, actual.high) == pytest.approx((expected.low, expected.high))
+    assert (actual.limit, actual.n_samples) == (expected.limit, 30)
+
+
+def test_streams_are_checked():
+    with pytest.raises(ValueError, match="no samples of a weight above 0"):
+        InformationSums().update(MEAN, STD, np.zeros(20)).bracket()
+    sums = InformationSums().update(MEAN, STD)
+    with pytest.raises(ValueError, match=r"mean must have the latent_dim 16 .* got 3"):
+        sums.update(MEAN[:, :3], STD[:, :3])
+    with pytest.raises(ValueError, match=r"other must have the latent_dim 16 .* got 3"):
+        sums.merge(InformationSums().update(MEAN[:, :3], STD[:, :3]))
+    assert sums.merge(InformationSums()).n_samples == 20
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "n_samples", "expected"),
+    [
+        (
+            2.9789,
+            3.0001,
+            450,
+            "2.97 to 3.01 nats about these 450 samples (of at most 6",
+        ),
+        (0.0, 0.00027, 50_000, "at most 0.0003 nats about these 50,000 samples."),
+        (0.0, 0.03, 3, "at most 0.03 nats about these 3 samples."),
+        (0.00004, 0.00027, 3, "at most 0.0003 nats about these 3 samples."),
+        (
+            2.9999,
+            2.9999,
+            3,
+            "2.99 to 3.00 nats about these 3 samples (of at most 6.11)",
+        ),
+        (0.0, 0.0, 1, "at most 0.00 nats about this sample."),
+    ],
+)
+def test_a_bracket_says_no_more_than_it_knows(low, high, n_samples, expected):
+    bracket = InformationBracket(
+        *(low, high, low, 0.95, np.log(450), 0.0, n_samples, "draws", "draws")
+    )
+    assert str(bracket).startswith(f"Drawn codes carry {expected}")
+
+
+def test_a_bracket_is_plain_values():
+    bracket = InformationSums(n_draws=5).update(MEAN, STD).bracket()
+    assert InformationBracket(**json.loads(json.dumps(bracket.to_dict()))) == bracket
+
+
+@pytest.mark.parametrize("what", ["log_variance", "log_std", "variance"])
+@pytest.mark.parametrize("exponential", [np.float32, np.float64])
+def test_rounding_of_16_bits_behind_an_exponential_is_no_information(what, exponential):
+    """Log-variances of float16 whose exponentials are taken in more bits."""
+    rng = np.random.default_rng(0)
+    steps = float(np.finfo(np.float16).eps) * rng.integers(-2, 3, size=(300, 16))
+    computed = (1.7 * (1 + steps)).astype(np.float16).astype(exponential)
+    std = {
+        "log_variance": lambda: np.exp(computed / 2),
+        "log_std": lambda: np.exp(computed),
+        "variance": lambda: np.sqrt(computed),
+    }[what]()
+    assert std.dtype == exponential
+    bracket = code_information(np.zeros_like(std), std, random_state=0)
+    assert bracket.low == 0
+    assert bracket.estimate > 0.5 * 16 * np.log(std).var()
+
+
+def test_an_exponential_of_32_bits_is_not_taken_for_16():
+    mean, std = digits_like()
+    varied = std * np.exp(0.3 * np.random.default_rng(0).normal(size=std.shape))
+    varied = varied.astype(np.float32)
+    assert code_information(mean, varied, n_draws=10).rounding < 1e-8
+
+
+@pytest.mark.slow
+def test_samples_out_of_reach_do_not_count():
+    """Thousands of samples, far apart beside the noise, against all pairs."""
+    rng = np.random.default_rng(0)
+    mean = np.sort(3000 * rng.normal(size=(3000, 2)), axis=0)
+    std = rng.uniform(0.5, 30, size=(3000, 2))
+    proba, chosen = rng.dirichlet(np.ones(3000)), np.sort(rng.integers(3000, size=300))
+    values = _Mixture(mean, std, proba).divergences(chosen, np.random.default_rng(1))
+    # The noise comes in two parts, of 256 draws and of the others.
+    noise_rng = np.random.default_rng(1)
+    noise = np.vstack([noise_rng.standard_normal((m, 2)) for m in (256, 44)])
+    codes = mean[chosen] + std[chosen] * noise
+    log_joint = np.log(proba) + norm.logpdf(codes[:, np.newaxis], mean, std).sum(axis=2)
+    log_share = log_joint - logsumexp(log_joint, axis=1, keepdims=True)
+    expected = (np.exp(log_share) * (log_share - np.log(proba))).sum(axis=1)
+    np.testing.assert_allclose(values, expected, atol=1e-8)

@@ -37,6 +37,9 @@ DISPLAYS = [
             operating_margin=0.6,
             operating_energy=0.8,
             target_margin=0.6,
+            kl_weight=4.0,
+            collapse_threshold=9.5,
+            linear_information=2.5,
         )
     ),
     InformationBracketDisplay(

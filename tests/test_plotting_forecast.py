@@ -1,3 +1,6 @@
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 from sklearn.frozen import FrozenEstimator
@@ -37,6 +40,24 @@ def test_a_forecast_has_two_curves_and_the_weights(blobs, vae):
     low, high = display.ax_.get_ylim()
     energy_low, energy_high = display.energy_ax_.get_ylim()
     assert energy_low / energy_high == pytest.approx(low / high)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kept", "outcome"),
+    [
+        (9.53, 2.484, "a linear VAE keeps 2.48 nats:.* is below the threshold 9.53"),
+        (4.0, 0.0, "a linear VAE collapses:.* is not below the threshold 4"),
+        (9.53, None, "collapse is no optimum:.* is below the threshold 9.53"),
+        (3.35, None, "collapse is a local optimum:.* is not below the threshold 3.35"),
+    ],
+)
+def test_a_forecast_tells_of_collapse(blobs, vae, threshold, kept, outcome):
+    told = {"collapse_threshold": threshold, "linear_information": kept}
+    forecast = vae.set_params(kl_weight=4).forecast(blobs)
+    display = ForecastDisplay(dataclasses.replace(forecast, **told)).plot()
+    title = display.ax_.get_legend().get_title().get_text()
+    assert re.fullmatch(f"without alignment {outcome}", title.replace("\n", " "))
+    assert "kl_weight 4 is" in title
 
 
 def test_a_forecast_for_a_target(blobs, vae):

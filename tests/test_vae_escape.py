@@ -182,6 +182,89 @@ def test_a_frozen_encoder_is_stuck(collapsed, blobs):
     assert "frozen parameters" in str(report)
 
 
+# Features: what the teacher tells apart; what is independent of that; and what only two
+# samples have, one of each group.
+GROUP, OTHER = np.repeat([[-1.0], [1.0]], 2000, axis=0), np.tile([-1.0, 1.0], 2000)
+RARE = np.zeros(4000)
+RARE[[0, -1]] = 1
+SIGNS = np.column_stack([GROUP, OTHER, RARE])
+OF_GROUP = np.where(GROUP > 0, [0.9, 0.1], [0.1, 0.9])
+
+
+def gain_on(column, n_factors=1):
+    """Make an encoder whose means are a feature times the product of its parameters."""
+
+    class Gain(nn.Module):
+        def __init__(self, n_features, latent_dim):
+            super().__init__()
+            self.factors = nn.Parameter(torch.ones(n_factors, latent_dim))
+
+        def forward(self, x):
+            mean = self.factors.prod(dim=0) * x[:, [column]]
+            return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+
+    return Gain
+
+
+@pytest.mark.parametrize(
+    ("encoder", "verdict"),
+    [
+        (gain_on(0), "can escape"),
+        (gain_on(1), "flat"),
+        (gain_on(2), "flat"),
+        # To first order nothing moves, to second order the groups part.
+        (gain_on(0, n_factors=2), "stuck"),
+    ],
+)
+def test_encoders_that_multiply_by_0(vae, encoder, verdict):
+    vae.set_params(encoder=encoder, max_epochs=1, batch_size=1000)
+    vae.fit(SIGNS, teacher_proba=OF_GROUP)
+    factors = vae.net_.module_.encoder.factors
+    with torch.no_grad():
+        factors.zero_()
+    report = vae.escape_report(SIGNS, teacher_proba=OF_GROUP)
+    assert report.verdict == verdict
+    assert report.can_escape is (verdict == "can escape")
+    assert report.latent_force > 0.5
+    assert str(report).startswith(f"{verdict.capitalize()}: ")
+    # A small step tells whether they were right about the first order.
+    with torch.no_grad():
+        factors.fill_(1e-4)
+    spread = np.ptp(vae.transform(SIGNS), axis=0).max()
+    assert (spread > 5e-5) == (verdict != "stuck")
+
+
+def test_what_cancels_between_chunks_is_flat_too(vae, monkeypatch):
+    monkeypatch.setattr("skvaecert._vae.escape.CHUNK", 1)
+    some = np.arange(4000) % 100 < 2
+    X, proba = SIGNS[some], OF_GROUP[some]
+    vae.set_params(encoder=gain_on(1), max_epochs=1).fit(X, teacher_proba=proba)
+    with torch.no_grad():
+        vae.net_.module_.encoder.factors.zero_()
+    assert vae.escape_report(X, teacher_proba=proba).verdict == "flat"
+
+
+def test_a_zeroed_last_layer_on_live_features_can_escape(blobs, vae):
+    vae = fitted(vae, relu_encoder, blobs)
+    with torch.no_grad():
+        vae.net_.module_.encoder[4].weight.zero_()
+    report = vae.escape_report(blobs)
+    assert np.ptp(vae.transform(blobs), axis=0).max() == 0
+    assert report.verdict == "can escape"
+
+
+def test_saturated_units_are_stuck(blobs, vae):
+    def saturated(n_features, latent_dim):
+        encoder = relu_encoder(n_features, latent_dim)
+        encoder[1] = nn.Tanh()
+        nn.init.constant_(encoder[0].bias, 100.0)
+        return encoder
+
+    report = fitted(vae, saturated, blobs).escape_report(blobs)
+    assert report.verdict == "stuck"
+    assert report.dead_layers == ["encoder.1", "encoder.3"]
+
+
 def test_a_healthy_encoder_is_not_collapsed(blobs, vae):
     certifier = CollapseCertifier(vae).fit(blobs)
     report = certifier.estimator_.escape_report(blobs)

@@ -3,9 +3,15 @@ import copy
 import numpy as np
 import pytest
 
-from skvaecert import GMMTeacher
+from skvaecert import CertifiedVAE, GMMTeacher
 from skvaecert.baselines import FreeBits
-from skvaecert.forecast import forecast_margin, ratio_for_margin
+from skvaecert.diagnostics import kl_per_dimension
+from skvaecert.forecast import (
+    collapse_threshold,
+    forecast_margin,
+    linear_information,
+    ratio_for_margin,
+)
 from skvaecert.metrics import teacher_information
 
 CURVE = (
@@ -16,6 +22,9 @@ CURVE = (
     "operating_ratio",
     "operating_margin",
     "operating_energy",
+    "kl_weight",
+    "collapse_threshold",
+    "linear_information",
 )
 
 
@@ -125,6 +134,64 @@ def test_forecast_takes_weights_that_are_set_after_the_fit(blobs, trained):
     assert trained.forecast(blobs).operating_ratio == 0.75
 
 
+def test_forecast_of_collapse(blobs, vae):
+    # Scale and shift do not matter; for Bernoulli, bytes are intensities.
+    images = np.clip(128 + 12 * blobs, 0, 255).astype(np.uint8)
+    weights = {"kl_weight": 2.5, "latent_dim": 3}
+    for X in (blobs, 1e3 * blobs + 1e5, images):
+        curve = vae.set_params(**weights, likelihood="gaussian").forecast(X)
+        assert curve.kl_weight == 2.5
+        assert curve.collapse_threshold == pytest.approx(collapse_threshold(X))
+        kept = linear_information(X, 2.5, 3).information
+        assert curve.linear_information == pytest.approx(kept)
+        assert kept > 0.1
+    intensity = images / 255
+    for X in (images, intensity):
+        curve = vae.set_params(likelihood="bernoulli").forecast(X)
+        expected = collapse_threshold(intensity, likelihood="bernoulli")
+        assert curve.collapse_threshold == pytest.approx(expected)
+        assert curve.linear_information is None
+
+
+def test_without_a_kl_term_the_information_has_no_limit(blobs, vae):
+    limited = vae.set_params(kl_weight=1e-3).forecast(blobs)
+    curve = vae.set_params(kl_weight=0).forecast(blobs)
+    assert limited.linear_information < curve.linear_information == np.inf
+    assert curve.collapse_threshold == limited.collapse_threshold
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_linear_vaes_train_to_the_forecast_of_collapse(likelihood):
+    rng = np.random.default_rng(0)
+    hidden = rng.normal(size=(400, 2)) @ rng.normal(size=(2, 6)) * [1, 1, 1, 1, 3, 3]
+    X = 40 * hidden + 300 * rng.normal(size=6)
+    if likelihood == "bernoulli":
+        X = (rng.random((400, 6)) < 1 / (1 + np.exp(-hidden))).astype(np.uint8) * 255
+    proba = np.array([[0.4, 0.6], [0.6, 0.4]]).repeat(200, axis=0)
+    kept = {}
+    for share in (0.8, 1.2):
+        vae = CertifiedVAE(
+            latent_dim=2,
+            hidden_sizes=(),
+            likelihood=likelihood,
+            alignment_weight=0,
+            batch_size=400,
+            learning_rate=0.01,
+            max_epochs=400,
+            device="cpu",
+            random_state=0,
+        )
+        threshold = vae.forecast(X, teacher_proba=proba).collapse_threshold
+        vae.set_params(kl_weight=share * threshold).fit(X, teacher_proba=proba)
+        kept[share] = kl_per_dimension(*vae.encode(X)).sum()
+        if likelihood == "gaussian":
+            forecast = vae.forecast(X, teacher_proba=proba).linear_information
+            assert kept[share] == pytest.approx(forecast, rel=0.05, abs=1e-3)
+    assert kept[0.8] > 0.05
+    assert kept[1.2] < 1e-3
+
+
 def test_forecast_with_posteriors(blobs, vae):
     proba = GMMTeacher(4, random_state=1).fit(blobs).predict_proba(blobs)
     curve = vae.forecast(blobs, teacher_proba=proba)
@@ -152,6 +219,12 @@ def test_forecast_with_posteriors(blobs, vae):
 def test_forecast_refuses_what_fit_would_or_it_cannot_tell(blobs, vae, params, message):
     with pytest.raises(ValueError, match=message):
         vae.set_params(**params).forecast(blobs)
+
+
+def test_forecast_refuses_constant_data(blobs, vae):
+    proba = GMMTeacher(4, random_state=1).fit(blobs).predict_proba(blobs)
+    with pytest.raises(ValueError, match="X must vary"):
+        vae.forecast(np.ones((120, 6)), teacher_proba=proba)
 
 
 def test_forecast_refuses_bad_data(bad_data, vae):

@@ -103,8 +103,12 @@ class Kind(ABC):
         for samples, before in self.stability.taken():
             n_samples = len(before)
             for look in range(min(_MOST_LOOKS, max(1, _LOOKED_AT // n_samples))):
-                order = np.random.default_rng([n_samples, look]).permutation(n_samples)
-                self.compare(samples.again(order), before[order])
+                # With repetitions: for statistics of a batch, its order and its whole
+                # are always the same.
+                generator = np.random.default_rng([n_samples, look])
+                size = generator.integers(1, 2 * n_samples + 1)
+                index = generator.integers(n_samples, size=size)
+                self.compare(samples.again(index), before[index])
 
     def merge(self, other: "Kind") -> None:
         """Add the samples of another one."""

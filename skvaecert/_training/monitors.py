@@ -1,6 +1,7 @@
 """Callbacks of every fit: margin, held-out samples, progress."""
 
 import math
+import zlib
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -17,7 +18,7 @@ from skvaecert._training.device import seeded
 from skvaecert._training.inference import encode, evidence_bound
 from skvaecert.metrics import collapse_margin, teacher_information
 from skvaecert.objectives import ReleasedCallback
-from skvaecert.simplex import witness_log_proba
+from skvaecert.simplex import Floats, witness_log_proba
 
 __all__ = [
     "Completion",
@@ -79,7 +80,8 @@ class MarginMonitor(ReleasedCallback):
 class ValidationMonitor(ReleasedCallback):
     """Records what held-out samples say: "validation_loss" (-ELBO) and their margin.
 
-    At most 8,192 of them are looked at. They steer the guard, if there is one.
+    At most 8,192 of them are looked at. They steer the guard, if there is one. While a
+    net trains, `watched_` has their posteriors, `log_q_` their witness.
     """
 
     def on_train_begin(self, net: NeuralNet, X: TrainingSet, **kwargs: Any) -> None:
@@ -91,7 +93,9 @@ class ValidationMonitor(ReleasedCallback):
         if self.watched_ is None:
             return
         loss = -float(self.watched_.evidence_bound(net).mean(dtype=np.float64))
-        margin, information = self.watched_.margin(net), self.watched_.information
+        self.log_q_ = self.watched_.witness_log_proba(net)
+        margin = collapse_margin(self.watched_.teacher_proba, self.log_q_)
+        information = self.watched_.information
         loss, margin = net.processes.first((loss, margin))
         record_with_best(net, "validation_loss", loss)
         net.history.record("validation_margin", margin)
@@ -101,7 +105,8 @@ class ValidationMonitor(ReleasedCallback):
             net.criterion_.guard.gap = information - margin - alignment_loss
 
     def release(self) -> None:
-        self.__dict__.pop("watched_", None)
+        for name in ("watched_", "log_q_"):
+            self.__dict__.pop(name, None)
 
 
 class Watched(NamedTuple):
@@ -122,15 +127,22 @@ class Watched(NamedTuple):
 
     def margin(self, net: NeuralNet) -> float:
         """Compute the margin of a net as it is."""
+        return collapse_margin(self.teacher_proba, self.witness_log_proba(net))
+
+    def witness_log_proba(self, net: NeuralNet) -> Floats:
+        """Compute what the witness of a net as it is says of every sample."""
         criterion = net.criterion_
         vertices = criterion.vertices.cpu().numpy()
-        log_q = witness_log_proba(encode(net, self.rows), vertices, criterion.scale)
-        return collapse_margin(self.teacher_proba, log_q)
+        return witness_log_proba(encode(net, self.rows), vertices, criterion.scale)
 
     def evidence_bound(self, net: NeuralNet) -> NDArray[np.float32]:
         """Compute the ELBO of every sample, with the same noise every time."""
         with seeded(0, torch.device(net.device)):
             return evidence_bound(net, self.rows)
+
+    def checksum(self) -> int:
+        """Return a number that other samples hardly ever have."""
+        return zlib.crc32(self.rows.cpu().numpy().tobytes())
 
 
 class Completion(Callback):

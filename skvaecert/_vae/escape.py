@@ -24,6 +24,9 @@ __all__ = ["EscapeReport", "as_it_was", "report_escape"]
 # to do so. As many as the certificate allows an encoder.
 _NOISE_UNITS = 32
 
+# Random pushes by which Jacobians are compared. One would do but for bad luck.
+_N_PUSHES = 2
+
 # Of the teacher information: what the first-order step is to take off the loss.
 _FIRST_SHARE = 0.1
 
@@ -49,11 +52,14 @@ class EscapeReport:
 
     Attributes
     ----------
-    verdict : {"not collapsed", "can escape", "stuck", "uninformative"}
+    verdict : {"not collapsed", "can escape", "flat", "stuck", "uninformative"}
         "not collapsed": the margin is certified. Else "can escape": there is a
-        gradient that moves the means apart. "stuck": there is none beyond rounding,
-        though there is a force. "uninformative": there is no force, because the
-        teacher does not tell these samples apart.
+        gradient that moves the means apart. If there is none beyond rounding, though
+        there is a force, "stuck": to first order no step of the parameters moves the
+        means of any two of these samples apart, because all samples have the same
+        Jacobian; or "flat": some steps do, but what the samples ask of them cancels.
+        "uninformative": there is no force, because the teacher does not tell these
+        samples apart.
     margin : float
         G = I_T - A, nats.
     teacher_information : float
@@ -120,7 +126,7 @@ class EscapeReport:
 
     @property
     def can_escape(self) -> bool:  # numpydoc ignore=RT01
-        """False if no training with this teacher would move the means apart."""
+        """Whether the means are certified to differ, or a gradient moves them apart."""
         return self.verdict in ("not collapsed", "can escape")
 
     @property
@@ -132,6 +138,7 @@ class EscapeReport:
         sentence = {
             "not collapsed": self._certified_sentence,
             "can escape": self._escape_sentence,
+            "flat": self._flat_sentence,
             "stuck": self._stuck_sentence,
             "uninformative": self._uninformative_sentence,
         }[self.verdict]()
@@ -166,18 +173,28 @@ class EscapeReport:
             "a larger one."
         )
 
+    def _flat_sentence(self) -> str:
+        return (
+            f"the samples are pushed apart (force {self.latent_force:.3g} nats per "
+            "latent unit) and some steps of the encoder's parameters move their means "
+            "apart, but the pushes cancel, so that the gradient of the alignment loss "
+            "does not. Move the parameters a little at random, or train with a "
+            "reconstruction loss or another teacher first."
+        )
+
     def _stuck_sentence(self) -> str:
         return (
             f"the samples are pushed apart (force {self.latent_force:.3g} nats per "
-            "latent unit), but no gradient of the encoder moves the means apart. "
-            f"{self._reason()}"
+            "latent unit), but to first order no step of the encoder's parameters "
+            f"moves their means apart. {self._reason()}"
         )
 
     def _reason(self) -> str:
         if not self.dead_layers:
             return (
                 "No layer that could be looked at is dead: look for frozen parameters, "
-                "saturated functions in a forward, or an output that ignores its input."
+                "saturated functions in a forward, products of parameters that are all "
+                "0, or an output that ignores its input."
             )
         first, *later = self.dead_layers
         after = f" ({', '.join(later)} after it too)" if later else ""
@@ -216,7 +233,7 @@ def report_escape(
     elif information <= certificate.tolerance:
         verdict = "uninformative"
     else:
-        verdict = "can escape" if gradient.moves_apart else "stuck"
+        verdict = gradient.verdict
     return EscapeReport(
         verdict,
         certificate.margin,
@@ -251,10 +268,15 @@ def _first_order_step(information: float, norm: float) -> float:
 
 
 class _Gradient(NamedTuple):
-    """Norms of the gradient of A, of its part that moves means apart, and a limit."""
+    """Norms of the gradient of A, of its part that moves means apart, and a limit.
+
+    `spread` is the norm for random pushes that sum to 0 over the samples: it is 0 iff
+    all samples have the same Jacobian, but for a chance of 0 (theory section 4).
+    """
 
     norm: float
     escape_norm: float
+    spread: float
     rounding: float
 
     @classmethod
@@ -263,21 +285,37 @@ class _Gradient(NamedTuple):
         # parameters cannot follow the force.
         parts = [*vae.encoder.parameters(), *vae.posterior.parameters()]
         parameters = [part for part in parts if part.requires_grad]
-        # The gradient of A, but for its sign; the part that pushes samples apart; and
-        # the size of its terms, where nothing cancels, by which rounding is judged.
-        kinds = np.stack([force, force - force.mean(axis=0), np.abs(force)])
+        kinds = _pushes(force)
         total = np.zeros((len(kinds), sum(part.numel() for part in parameters)))
         start = 0
         for x in inputs:
             share = kinds[:, start : start + len(x)] / len(force)
             total += _pulled_back(vae, x, share, parameters)
             start += len(x)
-        norm, escape_norm, size = map(float, np.linalg.norm(total, axis=1))
-        return cls(norm, escape_norm, _NOISE_UNITS * _epsilon(parameters) * size)
+        norm, escape_norm, size, *spreads = map(float, np.linalg.norm(total, axis=1))
+        # Terms may cancel in any of the sums, but hardly in all of them.
+        rounding = _NOISE_UNITS * _epsilon(parameters) * max(size, *spreads)
+        return cls(norm, escape_norm, max(spreads), rounding)
 
     @property
-    def moves_apart(self) -> bool:
-        return self.escape_norm > self.rounding
+    def verdict(self) -> str:
+        if self.escape_norm > self.rounding:
+            return "can escape"
+        return "flat" if self.spread > self.rounding else "stuck"
+
+
+def _pushes(force: Floats) -> Floats:
+    """Return what pushes the means, shape (n_pushes, n_samples, latent_dim).
+
+    The force, whose pull is the gradient of A but for its sign; the part of it that
+    pushes samples apart; its absolute values, for the size of the terms where nothing
+    cancels; and random pushes of the same size that sum to 0.
+    """
+    generator = np.random.default_rng(0)
+    random = generator.standard_normal((_N_PUSHES, *force.shape))
+    random *= np.sqrt((force**2).mean())
+    random -= random.mean(axis=1, keepdims=True)
+    return np.stack([force, force - force.mean(axis=0), np.abs(force), *random])
 
 
 def _epsilon(parameters: list[nn.Parameter]) -> float:

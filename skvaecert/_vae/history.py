@@ -23,6 +23,7 @@ _COLUMNS = (
     "seconds",
     "validation_loss",
     "validation_margin",
+    "validation_margin_low",
     "validation_information",
 )
 

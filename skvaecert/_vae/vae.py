@@ -233,7 +233,8 @@ class CertifiedVAE(
         quarter in lots of 256, at least 256, at most 8,192); "kl_weight",
         "alignment_weight"; "seconds". With a `validation_fraction` also
         "validation_loss" (minus the mean ELBO), "validation_margin" and
-        "validation_information". ``pandas.DataFrame`` takes it.
+        "validation_information", and with ``StopWhenCertified(confidence=...)``
+        "validation_margin_low". ``pandas.DataFrame`` takes it.
     prefit_alpha_ : float
         alpha of the regression that the first fit began with; only with `prefit`.
     n_iter_ : int
@@ -596,7 +597,11 @@ class CertifiedVAE(
         ratio: ArrayLike | None = None,
         teacher_proba: ArrayLike | None = None,
     ) -> ForecastCurve:
-        """Forecast margin and energy from the teacher alone; nothing is trained.
+        """Forecast margin, energy and collapse before training; nothing is trained.
+
+        Margin and energy follow from the teacher alone. The curve also tells from which
+        `kl_weight` on collapse would be an optimum without alignment and, for the
+        Gaussian likelihood, how many nats a linear VAE keeps at the present one.
 
         An unfitted estimator is not changed. The teacher is fitted as :meth:`fit` would
         fit it, on the samples that it would train on, and is dropped afterwards. With
@@ -619,22 +624,24 @@ class CertifiedVAE(
         Returns
         -------
         ForecastCurve
-            Margin and energy at each ratio and at the weights of this estimator.
+            Margin and energy at each ratio and at the weights of this estimator, and
+            the threshold of collapse.
 
         Raises
         ------
         ValueError
-            If data or parameters are not valid, or `objective` is given, since the
-            forecast is of the KL term.
+            If data or parameters are not valid, the samples do not vary, or `objective`
+            is given, since the forecast is of the KL term.
 
         See Also
         --------
         skvaecert.forecast.forecast_margin : What is computed.
+        skvaecert.forecast.collapse_threshold : The same without alignment.
         skvaecert.plotting.ForecastDisplay : Draws it.
 
         References
         ----------
-        Theory section 9.
+        Theory sections 9 and 18.
 
         Examples
         --------
@@ -646,6 +653,8 @@ class CertifiedVAE(
         10.0
         >>> curve.operating_margin / curve.teacher_information > 0.9
         True
+        >>> curve.kl_weight, round(curve.collapse_threshold, 1)
+        (1.0, 3.7)
         """
         self._validate_params()
         if self.objective is not None:
@@ -654,15 +663,19 @@ class CertifiedVAE(
                 f"{self.objective!r}."
             )
         if hasattr(self, "net_"):
-            _, proba = self._open(X, teacher_proba)
+            samples, proba = self._open(X, teacher_proba)
             scale = self.witness_scale_
         else:
-            proba, scale = self._coming_targets(X, teacher_proba)
+            samples, proba, scale = self._coming_targets(X, teacher_proba)
+        # The threshold of standardised samples is the same.
         return forecast_curve(
+            samples,
             proba,
             scale,
             self.alignment_weight,
             self.kl_weight,
+            likelihood=self.likelihood,
+            latent_dim=self.latent_dim,
             target_margin=self.target_margin if self._guarded else None,
             ratio=ratio,
         )
@@ -759,14 +772,15 @@ class CertifiedVAE(
 
     def _coming_targets(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
-    ) -> tuple[Floats, float]:
-        """Return posteriors and witness scale as a fit will have them."""
+    ) -> tuple[Any, Floats, float]:
+        """Return samples, posteriors and witness scale as a fit will have them."""
         # What is fitted is set on a copy; the user's generator is not drawn from.
         vae = copy.copy(self)
         vae.random_state = copy.deepcopy(self.random_state)
-        proba = vae._prepare(X, teacher_proba, ALONE, warm=False)[0].proba
-        simplex_vertices(proba.shape[1], self.latent_dim)  # does it fit?
-        return proba, resolve_witness_scale(self.witness_scale, proba)
+        data, _ = vae._prepare(X, teacher_proba, ALONE, warm=False)
+        simplex_vertices(data.proba.shape[1], self.latent_dim)  # does it fit?
+        scale = resolve_witness_scale(self.witness_scale, data.proba)
+        return data.samples, data.proba, scale
 
     def _fit(
         self,

@@ -1,4 +1,4 @@
-"""Forecast margin and energy."""
+"""Forecast margin and energy, and collapse without alignment."""
 
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +20,8 @@ class ForecastDisplay:
     The margin, on the left, rises from that of a constant code to the teacher
     information. The energy, on the right and in another colour, is what the latent
     means pay for it. A dot on each curve marks the weights of the estimator, or those
-    that ``alignment_weight="auto"`` needs for its target.
+    that ``alignment_weight="auto"`` needs for its target. The title of the legend says
+    what the samples and `kl_weight` would do without alignment.
 
     Parameters
     ----------
@@ -52,7 +53,8 @@ class ForecastDisplay:
     >>> forecast = ForecastCurve(
     ...     ratio=[0.1, 1, 10], margin=[0.1, 0.6, 0.9], energy=[0.1, 0.8, 2.0],
     ...     teacher_information=1.0, operating_ratio=1, operating_margin=0.6,
-    ...     operating_energy=0.8, target_margin=None)
+    ...     operating_energy=0.8, target_margin=None, kl_weight=4.0,
+    ...     collapse_threshold=9.5, linear_information=2.5)
     >>> ForecastDisplay(forecast).plot().ax_.get_ylabel()
     'forecast margin (nats)'
     """
@@ -128,7 +130,8 @@ class ForecastDisplay:
         (low, high), most = ax.get_ylim(), self.energy_ax_.get_ylim()[1]
         self.energy_ax_.set_ylim(most * low / high, most)
         handles = [*ax.get_legend_handles_labels()[0], self.energy_line_]
-        legend_above(ax, handles=handles, ncols=2)
+        note = _without_alignment(self.forecast)
+        legend_above(ax, handles=handles, ncols=2, title=note, alignment="left")
         return self
 
     def _draw_curves(self, **line_kwargs: Any) -> None:
@@ -167,3 +170,17 @@ class ForecastDisplay:
         self.energy_ax_.plot(
             forecast.operating_ratio, forecast.operating_energy, **dot, color="C1"
         )
+
+
+def _without_alignment(forecast: ForecastCurve) -> str:
+    threshold, kept = forecast.collapse_threshold, forecast.linear_information
+    below = forecast.kl_weight < threshold
+    if kept is None:
+        outcome = f"collapse is {'no' if below else 'a local'} optimum"
+    else:
+        outcome = f"a linear VAE {f'keeps {kept:.3g} nats' if below else 'collapses'}"
+    side = "below" if below else "not below"
+    return (
+        f"without alignment {outcome}:\n"
+        f"kl_weight {forecast.kl_weight:.3g} is {side} the threshold {threshold:.3g}"
+    )
