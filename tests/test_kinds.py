@@ -2,21 +2,27 @@
 
 import copy
 
+import dask.array
 import numpy as np
 import pandas as pd
 import pytest
 from scipy.integrate import quad
+from scipy.sparse import csr_array, issparse
 from scipy.special import softmax
 from scipy.stats import norm
+from sklearn.base import BaseEstimator
+from sklearn.compose import make_column_transformer
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.mixture import GaussianMixture
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, OneHotEncoder, StandardScaler
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert._certificate.sums import SampledSums
+from skvaecert._certifier.calibration import split_for_witness
+from skvaecert.exceptions import KnownSamplesWarning
 from skvaecert.witnesses import LinearWitness, fit_linear, fit_strength
 from skvaecert.wrappers import TrainedEncoder
 
@@ -39,6 +45,21 @@ class Gaussian:
 
     def inverse_transform(self, Z):
         return Z / self.gain if self.gain else np.zeros_like(Z)
+
+
+class Dense(BaseEstimator):
+    """Another encoder, which also takes sparse matrices; the first features if none."""
+
+    def __init__(self, encoder=None):
+        self.encoder = encoder
+
+    def fit(self, X, y=None):
+        self.encoder_ = self.encoder.fit(X) if self.encoder is not None else None
+        return self
+
+    def transform(self, X):
+        code = X if self.encoder_ is None else self.encoder_.transform(X)
+        return code.toarray() if issparse(code) else np.asarray(code)
 
 
 @pytest.fixture(scope="module")
@@ -322,20 +343,60 @@ def test_no_constant_encoder_is_certified_by_a_fitted_witness(
 
 
 @pytest.mark.slow
-def test_rows_of_the_fit_are_refused(clusters, teacher, vae, digits):
+def test_rows_of_the_fit_are_left_out(clusters, teacher, vae, digits):
     fitted = certifier(Gaussian(), teacher, clusters[0])
+    calibrated, _ = split_for_witness("linear", 700)
+    weight, mixed = np.ones(1200), np.r_[clusters[0], clusters[1]]
+    weight[calibrated] = 0.0
     for kind in ("mean", "sampled", "round_trip"):
-        with pytest.raises(ValueError, match=r"not fitted on, got \d+ of 700 samples"):
-            fitted.certify(clusters[0], kind=kind)
-        mixed = np.r_[clusters[0][:50], clusters[1]]
-        with pytest.raises(ValueError, match="not fitted on"):
-            fitted.certify_batches(np.array_split(mixed, 3), kind=kind)
+        expected = fitted.certify(mixed, kind=kind, sample_weight=weight)
+        with pytest.warns(KnownSamplesWarning, match="350 of 1200 samples"):
+            certificate = fitted.certify(mixed, kind=kind)
+        assert repr(certificate) == repr(expected)
+        assert certificate.n_samples == 850
+        known = clusters[0][calibrated]
+        with pytest.raises(ValueError, match="not fitted on, got 350 of 350 samples"):
+            fitted.certify_batches(np.array_split(known, 3), kind=kind)
+        # One alone is left out too.
+        one = np.r_[known[:1], clusters[1]]
+        with pytest.warns(KnownSamplesWarning, match="1 of 501 samples"):
+            assert fitted.certify(one, kind=kind).n_samples == 500
     with pytest.raises(ValueError, match="not fitted on"):
         vae.certify(digits[0], kind="sampled")
     # The fixed witness was fitted on nothing.
     assert vae.certify(digits[0]).verdict == "certified"
     # The certificate of the fit leaves the rows out that the witness was fitted on.
     assert fitted.certificate_.n_samples == 350
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", [csr_array, pd.DataFrame, dask.array.from_array])
+def test_rows_of_the_fit_are_found_whatever_holds_them(clusters, teacher, form):
+    """With weights and posteriors, which are those of the rows that are left."""
+    fitted = certifier(Dense(), teacher, clusters[0])
+    mixed = np.r_[clusters[0][:100], clusters[1]]
+    proba = teacher.predict_proba(mixed)
+    weight = np.random.default_rng(0).uniform(size=len(mixed))
+    options = {"teacher_proba": proba, "sample_weight": weight}
+    kept = ~np.isin(np.arange(600), split_for_witness("linear", 700)[0])
+    kept[100:] = True
+    with pytest.warns(KnownSamplesWarning, match=f"{600 - kept.sum()} of 600 samples"):
+        certificate = fitted.certify(form(mixed), **options)
+    assert certificate.n_samples == kept.sum() < 580
+    options = {name: values[kept] for name, values in options.items()}
+    assert certificate.margin == fitted.certify(mixed[kept], **options).margin
+
+
+def test_rows_of_text_are_found_too():
+    words = pd.DataFrame({"word": np.repeat(["a", "b", "c"], 100)})
+    words["number"] = np.arange(300.0)
+    encoder = make_pipeline(make_column_transformer((OneHotEncoder(), ["word"])))
+    proba = np.repeat(0.85 * np.eye(3) + 0.05, 100, axis=0)
+    fitted = CollapseCertifier(Dense(encoder), witness="linear")
+    fitted.fit(words, teacher_proba=proba)
+    with pytest.warns(KnownSamplesWarning, match="150 of 300"):
+        certificate = fitted.certify(words, teacher_proba=proba)
+    assert certificate.verdict == "certified"
 
 
 def test_batches_and_kinds(clusters, teacher):

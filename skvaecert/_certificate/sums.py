@@ -384,7 +384,7 @@ class RoundTripSums(Sums):
     def __init__(self, n_components: int, latent_dim: int) -> None:
         # Only its shape and its name are of use: no logit is computed.
         weights = np.zeros((n_components, latent_dim))
-        super().__init__(LinearWitness(weights, np.zeros(1), "teacher"))
+        super().__init__(LinearWitness(weights, np.zeros(n_components), "teacher"))
         self._means = SpreadSums()
         self._outputs = RoundingSums()
 

@@ -1,17 +1,17 @@
 """What the samples of `fit` tell about reading others: a witness and its softness."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from skvaecert._certifier.encoded import EncodedSamples, read
 from skvaecert._samples import fingerprint_samples, take_samples
 from skvaecert.metrics import collapse_margin
-from skvaecert.simplex import Floats, temper
+from skvaecert.simplex import Floats, check_weight, temper
 from skvaecert.witnesses import (
     LinearWitness,
     fit_linear,
@@ -62,9 +62,14 @@ class Calibration:
     witness: LinearWitness | Exception
     tempering: Tempering | Exception
 
-    def count_known(self, X: ArrayLike) -> int:
-        """Count the samples that a witness was fitted or tempered on."""
-        return int(np.isin(fingerprint_samples(X), self.rows).sum())
+    def leave_out_known(self, samples: EncodedSamples) -> tuple[EncodedSamples, int]:
+        """Give those that a witness was fitted or tempered on weight 0; count them."""
+        known = np.isin(fingerprint_samples(samples.X), self.rows)
+        if not known.any():
+            return samples, 0
+        weight = check_weight(samples.weight, len(known))
+        n_known = int((known & (weight > 0)).sum())
+        return replace(samples, weight=np.where(known, 0.0, weight)), n_known
 
 
 def split_for_witness(

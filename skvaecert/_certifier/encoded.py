@@ -84,12 +84,6 @@ class EncodedSamples:
             return np.arange(_num_samples(self.X))
         return np.flatnonzero(np.asarray(self.weight))
 
-    @property
-    def counted(self) -> Any:
-        """X without the samples of weight 0."""
-        counts_all = self.weight is None or np.all(self.weight)
-        return self.X if counts_all else take_samples(self.X, self.counting)
-
     def again(self, index: NDArray[np.intp]) -> "EncodedSamples":
         """Return some of the samples, to be encoded anew in another batch."""
         return EncodedSamples(self.estimator, self.teacher, take_samples(self.X, index))
