@@ -10,7 +10,7 @@ import html
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -299,11 +299,15 @@ def diagnose(
 
 @dataclass(frozen=True)
 class Codes:
-    """Posteriors of samples: means, and standard deviations if there are any."""
+    """Posteriors of samples: means, and standard deviations if there are any.
+
+    Another batch moves a mean, and logarithms of standard deviations, by `moved`.
+    """
 
     mean: NDArray[Any]
     std: ArrayLike | None
     sample_weight: ArrayLike | None = None
+    moved: float = 0.0
 
     @property
     def proba(self) -> Floats:
@@ -314,6 +318,23 @@ class Codes:
         """Return the samples of weight above 0."""
         counting = self.proba > 0
         return X if counting.all() else take_samples(X, np.flatnonzero(counting))
+
+    def reproducible(self, found: InformationBracket) -> InformationBracket:
+        """Subtract what an encoder may have made up that moves its own codes.
+
+        Rounding, as in section 16, of the size that was seen.
+        """
+        latent_dim, squared = self.mean.shape[1], self.moved**2
+        narrowest = float(np.min(np.asarray(self.std), where=self._counts, initial=1))
+        made_up = np.log1p(squared / latent_dim / narrowest**2) / 2 + squared
+        rounding = max(found.rounding, latent_dim * float(made_up))
+        low = max(0.0, found.low - (rounding - found.rounding))
+        low_by = found.low_by if low > 0 else "zero"
+        return replace(found, low=low, rounding=rounding, low_by=low_by)
+
+    @property
+    def _counts(self) -> NDArray[np.bool_]:
+        return (self.proba > 0)[:, np.newaxis]
 
     def draw(
         self, n_draws: int, generator: np.random.Generator
@@ -370,7 +391,7 @@ def diagnosis_of(
         check_number("kl_weight", loss.kl_weight, least=0)
     information = decoder = kl = None
     if codes.std is not None:
-        information = code_information(
+        found = code_information(
             codes.mean,
             codes.std,
             sample_weight=codes.sample_weight,
@@ -378,12 +399,14 @@ def diagnosis_of(
             n_draws=n_draws,
             random_state=random_state,
         )
-        _check_negligible(negligible, information)
+        _check_negligible(negligible, found)
+        information = codes.reproducible(found)
         kl = kl_per_dimension(codes.mean, codes.std, codes.sample_weight)
         if decode is not None:
             decoder = _measured(codes, loss, decode, X, n_draws, random_state)
     threshold = None if X is None else loss.threshold(codes.counted(X))
-    mean, state = certificate(), _state(information, decoder, negligible)
+    mean = replace(certificate(), information=information)
+    state = _state(information, decoder, negligible)
     return Diagnosis(
         state=state,
         information=information,

@@ -4,7 +4,7 @@ import pickle
 import mpmath
 import numpy as np
 import pytest
-from scipy.special import entr, logsumexp
+from scipy.special import entr, expit, logsumexp
 from scipy.stats import binom, norm
 
 from skvaecert.diagnostics import kl_per_dimension, mutual_information
@@ -13,6 +13,7 @@ from skvaecert.information import (
     InformationSums,
     _Mixture,
     code_information,
+    output_information,
     population_information,
 )
 
@@ -359,7 +360,7 @@ def test_a_sample_of_weight_0_counts_for_nothing():
 
 def test_rare_samples_widen_the_bracket():
     mean, std = digits_like(50)
-    rare = np.r_[np.ones(49), 1e-30]
+    rare = np.r_[np.ones(49), 1e-12]
     widths = [
         bracket.high - bracket.low
         for weight in (None, rare)
@@ -821,3 +822,67 @@ def test_samples_out_of_reach_do_not_count():
     log_share = log_joint - logsumexp(log_joint, axis=1, keepdims=True)
     expected = (np.exp(log_share) * (log_share - np.log(proba))).sum(axis=1)
     np.testing.assert_allclose(values, expected, atol=1e-8)
+
+
+# What outputs of a decoder carry.
+
+
+def test_outputs_of_a_linear_decoder_in_one_dimension_have_a_closed_form():
+    """One feature of a normal code: U is the information itself."""
+    codes = np.random.default_rng(0).normal(size=(50_000, 1))
+    for weight, noise_variance in [(1.0, 1.0), (3.0, 0.1), (0.01, 1.0)]:
+        found = output_information(1e3 + weight * codes, noise_variance=noise_variance)
+        truth = np.log1p(weight**2 / noise_variance) / 2
+        assert abs(found.bound - truth) < 4 * found.standard_error < 0.05
+        assert (found.n_draws, found.noise_variance) == (50_000, noise_variance)
+
+
+def test_binary_outputs_of_two_codes_have_a_closed_form():
+    output = np.tile([[0.0, 0.5], [1.0, 0.5]], (1000, 1))
+    found = output_information(output, likelihood="bernoulli")
+    assert found.bound == pytest.approx(np.log(2))
+    assert found.high < np.log(2) + 1e-3
+    assert found.noise_variance is None
+    equal = output_information(np.full((50, 3), 0.3), likelihood="bernoulli")
+    assert equal.high == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
+def test_outputs_carry_at_most_the_bound_with_its_error(likelihood):
+    """Seldom below U of many draws, by three standard errors, and not far above."""
+    rng = np.random.default_rng(0)
+    settings = {"likelihood": likelihood}
+    if likelihood == "gaussian":
+        settings["noise_variance"] = 1.0
+
+    def outputs(n_draws):
+        output = 0.2 * rng.standard_t(8, size=(n_draws, 2)) @ np.ones((2, 5))
+        return output if likelihood == "gaussian" else expit(output)
+
+    truth = output_information(outputs(500_000), **settings).bound
+    found = [output_information(outputs(1000), **settings) for _ in range(300)]
+    errors = [f.bound - truth for f in found]
+    stated = np.mean([f.standard_error for f in found])
+    assert stated == pytest.approx(np.std(errors), rel=0.2)
+    assert np.mean([f.high < truth for f in found]) < 0.02
+    assert np.mean([f.high for f in found]) < truth + 4 * np.std(errors)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "noise_variance must be given"),
+        ({"likelihood": "bernoulli", "noise_variance": 1.0}, "and for no other"),
+        ({"noise_variance": 0}, "noise_variance must be a finite number above 0"),
+        ({"likelihood": "poisson"}, "likelihood must be"),
+        ({"likelihood": "bernoulli", "output": [[2.0], [0.0]]}, "Apply the sigmoid"),
+        ({"output": [1.0, 2.0], "noise_variance": 1}, "output must have shape"),
+        ({"output": [[np.nan], [0]], "noise_variance": 1}, "output must be finite"),
+        ({"output": [[0.0]], "noise_variance": 1}, "output must have at least two"),
+    ],
+)
+def test_outputs_that_are_refused(settings, message):
+    arguments = {"output": np.zeros((5, 2))} | settings
+    with pytest.raises(ValueError, match=message):
+        output_information(arguments.pop("output"), **arguments)

@@ -5,10 +5,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
+from skvaecert._certifier.kinds import SampledKind
 from skvaecert._samples import take_samples
+from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.diagnosis import Codes, Loss
 
 __all__ = ["codes_of", "model_of"]
@@ -21,8 +24,15 @@ def codes_of(
     means = np.concatenate([piece.means for piece in pieces])
     if not all(piece.has_distribution for piece in pieces):
         return Codes(means, None, sample_weight)
-    deviations = np.concatenate([piece.distribution[1] for piece in pieces])
-    return Codes(means, deviations, sample_weight)
+    means, deviations = (
+        np.concatenate([piece.distribution[part] for piece in pieces])
+        for part in range(2)
+    )
+    kind = SampledKind(None)
+    for piece in pieces:
+        kind.look_again(piece)
+    kind.finish()
+    return Codes(means, deviations, sample_weight, kind.stability.moved)
 
 
 def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
@@ -36,7 +46,9 @@ def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
 
 
 def _own_loss(encoder: Any) -> Loss | None:
-    if not hasattr(encoder, "noise_variance_"):
+    if isinstance(encoder, FrozenEstimator):
+        encoder = encoder.estimator
+    if not isinstance(encoder, CertifiedVAE):
         return None
     criterion = encoder.net_.criterion_
     return Loss(
