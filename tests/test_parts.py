@@ -79,12 +79,13 @@ def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
         assert certificate.teacher_information == exact
         assert certificate.dispersion == pytest.approx(whole.dispersion, rel=1e-6)
         assert certificate.margin == pytest.approx(certificates[0].margin, abs=1e-12)
-    if kind == "sampled":  # other draws
+    if kind != "mean":  # other draws
         assert certificates[0].margin != whole.margin
         assert whole.margin_low < certificates[0].margin < whole.margin_high
     else:
         far = whole.tolerance
         assert certificates[0].margin == pytest.approx(whole.margin, abs=far)
+    if kind != "sampled":
         # That of round trips is four times the shift that rounding made when it was
         # tried, on other rows and with other signs in each part. Four times, so that
         # it covers any other trial: each tolerance is above the other's shift.
@@ -106,14 +107,14 @@ def test_weights_count_across_parts(certifier, rows):
 
 
 def test_a_part_can_be_sent(certifier, rows):
-    """It has sums in it: of rows, encoder and teacher there is nothing."""
+    """It has sums and codes in it: of rows, encoder and teacher there is nothing."""
     few, many = (
-        certifier.partial_certificate(rows[1][:n], 0, kind=kind)
-        for n, kind in ((10, "sampled"), (320, "sampled"))
+        certifier.partial_certificate(rows[1][:n], 0, kind="sampled") for n in (10, 320)
     )
     sent = pickle.dumps(many)
-    assert len(pickle.dumps(few)) == pytest.approx(len(sent), abs=200)
-    assert len(sent) < 10_000
+    codes = 310 * 4 * 2 * 8
+    assert len(sent) - len(pickle.dumps(few)) < codes + 10_000
+    assert len(sent) < 150_000
     assert pickle.loads(sent).certificate() == many.certificate()
     assert repr(many) == "<PartialCertificate of 320 samples in 1 part(s)>"
 
@@ -558,27 +559,31 @@ def test_sums_of_drawn_codes_are_those_of_all_rows():
     cuts = slice(0, 1), slice(1, 250), slice(250, 600)
     parts = [sums_of(rows, part) for part, rows in enumerate(cuts)]
     merged = reduce(lambda a, b: a.merge(b), parts)
-    for name in ("_shared_loss", "_kl", "_narrowest"):
+    for name in ("_shared_loss", "_narrowest"):
         assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12)
     np.testing.assert_allclose(merged._errors, whole._errors, rtol=1e-12)
-    for name in ("_forces", "_means", "_deviations"):
+    for name in ("_means", "_deviations"):
         a, b = (getattr(sums, name) for sums in (merged, whole))
-        spreads = [getattr(sums, "spread", sums) for sums in (a, b)]
-        assert spreads[0].dispersion == pytest.approx(spreads[1].dispersion, rel=1e-12)
-    assert merged._norm == pytest.approx(whole._norm, rel=1e-12)
-    assert merged._variance == pytest.approx(whole._variance, rel=0.2)
-    assert merged._freedom == pytest.approx(whole._freedom, rel=0.2)
-    assert merged.certificate().n_samples == 600
+        assert a.spread.dispersion == pytest.approx(b.spread.dispersion, rel=1e-12)
+        assert a.mean_norm == pytest.approx(b.mean_norm, rel=1e-12)
+    certificate, expected = merged.certificate(), whole.certificate()
+    width = expected.margin_high - expected.margin_low
+    found = certificate.margin_high - certificate.margin_low
+    assert found == pytest.approx(width, rel=0.1)
+    noise = certificate.dispersion_in_noise
+    assert noise == pytest.approx(expected.dispersion_in_noise, rel=1e-12)
+    assert certificate.n_samples == 600
 
 
 def test_outputs_that_differ_between_parts_are_not_constant():
     proba = sharp(40, 0)
 
     def sums_of(rows, output):
-        means, outputs = np.zeros((20, 3)), np.full((20, 2), output)
-        return RoundTripSums(4, 3).update(
-            proba[rows], np.full((20, 4), 0.25), means, outputs
-        )
+        def read(codes):
+            return np.full((20, 4), 0.25), np.full((20, 2), output)
+
+        sums = RoundTripSums(4, 3, 0.1, 2, np.random.default_rng(0))
+        return sums.update(proba[rows], read, np.eye(20, 3))
 
     first = sums_of(slice(0, 20), 1.0)
     assert first.certificate().verdict == "constant"

@@ -36,7 +36,8 @@ _MOST_CALIBRATED = 2000
 
 # Settings by which a teacher is softened, to read blurred reconstructions (section 7).
 _TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_FLOORS = (0.0, 1e-3, 1e-2, 1e-1)
+# A floor of 0 would leave the loss of a drawn code without a limit.
+_FLOORS = (1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,7 @@ def _tempered_witness(
 ) -> LinearWitness:
     """Return q ~ mean T exp(s (A z + b)), s fitted to drawn codes (section 6)."""
     mean, deviation = samples.distribution
-    noise = np.random.default_rng(0).standard_normal(mean.shape)
-    codes = mean + deviation * noise
+    codes = mean + deviation * _noise(mean)
     if witness.name in WITNESS_FITS:
         # A strength found on the samples of the witness would trust it too much.
         half = len(codes) // 2
@@ -112,18 +112,23 @@ def _tempered_witness(
 
 
 def _best_tempering(samples: EncodedSamples, proba: Floats) -> Tempering:
-    """Return the temperature and floor with the largest margin of reconstructions."""
+    """Return temperature and floor with the largest margin of decoded codes."""
     if samples.teacher is None:
         raise ValueError(
             'teacher must be fitted for kind="round_trip", which shows it '
             "reconstructions: this certifier was fitted with teacher_proba."
         )
-    round_trip = read(samples.teacher, samples.reconstruction)
+    codes = samples.drawn(_noise(samples.codes[0]))
+    round_trip = read(samples.teacher, samples.decoded(codes))
 
     def margin(tempering: Tempering) -> float:
         return collapse_margin(tempering(proba), np.log(tempering(round_trip)))
 
     return max((Tempering(*s) for s in product(_TEMPERATURES, _FLOORS)), key=margin)
+
+
+def _noise(mean: NDArray[Any]) -> Floats:
+    return np.random.default_rng(0).standard_normal(mean.shape)
 
 
 def _result_or_error(function: Callable[[], Any]) -> Any:

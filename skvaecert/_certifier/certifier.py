@@ -373,13 +373,17 @@ class CollapseCertifier(
         - ``kind="mean"``: the latent mean is not constant. Some samples are encoded
           twice, in another batch and order, and a few again when all have been read;
           the difference of their means is added to the tolerance.
-        - ``kind="sampled"``: codes drawn from q(z|x) carry information. The margin is a
-          lower bound on I(x; z), and `information` brackets it. The witness is
-          tempered, q ~ mean T exp(s (A z + b)), with s and mean T from samples of
-          :meth:`fit`.
-        - ``kind="round_trip"``: reconstructions of the means still show the components
-          of the teacher, so that encoder and decoder both pass input on. Temperature
-          and floor of the teacher are those that do best on samples of :meth:`fit`.
+        - ``kind="sampled"``: codes drawn from q(z|x) tell the components of the teacher
+          apart. The mean of the margin over draws is a lower bound on I(x; z), and
+          `information` brackets it. The witness is tempered and has a floor of 0.001,
+          q ~ mean T exp(s (A z + b)), with s and mean T from samples of :meth:`fit`.
+        - ``kind="round_trip"``: reconstructions of drawn codes, or of the means of
+          encoders that give no standard deviations, still show the components of the
+          teacher, so that encoder and decoder both pass input on. Temperature and
+          floor of the teacher are those that do best on samples of :meth:`fit`. The
+          decoder must see the codes alone: with skip connections or memory, input
+          reaches the reconstructions without the code. What changes outputs for the
+          same codes is found and refused; a decoder that sees x itself is not.
 
         Parameters
         ----------
@@ -396,9 +400,10 @@ class CollapseCertifier(
             Weights; uniform when None. A sample of weight 0, or of 2^-52 of the
             largest, counts for nothing.
         n_draws : int, default=8
-            Codes drawn for each sample if `kind` is "sampled", at least 2.
+            Codes drawn for each sample if `kind` is not "mean", at least 2.
         confidence : float, default=0.95
-            Confidence level of the Monte-Carlo interval if `kind` is "sampled".
+            Confidence level of the interval over draws if `kind` is not "mean". It
+            holds for any losses and any number of draws.
 
         Returns
         -------
@@ -409,8 +414,9 @@ class CollapseCertifier(
         ------
         ValueError
             If data or parameters are not valid, the estimator lacks what the kind
-            needs, the witness was fitted on all samples of `X`, or the weights of a
-            torch encoder change while it is certified.
+            needs, its decoder does not depend on the codes alone, the witness was
+            fitted on all samples of `X`, or the weights of a torch encoder change while
+            it is certified.
 
         Warns
         -----
@@ -595,7 +601,8 @@ class CollapseCertifier(
         Returns
         -------
         PartialCertificate
-            Some kilobytes, without samples, encoder or teacher.
+            Without samples, encoder or teacher. It holds sums, and the codes of at most
+            8,192 samples.
 
         Raises
         ------

@@ -51,7 +51,10 @@ _CALIBRATION = {
     "witness": (LinearWitness, ValueError),
     "tempering": (Tempering, ValueError),
 }
-_TEMPERING = {"temperature": POSITIVE, "floor": Interval(Real, 0, 1, closed="left")}
+_TEMPERING = {
+    "temperature": POSITIVE,
+    "floor": Interval(Real, 0, 1, closed="neither"),
+}
 _CERTIFICATE = {
     "verdict": StrOptions({"certified", "varies", "constant", "inconclusive"}),
     "margin": NUMBER,
