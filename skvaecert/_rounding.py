@@ -46,15 +46,16 @@ class RoundingSums:
         self._norms += float(weight @ np.sqrt(squares.sum(axis=1)))
         self._squares = self._squares + weight @ squares
         self._at_least_one = self._at_least_one + weight @ np.maximum(squares, 1)
+        first = self.spread.first
         self.spread.update(values, weight)
-        self._precision.add(values, self.spread.first)
+        self._precision.add(values, weight, first if len(first) else self.spread.first)
 
     def merge(self, other: "RoundingSums") -> None:
         if not len(other.spread.first):
             return
+        first = self.spread.first if len(self.spread.first) else other.spread.first
+        self._precision.merge(other._precision, first == other.spread.first)
         self.spread.merge(other.spread)
-        equal = self.spread.first == other.spread.first
-        self._precision.merge(other._precision, equal)
         self._norms += other._norms
         self._squares = self._squares + other._squares
         self._at_least_one = self._at_least_one + other._at_least_one
@@ -83,7 +84,8 @@ class RoundingSums:
         terms. Float32 is assumed of float64 values too, for they may come from a
         float32 network through later arithmetic. A coordinate whose values all fit in
         16 bits, whatever their dtype, counts as computed in 16 bits, with 8 epsilons;
-        one that is the same in all samples shows no error.
+        samples whose weight changes no sum do not tell. A coordinate that is the same
+        in all samples shows no error.
         """
         return float(np.sqrt(self.square_errors.sum()))
 
@@ -100,15 +102,17 @@ class _Precision:
     """How many bits the values of each column were computed with, at most."""
 
     def __init__(self) -> None:
-        # Whether all values so far are equal, or fit in a type, column by column.
-        self._fits: dict[str, NDArray[np.bool_]] = {}
+        # The weight of values that are not equal, or do not fit in a type, by column.
+        self._misfits: dict[str, Floats] = {}
+        self._total = 0.0
 
-    def add(self, values: Floats, first: Floats) -> None:
+    def add(self, values: Floats, weight: Floats, first: Floats) -> None:
         self._begin(len(first))
-        self._note("equal", values, lambda part, of: part == first[of])
-        self._note("bfloat16", values, lambda part, of: _fits_bfloat16(part))
-        self._note("float16", values, lambda part, of: _fits(part, np.float16))
-        self._note("float32", values, lambda part, of: _fits(part, np.float32))
+        self._total += float(weight.sum())
+        self._note("equal", values, weight, lambda part, of: part == first[of])
+        self._note("bfloat16", values, weight, lambda part, of: _fits_bfloat16(part))
+        self._note("float16", values, weight, lambda part, of: _fits(part, np.float16))
+        self._note("float32", values, weight, lambda part, of: _fits(part, np.float32))
 
     def merge(self, other: "_Precision", equal: NDArray[np.bool_]) -> None:
         """Add what holds of other values, whose first is `equal` to the own or not.
@@ -116,9 +120,10 @@ class _Precision:
         The values of each part may be equal, and those of both together not.
         """
         self._begin(len(equal))
-        for kind, fits in other._fits.items():
-            self._fits[kind] = self._fits[kind] & fits
-        self._fits["equal"] = self._fits["equal"] & equal
+        self._total += other._total
+        for kind, misfits in other._misfits.items():
+            self._misfits[kind] = self._misfits[kind] + misfits
+        self._misfits["equal"][~equal] = np.inf
 
     @property
     def unit(self) -> Floats:
@@ -127,30 +132,36 @@ class _Precision:
             _NOISE_UNITS_16_BITS * 2.0**-7,
             _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps),
         ]
-        kinds = [self._fits[kind] for kind in ("equal", "bfloat16", "float16")]
+        kinds = [self._hold(kind) for kind in ("equal", "bfloat16", "float16")]
         return np.select(kinds, shares, _ROUNDING)
 
     @property
     def single(self) -> bool:
-        return bool(self._fits["float32"].all())
+        return bool(self._hold("float32").all())
 
     def _begin(self, n_columns: int) -> None:
-        if not self._fits:
+        if not self._misfits:
             kinds = "equal", "bfloat16", "float16", "float32"
-            self._fits = {kind: np.ones(n_columns, dtype=bool) for kind in kinds}
+            self._misfits = {kind: np.zeros(n_columns) for kind in kinds}
+
+    def _hold(self, kind: str) -> NDArray[np.bool_]:
+        """Tell of which columns a kind holds, but for samples that change no sum."""
+        most = 0.0 if kind == "equal" else float(np.finfo(np.float64).eps) * self._total
+        return np.asarray(self._misfits[kind] <= most)
 
     def _note(
         self,
         kind: str,
         values: Floats,
+        weight: Floats,
         test: Callable[[Floats, NDArray[np.intp]], NDArray[np.bool_]],
     ) -> None:
-        fits = self._fits[kind]
         # The first samples settle it in nearly all cases.
-        for part in (values[:_HEAD], values):
-            columns = np.flatnonzero(fits)
-            if len(columns):
-                fits[columns] = test(part[:, columns], columns).all(axis=0)
+        for part in (slice(_HEAD), slice(_HEAD, None)):
+            columns = np.flatnonzero(self._hold(kind))
+            if len(columns) and len(values[part]):
+                fits = test(values[part][:, columns], columns)
+                self._misfits[kind][columns] += weight[part] @ ~fits
 
 
 def _fits(values: Floats, dtype: type[np.floating]) -> NDArray[np.bool_]:
@@ -171,7 +182,7 @@ def rounded(
     """Move values by as much as rounding may have, to either side."""
     exact = np.asarray(values, dtype=np.float64)
     precision = _Precision()
-    precision.add(exact, exact[0])
+    precision.add(exact, np.ones(len(exact)), exact[0])
     signs = generator.choice([-1.0, 1.0], size=exact.shape)
     error = np.maximum(_ROUNDING * np.asarray(magnitude), precision.unit * abs(exact))
     return np.asarray(exact + error * signs)

@@ -19,7 +19,7 @@ from sklearn.utils import (
 )
 from sklearn.utils.validation import _num_samples, validate_data
 
-from skvaecert.simplex import check_weight
+from skvaecert.simplex import check_real, check_weight
 
 __all__ = [
     "CHUNK",
@@ -88,13 +88,13 @@ class DatasetSamples:
     ndim = 2
 
     def __init__(self, dataset: Any, index: ArrayLike | None = None) -> None:
-        self.dataset = dataset
-        self.index = np.arange(len(dataset)) if index is None else np.asarray(index)
+        self.dataset = _checked_dataset(dataset)
+        self.index = _checked_index(index, len(dataset))
         if not len(self.index):
             raise ValueError(
                 "dataset must have at least one item, got a length of 0 sample(s)."
             )
-        first = self[:1]
+        first = check_real("dataset", self[:1])
         self.dtype = first.dtype
         self.shape = len(self.index), first.shape[1]
 
@@ -120,6 +120,29 @@ class DatasetSamples:
         if hasattr(self.dataset, "__getitems__"):
             return self.dataset.__getitems__(wanted)
         return (self.dataset[i] for i in wanted)
+
+
+def _checked_dataset(dataset: Any) -> Any:
+    is_flat = isinstance(dataset, np.ndarray) and dataset.ndim != 2
+    has_items = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if is_flat or not has_items:
+        raise ValueError(
+            "dataset must have __len__ and __getitem__, or be an array of shape "
+            f"(n_samples, n_features), got {type(dataset).__name__}"
+            + (f" of shape {dataset.shape}." if is_flat else ".")
+        )
+    return dataset
+
+
+def _checked_index(index: ArrayLike | None, n_items: int) -> NDArray[np.integer]:
+    places = np.arange(n_items) if index is None else check_real("index", index)
+    are_ints = places.ndim == 1 and (places.dtype.kind in "iu" or not len(places))
+    if not (are_ints and ((-n_items <= places) & (places < n_items)).all()):
+        raise ValueError(
+            f"index must be ints of the {n_items} items of dataset, shape (n_samples,),"
+            f" got {places.dtype} of shape {places.shape}."
+        )
+    return places
 
 
 def _flat(item: Any) -> NDArray[np.number]:
@@ -274,13 +297,23 @@ def _piece_size(X: Any) -> int:
 
 def fingerprint_samples(X: ArrayLike) -> NDArray[np.uint64]:
     """Return an integer for each sample, the same for equal samples only (64 bits)."""
-    try:
-        samples = np.asarray(X, dtype=np.float64)
-    except (TypeError, ValueError):
-        return np.zeros(0, dtype=np.uint64)
-    # Adding 0 turns -0 into 0.
-    digests = (blake2b(s.tobytes(), digest_size=8).digest() for s in samples + 0.0)
+    digests = (blake2b(sample, digest_size=8).digest() for sample in _sample_bytes(X))
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
+
+
+def _sample_bytes(X: Any) -> Iterator[bytes]:
+    """Yield each sample as bytes: its values in float64, else what they print as."""
+    for start in range(0, count_samples(X), _HASHED_TOGETHER):
+        piece = take_samples(X, slice(start, start + _HASHED_TOGETHER))
+        dense = piece.toarray() if hasattr(piece, "toarray") else piece
+        try:
+            # Adding 0 turns -0 into 0.
+            samples = np.asarray(dense, dtype=np.float64) + 0.0
+        except (TypeError, ValueError):
+            samples = np.asarray(dense, dtype=object)
+            yield from (repr(sample).encode() for sample in samples.tolist())
+        else:
+            yield from (sample.tobytes() for sample in samples)
 
 
 def digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:

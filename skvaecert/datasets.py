@@ -1,6 +1,5 @@
 """Data that need no download; encoders of known truth."""
 
-from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +11,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import Bunch, check_random_state
 
 from skvaecert._samples import DatasetSamples
+from skvaecert.simplex import check_count, check_flag, check_seed
 
 __all__ = [
     "DatasetSamples",
@@ -24,6 +24,8 @@ __all__ = [
 # Images are cut into strips; of every four neighbours the last is for testing.
 _N_STRIPS = 8
 _TEST_STRIPS = (3, 7)
+# Of images that are 640 pixels wide.
+_STRIP_WIDTH = 80
 
 
 def load_patches(
@@ -78,9 +80,11 @@ def load_patches(
     >>> patches.data.shape, patches.image_shape
     ((100, 192), (3, 8, 8))
     """
-    strips = _strips(subset, color)
-    _check_counts(n_samples, size, strips[0].shape[1])
+    check_count("n_samples", n_samples)
+    _check_size(size)
+    check_seed(random_state)
     generator = check_random_state(random_state)
+    strips = _strips(subset, color)
     strip = generator.randint(len(strips), size=n_samples)
     top, left = (
         generator.randint(side - size + 1, size=n_samples)
@@ -95,6 +99,7 @@ def load_patches(
 
 def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
     _check_subset(subset)
+    check_flag("color", color)
     images = [image / np.float32(255) for image in load_sample_images().images]
     if not color:
         images = [image.mean(axis=2, keepdims=True) for image in images]
@@ -102,10 +107,10 @@ def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
     return [np.array_split(im, _N_STRIPS, axis=1)[i] for im in images for i in wanted]
 
 
-def _check_counts(n_samples: int, size: int, most: int) -> None:
-    _check_at_least("n_samples", n_samples, 1)
-    if not isinstance(size, Integral) or not 1 <= size <= most:
-        raise ValueError(f"size must be an int from 1 to {most}, got {size!r}.")
+def _check_size(size: int) -> None:
+    is_int = isinstance(size, int | np.integer) and not isinstance(size, bool)
+    if not (is_int and 1 <= size <= _STRIP_WIDTH):
+        raise ValueError(f"size must be an int from 1 to {_STRIP_WIDTH}, got {size!r}.")
 
 
 def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
@@ -145,7 +150,7 @@ def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
     ((1347, 64), (1, 8, 8))
     """
     _check_subset(subset)
-    _check_at_least("random_state", random_state, 0)
+    check_count("random_state", random_state, least=0)
     X, y = sklearn_datasets.load_digits(return_X_y=True)
     parts = train_test_split(
         (X / 16).astype(np.float32),
@@ -164,7 +169,7 @@ def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
 
 
 def _check_subset(subset: str) -> None:
-    if subset not in ("train", "test"):
+    if not (isinstance(subset, str) and subset in ("train", "test")):
         raise ValueError(f"subset must be 'train' or 'test', got {subset!r}.")
 
 
@@ -241,8 +246,9 @@ def toy_encoders(
     >>> kl_per_dimension(encoder.latent_mean, encoder.latent_std)
     array([2., 2., 2., 2.])
     """
-    _check_at_least("n_samples", n_samples, 2)
-    _check_at_least("latent_dim", latent_dim, 1)
+    check_count("n_samples", n_samples, least=2)
+    check_count("latent_dim", latent_dim)
+    check_seed(random_state)
     x = check_random_state(random_state).standard_normal((n_samples, latent_dim))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     zero, one, narrow = np.zeros_like(x), np.ones_like(x), np.exp(-2.0)
@@ -258,8 +264,3 @@ def toy_encoders(
         ToyEncoder("healthy", x, wide, np.sqrt(0.1) * one, True, True, yes),
         ToyEncoder("noise only", x, zero, by_sign, False, True, odd),
     ]
-
-
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}.")

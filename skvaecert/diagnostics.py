@@ -5,12 +5,17 @@ which, on encoders with a known answer. None of them is a certificate. All are c
 in float64, in nats.
 """
 
-from numbers import Real
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skvaecert.simplex import Floats, check_codes, check_count, check_sample_weight
+from skvaecert.simplex import (
+    Floats,
+    check_codes,
+    check_count,
+    check_number,
+    check_sample_weight,
+    check_seed,
+)
 
 __all__ = [
     "active_units",
@@ -111,8 +116,7 @@ def active_units(
     >>> active_units([[1.0, 0.01], [-1.0, -0.01]])
     1
     """
-    if not (isinstance(threshold, Real) and threshold > 0):
-        raise ValueError(f"threshold must be above 0, got {threshold!r}.")
+    check_number("threshold", threshold, above=0)
     mean = check_codes("latent_mean", latent_mean)
     weight = check_sample_weight(sample_weight, len(mean))
     return int((_variance(mean, weight) >= threshold).sum())
@@ -178,8 +182,7 @@ def polarised_regime(
     >>> print(polarised_regime(mean, std))
     ['active' 'passive' 'mixed']
     """
-    if not (isinstance(tolerance, Real) and 0 < tolerance < 0.5):
-        raise ValueError(f"tolerance must be above 0 and below 0.5, got {tolerance!r}.")
+    check_number("tolerance", tolerance, above=0, below=0.5)
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
     noise = weight @ std**2
     steady = _variance(std**2, weight) < tolerance
@@ -330,6 +333,7 @@ def _generator(
 ) -> np.random.RandomState:
     if isinstance(random_state, np.random.RandomState):
         return random_state
+    check_seed(random_state)
     return np.random.RandomState(random_state)
 
 

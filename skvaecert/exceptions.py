@@ -5,6 +5,7 @@ from typing import Any
 __all__ = [
     "InterruptedFitWarning",
     "InvalidFileError",
+    "KnownSamplesWarning",
     "NonFiniteLossError",
     "NotCertifiedError",
     "NotCertifiedWarning",
@@ -54,6 +55,14 @@ class UnstableEncoderWarning(UserWarning):
     Raised by :meth:`CollapseCertifier.fit` and `certify`. The usual causes are
     dropout or batch normalisation left in training mode, or codes that are drawn at
     random. The difference is added to the tolerance, so that it certifies nothing.
+    """
+
+
+class KnownSamplesWarning(UserWarning):
+    """Some samples were left out of a certificate that must be of held-out samples.
+
+    Raised by :meth:`CollapseCertifier.certify` when a fitted witness, or the tempering
+    of "sampled" and "round_trip", was fitted on samples that equal some of those given.
     """
 
 

@@ -1053,8 +1053,8 @@ def output_information(
     >>> codes = np.random.default_rng(0).normal(size=20_000)
     >>> output = np.column_stack([codes, np.zeros(20_000)])
     >>> found = output_information(output, noise_variance=1.0)
-    >>> round(found.bound, 1), round(float(np.log(2)) / 2, 1)
-    (0.3, 0.3)
+    >>> round(found.bound, 2), round(float(np.log(2)) / 2, 2)
+    (0.34, 0.35)
     >>> found.standard_error < 0.01
     True
     """

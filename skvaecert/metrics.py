@@ -7,7 +7,6 @@ They read each array once, in chunks, so that arrays may be memory-mapped.
 
 from collections.abc import Callable, Iterator
 from copy import copy
-from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,10 +17,13 @@ from skvaecert.simplex import (
     Floats,
     centered_log_ratio,
     check_code,
+    check_count,
+    check_flag,
     check_number,
     check_real,
     check_row_sums,
     check_sample_weight,
+    check_scale,
     check_teacher_proba,
     check_weight,
     witness_log_proba,
@@ -49,6 +51,8 @@ __all__ = [
 
 # log-softmax in float32 with logits up to 1e4 is off by less than this.
 _NORMALISATION_TOLERANCE = 1e-3
+# Share of the weight below which samples change no sum.
+_NEGLIGIBLE = float(np.finfo(np.float64).eps)
 # Values in a chunk: few enough to stay in a processor's cache.
 _CHUNK_VALUES = 2**16
 
@@ -148,7 +152,8 @@ class MarginSums:
         ValueError
             If the arrays are not valid or differ in shape.
         """
-        return self._grow(teacher_proba, witness_logits, sample_weight, _log_sum_exp)
+        logits = _as_log_proba("witness_logits", witness_logits, teacher_proba)
+        return self._grow(teacher_proba, logits, sample_weight, _log_sum_exp)
 
     def merge(self, other: "MarginSums") -> Self:
         """Add the samples of other sums.
@@ -233,7 +238,7 @@ class MarginSums:
         with_entropy: bool = True,
     ) -> Self:
         posteriors = self._checked_posteriors(teacher_proba)
-        witnesses = _as_log_proba(witness, posteriors.shape)
+        witnesses = _as_log_proba("witness_log_proba", witness, posteriors)
         weights = unit_weight(len(posteriors), sample_weight)
         grown = copy(self)
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
@@ -270,7 +275,8 @@ class SpreadSums:
     Attributes
     ----------
     first : ndarray of shape (n_columns,)
-        The first sample whose weight is not negligible.
+        The first sample whose weight is not negligible beside what came before it and
+        in its batch.
     n_samples : int
         Number of samples of weight above 0.
     total_weight : float
@@ -307,11 +313,12 @@ class SpreadSums:
             With these samples added.
         """
         values = check_real("rows", rows)
-        if values.ndim != 2 or values.size == 0:
+        if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
             raise ValueError(
-                "rows must be an array of shape (n_samples, n_columns), not empty, got "
-                f"shape {values.shape}."
+                "rows must be an array of shape (n_samples, n_columns), finite and not "
+                f"empty, got shape {values.shape}."
             )
+        self._check_columns(values.shape[1])
         weights = unit_weight(len(values), sample_weight)
         for chunk, weight in _in_chunks(values, weights):
             weight, chunk = of_weight(weight, chunk)
@@ -329,11 +336,12 @@ class SpreadSums:
         Returns
         -------
         self : SpreadSums
-            With these samples added; `first` does not change.
+            With these samples added.
         """
-        if not len(self.first):
-            self.first = other.first.copy()
         if other.total_weight > 0:
+            self._check_columns(len(other.first))
+            if self.total_weight <= _NEGLIGIBLE * other.total_weight:
+                self._shift_by(other.first)
             mean = other._mean + (other.first - self.first)
             self.n_samples += other.n_samples
             self._join(mean, other._squares, other.total_weight)
@@ -362,18 +370,30 @@ class SpreadSums:
         summing = 2 * float(np.finfo(np.float64).eps) * (self.n_samples + 8) * reach
         return max(0.0, (1 - 1e-6) * self.dispersion - float(summing))
 
+    def _check_columns(self, n_columns: int) -> None:
+        if len(self.first) not in (0, n_columns):
+            raise ValueError(
+                f"rows must have {len(self.first)} columns, as the samples before, got "
+                f"{n_columns}."
+            )
+
     def _add(self, rows: Floats, weight: Floats) -> None:
         if not len(weight):
             return
         self.n_samples += len(weight)
-        if not len(self.first):
-            # From a far sample that hardly counts, the others would look the same.
-            counts = weight > np.finfo(np.float64).eps * weight.max()
-            self.first = rows[counts.argmax()].copy()
+        least = _NEGLIGIBLE * float(weight.max())
+        if self.total_weight <= least:
+            self._shift_by(rows[(weight > least).argmax()])
         added = float(weight.sum())
         shifted = rows - self.first
         mean = weight @ shifted / added
         self._join(mean, weight @ (shifted - mean) ** 2, added)
+
+    def _shift_by(self, first: Floats) -> None:
+        """Take distances from a sample that counts: far from it, all look the same."""
+        if len(self.first):
+            self._mean = self._mean + (self.first - first)
+        self.first = first.copy()
 
     def _join(
         self, mean: Floats | float, squares: Floats | float, added: float
@@ -382,7 +402,11 @@ class SpreadSums:
         step, total = mean - self._mean, self.total_weight + added
         self._squares = self._squares + squares
         self._squares += step**2 * self.total_weight * added / total
-        self._mean = self._mean + step * added / total
+        # From the heavier side: what is far and light must not round it.
+        if added > self.total_weight:
+            self._mean = mean - step * (self.total_weight / total)
+        else:
+            self._mean = self._mean + step * (added / total)
         self.total_weight = total
 
 
@@ -568,7 +592,7 @@ def margin_contributions(
     """
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
-    log_q = _check_log_proba(witness_log_proba, proba.shape)
+    log_q = _check_log_proba(witness_log_proba, proba)
     log_ratio = log_q - np.log(weight @ proba)
     return np.asarray((proba * log_ratio).sum(axis=1))
 
@@ -601,7 +625,8 @@ def cross_entropies(teacher_proba: ArrayLike, witness_logits: ArrayLike) -> Floa
     """
     proba = np.asarray(_as_posteriors(teacher_proba), dtype=np.float64)
     sums = check_row_sums(proba)
-    logits = np.asarray(_as_log_proba(witness_logits, proba.shape), dtype=np.float64)
+    logits = _as_log_proba("witness_logits", witness_logits, proba)
+    logits = np.asarray(logits, dtype=np.float64)
     return _cross_entropies(proba, sums, logits, _log_sum_exp)
 
 
@@ -619,7 +644,7 @@ def escape_force(
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`skvaecert.simplex.simplex_vertices`.
     scale : float
-        beta, above 0.
+        beta, above 1e-150 and below 1e150.
 
     Returns
     -------
@@ -665,7 +690,7 @@ def escape_force_rms(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1.
     scale : float
-        beta, above 0.
+        beta, above 1e-150 and below 1e150.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
@@ -684,10 +709,7 @@ def escape_force_rms(
     >>> round(escape_force_rms([[0.9, 0.1], [0.1, 0.9]], 1.0), 4)
     0.8
     """
-    proba, scale = (
-        check_teacher_proba(teacher_proba),
-        check_number("scale", scale, above=0),
-    )
+    proba, scale = check_teacher_proba(teacher_proba), check_scale(scale)
     n_components = proba.shape[1]
     if n_components == 1:
         return 0.0
@@ -760,12 +782,8 @@ def dispersion_bound(margin: float, force_rms: float) -> float:
     >>> dispersion_bound(-1.0, 0.8)
     0.0
     """
-    are_real = isinstance(margin, Real) and isinstance(force_rms, Real)
-    if not (are_real and margin == margin and force_rms >= 0):
-        raise ValueError(
-            "margin must be a number and force_rms a number of at least 0, got "
-            f"{margin} and {force_rms}."
-        )
+    margin = check_number("margin", margin)
+    force_rms = check_number("force_rms", force_rms, least=0)
     return margin / force_rms if margin > 0 and force_rms > 0 else 0.0
 
 
@@ -817,7 +835,7 @@ def component_contributions(
     """
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
-    log_q = _check_log_proba(witness_log_proba, proba.shape)
+    log_q = _check_log_proba(witness_log_proba, proba)
     weight, proba, log_q = of_weight(weight, proba, log_q)
     return np.asarray(weight @ (proba * (log_q - np.log(weight @ proba))))
 
@@ -923,7 +941,7 @@ def component_visibility(
     """
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
-    log_q = _check_log_proba(witness_log_proba, proba.shape)
+    log_q = _check_log_proba(witness_log_proba, proba)
     weight, proba, log_q = of_weight(weight, proba, log_q)
     log_mean = np.asarray(logsumexp(log_q, axis=0, b=weight[:, np.newaxis]))
     # A component that is excluded everywhere is constant too, at minus infinity.
@@ -1052,7 +1070,7 @@ def margin_energy_path(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1.
     scale : float
-        beta, above 0. The margin does not depend on it.
+        beta, above 1e-150 and below 1e150. The margin does not depend on it.
     n_points : int, default=51
         Points on the path, at least 2.
     anchored : bool, default=False
@@ -1085,9 +1103,9 @@ def margin_energy_path(
     >>> path.margin.round(3), path.energy.round(3)
     (array([0.   , 0.296, 0.368]), array([0.   , 0.151, 0.603]))
     """
-    if not isinstance(n_points, Integral) or n_points < 2:
-        raise ValueError(f"n_points must be an int of at least 2, got {n_points!r}.")
-    scale = check_number("scale", scale, above=0)
+    check_count("n_points", n_points, least=2)
+    check_flag("anchored", anchored)
+    scale = check_scale(scale)
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     odds, strength = centered_log_ratio(proba), np.linspace(0, 1, n_points)
@@ -1173,18 +1191,20 @@ def _as_posteriors(teacher_proba: ArrayLike) -> NDArray[Any]:
     return proba
 
 
-def _as_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> NDArray[Any]:
-    log_q = check_real("witness_log_proba", log_proba)
+def _as_log_proba(
+    name: str, values: ArrayLike, teacher_proba: ArrayLike
+) -> NDArray[Any]:
+    log_q, shape = check_real(name, values), _as_posteriors(teacher_proba).shape
     if log_q.shape != shape:
         raise ValueError(
-            f"witness_log_proba must have the shape {shape} of teacher_proba, got "
-            f"{log_q.shape}."
+            f"{name} must have the shape {shape} of teacher_proba, got {log_q.shape}."
         )
     return log_q
 
 
-def _check_log_proba(log_proba: ArrayLike, shape: tuple[int, ...]) -> Floats:
-    log_q = np.asarray(_as_log_proba(log_proba, shape), dtype=np.float64)
+def _check_log_proba(log_proba: ArrayLike, teacher_proba: Floats) -> Floats:
+    values = _as_log_proba("witness_log_proba", log_proba, teacher_proba)
+    log_q = np.asarray(values, dtype=np.float64)
     return np.asarray(log_q - _log_sums(log_q)[:, None])
 
 

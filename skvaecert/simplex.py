@@ -40,6 +40,8 @@ _LARGEST_CODE = 1e150
 _RESERVE = 1e-9
 _ENERGY_ROUNDING = 1e-25
 _STEP = 2**0.25
+# Scales and temperatures above it, and below one over it: squares are numbers.
+_SMALLEST = 1e-150
 _REAL = "{} must hold real numbers, integers or floats of 16 bits or more, got"
 
 
@@ -77,7 +79,7 @@ def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
         array = np.asanyarray(values)
         if array.dtype == object:
             array = np.asarray(array, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         given = type(values).__name__
         if hasattr(values, "dtype"):
             given += f" of {values.dtype}"
@@ -88,7 +90,7 @@ def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
             "fill them."
         )
     is_small = array.dtype.kind not in "biu" and array.dtype.itemsize < 2
-    if is_small or array.dtype.kind in "cmMSUT":
+    if is_small or array.dtype.kind in "cmMSUTV":
         raise ValueError(f"{_REAL.format(name)} {array.dtype}.")
     return array
 
@@ -129,7 +131,7 @@ def check_number(
     2.0
     """
     try:
-        is_other = isinstance(value, str | bytes | np.complexfloating)
+        is_other = isinstance(value, str | bytes | bool | np.bool_ | np.complexfloating)
         number = math.nan if is_other else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
@@ -140,6 +142,27 @@ def check_number(
             f"{name} must be a finite number {' and '.join(allowed)}, got {value}."
         )
     return number
+
+
+def check_scale(scale: float) -> float:
+    """Check the scale beta of a witness: its square must be a number.
+
+    Parameters
+    ----------
+    scale : float
+        beta, above 1e-150 and below 1e150.
+
+    Returns
+    -------
+    float
+        beta.
+
+    Raises
+    ------
+    ValueError
+        If it is no such number.
+    """
+    return check_number("scale", scale, above=_SMALLEST, below=1 / _SMALLEST)
 
 
 def check_codes(name: str, codes: ArrayLike) -> Floats:
@@ -198,11 +221,63 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
     Raises
     ------
     ValueError
-        If the value is no int or below `least`.
+        If the value is no int, below `least`, or 2^31 or more.
     """
-    if not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{name} must be an int of at least {least}, got {value!r}.")
+    is_int = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (is_int and least <= value < 2**31):
+        most = " and below 2^31" if is_int and value > least else ""
+        raise ValueError(
+            f"{name} must be an int of at least {least}{most}, got {value!r}."
+        )
     return int(value)
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """Check that a value is True or False.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter in error messages.
+    value : bool
+        The value.
+
+    Returns
+    -------
+    bool
+        The value.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
+
+
+def check_seed(random_state: int | np.random.RandomState | None) -> None:
+    """Check what is to seed a generator.
+
+    Parameters
+    ----------
+    random_state : int, RandomState instance or None
+        Ints from 0 to 2^32 - 1.
+
+    Raises
+    ------
+    ValueError
+        If it is anything else.
+    """
+    is_seed = random_state is None or isinstance(random_state, np.random.RandomState)
+    if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+        is_seed = 0 <= random_state < 2**32
+    if not is_seed:
+        raise ValueError(
+            "random_state must be None, an int from 0 to 2^32 - 1 or a "
+            f"numpy.random.RandomState, got {random_state!r}."
+        )
 
 
 def check_teacher_proba(
@@ -333,6 +408,8 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floa
 def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
     """Check the weights of a part of the samples; 1 each when None.
 
+    Weights that change no sum, 2^-52 of the largest or less, become 0.
+
     Parameters
     ----------
     sample_weight : array-like of shape (n_samples,) or None
@@ -358,12 +435,14 @@ def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
             f"sample_weight must have shape (n_samples,), got shape {weight.shape}."
         )
     _check_length("sample_weight", len(weight), n_samples)
-    if not (np.isfinite(weight).all() and weight.min() >= 0):
+    if not (np.isfinite(weight).all() and weight.min(initial=0) >= 0):
         raise ValueError(
             "sample_weight must be finite and not negative, got a smallest weight of "
             f"{weight.min()}."
         )
-    return weight
+    return np.where(
+        weight > np.finfo(np.float64).eps * weight.max(initial=0), weight, 0.0
+    )
 
 
 def _check_length(name: str, given: int, n_samples: int | None) -> None:
@@ -410,11 +489,8 @@ def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
            [-0.5,  1. , -0.5],
            [-0.5, -0.5,  1. ]])
     """
-    for name, value in (("n_components", n_components), ("latent_dim", latent_dim)):
-        if not isinstance(value, Integral):
-            raise ValueError(f"{name} must be an int, got {value!r}.")
-    if n_components < 2:
-        raise ValueError(f"n_components must be at least 2, got {n_components}.")
+    check_count("n_components", n_components, least=2)
+    check_count("latent_dim", latent_dim)
     if latent_dim < n_components - 1:
         raise ValueError(
             f"latent_dim must be at least n_components - 1 = {n_components - 1}, so "
@@ -443,7 +519,7 @@ def witness_log_proba(
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`simplex_vertices`.
     scale : float
-        beta, above 0.
+        beta, above 1e-150 and below 1e150.
 
     Returns
     -------
@@ -464,7 +540,7 @@ def witness_log_proba(
            [0.88, 0.12]])
     """
     mean, simplex = check_code(latent_mean, vertices)
-    logits = check_number("scale", scale, above=0) * (mean @ simplex.T)
+    logits = check_scale(scale) * (mean @ simplex.T)
     return np.asarray(log_softmax(logits, axis=1), dtype=np.float64)
 
 
@@ -615,7 +691,7 @@ def analytic_code(
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`simplex_vertices`.
     scale : float
-        beta, above 0.
+        beta, above 1e-150 and below 1e150.
 
     Returns
     -------
@@ -643,7 +719,7 @@ def analytic_code(
             f"vertices must have {n_components} rows, one for each column of "
             f"teacher_proba, got {len(simplex)}."
         )
-    scale = check_number("scale", scale, above=0)
+    scale = check_scale(scale)
     factor = (n_components - 1) / (n_components * scale)
     return np.asarray(factor * (odds @ simplex))
 
@@ -661,7 +737,7 @@ def analytic_energy(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0.
     scale : float
-        beta, above 0.
+        beta, above 1e-150 and below 1e150.
     sample_weight : array-like of shape (n_samples,), default=None
         Weights, normalised to p; uniform when None.
 
@@ -685,7 +761,7 @@ def analytic_energy(
     """
     proba, scale = (
         check_teacher_proba(teacher_proba),
-        check_number("scale", scale, above=0),
+        check_scale(scale),
     )
     n_components = proba.shape[1]
     energy = log_odds_energy(proba, sample_weight)
@@ -720,7 +796,7 @@ def temper(log_proba: ArrayLike, temperature: float, floor: float) -> Floats:
     >>> temper(np.log([[0.8, 0.2]]), temperature=2.0, floor=0.0).round(3)
     array([[0.667, 0.333]])
     """
-    temperature = check_number("temperature", temperature, above=0)
+    temperature = check_number("temperature", temperature, above=_SMALLEST)
     floor = check_number("floor", floor, least=0, below=1)
     log_joint = np.asarray(check_real("log_proba", log_proba), dtype=np.float64)
     is_table = log_joint.ndim == 2 and log_joint.size > 0
@@ -798,7 +874,7 @@ def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
     Returns
     -------
     float
-        beta, above 0.
+        beta, above 1e-150 and below 1e150.
 
     Raises
     ------
@@ -812,8 +888,12 @@ def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
     >>> resolve_witness_scale(2, np.full((3, 2), 0.5))
     2.0
     """
+    if not isinstance(witness_scale, str):
+        return check_number("witness_scale", witness_scale, above=0)
     if witness_scale != "prior":
-        return float(witness_scale)
+        raise ValueError(
+            f"witness_scale must be 'prior' or a number above 0, got {witness_scale!r}."
+        )
     scale = prior_matched_scale(proba)
     if scale == 0:
         raise ValueError(

@@ -21,6 +21,7 @@ from skvaecert.simplex import (
     check_number,
     check_real,
     check_sample_weight,
+    check_scale,
     check_teacher_proba,
     prior_matched_scale,
     simplex_vertices,
@@ -67,6 +68,23 @@ class LinearWitness:
     bias: Floats
     name: str
 
+    def __post_init__(self) -> None:
+        """Check the values."""
+        weights, bias = (
+            check_real("weights", self.weights),
+            check_real("bias", self.bias),
+        )
+        if weights.ndim != 2 or not np.isfinite(weights).all():
+            raise ValueError(
+                "weights must be an array of shape (n_components, latent_dim), finite, "
+                f"got shape {weights.shape}."
+            )
+        if bias.shape != weights.shape[:1] or not np.isfinite(bias).all():
+            raise ValueError(
+                f"bias must be an array of shape ({len(weights)},), as many values as "
+                f"weights has rows, finite, got shape {bias.shape}."
+            )
+
     def logits(self, codes: ArrayLike) -> Floats:
         """Return A z + b.
 
@@ -80,9 +98,14 @@ class LinearWitness:
         ndarray of shape (n_samples, n_components)
             Log-probabilities up to a constant per sample, in float64.
         """
+        values, dim = check_real("codes", codes), self.weights.shape[1]
+        if values.ndim != 2 or values.shape[1] != dim or not np.isfinite(values).all():
+            raise ValueError(
+                f"codes must be an array of shape (n_samples, {dim}), finite, got "
+                f"shape {values.shape}."
+            )
         return np.asarray(
-            np.asarray(check_real("codes", codes), dtype=np.float64) @ self.weights.T
-            + self.bias
+            np.asarray(values, dtype=np.float64) @ self.weights.T + self.bias
         )
 
     def log_proba(self, codes: ArrayLike) -> Floats:
@@ -145,7 +168,14 @@ class LinearWitness:
         LinearWitness
             Of the same name.
         """
-        bias = np.log(mean_proba) + strength * self.bias
+        check_number("strength", strength, least=0)
+        given = check_real("mean_proba", mean_proba)
+        if given.shape != self.bias.shape:
+            raise ValueError(
+                f"mean_proba must have shape {self.bias.shape}, got {given.shape}."
+            )
+        (proba,) = check_teacher_proba([given], name="mean_proba")
+        bias = np.log(proba) + strength * self.bias
         return LinearWitness(strength * self.weights, bias, self.name)
 
 
@@ -157,7 +187,7 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`skvaecert.simplex.simplex_vertices`.
     scale : float
-        beta, above 0.
+        beta, above 1e-150 and below 1e150.
 
     Returns
     -------
@@ -181,8 +211,9 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     2.828427
     """
     simplex = np.asarray(check_real("vertices", vertices), dtype=np.float64)
-    scale = check_number("scale", scale, above=0, below=1e150)
-    n = len(simplex) if simplex.ndim == 2 else 0
+    scale = check_scale(scale)
+    is_table = simplex.ndim == 2 and np.abs(simplex).max(initial=0) < 2
+    n = len(simplex) if is_table else 0
     regular = (np.eye(n) * n - 1) / max(1, n - 1)
     if n == 0 or not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
         raise ValueError(

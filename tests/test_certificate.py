@@ -464,11 +464,11 @@ def test_certificates_are_frozen_and_pickle(certificates):
         ({"sample_weight": [1, -1]}, "sample_weight must be"),
         (
             {"scale": -1.0},
-            "scale must be a finite number above 0 and below 1e.150, got -1.0",
+            "scale must be a finite number above 1e-150 and below 1e.150, got -1.0",
         ),
         (
             {"scale": np.nan},
-            "scale must be a finite number above 0 and below 1e.150, got nan",
+            "scale must be a finite number above 1e-150 and below 1e.150, got nan",
         ),
         ({"vertices": [[1.0], [1.0], [0.0]]}, r"vertices must have shape .* \(2, 1\)"),
         ({"vertices": [[1000.0], [-1000.0]]}, "regular simplex of radius 1"),

@@ -498,8 +498,8 @@ def test_a_scale_changes_what_the_path_costs_and_nothing_else(proba):
     ("arguments", "message"),
     [
         ({"n_points": 1}, "n_points must be an int of at least 2, got 1"),
-        ({"scale": 0.0}, "scale must be a finite number above 0, got 0.0"),
-        ({"scale": np.nan}, "scale must be a finite number above 0, got nan"),
+        ({"scale": 0.0}, "scale must be a finite number above 1e-150 .*, got 0.0"),
+        ({"scale": np.nan}, "scale must be a finite number above 1e-150 .*, got nan"),
         ({"teacher_proba": [[1.0, 0.0]]}, "teacher_proba must have"),
         ({"sample_weight": [1.0]}, "sample_weight must"),
     ],
@@ -549,7 +549,8 @@ def test_the_least_dispersion_is_below_the_exact_one(size, first):
                 merged.merge(SpreadSums().update(rows[part], weight[part]))
         exact = exact_dispersion_square(rows, weight)
         assert Fraction(merged.least_dispersion) ** 2 <= exact
-        assert merged.n_samples == n
+        # The far one may weigh so little that it counts for nothing.
+        assert n - 1 <= merged.n_samples <= n
         # The twin: near the exact one where nothing is far away.
         if first <= 1 and size >= 1e-3:
             assert merged.least_dispersion**2 >= 0.99 * float(exact)

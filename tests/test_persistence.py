@@ -33,7 +33,7 @@ from skvaecert.objectives import Objective
 from skvaecert.persistence import export_onnx, load, save, verify
 
 # Made by `python tests/test_persistence.py`, once for each schema.
-OLD_FILE = Path(__file__).parent / "data" / "schema_2.safetensors"
+OLD_FILE = Path(__file__).parent / "data" / "schema_3.safetensors"
 
 
 def tiny(**params):
@@ -278,7 +278,7 @@ def test_models_of_a_device_that_is_not_there_come_to_the_cpu(
     assert loaded.score(rows) == certifier.score(rows)
 
 
-def test_files_of_schema_2_still_load():
+def test_files_of_schema_3_still_load():
     record = json.loads(OLD_FILE.with_suffix(".json").read_text())
     rows = np.array(record["rows"])
     loaded = load(OLD_FILE)
@@ -446,8 +446,8 @@ def test_files_that_are_not_there_are_not_called_invalid(tmp_path):
 # Verification.
 
 
-def certificate_of(content):
-    (node,) = [n for n in content["objects"] if n["type"] == "Certificate"]
+def certificate_of(content, kind="Certificate"):
+    (node,) = [n for n in content["objects"] if n["type"] == kind]
     return node["params"]
 
 
@@ -547,7 +547,7 @@ def test_no_value_of_a_certificate_can_be_edited(path, rows, certifier, field):
     if isinstance(value, int):
         others += [value + 1]
     if field == "verdict":
-        others += ["constant", "inconclusive"]
+        others += ["constant", "inconclusive", "varies"]
     for other in others:
         if other == value and type(other) is type(value):
             continue
@@ -556,6 +556,15 @@ def test_no_value_of_a_certificate_can_be_edited(path, rows, certifier, field):
             assert not verify(path, rows[:60]).confirmed, other
         except InvalidFileError:
             pass
+
+
+def test_what_drawn_codes_carry_cannot_be_edited(path, rows, certifier):
+    def change(content, arrays):
+        bracket = certificate_of(content, "InformationBracket")
+        bracket["low"] = bracket["estimate"] = bracket["high"]
+
+    attacks.forge(path, change)
+    assert verify(path, rows[:60]).differences == ("information",)
 
 
 def test_a_certificate_is_made_again_for_the_safety_margin_that_it_states(path, rows):

@@ -198,7 +198,9 @@ def test_fingerprints_tell_samples_apart(digits):
     assert len(np.unique(prints)) == len(np.unique(rows, axis=0))
     np.testing.assert_array_equal(prints, fingerprint_samples(rows.astype(object)))
     assert fingerprint_samples([[0.0]]) == fingerprint_samples([[-0.0]])
-    assert len(fingerprint_samples([["a"]])) == 0
+    np.testing.assert_array_equal(prints, fingerprint_samples(sparse.csr_array(rows)))
+    assert len({*fingerprint_samples([["a"], ["b"], ["a"]])}) == 2
+    assert len(fingerprint_samples(1)) == 0
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])

@@ -47,7 +47,7 @@ def test_vertices_project_onto_the_protected_subspace():
 @pytest.mark.parametrize(
     ("n_components", "latent_dim", "message"),
     [
-        (1, 4, "n_components must be at least 2, got 1"),
+        (1, 4, "n_components must be an int of at least 2, got 1"),
         (6, 4, r"latent_dim must be at least n_components - 1 = 5.*got 4"),
     ],
 )

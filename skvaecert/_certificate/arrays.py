@@ -42,8 +42,8 @@ def certify(
     scale : float
         beta, above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to sum 1; uniform when None. A sample of weight 0 counts
-        for nothing, not even in `n_samples`.
+        Weights, normalised to sum 1; uniform when None. A sample of weight 0, or of
+        2^-52 of the largest, counts for nothing, not even in `n_samples`.
     safety_margin : float, default=0.0
         tau, nats, at least 0: the margin must exceed it.
     latent_noise : float, default=0.0

@@ -174,8 +174,9 @@ class Certificate:
 
     @property
     def _margin_shown(self) -> float:
-        """The margin that may be called "at least"."""
-        return max(0.0, self.margin_low - self.tolerance)
+        """The margin that may be called "at least", never above the bracket's end."""
+        shown = max(0.0, self.margin_low - self.tolerance)
+        return shown if self.information is None else min(shown, self.information.high)
 
     def __str__(self) -> str:
         """Say what was shown, in plain sentences."""
@@ -301,14 +302,15 @@ def _tell_sampled(c: Certificate) -> str:
 
 
 def _tell_round_trip(c: Certificate) -> str:
+    codes = "the means" if c.confidence is None else "drawn codes"
     if c.verdict == "certified":
         return (
-            "encoder and decoder together pass input on: the teacher reads "
+            "encoder and decoder together pass input on: the teacher reads at least "
             f"{_short(c._margin_shown)} of at most {_short(c.teacher_information)} "
-            f"nats off the reconstructions{_interval(c, ' (', ')')}."
+            f"nats off the reconstructions of {codes}{_interval(c, ' (', ')')}."
         )
     if c.verdict == "constant":
-        return "the reconstructions are equal to within rounding."
+        return "reconstructions do not depend on the sample, to within rounding."
     return " ".join(_why_not(c, "it was not shown that input comes through"))
 
 

@@ -5,13 +5,13 @@ of the sums in the end is decided in :mod:`skvaecert._certificate.verdict`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, t
+from scipy.stats import norm
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.rounding import (
@@ -25,6 +25,7 @@ from skvaecert._certificate.verdict import (
     conclude,
 )
 from skvaecert._rounding import RoundingSums
+from skvaecert.bounds import MeanBounds
 from skvaecert.information import InformationSums
 from skvaecert.metrics import (
     MarginSums,
@@ -38,7 +39,6 @@ from skvaecert.simplex import (
     Floats,
     check_real,
     check_teacher_proba,
-    check_weight,
 )
 from skvaecert.witnesses import LinearWitness
 
@@ -53,6 +53,10 @@ __all__ = [
 
 # Chance of a wrong verdict on drawn codes: that of five standard errors, 3e-7.
 _CHANCE = float(norm.sf(5.0))
+
+# Share of the uniform distribution in a witness that reads drawn codes. It costs hardly
+# more than as many nats, and bounds the loss by log(K / floor).
+_FLOOR = 1e-3
 
 
 class Sums:
@@ -194,12 +198,114 @@ class CodeSums:
         }
 
 
-class SampledSums(Sums):
+class DrawnSums(Sums):
+    """What the kinds share that draw codes from q(z|x) (theory section 6).
+
+    The loss of a code lies in [0, log(K / floor)], so that bounds on its mean hold for
+    any losses and any number of draws. Codes are drawn twice: for each sample its own,
+    which give the margin, and with the same draws for all samples, where equal
+    posteriors give equal codes, so that luck cannot make a margin. Only a margin in
+    both is certified.
+    """
+
+    def __init__(
+        self,
+        witness: LinearWitness,
+        floor: float,
+        n_draws: int,
+        generator: np.random.Generator,
+        part: int | None,
+        confidence: float,
+    ) -> None:
+        super().__init__(witness)
+        check_draws(n_draws, confidence)
+        self.n_draws = n_draws
+        self.confidence = confidence
+        n_components, latent_dim = witness.weights.shape
+        self._losses = MeanBounds(0.0, math.log(n_components / floor))
+        self._means, self._deviations = RoundingSums(), RoundingSums()
+        # With the moments of N(0, 1), for few draws would often miss weak information.
+        noise = generator.standard_normal((n_draws, latent_dim))
+        noise -= noise.mean(axis=0)
+        self.shared_noise = noise / noise.std(axis=0)
+        self._shared_loss = 0.0
+        self._generator = generator
+        if part is not None:
+            seed = int(generator.integers(2**63))
+            self._generator = np.random.default_rng([part, seed])
+
+    def merge(self, other: Any) -> Self:
+        """Add the samples of other sums."""
+        if self.confidence != other.confidence:
+            raise ValueError(
+                "parts must have the same confidence, got "
+                f"{self.confidence} and {other.confidence}."
+            )
+        if not np.array_equal(self.shared_noise, other.shared_noise):
+            raise ValueError(
+                "parts must have the same n_draws, and draws from the same seed, got "
+                "others. Give the certifier an int as random_state."
+            )
+        super().merge(other)
+        self._losses.merge(other._losses)
+        self._means.merge(other._means)
+        self._deviations.merge(other._deviations)
+        self._shared_loss += other._shared_loss
+        return self
+
+    @property
+    def n_samples(self) -> int:
+        return self._means.spread.n_samples
+
+    def _draws(self, mean: Floats, deviation: Floats) -> Iterator[tuple[Floats, ...]]:
+        """Yield codes: of draws of their own, and of draws that all samples share."""
+        # Sample by sample, so that the draws do not depend on the batches.
+        shape = len(mean), self.n_draws, mean.shape[1]
+        noises = self._generator.standard_normal(shape).swapaxes(0, 1)
+        for own, shared in zip(noises, self.shared_noise, strict=True):
+            yield mean + deviation * own, mean + deviation * shared
+
+    def _add_readings(
+        self, proba: NDArray[Any], weight: Floats, own: Floats, shared: Floats
+    ) -> None:
+        """Add log q of one draw of each sample, and of one that they share."""
+        self.alignment.update(proba, own, weight)
+        losses = cross_entropies(proba, own).clip(0.0, self._losses.upper)
+        self._losses.update(losses, weight)
+        self._shared_loss += float(weight @ cross_entropies(proba, shared))
+
+    def _add_distribution(
+        self, weight: Floats, mean: Floats, deviation: Floats
+    ) -> None:
+        self._means.add(mean, weight)
+        self._deviations.add(deviation, weight)
+
+    @property
+    def _shared_margin(self) -> float:
+        mean_loss = self._shared_loss / self.alignment.total_weight
+        return self.alignment.mean_entropy - mean_loss
+
+    @property
+    def _are_equal(self) -> bool:
+        """Whether all posteriors are the same to within rounding."""
+        return self._means.are_constant and self._deviations.are_constant
+
+    @property
+    def _interval(self) -> dict[str, Any]:
+        """What the draws leave open, for any losses between their limits."""
+        entropy, level = self.alignment.mean_entropy, (1 + self.confidence) / 2
+        return {
+            "doubt": self.margin - (entropy - self._losses.high(1 - _CHANCE)),
+            "confidence": self.confidence,
+            "margin_low": entropy - self._losses.high(level),
+            "margin_high": entropy - self._losses.low(level),
+        }
+
+
+class SampledSums(DrawnSums):
     """Sums for ``kind="sampled"``: drawn codes carry information (theory section 6).
 
-    Codes are drawn twice: for each sample its own, which give the margin, and with the
-    same draws for all samples, where equal posteriors give equal codes, so that luck
-    cannot make a margin. Only a margin in both is certified.
+    The witness is read with a floor, (1 - floor) q + floor / K, which bounds its loss.
     """
 
     kind = "sampled"
@@ -212,26 +318,11 @@ class SampledSums(Sums):
         part: int | None = None,
         confidence: float = 0.95,
     ) -> None:
-        super().__init__(witness)
-        check_draws(n_draws, confidence)
-        self.n_draws = n_draws
-        self.confidence = confidence
-        latent_dim = witness.weights.shape[1]
-        self._forces = SpreadSums()
-        self._means, self._deviations = RoundingSums(), RoundingSums()
-        self._variance = self._squared_variance = self._kl = 0.0
+        super().__init__(witness, _FLOOR, n_draws, generator, part, confidence)
+        self.codes = CodeSums()
         self._narrowest = math.inf
         # Squared errors of mean, log deviation and deviation, in rounding units.
-        self._errors = np.zeros((3, latent_dim))
-        # With the moments of N(0, 1), for few draws would often miss weak information.
-        noise = generator.standard_normal((n_draws, latent_dim))
-        noise -= noise.mean(axis=0)
-        self._shared_noise = noise / noise.std(axis=0)
-        self._shared_loss = 0.0
-        self._generator = generator
-        if part is not None:
-            seed = int(generator.integers(2**63))
-            self._generator = np.random.default_rng([part, seed])
+        self._errors = np.zeros((3, witness.weights.shape[1]))
 
     def update(
         self,
@@ -241,100 +332,58 @@ class SampledSums(Sums):
         sample_weight: ArrayLike | None = None,
     ) -> Self:
         """Add samples."""
-        mean = check_real("latent_mean", latent_mean)
-        deviation = check_real("latent_std", latent_std)
-        if deviation.shape != mean.shape or not (deviation > 0).all():
-            raise ValueError(
-                "latent_std must have the shape of latent_mean and entries above 0, "
-                f"got shape {deviation.shape} with a smallest entry of "
-                f"{deviation.min()}."
-            )
+        mean, deviation = _check_distribution(latent_mean, latent_std)
         chunks = _chunks(self.witness, teacher_proba, sample_weight, mean, deviation)
         for proba, weight, codes in chunks:
-            self._add_draws(proba, weight, *codes)
-            self._forces.update(_force_terms(proba, self.witness), weight)
-            self._add_rounding(weight, *codes)
+            self._add_drawn(proba, weight, *codes)
+        self.codes.update(mean, deviation, sample_weight)
         return self
 
     def merge(self, other: "SampledSums") -> Self:
         """Add the samples of other sums."""
-        if self.confidence != other.confidence:
-            raise ValueError(
-                "parts must have the same confidence, got "
-                f"{self.confidence} and {other.confidence}."
-            )
-        if not np.array_equal(self._shared_noise, other._shared_noise):
-            raise ValueError(
-                "parts must have the same n_draws, and draws from the same seed, got "
-                "others. Give the certifier an int as random_state."
-            )
         super().merge(other)
-        self._forces.merge(other._forces)
-        self._means.merge(other._means)
-        self._deviations.merge(other._deviations)
+        self.codes.merge(other.codes)
         self._errors = self._errors + other._errors
         self._narrowest = min(self._narrowest, other._narrowest)
-        self._variance += other._variance
-        self._squared_variance += other._squared_variance
-        self._kl += other._kl
-        self._shared_loss += other._shared_loss
         return self
-
-    @property
-    def n_samples(self) -> int:
-        return self.alignment.n_samples // self.n_draws
 
     def certificate(
         self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
     ) -> Certificate:
         """Return the certificate of all samples so far."""
         check_not_negative("latent_noise", latent_noise)
-        margin, total = self.margin, self.alignment.total_weight
-        standard_error = math.sqrt(self._variance) / total
-        level = (1 + self.confidence) / 2
-        half = float(t.ppf(level, self._freedom)) * standard_error
-        arithmetic = summation_error(self.alignment, self.witness, self._norm)
-        shared = self.alignment.mean_entropy - self._shared_loss / total
+        checked_margin(self.alignment)
+        norm = self._means.mean_norm + self._deviations.mean_norm
+        arithmetic = summation_error(self.alignment, self.witness, norm)
+        faked = self._shared_tolerance(latent_noise)
+        spread = self._means.spread
         return self._conclude(
             error=arithmetic,
             tolerance=arithmetic + self._noise(latent_noise),
             safety_margin=safety_margin,
-            doubt=float(t.isf(_CHANCE, self._freedom)) * standard_error,
-            is_luck=not shared > arithmetic + self._shared_tolerance(latent_noise),
-            are_constant=self._means.are_constant and self._deviations.are_constant,
-            dispersion=self._means.spread.dispersion,
-            confidence=self.confidence,
-            margin_low=margin - half,
-            margin_high=margin + half,
+            is_luck=not self._shared_margin > arithmetic + faked,
+            are_constant=self._are_equal,
+            dispersion=spread.dispersion,
             latent_noise=max(self._means.rounding_noise, latent_noise),
+            **self._interval,
+            **self.codes.findings(self.n_samples, spread),
         )
 
-    def _add_draws(
+    def _add_drawn(
         self, proba: NDArray[Any], weight: Floats, mean: Floats, deviation: Floats
     ) -> None:
-        losses, share = np.empty((self.n_draws, len(mean))), weight / self.n_draws
-        # Sample by sample, so that the draws do not depend on the batches.
-        shape = len(mean), self.n_draws, mean.shape[1]
-        noises = self._generator.standard_normal(shape).swapaxes(0, 1)
-        for draw, noise in enumerate(noises):
-            logits = self.witness.logits(mean + deviation * noise)
-            self.alignment.update_logits(proba, logits, share)
-            losses[draw] = cross_entropies(proba, logits)
-        variance = weight**2 * (losses.var(axis=0, ddof=1) / self.n_draws)
-        self._variance += float(variance.sum())
-        self._squared_variance += float(variance @ variance)
-        for noise in self._shared_noise:
-            logits = self.witness.logits(mean + deviation * noise)
-            self._shared_loss += float(share @ cross_entropies(proba, logits))
-
-    def _add_rounding(self, weight: Floats, mean: Floats, deviation: Floats) -> None:
-        """Add what tells size and rounding of means and deviations, and the KL term."""
-        kl = (mean**2 + deviation**2 - 2 * np.log(deviation) - 1).sum(axis=1) / 2
-        self._kl += float(weight @ kl)
+        for own, shared in self._draws(mean, deviation):
+            readings = self._log_proba(own), self._log_proba(shared)
+            self._add_readings(proba, weight / self.n_draws, *readings)
+        self._add_distribution(weight, mean, deviation)
         self._errors += _squared_errors(mean, deviation, weight)
         self._narrowest = min(self._narrowest, float(deviation.min()))
-        self._means.add(mean, weight)
-        self._deviations.add(deviation, weight)
+
+    def _log_proba(self, codes: Floats) -> Floats:
+        """Return log((1 - floor) q + floor / K)."""
+        log_q = self.witness.log_proba(codes)
+        lowest = math.log(_FLOOR / log_q.shape[1])
+        return np.asarray(np.logaddexp(log_q + math.log1p(-_FLOOR), lowest))
 
     def _noise(self, latent_noise: float) -> float:
         """Bound the KL of what rounding, or another batch, may have moved apart."""
@@ -349,68 +398,76 @@ class SampledSums(Sums):
         return rounding + float(moved) + min(latent_noise, 1e50) ** 2 * growth
 
     def _shared_tolerance(self, latent_noise: float) -> float:
-        """Bound the margin that noise can fake where samples share their draws."""
-        squares = (self._shared_noise**2).mean(axis=0) / self.alignment.total_weight
+        """Bound the margin that noise can fake where samples share their draws.
+
+        A step in the code changes no loss by more than its length times the largest
+        distance of two rows of A, whatever the floor.
+        """
+        squares = (self.shared_noise**2).mean(axis=0) / self.alignment.total_weight
         widths = self._errors[2] * squares
         noise = math.sqrt(float(self._deviations.unit**2 @ widths))
         moved = latent_noise * (1 + math.sqrt(float(widths.sum())))
         noise += max(self._means.rounding_noise, moved)
-        return noise_margin(noise, self._forces.dispersion, self.witness)
-
-    @property
-    def _freedom(self) -> float:
-        """Degrees of freedom of the standard error, by Satterthwaite.
-
-        Fewer where few samples weigh much, or vary most.
-        """
-        if self._squared_variance == 0:
-            return 1.0
-        effective = self._variance**2 / self._squared_variance
-        return (self.n_draws - 1) * max(1.0, effective)
-
-    @property
-    def _norm(self) -> float:
-        return self._means.mean_norm + self._deviations.mean_norm
+        return math.sqrt(2) * self.witness.gain * noise
 
 
-class RoundTripSums(Sums):
+# What the teacher reads off reconstructions of codes, and the reconstructions.
+Reader = Callable[[Floats], tuple[Floats, ArrayLike]]
+
+
+class RoundTripSums(DrawnSums):
     """Sums for ``kind="round_trip"``: reconstructions show the teacher's groups.
 
-    The witness is the teacher itself (theory section 7).
+    The witness is the teacher itself, softened with a floor (theory section 7).
     """
 
     kind = "round_trip"
 
-    def __init__(self, n_components: int, latent_dim: int) -> None:
+    def __init__(
+        self,
+        n_components: int,
+        latent_dim: int,
+        floor: float,
+        n_draws: int,
+        generator: np.random.Generator,
+        part: int | None = None,
+        confidence: float = 0.95,
+    ) -> None:
         # Only its shape and its name are of use: no logit is computed.
         weights = np.zeros((n_components, latent_dim))
-        super().__init__(LinearWitness(weights, np.zeros(1), "teacher"))
-        self._means = SpreadSums()
+        witness = LinearWitness(weights, np.zeros(n_components), "teacher")
+        super().__init__(witness, floor, n_draws, generator, part, confidence)
         self._outputs = RoundingSums()
+        self._is_drawn: bool | None = None
 
     def update(
         self,
         teacher_proba: ArrayLike,
-        round_trip_proba: ArrayLike,
+        read: Reader,
         latent_mean: ArrayLike,
-        output: ArrayLike,
+        latent_std: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Add samples."""
-        log_q = np.log(check_teacher_proba(round_trip_proba))
-        weight = check_weight(sample_weight, len(log_q))
-        self.alignment.update(teacher_proba, log_q, weight)
-        self._means.update(latent_mean, weight)
-        outputs = _checked(check_real("inverse_transform", output))
-        weight, outputs = of_weight(weight, outputs)
-        if len(weight):
-            self._outputs.add(outputs, weight)
+        """Add samples; without standard deviations, the means are read."""
+        self._check_drawn(latent_std is not None)
+        codes: tuple[ArrayLike, ...] = (latent_mean,)
+        if latent_std is not None:
+            codes = _check_distribution(latent_mean, latent_std)
+        chunks = _chunks(self.witness, teacher_proba, sample_weight, *codes)
+        for proba, weight, arrays in chunks:
+            if len(arrays) == 1:
+                reading = self._read(read, weight, arrays[0])
+                self._add_readings(proba, weight, reading, reading)
+                self._means.add(arrays[0], weight)
+            else:
+                self._add_drawn(proba, weight, read, *arrays)
         return self
 
     def merge(self, other: "RoundTripSums") -> Self:
         """Add the samples of other sums."""
+        if other._is_drawn is not None:
+            self._check_drawn(other._is_drawn)
         super().merge(other)
-        self._means.merge(other._means)
         self._outputs.merge(other._outputs)
         return self
 
@@ -423,13 +480,44 @@ class RoundTripSums(Sums):
         """
         checked_margin(self.alignment)
         arithmetic = summation_error(self.alignment, self.witness, 0.0)
+        tolerance = arithmetic + shift
+        are_equal = bool(self._is_drawn) and self._are_equal
         return self._conclude(
             error=arithmetic,
-            tolerance=arithmetic + shift,
+            tolerance=tolerance,
             safety_margin=safety_margin,
-            are_constant=self._outputs.are_constant,
-            dispersion=self._means.dispersion,
+            is_luck=not self._shared_margin > tolerance,
+            are_constant=are_equal or self._outputs.are_constant,
+            dispersion=self._means.spread.dispersion,
+            **self._interval if self._is_drawn else {},
         )
+
+    def _add_drawn(
+        self,
+        proba: NDArray[Any],
+        weight: Floats,
+        read: Reader,
+        mean: Floats,
+        deviation: Floats,
+    ) -> None:
+        for own, shared in self._draws(mean, deviation):
+            readings = (self._read(read, weight, codes) for codes in (own, shared))
+            self._add_readings(proba, weight / self.n_draws, *readings)
+        self._add_distribution(weight, mean, deviation)
+
+    def _read(self, read: Reader, weight: Floats, codes: Floats) -> Floats:
+        """Return log q, and note the reconstructions."""
+        proba, output = read(codes)
+        self._outputs.add(_checked(check_real("inverse_transform", output)), weight)
+        return np.asarray(np.log(check_teacher_proba(proba, len(codes))))
+
+    def _check_drawn(self, drawn: bool) -> None:
+        if self._is_drawn not in (None, drawn):
+            raise ValueError(
+                "estimator must have an encode that gives standard deviations of all "
+                "samples, or of none, got some of both."
+            )
+        self._is_drawn = drawn
 
 
 def _chunks(
@@ -471,6 +559,20 @@ def _squared_errors(mean: Floats, deviation: Floats, weight: Floats) -> Floats:
     with np.errstate(over="ignore"):
         means = (np.maximum(np.abs(mean), 1) / deviation) ** 2
     return np.stack([weight @ means, weight @ logs, weight @ (logs * deviation**2)])
+
+
+def _check_distribution(
+    latent_mean: ArrayLike, latent_std: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Check that there is a standard deviation above 0 for each mean."""
+    mean = check_real("latent_mean", latent_mean)
+    deviation = check_real("latent_std", latent_std)
+    if deviation.shape != mean.shape or not (deviation > 0).all():
+        raise ValueError(
+            "latent_std must have the shape of latent_mean and entries above 0, got "
+            f"shape {deviation.shape} with a smallest entry of {deviation.min()}."
+        )
+    return mean, deviation
 
 
 def check_draws(n_draws: int, confidence: float) -> None:

@@ -6,11 +6,11 @@ does not spread by more than rounding either, so a mean that does varies (sectio
 """
 
 import math
-from numbers import Real
 from typing import Any
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert.metrics import MarginSums
+from skvaecert.simplex import check_number
 
 __all__ = ["check_not_negative", "checked_margin", "conclude"]
 
@@ -111,5 +111,4 @@ def checked_margin(alignment: MarginSums) -> float:
 
 
 def check_not_negative(name: str, value: float) -> None:
-    if not (isinstance(value, Real) and 0 <= value < math.inf):
-        raise ValueError(f"{name} must be a finite number, at least 0, got {value}.")
+    check_number(name, value, least=0)

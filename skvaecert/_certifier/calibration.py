@@ -1,17 +1,17 @@
 """What the samples of `fit` tell about reading others: a witness and its softness."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from skvaecert._certifier.encoded import EncodedSamples, read
 from skvaecert._samples import fingerprint_samples, take_samples
 from skvaecert.metrics import collapse_margin
-from skvaecert.simplex import Floats, temper
+from skvaecert.simplex import Floats, check_weight, temper
 from skvaecert.witnesses import (
     LinearWitness,
     fit_linear,
@@ -36,7 +36,8 @@ _MOST_CALIBRATED = 2000
 
 # Settings by which a teacher is softened, to read blurred reconstructions (section 7).
 _TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-_FLOORS = (0.0, 1e-3, 1e-2, 1e-1)
+# A floor of 0 would leave the loss of a drawn code without a limit.
+_FLOORS = (1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ class Calibration:
     witness: LinearWitness | Exception
     tempering: Tempering | Exception
 
-    def count_known(self, X: ArrayLike) -> int:
-        """Count the samples that a witness was fitted or tempered on."""
-        return int(np.isin(fingerprint_samples(X), self.rows).sum())
+    def leave_out_known(self, samples: EncodedSamples) -> tuple[EncodedSamples, int]:
+        """Give those that a witness was fitted or tempered on weight 0; count them."""
+        known = np.isin(fingerprint_samples(samples.X), self.rows)
+        if not known.any():
+            return samples, 0
+        weight = check_weight(samples.weight, len(known))
+        n_known = int((known & (weight > 0)).sum())
+        return replace(samples, weight=np.where(known, 0.0, weight)), n_known
 
 
 def split_for_witness(
@@ -95,8 +101,7 @@ def _tempered_witness(
 ) -> LinearWitness:
     """Return q ~ mean T exp(s (A z + b)), s fitted to drawn codes (section 6)."""
     mean, deviation = samples.distribution
-    noise = np.random.default_rng(0).standard_normal(mean.shape)
-    codes = mean + deviation * noise
+    codes = mean + deviation * _noise(mean)
     if witness.name in WITNESS_FITS:
         # A strength found on the samples of the witness would trust it too much.
         half = len(codes) // 2
@@ -107,18 +112,23 @@ def _tempered_witness(
 
 
 def _best_tempering(samples: EncodedSamples, proba: Floats) -> Tempering:
-    """Return the temperature and floor with the largest margin of reconstructions."""
+    """Return temperature and floor with the largest margin of decoded codes."""
     if samples.teacher is None:
         raise ValueError(
             'teacher must be fitted for kind="round_trip", which shows it '
             "reconstructions: this certifier was fitted with teacher_proba."
         )
-    round_trip = read(samples.teacher, samples.reconstruction)
+    codes = samples.drawn(_noise(samples.codes[0]))
+    round_trip = read(samples.teacher, samples.decoded(codes))
 
     def margin(tempering: Tempering) -> float:
         return collapse_margin(tempering(proba), np.log(tempering(round_trip)))
 
     return max((Tempering(*s) for s in product(_TEMPERATURES, _FLOORS)), key=margin)
+
+
+def _noise(mean: NDArray[Any]) -> Floats:
+    return np.random.default_rng(0).standard_normal(mean.shape)
 
 
 def _result_or_error(function: Callable[[], Any]) -> Any:

@@ -42,6 +42,7 @@ from skvaecert._certifier.encoded import EncodedSamples, encode, fitted_encoder
 from skvaecert._certifier.kinds import MeanKind, make_kind, seed_of
 from skvaecert._certifier.partial import PartialCertificate
 from skvaecert._certifier.state import FITTED, check_certifier
+from skvaecert._certifier.weights import digest_weights
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
@@ -61,7 +62,7 @@ from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.simplex import Floats, resolve_witness_scale, simplex_vertices
 from skvaecert.witnesses import simplex_witness
 
-__all__ = ["CollapseCertifier"]
+__all__ = ["CollapseCertifier", "drawn_margin"]
 
 
 def _template(certifier: "CollapseCertifier") -> Any:
@@ -372,19 +373,23 @@ class CollapseCertifier(
         - ``kind="mean"``: the latent mean is not constant. Some samples are encoded
           twice, in another batch and order, and a few again when all have been read;
           the difference of their means is added to the tolerance.
-        - ``kind="sampled"``: codes drawn from q(z|x) carry information. The margin is a
-          lower bound on I(x; z), and `information` brackets it. The witness is
-          tempered, q ~ mean T exp(s (A z + b)), with s and mean T from samples of
-          :meth:`fit`.
-        - ``kind="round_trip"``: reconstructions of the means still show the components
-          of the teacher, so that encoder and decoder both pass input on. Temperature
-          and floor of the teacher are those that do best on samples of :meth:`fit`.
+        - ``kind="sampled"``: codes drawn from q(z|x) tell the components of the teacher
+          apart. The mean of the margin over draws is a lower bound on I(x; z), and
+          `information` brackets it. The witness is tempered and has a floor of 0.001,
+          q ~ mean T exp(s (A z + b)), with s and mean T from samples of :meth:`fit`.
+        - ``kind="round_trip"``: reconstructions of drawn codes, or of the means of
+          encoders that give no standard deviations, still show the components of the
+          teacher, so that encoder and decoder both pass input on. Temperature and
+          floor of the teacher are those that do best on samples of :meth:`fit`. The
+          decoder must see the codes alone: with skip connections or memory, input
+          reaches the reconstructions without the code. What changes outputs for the
+          same codes is found and refused; a decoder that sees x itself is not.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Samples. Fitted witnesses and the last two kinds need samples that were not
-            used in :meth:`fit`.
+            used in :meth:`fit`: those that were used are left out.
         y : Ignored
             Present by convention.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
@@ -392,11 +397,13 @@ class CollapseCertifier(
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's; not for "round_trip".
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None. A sample of weight 0 counts for nothing.
+            Weights; uniform when None. A sample of weight 0, or of 2^-52 of the
+            largest, counts for nothing.
         n_draws : int, default=8
-            Codes drawn for each sample if `kind` is "sampled", at least 2.
+            Codes drawn for each sample if `kind` is not "mean", at least 2.
         confidence : float, default=0.95
-            Confidence level of the Monte-Carlo interval if `kind` is "sampled".
+            Confidence level of the interval over draws if `kind` is not "mean". It
+            holds for any losses and any number of draws.
 
         Returns
         -------
@@ -407,10 +414,14 @@ class CollapseCertifier(
         ------
         ValueError
             If data or parameters are not valid, the estimator lacks what the kind
-            needs, or the witness was fitted on samples of `X`.
+            needs, its decoder does not depend on the codes alone, the witness was
+            fitted on all samples of `X`, or the weights of a torch encoder change while
+            it is certified.
 
         Warns
         -----
+        KnownSamplesWarning
+            If samples were left out, because the witness was fitted on them.
         UnstableEncoderWarning
             If the means of the same samples differ between two batches by more than
             rounding explains.
@@ -541,10 +552,12 @@ class CollapseCertifier(
         Raises
         ------
         ValueError
-            If a batch is not valid or there is none.
+            As :meth:`certify`, or if there is no batch.
 
         Warns
         -----
+        KnownSamplesWarning
+            As :meth:`certify`.
         UnstableEncoderWarning
             As :meth:`certify`.
         """
@@ -589,12 +602,14 @@ class CollapseCertifier(
         Returns
         -------
         PartialCertificate
-            Some kilobytes, without samples, encoder or teacher.
+            Without samples, encoder or teacher. It holds sums, and the codes of at most
+            8,192 samples.
 
         Raises
         ------
         ValueError
-            If data or parameters are not valid.
+            If data or parameters are not valid, or the weights of a torch encoder
+            change in between.
         """
         if not isinstance(part, Integral) or part < 0:
             raise ValueError(f"part must be an int of at least 0, got {part!r}.")
@@ -691,6 +706,7 @@ class CollapseCertifier(
         n_draws: int,
         confidence: float,
         part: int | None = None,
+        known_too: bool = False,
     ) -> PartialCertificate:
         check_is_fitted(self)
         collected = make_kind(
@@ -703,16 +719,25 @@ class CollapseCertifier(
             part=part,
         )
         must_be_others = kind != "mean" or self.witness_.name in WITNESS_FITS
-        n_known = 0
+        n_known, weights = 0, ""
         for samples in pieces:
+            # Now, because what yields the samples may have trained the encoder.
+            weights = weights or digest_weights(self.estimator_)
+            if must_be_others and not known_too:
+                samples, n_left_out = self._calibration.leave_out_known(samples)
+                n_known += n_left_out
             collected.add(samples)
-            if must_be_others:
-                n_known += self._calibration.count_known(samples.counted)
         collected.finish()
+        if digest_weights(self.estimator_) != weights:
+            raise ValueError(
+                "batches must leave the encoder as it is, got one whose weights are "
+                "others after them than before: two constants make no code. Certify "
+                "before training, or after."
+            )
         return PartialCertificate(
             parts=frozenset(() if part is None else (part,)),
             n_known=n_known,
-            origin=self._origin,
+            origin=f"{self._origin} {weights}".rstrip(),
             safety_margin=self.safety_margin,
             collected=collected,
         )
@@ -753,6 +778,13 @@ class CollapseCertifier(
         again.safety_margin = self.certificate_.safety_margin
         samples = EncodedSamples(self.estimator_, self.teacher_, X, teacher_proba)
         return again._certify_training(samples)
+
+
+def drawn_margin(certifier: CollapseCertifier, X: ArrayLike, n_draws: int) -> float:
+    """Return the margin of drawn codes, of samples of the fit too: no certificate."""
+    pieces = certifier._pieces(X)
+    part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
+    return part.collected.conclude(0.0).margin
 
 
 def _check_template(template: Any) -> None:

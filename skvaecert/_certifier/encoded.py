@@ -74,8 +74,20 @@ class EncodedSamples:
         return posterior_of(self.teacher, self.X, given, n_samples=n_samples)
 
     @cached_property
-    def reconstruction(self) -> NDArray[np.floating]:
-        return decode(self.estimator, self.means)
+    def codes(self) -> tuple[NDArray[np.floating], ...]:
+        """What the decoder gets: means and deviations to draw from, or means alone."""
+        return self.distribution if self.has_distribution else (self.means,)
+
+    def drawn(self, noise: ArrayLike) -> NDArray[np.floating]:
+        """Return codes drawn with this noise; the means if there are no deviations."""
+        mean, *deviation = self.codes
+        return mean + deviation[0] * np.asarray(noise) if deviation else mean
+
+    def decoded(self, codes: ArrayLike) -> NDArray[np.floating]:
+        """Return reconstructions of codes, given in the precision of the encoder."""
+        dtype = self.codes[0].dtype
+        is_real = np.issubdtype(dtype, np.floating)
+        return decode(self.estimator, np.asarray(codes, dtype if is_real else None))
 
     @cached_property
     def counting(self) -> NDArray[np.intp]:
@@ -83,12 +95,6 @@ class EncodedSamples:
         if self.weight is None:
             return np.arange(_num_samples(self.X))
         return np.flatnonzero(np.asarray(self.weight))
-
-    @property
-    def counted(self) -> Any:
-        """X without the samples of weight 0."""
-        counts_all = self.weight is None or np.all(self.weight)
-        return self.X if counts_all else take_samples(self.X, self.counting)
 
     def again(self, index: NDArray[np.intp]) -> "EncodedSamples":
         """Return some of the samples, to be encoded anew in another batch."""

@@ -6,6 +6,7 @@ this moves the result is held against the margin.
 """
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,12 @@ from skvaecert._certificate.sums import (
     check_draws,
 )
 from skvaecert._certifier.calibration import Calibration, Tempering, result_or_raise
-from skvaecert._certifier.encoded import EncodedSamples, decode, read
+from skvaecert._certifier.encoded import (
+    EncodedSamples,
+    decode,
+    fitted_encoder,
+    read,
+)
 from skvaecert._estimator import warn_user
 from skvaecert._rounding import rounded
 from skvaecert.exceptions import UnstableEncoderWarning
@@ -174,18 +180,21 @@ class RoundTripKind(Kind):
                 'teacher_proba must be left out for kind="round_trip": the same '
                 "teacher must see samples and reconstructions."
             )
-        means = samples.means
-        target = self.tempering(samples.posterior)
-        output = samples.reconstruction
-        witness = self.tempering(read(samples.teacher, output))
-        self.sums.update(target, witness, means, output, samples.weight)
+        codes, target = samples.codes, self.tempering(samples.posterior)
+
+        def reader(drawn: Floats) -> tuple[Floats, NDArray[np.floating]]:
+            output = samples.decoded(drawn)
+            return self._read(samples, output), output
+
+        self.sums.update(target, reader, *codes, sample_weight=samples.weight)
         if len(samples.counting):
-            self._try_rounding(samples, target, witness)
-            self.keep(samples, np.log(witness))
+            before = self.codes(samples)
+            self._look_again(samples, before)
+            self.keep(samples, before)
 
     def codes(self, samples: EncodedSamples) -> Floats:
-        """Return the logarithms of what the teacher reads off reconstructions."""
-        return np.log(self.tempering(read(samples.teacher, samples.reconstruction)))
+        """Return the logarithms of what the teacher reads off a shared draw."""
+        return np.log(self._read(samples, samples.decoded(self._drawn(samples))))
 
     def distances(
         self,
@@ -197,27 +206,80 @@ class RoundTripKind(Kind):
         target = self.tempering(samples.posterior)
         return np.asarray((target * np.abs(after - before)).sum(axis=1))
 
+    def finish(self) -> None:
+        """Look at samples of the beginning again, each after those of another piece."""
+        kept = [samples for samples, _ in self.stability.kept]
+        for samples, others in pairwise([*kept, *kept[:1]]):
+            index = np.arange(min(len(samples.counting), len(others.counting)))
+            if len(kept) > 1:
+                self._check_decoder(samples.again(index), others.again(index))
+        super().finish()
+
     def conclude(self, safety_margin: float) -> Certificate:
         """Return the certificate."""
         shift = _CAUTION * self.stability.moved
         return self.sums.certificate(safety_margin=safety_margin, shift=shift)
 
-    def _try_rounding(
-        self, samples: EncodedSamples, target: Floats, witness: Floats
-    ) -> None:
+    def _drawn(self, samples: EncodedSamples) -> NDArray[np.floating]:
+        return samples.drawn(self.sums.shared_noise[0])
+
+    def _read(self, samples: EncodedSamples, output: NDArray[np.floating]) -> Floats:
+        return self.tempering(read(samples.teacher, output))
+
+    def _look_again(self, samples: EncodedSamples, before: Floats) -> None:
+        """Encode some samples in another batch, and decode some after others."""
+        places = samples.counting
+        n_samples = len(places)
+        index = _shuffled_subset(n_samples)
+        again = samples.again(places[index])
+        self._try_rounding(again, before[places[index]])
+        if n_samples > 1:
+            steps = np.random.default_rng(0).integers(1, n_samples, size=len(index))
+            others = samples.again(places[(index + steps) % n_samples])
+            self._check_decoder(again, others)
+
+    def _try_rounding(self, samples: EncodedSamples, before: Floats) -> None:
         """Note what rounding of codes and outputs changes in the teacher's reading."""
-        places, generator = samples.counting, np.random.default_rng(0)
-        index = places[_shuffled_subset(len(places))]
-        again = samples.again(index)
-        # In the precision of the means, which others than float64 would hide.
-        magnitude = np.maximum(np.abs(again.means), 1)
-        output = decode(again.estimator, rounded(again.means, magnitude, generator))
+        generator = np.random.default_rng(0)
+        mean, *deviation = samples.codes
+        # In the precision of the encoder, which others than float64 would hide.
+        moved = rounded(mean, np.maximum(np.abs(mean), 1), generator)
+        if deviation:
+            # Networks give the logarithm of a deviation, and round that.
+            width = np.asarray(deviation[0], dtype=np.float64)
+            error = width * np.maximum(np.abs(np.log(width)), 1)
+            moved += rounded(width, error, generator) * self.sums.shared_noise[0]
+        output = decode(samples.estimator, moved)
         # Outputs near 0 carry the error of the terms that cancelled.
-        largest = np.maximum(np.abs(output).max(axis=1), _largest(again.X, len(output)))
+        largest = np.abs(output).max(axis=1)
+        largest = np.maximum(largest, _largest(samples.X, len(output)))
         output = rounded(output, largest[:, np.newaxis], generator)
-        change = np.log(self.tempering(read(again.teacher, output)))
-        change = np.abs(change - np.log(witness[index]))
-        self.stability.note(float((target[index] * change).sum(axis=1).max()))
+        self._note(samples, before, output)
+
+    def _check_decoder(self, samples: EncodedSamples, others: EncodedSamples) -> None:
+        """Fail if codes are decoded otherwise once other samples were encoded."""
+        codes = self._drawn(samples)
+        first = samples.decoded(codes)
+        self._drawn(others)
+        second = samples.decoded(codes)
+        change, size = np.abs(second - first).max(), np.abs(first).max()
+        if not change <= _UNSTABLE * size:
+            raise ValueError(
+                "estimator must have an inverse_transform that depends on the codes "
+                f"alone; that of {type(fitted_encoder(samples.estimator)).__name__} "
+                f"moved its outputs for the same codes by {change:.2g} once other "
+                "samples had been encoded. A round trip shows nothing where the "
+                "decoder sees the samples in another way (skip connections, what it "
+                "remembers of the last batch). Noise counts as such, too: put modules "
+                "into evaluation mode."
+            )
+        self._note(samples, np.log(self._read(samples, first)), second)
+
+    def _note(
+        self, samples: EncodedSamples, before: Floats, output: NDArray[np.floating]
+    ) -> None:
+        after = np.log(self._read(samples, output))
+        self.stability.note(float(self.distances(samples, before, after).max()))
 
 
 class Stability:
@@ -226,7 +288,7 @@ class Stability:
     def __init__(self) -> None:
         self.moved = 0.0
         self._largest = 1.0
-        self._kept: list[tuple[EncodedSamples, NDArray[np.floating]]] = []
+        self.kept: list[tuple[EncodedSamples, NDArray[np.floating]]] = []
         self._n_pieces = 0
         self._generator = np.random.default_rng(0)
 
@@ -236,16 +298,16 @@ class Stability:
         Any piece after the first has the same chance to be among them.
         """
         self._n_pieces += 1
-        if len(self._kept) < _MOST_PIECES:
-            self._kept.append((samples, before))
+        if len(self.kept) < _MOST_PIECES:
+            self.kept.append((samples, before))
             return
         place = int(self._generator.integers(self._n_pieces - 1))
         if place < _MOST_PIECES - 1:
-            self._kept[1 + place] = samples, before
+            self.kept[1 + place] = samples, before
 
     def taken(self) -> list[tuple[EncodedSamples, NDArray[np.floating]]]:
         """Give the kept samples away: what is merged or sent has none."""
-        kept, self._kept = self._kept, []
+        kept, self.kept = self.kept, []
         return kept
 
     def note(self, moved: float, largest: float = 1.0) -> None:
@@ -284,13 +346,16 @@ def make_kind(
     check_draws(n_draws, confidence)
     if kind == "mean":
         return MeanKind(MeanSums(witness))
-    if kind == "round_trip":
-        tempering = result_or_raise(calibration.tempering)
-        return RoundTripKind(RoundTripSums(*witness.weights.shape), tempering)
+    generator = np.random.default_rng(seed_of(random_state))
+    drawing = n_draws, generator, part, confidence
     if kind == "sampled":
         tempered = result_or_raise(calibration.witness)
-        generator = np.random.default_rng(seed_of(random_state))
-        return SampledKind(SampledSums(tempered, n_draws, generator, part, confidence))
+        return SampledKind(SampledSums(tempered, *drawing))
+    if kind == "round_trip":
+        tempering = result_or_raise(calibration.tempering)
+        n_components, latent_dim = witness.weights.shape
+        sums = RoundTripSums(n_components, latent_dim, tempering.floor, *drawing)
+        return RoundTripKind(sums, tempering)
     raise ValueError(f"kind must be 'mean', 'sampled' or 'round_trip', got {kind!r}.")
 
 

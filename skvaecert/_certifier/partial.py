@@ -5,11 +5,10 @@ from dataclasses import dataclass, replace
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.kinds import Kind
+from skvaecert._estimator import warn_user
+from skvaecert.exceptions import KnownSamplesWarning
 
 __all__ = ["PartialCertificate"]
-
-# Samples that may equal some of the fit by chance, beside one in a hundred.
-_FEW_SAMPLES = 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,10 +23,13 @@ class PartialCertificate:
     parts : frozenset of int
         The parts that it is made of.
     n_known : int
-        How many of the samples fitted the witness or the tempering that reads them; 0
-        if the kind needs none.
+        How many samples were left out, because the witness or the tempering that reads
+        them was fitted on them; 0 if the kind needs none.
     origin : str
-        Identifies the fit of the certifier.
+        Identifies the fit of the certifier and the weights of its encoder, where they
+        can be had: those of a :class:`torch.nn.Module` that is an attribute of the
+        estimator, or of one inside it. Of other encoders nothing tells whether they
+        were trained between two parts; do not train them.
     safety_margin : float
         tau, nats.
     collected : Kind
@@ -80,8 +82,8 @@ class PartialCertificate:
         ------
         ValueError
             If a part occurs twice, so that its samples would count twice, or if the
-            parts were not made by one fitted certifier with the same parameters: the
-            codes of two collapsed encoders differ.
+            parts were not made by one fitted certifier with the same parameters and
+            weights: the codes of two collapsed encoders differ.
         """
         collected = copy.deepcopy(self.collected)
         merged = replace(self, collected=collected)
@@ -107,26 +109,36 @@ class PartialCertificate:
         Raises
         ------
         ValueError
-            If there are no samples, or if the witness was fitted on them.
+            If there are no samples, or if the witness was fitted on all of them.
 
         Warns
         -----
+        KnownSamplesWarning
+            If samples were left out, because the witness was fitted on them.
         UnstableEncoderWarning
             As :meth:`CollapseCertifier.certify`.
         """
-        if self.n_known > max(_FEW_SAMPLES, self.n_samples // 100):
-            raise ValueError(
-                "X must be samples that the witness was not fitted on, got "
-                f"{self.n_known} of {self.n_samples} samples that were in fit: the "
-                "witness would find variation there that means nothing. Certify "
-                "held-out samples."
-            )
+        if self.n_known:
+            self._tell_known()
         return self.collected.conclude(self.safety_margin)
 
     def __repr__(self) -> str:
         """Say how much is in it."""
         n_parts = len(self.parts)
         return f"<PartialCertificate of {self.n_samples} samples in {n_parts} part(s)>"
+
+    def _tell_known(self) -> None:
+        """Warn of samples that were in fit; fail if there are no others."""
+        known = (
+            f"{self.n_known} of {self.n_known + self.n_samples} samples that were in "
+            "fit: the witness would find variation there that means nothing."
+        )
+        if not self.n_samples:
+            raise ValueError(
+                "X must be samples that the witness was not fitted on, got "
+                f"{known} Certify held-out samples."
+            )
+        warn_user(KnownSamplesWarning(f"Left out {known} Certify held-out samples."))
 
     def _check_mergeable(self, other: "PartialCertificate") -> None:
         twice = self.parts & other.parts
@@ -142,6 +154,7 @@ class PartialCertificate:
         if own != theirs:
             raise ValueError(
                 "parts must be made by one fitted certifier, or copies of it, with the "
-                "same kind and safety_margin. Send the fitted certifier to the "
-                "workers, or load it from one file there; do not fit it on each."
+                "same kind, safety_margin and weights of the encoder. Send the fitted "
+                "certifier to the workers, or load it from one file there; do not fit "
+                "it on each, nor train its encoder in between."
             )

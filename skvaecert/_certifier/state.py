@@ -51,7 +51,10 @@ _CALIBRATION = {
     "witness": (LinearWitness, ValueError),
     "tempering": (Tempering, ValueError),
 }
-_TEMPERING = {"temperature": POSITIVE, "floor": Interval(Real, 0, 1, closed="left")}
+_TEMPERING = {
+    "temperature": POSITIVE,
+    "floor": Interval(Real, 0, 1, closed="neither"),
+}
 _CERTIFICATE = {
     "verdict": StrOptions({"certified", "varies", "constant", "inconclusive"}),
     "margin": NUMBER,
@@ -74,7 +77,20 @@ _CERTIFICATE = {
     "latent_noise": NOT_NEGATIVE,
     "dispersion_in_noise": (NOT_NEGATIVE, None),
     "information": (InformationBracket, None),
-    "reason": str,
+    "reason": StrOptions(
+        {"", "teacher", "noise", "safety margin", "draws", "shared draws", "witness"}
+    ),
+}
+_INFORMATION = {
+    "low": NOT_NEGATIVE,
+    "high": NOT_NEGATIVE,
+    "estimate": NOT_NEGATIVE,
+    "confidence": Interval(Real, 0, 1, closed="neither"),
+    "limit": NOT_NEGATIVE,
+    "rounding": NOT_NEGATIVE,
+    "n_samples": COUNT,
+    "low_by": str,
+    "high_by": str,
 }
 
 
@@ -130,6 +146,8 @@ def _check_certificate(c: Certificate, witness: str) -> None:
     margin = c.teacher_information - c.alignment_loss
     slack = 1e-9 * (1 + c.alignment_loss)
     share = c.relative_margin  # not a number where there is nothing to share
+    if c.information is not None:
+        check_state("InformationBracket", vars(c.information), _INFORMATION, {})
     right = {
         "witness": c.witness == witness,
         "tolerance": c.tolerance >= 0,
@@ -138,7 +156,14 @@ def _check_certificate(c: Certificate, witness: str) -> None:
         "relative_margin": math.isnan(share)
         or abs(share * c.teacher_information - c.margin) <= slack,
         "verdict": (c.verdict == "certified")
-        == (c.margin > c.safety_margin + c.tolerance),
+        == (c.margin > c.safety_margin + c.tolerance)
+        == (not c.reason)
+        and (c.verdict != "varies" or c.dispersion > c.latent_noise),
+        "information": c.information is None
+        or c.information.low
+        <= c.information.estimate
+        <= c.information.high
+        <= c.information.limit,
     }
     if wrong := [name for name, is_right in right.items() if not is_right]:
         raise ValueError(f"{wrong[0]} of a Certificate contradicts its other values.")

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
-from skvaecert._certifier.certifier import CollapseCertifier
+from skvaecert._certifier.certifier import CollapseCertifier, drawn_margin
 from skvaecert._certifier.partial import PartialCertificate
 from skvaecert._teacher.posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
@@ -74,7 +74,7 @@ class _Scored:
     def certified(self) -> float:
         """Score 1.0 if the latent mean is certified on the samples, else 0.0.
 
-        Samples that a witness was fitted on count as not certified.
+        Samples that a witness was fitted on are left out.
         """
         try:
             certificate = self._part.certificate()
@@ -167,7 +167,7 @@ class _Scored:
         """Score by the information in drawn codes, a lower bound on I(x; z), in nats.
 
         This is the margin of ``certify(X, kind="sampled")``. On samples of the fit,
-        which `certify` refuses, it is a training score and too high. The option
+        which `certify` leaves out, it is a training score and too high. The option
         `n_draws` is the number of codes drawn per sample, 8 by default.
 
         The estimator must have a :class:`CollapseCertifier`, whose fit tempers the
@@ -181,13 +181,7 @@ class _Scored:
                 f"because its fit tempers the witness; got {name}. Use "
                 f"CollapseCertifier({name}(...))."
             )
-        drawn: dict[str, Any] = {"kind": "sampled", "n_draws": n_draws}
-        try:
-            return self.certifier.certify(self.samples, **drawn).margin
-        except ValueError:
-            # Samples of the fit are refused, but searches also ask for training scores.
-            part = self.certifier.partial_certificate(self.samples, part=0, **drawn)
-            return _concluded(part).margin
+        return drawn_margin(self.certifier, self.samples, n_draws)
 
     def every_score(self) -> dict[str, float]:
         scores = {

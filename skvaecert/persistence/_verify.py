@@ -5,12 +5,14 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from numpy.typing import ArrayLike
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.certifier import CollapseCertifier
 from skvaecert.exceptions import InvalidFileError
+from skvaecert.information import InformationBracket
 from skvaecert.persistence._objects import Modules
 from skvaecert.persistence._save import Path, load, naming
 
@@ -113,13 +115,10 @@ class Verification:
 
     def _agrees_in(self, name: str) -> bool:
         stored, recomputed = getattr(self.stored, name), getattr(self.recomputed, name)
-        if not (isinstance(stored, float) and isinstance(recomputed, float)):
-            return bool(stored == recomputed)
-        both_nan = math.isnan(stored) and math.isnan(recomputed)
-        slack = self._slack.get(name, 0.0)
-        return both_nan or math.isclose(
-            stored, recomputed, rel_tol=_CLOSE, abs_tol=slack
-        )
+        if isinstance(stored, InformationBracket) and recomputed is not None:
+            pairs = zip(vars(stored).values(), vars(recomputed).values(), strict=True)
+            return all(_are_close(*pair, _CLOSE) for pair in pairs)
+        return _are_close(stored, recomputed, self._slack.get(name, 0.0))
 
     @property
     def _slack(self) -> dict[str, float]:
@@ -129,6 +128,13 @@ class Verification:
         slack = min(self.recomputed.tolerance, information)
         share = slack / information if information else 0.0
         return dict.fromkeys(_MARGINS, slack) | {"relative_margin": share}
+
+
+def _are_close(stored: Any, recomputed: Any, slack: float) -> bool:
+    if not (isinstance(stored, float) and isinstance(recomputed, float)):
+        return bool(stored == recomputed)
+    both_nan = math.isnan(stored) and math.isnan(recomputed)
+    return both_nan or math.isclose(stored, recomputed, rel_tol=_CLOSE, abs_tol=slack)
 
 
 def verify(
