@@ -137,6 +137,7 @@ def linear(weights):
     return lambda code: code @ weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_a_deaf_decoder_is_ignored_codes(rng, likelihood):
     mean, std = codes("healthy")
@@ -266,6 +267,7 @@ def test_advice_on_collapse(settings, said):
     assert not {"certain", "inevitable"} & set(diagnosis.advice.split())
 
 
+@pytest.mark.slow
 def test_advice_on_a_constant_mean_and_on_few_draws():
     constant = diagnose(*codes("constant, varying noise"))
     assert "the mean alone carries nothing" in constant.advice
