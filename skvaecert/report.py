@@ -1,14 +1,15 @@
-"""Report on a fitted certifier: one HTML file with verdicts, values and pictures."""
+"""Report on a fitted certifier: one HTML file, with the diagnosis first."""
 
 import os
 import platform
 import uuid
 import warnings
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
@@ -22,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._estimator import warn_user
 from skvaecert._samples import count_samples, digest_samples, take_samples
+from skvaecert.diagnosis import Diagnosis
 from skvaecert.plotting import (
     ContributionDisplay,
     InformationBracketDisplay,
@@ -35,12 +37,23 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
+_DIAGNOSIS, _DIAGNOSIS_QUESTION = "diagnosis", "Has the code collapsed?"
 _QUESTIONS = {
     "mean": "Does the latent mean depend on the input?",
     "sampled": "Do drawn codes carry information on the input?",
     "round_trip": "Do reconstructions still show what the teacher sees?",
 }
-_SYMBOLS = {"certified": "&#10003;", "inconclusive": "?", "constant": "&#10007;"}
+# Of a verdict or state; the colours stand in the style sheet.
+_SYMBOLS = {
+    "informative": "&#10003;",
+    "collapsed": "&#10007;",
+    "ignored": "!",
+    "undecided": "?",
+    "certified": "&#10003;",
+    "varies": "&#8800;",
+    "constant": "&#10007;",
+    "inconclusive": "?",
+}
 # Fields of a certificate, and their labels.
 _FIELDS = {
     "verdict": "verdict",
@@ -48,14 +61,16 @@ _FIELDS = {
     "margin_low": "lower end of its interval over draws (nats)",
     "margin_high": "upper end of its interval over draws (nats)",
     "confidence": "confidence of the interval",
-    "information_bound": "upper bound on the information (nats)",
     "teacher_information": "teacher information, the largest possible margin (nats)",
     "relative_margin": "margin / teacher information",
+    "accuracy": "chance to guess the teacher's group from a drawn code, at least",
     "alignment_loss": "alignment loss (nats)",
     "tolerance": "tolerance: what rounding may have added (nats)",
     "safety_margin": "safety margin: required on top (nats)",
     "dispersion": "distance of the means from their average (latent units)",
     "dispersion_bound": "certified lower bound on that distance (latent units)",
+    "dispersion_in_noise": "that distance, in units of the posterior's noise",
+    "latent_noise": "what rounding or another batch may have moved (latent units)",
     "witness": "witness",
     "n_samples": "samples",
     "n_components": "teacher components",
@@ -84,15 +99,20 @@ _ASSUMED = {
     "rounding. This was tried on some samples. Four times the largest change in the "
     "loss of one sample is the tolerance of {} nats.",
 }
+_ASSUMED_OF_CODES = (
+    "For the diagnosis: q(z|x) is the Gaussian whose mean and standard deviation the "
+    "encoder returns. Its bounds on drawn codes hold with the confidence in the table, "
+    "over the draws. What the decoder passes on is an estimate."
+)
 _NOT_SAID = (
     "“Inconclusive” is no proof of collapse: a healthy code may vary in ways that the "
     "witness does not read.",
-    "“Not constant” is not “useful”: means may differ by less than the noise of the "
-    "posterior. The question on drawn codes is about that.",
+    "A mean that varies, or is certified, is no proof of a useful code: the noise of "
+    "the posterior may hide all of it. The diagnosis is about that.",
     "Nothing is said about samples that were not scored. For the population that they "
-    "were drawn from, use the confidence bounds of skvaecert.bounds.",
-    "Nothing is said about single latent dimensions, of which some may be unused, or "
-    "about how good reconstructions or generated samples are.",
+    "were drawn from, use skvaecert.bounds and information.population_information.",
+    "Nothing is said about how good reconstructions or generated samples are, and "
+    "nothing is proved about single latent dimensions, of which some may be unused.",
     "The statements are about the encoder as computed here, with these versions: an "
     "encoder that turns rounding errors of its input into large outputs is not "
     "constant as computed.",
@@ -121,11 +141,16 @@ h3 { margin: 0 0 .25rem; font-size: 1.05rem; }
 .card { border: 1px solid #767676; border-left: .5rem solid #767676; margin: 1rem 0;
   padding: .75rem 1rem; border-radius: .25rem; break-inside: avoid; }
 .card p { margin: .25rem 0; }
-.certified { border-left-color: #0b5d3b; } .constant { border-left-color: #8a1020; }
-.inconclusive { border-left: .5rem dashed #7a4b00; }
 .verdict { font-weight: 700; text-transform: uppercase; letter-spacing: .04em; }
-.certified .verdict { color: #0b5d3b; } .constant .verdict { color: #8a1020; }
-.inconclusive .verdict { color: #7a4b00; }
+.informative, .certified { border-left-color: #0b5d3b; }
+.informative .verdict, .certified .verdict { color: #0b5d3b; }
+.varies { border-left-color: #0b4a8a; } .varies .verdict { color: #0b4a8a; }
+.collapsed, .constant { border-left-color: #8a1020; }
+.collapsed .verdict, .constant .verdict { color: #8a1020; }
+.ignored { border-left-color: #7a4b00; }
+.undecided, .inconclusive { border-left: .5rem dashed #7a4b00; }
+.ignored .verdict, .undecided .verdict, .inconclusive .verdict { color: #7a4b00; }
+.diagnosis .verdict { font-size: 1.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .5rem; }
@@ -155,13 +180,14 @@ def write_report(
     n_draws: int = 8,
     confidence: float = 0.95,
 ) -> Path:
-    """Certify samples and write the results to a single HTML file.
+    """Diagnose and certify samples and write the results to a single HTML file.
 
-    The file has the three kinds of certificates, or the reason why one is missing, with
-    all values; pictures of the information bracket, of the contributions of samples and
-    components, of latent means, of reconstructions and of the training; the assumptions
-    and what is not said; and parameters, versions and the SHA-256 of the samples, to
-    reproduce it. It contains no script and loads nothing.
+    The file opens with the diagnosis and its picture. Then come the three kinds of
+    certificates; all values; pictures of the contributions of samples and components,
+    of latent means, of reconstructions and of the training; the assumptions and what is
+    not said; and parameters, versions and the SHA-256 of the samples, to reproduce it.
+    What could not be computed has its reason. The file contains no script and loads
+    nothing.
 
     Parameters
     ----------
@@ -213,7 +239,7 @@ def write_report(
     >>> certifier = CollapseCertifier(vae).fit(X[::2])
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = write_report(certifier, X[1::2], Path(folder) / "report.html")
-    ...     "is not constant" in path.read_text(encoding="utf-8")
+    ...     "Informative: " in path.read_text(encoding="utf-8")
     True
     """
     _check_certifier(certifier)
@@ -222,9 +248,10 @@ def write_report(
     page = _page(
         f"Report on {name}" if title is None else str(title),
         [
-            _verdicts(findings),
-            _values(findings.certificates),
-            _pictures(certifier, X, teacher_proba, findings, image_shape),
+            _diagnosis(name, findings),
+            _certificates(findings),
+            _values(findings),
+            _pictures(certifier, X, teacher_proba, image_shape),
             _assumptions(certifier, findings),
             _provenance(certifier, X, teacher_proba),
         ],
@@ -235,8 +262,9 @@ def write_report(
 
 @dataclass(frozen=True)
 class _Findings:
-    """Certificates by kind, why others are missing, and warnings."""
+    """Diagnosis, certificates by kind, why others are missing, and warnings."""
 
+    diagnosis: Diagnosis | None
     certificates: Mapping[str, Certificate]
     missing: Mapping[str, str]
     warnings: list[str]
@@ -259,26 +287,39 @@ def _find(
     n_draws: int,
     confidence: float,
 ) -> _Findings:
-    certificates, errors = {}, {}
     options: dict[str, Any] = {
         "teacher_proba": teacher_proba,
         "n_draws": n_draws,
         "confidence": confidence,
     }
+    attempts = {
+        kind: partial(certifier.certify, X, kind=kind, **options) for kind in _QUESTIONS
+    }
+    diagnose = partial(certifier.diagnose, X, teacher_proba=teacher_proba)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        for kind in _QUESTIONS:
-            # An encoder of others may fail in any way.
-            try:
-                certificates[kind] = certifier.certify(X, kind=kind, **options)
-            except Exception as error:
-                errors[kind] = error
+        found, errors = _try_all({_DIAGNOSIS: diagnose} | attempts)
     for warning in caught:
         warn_user(warning.message)
-    if not certificates:
+    diagnosis = found.pop(_DIAGNOSIS, None)
+    if not found:
         raise errors["mean"]
     messages = list(dict.fromkeys(str(warning.message) for warning in caught))
-    return _Findings(certificates, {k: str(e) for k, e in errors.items()}, messages)
+    missing = {name: str(error) for name, error in errors.items()}
+    return _Findings(diagnosis, found, missing, messages)
+
+
+def _try_all(
+    attempts: Mapping[str, Callable[[], Any]],
+) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """Return results and errors by name; an encoder of others may fail in any way."""
+    found, errors = {}, {}
+    for name, attempt in attempts.items():
+        try:
+            found[name] = attempt()
+        except Exception as error:
+            errors[name] = error
+    return found, errors
 
 
 def _page(title: str, sections: Iterable[str], n_samples: int) -> str:
@@ -296,7 +337,7 @@ def _page(title: str, sections: Iterable[str], n_samples: int) -> str:
 <body>
 <header>
 <h1>{escape(title)}</h1>
-<p>{n_samples:,} samples, certified <time datetime="{now:%Y-%m-%dT%H:%M:%SZ}">{
+<p>{n_samples:,} samples, examined <time datetime="{now:%Y-%m-%dT%H:%M:%SZ}">{
         now:%Y-%m-%d
 %H:%M} UTC</time> by skvaecert {escape(_version("skvaecert"))}. All information is in
 nats (natural logarithms).</p>
@@ -322,9 +363,20 @@ def _list(items: Iterable[str]) -> str:
     )
 
 
-def _verdicts(findings: _Findings) -> str:
+def _diagnosis(name: str, findings: _Findings) -> str:
+    found = findings.diagnosis
+    if found is None:
+        content = _empty_card(_DIAGNOSIS_QUESTION, findings.missing[_DIAGNOSIS])
+    else:
+        content = _card(
+            _DIAGNOSIS_QUESTION, found.state, str(found), f"diagnosis {found.state}"
+        ) + _bracket(name, found)
+    return _section(_DIAGNOSIS.capitalize(), content)
+
+
+def _certificates(findings: _Findings) -> str:
     cards = (
-        _card(question, findings.certificates[kind])
+        _certificate_card(kind, findings)
         if kind in findings.certificates
         else _empty_card(question, findings.missing[kind])
         for kind, question in _QUESTIONS.items()
@@ -332,15 +384,29 @@ def _verdicts(findings: _Findings) -> str:
     warned = ""
     if findings.warnings:
         warned = f"<h3>Warnings</h3>\n{_list(findings.warnings)}"
-    return _section("Verdicts", "".join(cards) + warned)
+    return _section("Certificates", "".join(cards) + warned)
 
 
-def _card(question: str, certificate: Certificate) -> str:
+def _certificate_card(kind: str, findings: _Findings) -> str:
+    certificate = findings.certificates[kind]
     verdict = certificate.verdict
+    # That the mean varies is no good sign where noise hides it from all drawn codes.
+    hidden = (
+        kind == "mean"
+        and verdict in ("certified", "varies")
+        and findings.diagnosis is not None
+        and findings.diagnosis.state == "collapsed"
+    )
+    look = "" if hidden else verdict
+    return _card(_QUESTIONS[kind], verdict, str(certificate), look)
+
+
+def _card(question: str, verdict: str, text: str, look: str) -> str:
+    """Return a box in the style `look`, without a symbol if that is empty."""
+    symbol = f'<span aria-hidden="true">{_SYMBOLS[verdict]}</span> ' if look else ""
     return (
-        f'<div class="card {verdict}">\n<h3>{question}</h3>\n'
-        f'<p class="verdict"><span aria-hidden="true">{_SYMBOLS[verdict]}</span> '
-        f"{verdict}</p>\n<p>{escape(str(certificate))}</p>\n</div>\n"
+        f'<div class="card {look}">\n<h3>{question}</h3>\n'
+        f'<p class="verdict">{symbol}{verdict}</p>\n<p>{escape(text)}</p>\n</div>\n'
     )
 
 
@@ -351,24 +417,56 @@ def _empty_card(question: str, reason: str) -> str:
     )
 
 
-def _values(certificates: Mapping[str, Certificate]) -> str:
-    kinds = "".join(
-        f'<th scope="col">{kind.replace("_", " ")}</th>' for kind in certificates
+def _values(findings: _Findings) -> str:
+    certificates = findings.certificates
+    rows = (
+        (label, [_value(field, one) for one in certificates.values()])
+        for field, label in _FIELDS.items()
     )
-    rows = "".join(_table_row(field, certificates.values()) for field in _FIELDS)
-    return _section(
-        "Values",
-        "<p>A column for each kind; n/a where a kind has no such value.</p>\n"
-        '<div class="wide" role="region" aria-label="Table of values" tabindex="0">\n'
-        "<table>\n<caption>Fields of the certificates</caption>\n"
-        f'<thead><tr><th scope="col">field</th>{kinds}</tr></thead>'
-        f"\n<tbody>\n{rows}</tbody>\n</table>\n</div>\n",
+    kinds = [kind.replace("_", " ") for kind in certificates]
+    tables = [_table("Fields of the certificates", kinds, rows)]
+    if findings.diagnosis is not None:
+        rows = ((label, [value]) for label, value in _found(findings.diagnosis))
+        tables.insert(0, _table("Fields of the diagnosis", ["value"], rows))
+    note = "<p>n/a: not known, or a kind of certificate has no such value.</p>\n"
+    return _section("Values", note + "".join(tables))
+
+
+def _table(
+    caption: str, columns: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]
+) -> str:
+    head = "".join(f'<th scope="col">{name}</th>' for name in ["field", *columns])
+    body = "".join(
+        f'<tr><th scope="row">{label}</th>'
+        + "".join(f"<td>{escape(value)}</td>" for value in values)
+        + "</tr>\n"
+        for label, values in rows
+    )
+    return (
+        f'<div class="wide" role="region" aria-label="{caption}" tabindex="0">\n'
+        f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
+        f"<tbody>\n{body}</tbody>\n</table>\n</div>\n"
     )
 
 
-def _table_row(field: str, certificates: Iterable[Certificate]) -> str:
-    cells = "".join(f"<td>{escape(_value(field, one))}</td>" for one in certificates)
-    return f'<tr><th scope="row">{_FIELDS[field]}</th>{cells}</tr>\n'
+def _found(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+    """Yield labels and values of a diagnosis."""
+    codes, decoder = diagnosis.information, diagnosis.decoder
+    kl = diagnosis.kl_per_dimension
+    values = {
+        "state": diagnosis.state,
+        "information of drawn codes, at least (nats)": codes and codes.low,
+        "information of drawn codes, at most (nats)": codes and codes.high,
+        "the most that these samples allow (nats)": codes and codes.limit,
+        "confidence of these bounds": codes and str(codes.confidence),
+        "what counts as negligible (nats)": diagnosis.negligible,
+        "outputs about the code, at most, estimated (nats)": decoder and decoder.high,
+        "mean KL to the prior (nats)": None if kl is None else float(kl.sum()),
+        "active units": f"{diagnosis.active_units} of {diagnosis.latent_dim}",
+        "kl_weight from where on a linear VAE collapses": diagnosis.threshold,
+    }
+    for label, value in values.items():
+        yield label, _formatted(value)
 
 
 def _value(field: str, certificate: Certificate) -> str:
@@ -391,7 +489,6 @@ def _pictures(
     certifier: Any,
     X: ArrayLike,
     teacher_proba: ArrayLike | None,
-    findings: _Findings,
     image_shape: tuple[int, int, int] | None,
 ) -> str:
     n_samples = count_samples(X)
@@ -402,7 +499,6 @@ def _pictures(
     drawn: dict[str, Any] = {"X": samples, "teacher_proba": proba}
     note = f" Shown: {len(index):,} of the samples." if len(index) < n_samples else ""
     figures = [
-        _bracket(findings.certificates),
         _contributions(certifier, drawn, note),
         _components(certifier, drawn, note),
         _map(certifier, drawn, note),
@@ -412,28 +508,25 @@ def _pictures(
     return _section("Pictures", "".join(figures))
 
 
-def _bracket(certificates: Mapping[str, Certificate]) -> str:
-    sampled, mean = certificates.get("sampled"), certificates.get("mean")
-    if sampled is None:
+def _bracket(name: str, diagnosis: Diagnosis) -> str:
+    if diagnosis.information is None:
         return ""
-    means = {} if mean is None else {"this model": mean}
 
     def draw(figure: "Figure") -> str:
-        InformationBracketDisplay.from_certificates(
-            {"this model": sampled}, means, ax=figure.subplots()
+        display = InformationBracketDisplay.from_diagnoses(
+            {name: diagnosis}, ax=figure.subplots()
         )
-        high = _formatted(sampled.information_bound)
         return (
-            f"Bar from {sampled.margin:.3g} to {high} nats; teacher information "
-            f"{sampled.teacher_information:.3g} nats"
-            + (f"; margin of the means {mean.margin:.3g} nats." if mean else ".")
+            "Bar of what a drawn code tells about its sample: "
+            f"{display.labels_[0].get_text()}; these samples allow "
+            f"{display.limit[0]:.3g} nats."
         )
 
     caption = (
-        "Information in drawn codes: at least the left end of the bar, at most the "
-        "right end."
+        "What a drawn code tells about its sample. It is at least the full bar and at "
+        "most the hatched one, which may be as narrow as a line."
     )
-    return _figure("the information bracket", draw, caption, (5.4, 2.6))
+    return _figure("the information of drawn codes", draw, caption, (5.4, 2.3))
 
 
 def _contributions(certifier: Any, drawn: dict[str, Any], note: str) -> str:
@@ -571,6 +664,7 @@ def _assumptions(certifier: Any, findings: _Findings) -> str:
         f"Its information on these samples, {mean.teacher_information:.3g} nats, is "
         "the largest possible margin.",
         _WITNESSES.get(certifier.witness_.name, certifier.witness_.name),
+        _ASSUMED_OF_CODES,
         *(
             _ASSUMED[kind].format(f"{one.tolerance:.2g}")
             for kind, one in findings.certificates.items()

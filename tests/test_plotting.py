@@ -43,13 +43,11 @@ DISPLAYS = [
         )
     ),
     InformationBracketDisplay(
-        names=["a model with a name", "another"],
-        sampled_margin=[1.1, 0.2],
-        margin_low=[1.0, 0.1],
-        margin_high=[1.2, 0.3],
-        information_bound=[4.0, 0.3],
-        teacher_information=[2.0, 2.0],
-        margin=[1.7, np.nan],
+        names=["a model with a name", "another", "a third"],
+        state=["informative", "collapsed", "undecided"],
+        low=[2.9, 0, np.nan],
+        high=[3.1, 0.001, np.nan],
+        limit=[4.1, 4.1, np.nan],
     ),
     LatentMapDisplay(np.eye(3, 2), [0, 1, 2], directions=[[1, 0], [0, 1], [-1, -1]]),
     MarginEnergyDisplay(

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from skvaecert import CollapseCertifier
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.report import write_report
+from skvaecert.wrappers import TrainedEncoder
 
 KINDS = "mean", "sampled", "round_trip"
 VOID = {"meta", "img", "br", "link"}
@@ -169,8 +170,53 @@ def test_what_a_foreign_encoder_cannot_do_has_its_reason(fitted, blobs, tmp_path
     assert "must have an inverse_transform" in page.text
     assert "<script" not in text
     assert str(other.certify(blobs[1::2])) in page.text
-    # Neither bracket nor reconstructions nor history.
+    assert looks(page) == ["diagnosis undecided", "varies", "", ""]
+    # Nothing is known of its draws: neither bracket, reconstructions nor history.
     assert len(page.all("img")) == 3
+
+
+def weak(X):
+    """Give means that vary by a hundredth of the posterior's noise."""
+    mean = X[:, :4] / 100
+    return mean, np.zeros_like(mean)
+
+
+@pytest.mark.slow
+def test_a_dead_code_does_not_look_good_although_its_mean_is_certified(
+    fitted, blobs, tmp_path
+):
+    teacher = FrozenEstimator(fitted.teacher_)
+    encoder = FrozenEstimator(TrainedEncoder(weak))
+    other = CollapseCertifier(encoder, teacher=teacher, witness="linear")
+    other.fit(blobs[::2])
+    assert other.certify(blobs[1::2]).verdict == "certified"
+    _, page = read(write_report(other, blobs[1::2], tmp_path / "dead.html"))
+    assert first_card(page) == ["Has the code collapsed?", "\u2717 collapsed"]
+    assert "Collapsed: drawn codes carry at most 0.0" in page.text
+    # The certificate of the mean says what it says, without a colour or a tick.
+    assert "certified" in page.text
+    assert "\u2713" not in page.text
+    assert looks(page) == ["diagnosis collapsed", "", "inconclusive", ""]
+    (bracket,) = [one for one in page.all("img") if "drawn code tells" in one["alt"]]
+    assert "collapsed: at most 0.0" in bracket["alt"]
+    assert page.all("img")[0] == bracket
+
+
+def test_a_healthy_code_looks_good_at_once(written):
+    _, page = read(written)
+    assert first_card(page) == ["Has the code collapsed?", "\u2713 informative"]
+    assert looks(page) == ["diagnosis informative", *["certified"] * 3]
+
+
+def first_card(page):
+    """Return the first question of the report and its answer."""
+    _, _, report = page.text.partition("Diagnosis")
+    return [line for line in report.splitlines() if line][:2]
+
+
+def looks(page):
+    boxes = [box["class"] for box in page.all("div") if "card" in box["class"]]
+    return [box.removeprefix("card").strip() for box in boxes]
 
 
 @pytest.mark.slow

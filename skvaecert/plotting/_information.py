@@ -1,4 +1,4 @@
-"""The bracket of information in drawn codes."""
+"""What drawn codes carry, model by model."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -7,38 +7,51 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._certificate.certificate import Certificate
-from skvaecert.plotting._style import axes_for, legend_above, plain_text
+from skvaecert.plotting._style import COLOURS, axes_for, legend_above, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from skvaecert.diagnosis import Diagnosis
+
 __all__ = ["InformationBracketDisplay"]
+
+_TOLD = {
+    "informative": "informative",
+    "collapsed": "collapsed",
+    "ignored": "ignored by the decoder",
+    "undecided": "undecided",
+}
+_STATE_COLOURS = dict(zip(_TOLD, (*COLOURS[2:4], COLOURS[1], "0.6"), strict=True))
+_HEIGHT = 0.4
+# On white, since the dashed line may run through it.
+_LABEL: dict[str, Any] = {
+    "va": "bottom",
+    "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
+}
 
 
 class InformationBracketDisplay:
-    """Information in drawn codes: a bar per model, from lower to upper bound.
+    """What a drawn code tells about its sample: a bar per model, and its state.
 
-    The information I(x; z) of codes drawn from q(z|x) lies in the bar, which reaches
-    from the sampled margin to the information bound. The whisker at its left end is the
-    interval over draws. The diamond is the margin of the means, without the noise of
-    the posterior. The vertical stroke is the teacher information, which no margin can
-    exceed.
+    The bar is full up to the lower bound and hatched from there to the upper bound: the
+    information I(i; z) of drawn codes ends in the hatched part, which may be as narrow
+    as a line. The dashed line is what counts as negligible. The stroke at the right is
+    the most that codes can carry about these samples, the entropy of their weights.
 
     Parameters
     ----------
     names : sequence of str
         Of the models, from top to bottom.
-    sampled_margin, margin_low, margin_high : array-like of shape (n_models,)
-        Lower bound on I(x; z) and its Monte-Carlo interval, nats.
-    information_bound : array-like of shape (n_models,)
-        Upper bound, nats.
-    teacher_information : array-like of shape (n_models,)
-        I_T, nats.
-    margin : array-like of shape (n_models,), default=None
-        Of the means, nats; nan or None where it is unknown.
-    confidence : float, default=0.95
-        Of the interval.
+    state : sequence of {"informative", "collapsed", "ignored", "undecided"}
+        Of the models, as in :class:`skvaecert.diagnosis.Diagnosis`.
+    low, high : array-like of shape (n_models,)
+        Bounds on I(i; z), nats; nan for a model that has no standard deviations.
+    limit : array-like of shape (n_models,)
+        The largest possible I(i; z), log(n_samples) for equal weights, nats; nan where
+        the bounds are.
+    negligible : float, default=0.05
+        Nats that count as none.
 
     Attributes
     ----------
@@ -47,68 +60,75 @@ class InformationBracketDisplay:
     figure_ : matplotlib Figure
         Figure containing the bars.
     bars_ : matplotlib BarContainer
-        The bars.
-    whiskers_ : matplotlib ErrorbarContainer
-        The intervals.
-    margins_, information_ : matplotlib Line2D
-        Diamonds and strokes.
+        The full bars, from 0 to `low`.
+    open_bars_ : matplotlib BarContainer
+        The hatched bars, from `low` to `high`.
+    labels_ : list of matplotlib Text
+        State and bounds of each model.
+    negligible_ : matplotlib Line2D
+        The dashed line.
+    limits_ : matplotlib Line2D
+        The strokes.
+
+    Raises
+    ------
+    ValueError
+        If there are no models, or a state is another word.
 
     See Also
     --------
-    skvaecert.CollapseCertifier.certify : ``kind="sampled"`` computes the values.
+    skvaecert.diagnose : Computes the values.
+    skvaecert.information.code_information : Computes the bounds.
 
     References
     ----------
-    Theory section 6.
+    Theory section 16.
 
     Examples
     --------
     >>> from skvaecert.plotting import InformationBracketDisplay
     >>> display = InformationBracketDisplay(
-    ...     names=["aligned"], sampled_margin=[1.1], margin_low=[1.0],
-    ...     margin_high=[1.2], information_bound=[4.0], teacher_information=[2.0],
-    ...     margin=[1.7]).plot()
-    >>> display.ax_.get_xlabel()
-    'nats'
+    ...     names=["plain", "kl_weight=8"], state=["informative", "collapsed"],
+    ...     low=[2.98, 0], high=[3.01, 0.00023], limit=[6.1, 6.1]).plot()
+    >>> for label in display.labels_:
+    ...     print(label.get_text())
+    informative: 2.98 to 3.01 nats
+    collapsed: at most 0.0003 nats
     """
 
     def __init__(
         self,
         *,
         names: Sequence[str],
-        sampled_margin: ArrayLike,
-        margin_low: ArrayLike,
-        margin_high: ArrayLike,
-        information_bound: ArrayLike,
-        teacher_information: ArrayLike,
-        margin: ArrayLike | None = None,
-        confidence: float = 0.95,
+        state: Sequence[str],
+        low: ArrayLike,
+        high: ArrayLike,
+        limit: ArrayLike,
+        negligible: float = 0.05,
     ) -> None:
         self.names = [str(name) for name in names]
-        self.sampled_margin = np.asarray(sampled_margin, dtype=np.float64)
-        self.margin_low = np.asarray(margin_low, dtype=np.float64)
-        self.margin_high = np.asarray(margin_high, dtype=np.float64)
-        self.information_bound = np.asarray(information_bound, dtype=np.float64)
-        self.teacher_information = np.asarray(teacher_information, dtype=np.float64)
-        known = np.full(len(self.names), np.nan) if margin is None else margin
-        self.margin = np.asarray(known, dtype=np.float64)
-        self.confidence = confidence
+        self.state = list(state)
+        self.low = np.asarray(low, dtype=np.float64)
+        self.high = np.asarray(high, dtype=np.float64)
+        self.limit = np.asarray(limit, dtype=np.float64)
+        self.negligible = negligible
+        if not self.names:
+            raise ValueError("names must hold at least one model, got none.")
+        for one in self.state:
+            if one not in _TOLD:
+                raise ValueError(f"state must hold only {', '.join(_TOLD)}, got {one}.")
 
     @classmethod
-    def from_certificates(
-        cls,
-        sampled: Mapping[str, Certificate],
-        mean: Mapping[str, Certificate] | None = None,
-        **kwargs: Any,
+    def from_diagnoses(
+        cls, diagnoses: "Mapping[str, Diagnosis]", **kwargs: Any
     ) -> Self:
-        """Draw certificates.
+        """Draw diagnoses.
 
         Parameters
         ----------
-        sampled : mapping of str to Certificate
-            Of ``kind="sampled"``, by the name of the model.
-        mean : mapping of str to Certificate, default=None
-            Of ``kind="mean"``, for all or some of the models.
+        diagnoses : mapping of str to Diagnosis
+            Results of :func:`skvaecert.diagnose`, by the name of the model. The dashed
+            line is that of the first.
         **kwargs : dict
             Passed to :meth:`plot`.
 
@@ -120,23 +140,19 @@ class InformationBracketDisplay:
         Raises
         ------
         ValueError
-            If there are none, or one is of another kind.
+            If there are none.
         """
-        _check_kind("sampled", sampled)
-        _check_kind("mean", mean or {})
-        if not sampled:
-            raise ValueError("sampled must hold at least one certificate, got none.")
-        every = list(sampled.values())
-        margins = {name: one.margin for name, one in (mean or {}).items()}
+        if not diagnoses:
+            raise ValueError("diagnoses must hold at least one diagnosis, got none.")
+        every = list(diagnoses.values())
+        low, high, limit = np.transpose([_ends(one) for one in every])
         display = cls(
-            names=list(sampled),
-            sampled_margin=[one.margin for one in every],
-            margin_low=[one.margin_low for one in every],
-            margin_high=[one.margin_high for one in every],
-            information_bound=np.array([one.information_bound for one in every]),
-            teacher_information=[one.teacher_information for one in every],
-            margin=[margins.get(name, np.nan) for name in sampled],
-            confidence=every[0].confidence or np.nan,
+            names=list(diagnoses),
+            state=[one.state for one in every],
+            low=low,
+            high=high,
+            limit=limit,
+            negligible=every[0].negligible,
         )
         return display.plot(**kwargs)
 
@@ -148,26 +164,20 @@ class InformationBracketDisplay:
         *,
         name: str | None = None,
         teacher_proba: ArrayLike | None = None,
-        n_draws: int = 8,
-        confidence: float = 0.95,
         **kwargs: Any,
     ) -> Self:
-        """Certify samples and draw the bracket.
+        """Diagnose samples and draw the result.
 
         Parameters
         ----------
         estimator : CollapseCertifier
             Fitted.
         X : array-like of shape (n_samples, n_features)
-            Samples that were not in `fit`.
+            Samples.
         name : str or None, default=None
             Label of the bar; the class of the encoder when None.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use in place of the teacher's.
-        n_draws : int, default=8
-            As in :meth:`skvaecert.CollapseCertifier.certify`.
-        confidence : float, default=0.95
-            Of the interval.
         **kwargs : dict
             Passed to :meth:`plot`.
 
@@ -175,23 +185,22 @@ class InformationBracketDisplay:
         -------
         InformationBracketDisplay
             Drawn.
+
+        Raises
+        ------
+        ValueError
+            If `estimator` is of another class or not fitted.
         """
         check_is_fitted(estimator)
-        if not hasattr(estimator, "certify"):
+        if not hasattr(estimator, "diagnose"):
             raise ValueError(
-                "estimator must be a CollapseCertifier, which has certify, got "
-                f"{type(estimator).__name__}."
+                "estimator must be a CollapseCertifier, which has diagnose, got "
+                f"{type(estimator).__name__}. Of arrays, use skvaecert.diagnose and "
+                "from_diagnoses."
             )
         name = type(estimator.estimator_).__name__ if name is None else name
-        mean = estimator.certify(X, teacher_proba=teacher_proba)
-        sampled = estimator.certify(
-            X,
-            kind="sampled",
-            teacher_proba=teacher_proba,
-            n_draws=n_draws,
-            confidence=confidence,
-        )
-        return cls.from_certificates({name: sampled}, {name: mean}, **kwargs)
+        found = estimator.diagnose(X, teacher_proba=teacher_proba)
+        return cls.from_diagnoses({name: found}, **kwargs)
 
     def plot(self, ax: "Axes | None" = None, **bar_kwargs: Any) -> Self:
         """Draw the bars.
@@ -201,68 +210,94 @@ class InformationBracketDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; new axes when None.
         **bar_kwargs : dict
-            Passed to matplotlib's `barh`.
+            Passed to matplotlib's `barh`, for the full bars.
 
         Returns
         -------
         InformationBracketDisplay
             This display.
         """
-        ax = axes_for(ax, (6.4, 2.2 + 0.6 * len(self.names)))
-        places = -np.arange(len(self.names))
-        ax.axvline(0, color="0.2", linewidth=1)
-        look: dict[str, Any] = {"height": 0.5, "color": "#56B4E9", "edgecolor": "0.2"}
-        self.bars_ = ax.barh(
-            places,
-            self.information_bound - self.sampled_margin,
-            left=self.sampled_margin,
-            **look | {"label": "I(x; z) of drawn codes lies in here"} | bar_kwargs,
-        )
-        self._draw_whiskers(ax, places)
-        self._draw_marks(ax, places)
+        ax = axes_for(ax, (6.4, 1.8 + 0.7 * len(self.names)))
+        places = -np.arange(len(self.names), dtype=np.float64)
+        self._draw_bars(ax, places, bar_kwargs)
+        self._draw_lines(ax, places)
+        self.labels_ = [
+            ax.text(0, place + 0.65 * _HEIGHT, text, **_LABEL)
+            for place, text in zip(places, self._labels, strict=True)
+        ]
         ax.set_yticks(places, [plain_text(name) for name in self.names])
-        ax.set(xlabel="nats", ylim=(0.6 - len(self.names), 0.6))
-        legend_above(ax, labelspacing=0.7)
+        ax.set(
+            xlabel="what a drawn code tells about its sample (nats)",
+            xlim=(-0.01 * self._right, 1.02 * self._right),
+            ylim=(0.5 - len(self.names), 0.75),
+        )
+        legend_above(ax, markerscale=0.6)
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
-    def _draw_whiskers(self, ax: "Axes", places: NDArray[np.integer]) -> None:
-        sides = self.margin_low, self.margin_high
-        self.whiskers_ = ax.errorbar(
-            self.sampled_margin,
+    def _draw_bars(
+        self, ax: "Axes", places: NDArray[np.floating], bar_kwargs: dict[str, Any]
+    ) -> None:
+        colours = [_STATE_COLOURS[one] for one in self.state]
+        # An edge shows bars that are too short to be seen.
+        look: dict[str, Any] = {"height": _HEIGHT, "edgecolor": colours, "linewidth": 2}
+        full = {"color": colours} | bar_kwargs
+        self.bars_ = ax.barh(places, self.low, **look | full)
+        self.open_bars_ = ax.barh(
             places,
-            xerr=np.abs(np.array(sides) - self.sampled_margin),
-            fmt="none",
-            ecolor="0.1",
-            capsize=5,
-            label=f"{100 * self.confidence:g} % interval of the lower end, over draws",
-        )
-
-    def _draw_marks(self, ax: "Axes", places: NDArray[np.integer]) -> None:
-        look: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "0.1"}
-        (self.margins_,) = ax.plot(
-            self.margin,
-            places,
+            self.high - self.low,
+            left=self.low,
+            facecolor="none",
+            hatch="////",
             **look,
-            marker="D",
-            color="white",
-            label="margin of the means",
         )
-        (self.information_,) = ax.plot(
-            self.teacher_information,
+
+    def _draw_lines(self, ax: "Axes", places: NDArray[np.floating]) -> None:
+        self.negligible_ = ax.axvline(
+            self.negligible,
+            color="0.1",
+            linestyle="--",
+            linewidth=1,
+            label=f"negligible: {self.negligible:.3g} nats",
+        )
+        look: dict[str, Any] = {"marker": "|", "markersize": 20, "markeredgewidth": 2}
+        (self.limits_,) = ax.plot(
+            self.limit,
             places,
+            color="0.1",
+            linestyle="none",
+            label="the most that these samples allow",
             **look,
-            marker="|",
-            markersize=16,
-            markeredgewidth=2.5,
-            label="teacher information",
         )
 
+    @property
+    def _right(self) -> float:
+        """Where the axis ends."""
+        known = [self.negligible, *self.high, *self.limit]
+        return float(np.nanmax(known))
 
-def _check_kind(kind: str, certificates: Mapping[str, Certificate]) -> None:
-    for name, one in certificates.items():
-        if one.kind != kind:
-            raise ValueError(
-                f'{kind} must hold certificates of kind="{kind}", got '
-                f'kind="{one.kind}" for {name!r}.'
-            )
+    @property
+    def _labels(self) -> list[str]:
+        ends = zip(self.state, self.low, self.high, strict=True)
+        return [
+            # Of a collapsed code the upper bound says all.
+            f"{_TOLD[state]}: {_range(0 if state == 'collapsed' else low, high)}"
+            for state, low, high in ends
+        ]
+
+
+def _ends(diagnosis: "Diagnosis") -> tuple[float, float, float]:
+    found = diagnosis.information
+    return (np.nan,) * 3 if found is None else (found.low, found.high, found.limit)
+
+
+def _range(low: float, high: float) -> str:
+    """Say the bounds, rounded outwards: no more than was shown."""
+    if np.isnan(low):
+        return "no standard deviations to draw codes with"
+    digits = 2 if high >= 0.01 or high == 0 else int(np.ceil(-np.log10(high)))
+    step = 10.0**-digits
+    lower, upper = step * np.floor(low / step), step * np.ceil(high / step)
+    if lower == 0:
+        return f"at most {upper:.{digits}f} nats"
+    return f"{lower:.{digits}f} to {upper:.{digits}f} nats"
