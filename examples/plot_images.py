@@ -105,5 +105,5 @@ right.bar_label(bars, fmt="%.2f", label_type="center", color="white")
 most = answers["mean"].teacher_information
 right.axvline(most, color="0.3", ls=":")
 right.text(most, -0.6, "all that the teacher knows ", color="0.3", ha="right")
-right.set(xlabel="at least so much about the teacher's groups (nats)", ylim=(2.6, -1.1))
+right.set(xlabel="about the teacher's groups, at least (nats)", ylim=(2.6, -1.1))
 figure.savefig("images.png", dpi=110)

@@ -93,8 +93,9 @@ _ASSUMED = {
     "theorem. It makes a tolerance of {} nats.",
     "sampled": "For drawn codes: q(z|x) is the Gaussian whose mean and standard "
     "deviation the encoder returns, both accurate to the same rounding (tolerance {} "
-    "nats). By luck of the draws, at most three verdicts in ten million are wrong.",
-    "round_trip": "For reconstructions: the decoder sees nothing but the code, and the "
+    "nats). The verdict is about a lower bound on the margin, which is too high for "
+    "three in ten million draws at most.",
+    "round_trip": "For reconstructions: the decoder sees the code alone, and the "
     "teacher is smooth at the scale of rounding. This was tried on some samples. Four "
     "times the largest change in the loss of one sample is the tolerance of {} nats.",
 }
