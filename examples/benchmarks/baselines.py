@@ -13,6 +13,7 @@ epoch of training KL and reconstruction loss, in nats.
 """
 
 import argparse
+import math
 from collections import Counter
 
 import numpy as np
@@ -71,6 +72,13 @@ def counted(answers):
     )
 
 
+def bracket(low, high):
+    """Write two bounds, rounded outwards."""
+    digits = 3 if high < 0.1 else 2
+    low, high = (f(10**digits * x) for f, x in ((math.floor, low), (math.ceil, high)))
+    return f"{low / 10**digits:.{digits}f} to {high / 10**digits:.{digits}f}"
+
+
 def line(results):
     diagnoses, numbers = zip(*results, strict=True)
     low = min(diagnosis.information.low for diagnosis in diagnoses)
@@ -79,7 +87,7 @@ def line(results):
     return " | ".join(
         [
             counted(diagnosis.state for diagnosis in diagnoses),
-            f"{low:.3f} to {high:.3f}" if high < 0.1 else f"{low:.2f} to {high:.2f}",
+            bracket(low, high),
             counted(diagnosis.mean.verdict for diagnosis in diagnoses),
             f"{margin:.2f}",
             f"{active:.3g}",
