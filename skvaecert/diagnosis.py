@@ -552,8 +552,8 @@ def _advice_on_collapse(loss: Loss, threshold: float | None) -> str:
     if threshold is None or loss.kl_weight is None or loss.kl_weight < threshold:
         return f"Lower kl_weight, or {align}."
     return (
-        f"Lower kl_weight, which is {loss.kl_weight:g}, below {threshold:.3g}, from "
-        f"where on a linear VAE collapses on these data, or {align}."
+        f"Lower kl_weight, which is {loss.kl_weight:g}, below {threshold:.3g}, at "
+        f"which a linear VAE collapses on these data, or {align}."
     )
 
 

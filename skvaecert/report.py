@@ -93,11 +93,11 @@ _ASSUMED = {
     "theorem. It makes a tolerance of {} nats.",
     "sampled": "For drawn codes: q(z|x) is the Gaussian whose mean and standard "
     "deviation the encoder returns, both accurate to the same rounding (tolerance {} "
-    "nats). The verdict requires five standard errors over draws, which chance exceeds "
-    "three times in ten million.",
-    "round_trip": "For reconstructions: the teacher is smooth at the scale of "
-    "rounding. This was tried on some samples. Four times the largest change in the "
-    "loss of one sample is the tolerance of {} nats.",
+    "nats). The verdict is about a lower bound on the margin, which is too high for "
+    "three in ten million draws at most.",
+    "round_trip": "For reconstructions: the decoder sees the code alone, and the "
+    "teacher is smooth at the scale of rounding. This was tried on some samples. Four "
+    "times the largest change in the loss of one sample is the tolerance of {} nats.",
 }
 _ASSUMED_OF_CODES = (
     "For the diagnosis: q(z|x) is the Gaussian whose mean and standard deviation the "

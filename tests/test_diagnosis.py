@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.special import expit, softmax
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -136,6 +137,7 @@ def linear(weights):
     return lambda code: code @ weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_a_deaf_decoder_is_ignored_codes(rng, likelihood):
     mean, std = codes("healthy")
@@ -265,6 +267,7 @@ def test_advice_on_collapse(settings, said):
     assert not {"certain", "inevitable"} & set(diagnosis.advice.split())
 
 
+@pytest.mark.slow
 def test_advice_on_a_constant_mean_and_on_few_draws():
     constant = diagnose(*codes("constant, varying noise"))
     assert "the mean alone carries nothing" in constant.advice
@@ -341,7 +344,7 @@ def test_errors_name_what_is_wrong(changed, message):
         diagnose(**arguments)
 
 
-def test_log_variances_are_told_from_standard_deviations(rng):
+def test_log_variances_are_told_from_standard_deviations():
     """Wherever one of them is at most 0: the width of the prior, or less."""
     mean, std = codes("healthy")
     with pytest.raises(ValueError, match="log-variances"):
@@ -410,6 +413,11 @@ def test_the_decoder_is_measured_in_the_units_of_its_noise(digits):
     variances = [c.estimator_.noise_variance_ for c in found]
     assert variances[1] == pytest.approx(1e4 * variances[0], rel=0.01)
     assert 0.2 < variances[0] / digits[0].var(axis=0).mean() < 0.9
+
+
+def test_an_estimator_must_be_fitted(small_vae, blobs):
+    with pytest.raises(NotFittedError):
+        CollapseCertifier(small_vae).diagnose(blobs)
 
 
 @pytest.mark.slow

@@ -501,6 +501,7 @@ class CollapseCertifier(
         ----------
         Theory sections 15 to 18.
         """
+        check_is_fitted(self)
         pieces = list(self._pieces(X, teacher_proba, sample_weight))
         certificate = self._collect(pieces, "mean", 8, 0.95).certificate()
         given = Loss(likelihood, noise_variance, reduction, kl_weight)
