@@ -287,6 +287,16 @@ def test_advice_on_collapse(settings, said):
 
 
 @pytest.mark.slow
+def test_advice_on_means_that_are_too_inexact_for_the_witness(rng):
+    mean, std = (part.copy() for part in codes("healthy"))
+    mean[:, 0] += 1e7
+    std[:, 0] = 100
+    proba = rng.dirichlet(np.ones(3), size=len(mean))
+    diagnosis = diagnose(mean, std, teacher_proba=proba, random_state=0)
+    assert (diagnosis.state, diagnosis.mean.reason) == ("informative", "noise")
+    assert "may move the means too far" in diagnosis.advice
+
+
 def test_advice_on_a_constant_mean_and_on_few_draws():
     constant = diagnose(*codes("constant, varying noise"))
     assert "the mean alone carries nothing" in constant.advice
