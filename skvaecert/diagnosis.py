@@ -51,8 +51,13 @@ _COLOURS = {
     "undecided": "goldenrod",
 }
 # Codes that are decoded: a share of the draws, but at least so many, and in groups.
-_DECODED_SHARE, _LEAST_DECODED = 0.1, 256
+_DECODED_SHARE, _LEAST_DECODED = 0.1, 1000
 _LEAST_GROUPS, _MOST_IN_GROUP = 16, 256
+_OPTIONS = {
+    # None for an estimator whose loss is not known.
+    "likelihood": ("gaussian", "bernoulli", None),
+    "reduction": ("sum", "mean"),
+}
 # Reconstructions whose error is so many times the variance of X have other units.
 _OTHER_UNITS = 1.5
 
@@ -226,8 +231,8 @@ def diagnose(
     confidence : float, default=0.999999
         Probability with which the bracket holds, in (0, 1).
     n_draws : int, default=40000
-        Codes drawn for the bracket, in all. A tenth of that, at least 256, is drawn for
-        the decoder.
+        Codes drawn for the bracket, in all. A tenth of that, at least 1000, is drawn
+        for the decoder.
     random_state : int, numpy.random.Generator or None, default=None
         Seed of the draws; different ones each time when None.
 
@@ -387,8 +392,7 @@ def diagnosis_of(
 ) -> Diagnosis:
     """Bring together what codes, certificate and decoder tell."""
     check_number("negligible", negligible, above=0)
-    if loss.kl_weight is not None:
-        check_number("kl_weight", loss.kl_weight, least=0)
+    _check_loss(loss)
     information = decoder = kl = None
     if codes.std is not None:
         found = code_information(
@@ -486,6 +490,7 @@ def _measured(
     for group in np.array_split(np.arange(n_decoded), n_groups):
         output = check_real("decode", decode(code[group]))
         output = check_output(likelihood, output, name="decode")
+        _check_outputs(len(output), len(group))
         target = _targets(X, origin[group], output.shape) if learned else None
         sums.add(output, target)
         if target is not None:
@@ -657,11 +662,31 @@ def _finite(value: Any) -> Any:
 
 def _check_samples(X: Any, n_samples: int) -> Any:
     samples = X if hasattr(X, "shape") else np.asarray(X)
-    if len(samples) != n_samples:
+    if tuple(samples.shape[:1]) != (n_samples,):
         raise ValueError(
-            f"X must have the {n_samples} samples of mean, got {len(samples)}."
+            f"X must have the {n_samples} samples of mean, got shape "
+            f"{tuple(samples.shape)}."
         )
     return samples.reshape(n_samples, -1) if len(samples.shape) > 2 else samples
+
+
+def _check_outputs(n_outputs: int, n_codes: int) -> None:
+    if n_outputs != n_codes:
+        raise ValueError(
+            f"decode must return an output for each code, got {n_outputs} for "
+            f"{n_codes}."
+        )
+
+
+def _check_loss(loss: Loss) -> None:
+    for name, allowed in _OPTIONS.items():
+        given = getattr(loss, name)
+        if given not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {given!r}.")
+    if loss.noise_variance is not None:
+        check_number("noise_variance", loss.noise_variance, above=0)
+    if loss.kl_weight is not None:
+        check_number("kl_weight", loss.kl_weight, least=0)
 
 
 def _check_negligible(negligible: float, information: InformationBracket) -> None:

@@ -185,11 +185,13 @@ def code_information(
     -----
     *Guarantee.* With probability `confidence` or more over the draws,
     low <= I(i; z) <= high for these samples. They may be any samples: seen in training,
-    dependent, duplicated. I(i; z) is at most the entropy of p. So it says nothing about
-    how many more samples could be told apart. Draws are stratified: draw m takes its
-    sample from the m-th part of p in M. Their values are independent with different
-    means, and their mean is I(i; z). That is enough for betting, since a product of
-    positive factors with a mean of 1 is at most 1.
+    dependent, duplicated. Of N encoders, some bracket fails with probability
+    N (1 - confidence) at most, also where draws have the same seed. An encoder that was
+    trained to please these very draws is not covered. I(i; z) is at most the entropy of
+    p. So it says nothing about how many more samples could be told apart. Draws are
+    stratified: draw m takes its sample from the m-th part of p in M. Their values are
+    independent with different means, and their mean is I(i; z). That is enough for
+    betting, since a product of positive factors with a mean of 1 is at most 1.
 
     *Weights.* A small p_i makes top, and with it the bracket, wide: the draws leave at
     least about top log(1 / (1 - confidence)) / M to each end. `limit` is the entropy.

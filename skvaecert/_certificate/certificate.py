@@ -5,6 +5,7 @@ import html
 import json
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
 from skvaecert.information import InformationBracket
@@ -283,10 +284,10 @@ def _mean_inconclusive(c: Certificate) -> list[str]:
 def _tell_sampled(c: Certificate) -> str:
     if c.verdict == "certified":
         sentence = (
-            f"a drawn code carries at least {_short(c._margin_shown)} of at most "
+            f"a drawn code carries at least {_at_least(c._margin_shown)} of at most "
             f"{_short(c.teacher_information)} nats about the teacher's groups "
             f"({_interval(c)}). A group guessed from it is right in at least "
-            f"{_percent(c.accuracy)} of cases."
+            f"{math.floor(100 * (c.accuracy or 0.0))} % of cases."
         )
     elif c.verdict == "constant":
         sentence = (
@@ -306,8 +307,9 @@ def _tell_round_trip(c: Certificate) -> str:
     if c.verdict == "certified":
         return (
             "encoder and decoder together pass input on: the teacher reads at least "
-            f"{_short(c._margin_shown)} of at most {_short(c.teacher_information)} "
-            f"nats off the reconstructions of {codes}{_interval(c, ' (', ')')}."
+            f"{_at_least(c._margin_shown)} of at most "
+            f"{_short(c.teacher_information)} nats off the reconstructions of "
+            f"{codes}{_interval(c, ' (', ')')}."
         )
     if c.verdict == "constant":
         return "reconstructions do not depend on the sample, to within rounding."
@@ -368,8 +370,8 @@ def _in_noise(c: Certificate) -> str:
 def _interval(c: Certificate, before: str = "", after: str = "") -> str:
     if c.confidence is None:
         return ""
-    low, high = _short(c.margin_low), _short(c.margin_high)
-    share = f"{100 * c.confidence:g} %"
+    low, high = _at_least(c.margin_low), _at_most(c.margin_high)
+    share = f"{100 * c.confidence:.9g} %"
     return f"{before}{share} interval over draws: {low} to {high}{after}"
 
 
@@ -381,6 +383,25 @@ def _short(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if 0.995 <= abs(value) < 100 else f"{value:.2g}"
+
+
+def _at_least(value: float) -> str:
+    """Round down: what is said must not be more than what was shown."""
+    return _rounded(value, ROUND_FLOOR)
+
+
+def _at_most(value: float) -> str:
+    return _rounded(value, ROUND_CEILING)
+
+
+def _rounded(value: float, rounding: str) -> str:
+    """Round to the digits of `_short`."""
+    if not value or not math.isfinite(value):
+        return _short(value)
+    size = abs(value)
+    digits = 2 if 0.995 <= size < 100 else 1 - math.floor(math.log10(size))
+    step = Decimal(10) ** -digits
+    return _short(float(Decimal(value).quantize(step, rounding)))
 
 
 def _finite(value: Any) -> Any:
