@@ -6,8 +6,6 @@ to be expected.
 """
 
 import dataclasses
-import html
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skvaecert._certificate.certificate import Certificate
+from skvaecert._certificate.record import as_html, as_json
 from skvaecert._certificate.sums import MeanSums
 from skvaecert._estimator import warn_user
 from skvaecert._samples import take_samples
@@ -151,19 +150,10 @@ class Diagnosis:
         str
             One line of standard JSON.
         """
-        return json.dumps(_finite(self.to_dict()))
+        return as_json(self.to_dict())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th>"
-            f"<td>{html.escape(value)}</td></tr>"
-            for name, value in _table(self)
-        )
-        return (
-            f"<div style='border-left:4px solid {_COLOURS[self.state]};"
-            f"padding-left:1em'><p>{html.escape(str(self))}</p>"
-            f"<table>{rows}</table></div>"
-        )
+        return as_html(str(self), _table(self), _COLOURS[self.state])
 
 
 def diagnose(
@@ -525,21 +515,21 @@ def _advice(
     threshold: float | None,
 ) -> str:
     if information is None:
-        return "Pass the standard deviations too: they decide what drawn codes carry."
+        return "Pass the standard deviations of the posteriors too."
     if state == "collapsed":
         return _advice_on_collapse(loss, threshold)
     if state == "ignored":
         return (
-            "The decoder hardly uses the code: make it smaller, take other inputs away "
-            "from it, or train on."
+            "Make the decoder smaller, take other inputs away from it, or train on: it "
+            "hardly uses the code."
         )
     if state == "informative":
         return _advice_on_mean(mean)
     if information.rounding > information.high - information.estimate:
         return (
-            f"Rounding may make {_at_most(information.rounding)} nats by itself: the "
-            "standard deviations are as small as the errors of the means, so that "
-            "only an encoder of higher precision can tell."
+            f"Encode in higher precision: rounding alone may make "
+            f"{_at_most(information.rounding)} nats, because the standard deviations "
+            "are as small as the errors of the means."
         )
     return "Draw more codes: a larger n_draws makes the bracket narrower."
 
@@ -557,8 +547,8 @@ def _advice_on_collapse(loss: Loss, threshold: float | None) -> str:
     if threshold is None or loss.kl_weight is None or loss.kl_weight < threshold:
         return f"Lower kl_weight, or {align}."
     return (
-        f"Lower kl_weight, which is {loss.kl_weight:g}, below {threshold:.3g}, at "
-        f"which a linear VAE collapses on these data, or {align}."
+        f"Lower kl_weight from {loss.kl_weight:g} to below {threshold:.3g}, at which a "
+        f"linear VAE collapses on these data, or {align}."
     )
 
 
@@ -572,19 +562,24 @@ def _advice_on_mean(mean: Certificate) -> str:
         return "There is nothing to mend."
     if mean.reason == "teacher":
         return (
-            "Nothing is wrong with the code: it is the teacher that does not tell "
-            "these samples apart, so use another one."
+            "Nothing is wrong with the code. To have it certified, use a teacher that "
+            "tells these samples apart."
+        )
+    if mean.reason == "noise":
+        return (
+            "Put modules into evaluation mode, or encode in higher precision: rounding "
+            "or another batch may move the means too far for a certificate."
         )
     return (
-        "Nothing is wrong with the code: it only does not face the witness, which was "
-        "to be expected unless it was trained with alignment."
+        "Nothing is wrong with the code. It does not face the witness, as expected of "
+        "training without alignment."
     )
 
 
 def _told_of_codes(d: Diagnosis) -> str:
     samples = f"about these {d.n_samples:,} samples"
     if d.information is None:
-        return f"what drawn codes carry {samples} is not known without their noise."
+        return f"without standard deviations, nothing shows what codes carry {samples}."
     if d.state == "collapsed":
         high = _at_most(d.information.high)
         return f"drawn codes carry at most {high} nats {samples}."
@@ -606,7 +601,7 @@ def _told_of_mean(mean: Certificate | None) -> str:
     if mean is None:
         return ""
     noise = mean.dispersion_in_noise
-    by = "" if noise is None else f", by {noise:.2g} times the posterior's noise"
+    by = "" if noise is None else f" by {noise:.2g} times the posterior's noise"
     read = (
         f" and the witness reads {mean.margin:.2f} of at most "
         f"{mean.teacher_information:.2f} nats about the teacher's groups off it"
@@ -649,15 +644,6 @@ def _at_most(value: float) -> str:
 
 def _as_list(values: Floats | None) -> list[float] | None:
     return None if values is None else values.tolist()
-
-
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for by None."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_samples(X: Any, n_samples: int) -> Any:

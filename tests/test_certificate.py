@@ -358,7 +358,7 @@ def test_one_sample_is_never_certified():
     certificate = certify(proba, analytic_code(proba, vertices, scale), vertices, scale)
     assert certificate.teacher_information == 0
     assert certificate.verdict == "inconclusive"
-    assert "no code could do better" in str(certificate)
+    assert "single sample" in str(certificate)
     assert math.isnan(certificate.relative_margin)
 
 
@@ -367,7 +367,7 @@ def test_a_constant_teacher_never_certifies():
     mean = np.random.default_rng(0).normal(size=(20, 2))
     certificate = certify(proba, mean, simplex_vertices(3, 2), 1.0)
     assert (certificate.verdict, certificate.reason) == ("varies", "teacher")
-    assert "no code could do better" in str(certificate)
+    assert "single sample" in str(certificate)
 
 
 def test_free_dimensions_alone_vary():
