@@ -3,16 +3,16 @@ What diagnostics of collapse see, and what they miss
 ====================================================
 
 Six encoders whose truth is known, in four dimensions: three have collapsed to a
-constant, two tell their rows apart by the mean, one by its noise alone. Beside them a
-seventh, the healthy one with its code turned round. Prints what the usual diagnostics
-and the certificate say of each, and draws it. It takes some seconds and saves
-``diagnostics_panel.png``.
+constant, two tell their samples apart by the mean, one by its noise alone. Beside them
+a seventh, the healthy one with its code turned round. Prints what the usual
+diagnostics, the certificate and ``diagnose`` say of each, and draws it. It takes some
+seconds and saves ``diagnostics_panel.png``.
 """
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from skvaecert import certify
+from skvaecert import certify, diagnose
 from skvaecert.datasets import toy_encoders
 from skvaecert.diagnostics import (
     active_units,
@@ -26,7 +26,17 @@ from skvaecert.simplex import (
     witness_log_proba,
 )
 
-COLUMNS = ["KL", "active", "regime", "MI, 100", "MI, 1000", "margin", "verdict"]
+COLUMNS = [
+    "KL",
+    "active",
+    "regime",
+    "MI, 100",
+    "MI, 1000",
+    "margin",
+    "verdict",
+    "bracket",
+    "state",
+]
 
 
 def panel():
@@ -39,6 +49,7 @@ def panel():
 def judge(encoder, teacher, vertices, scale):
     mean, std = encoder.latent_mean, encoder.latent_std
     certificate = certify(teacher, mean, vertices, scale)
+    diagnosis = diagnose(mean, std, random_state=0)
     return [
         kl_per_dimension(mean, std).sum(),
         active_units(mean),
@@ -47,7 +58,18 @@ def judge(encoder, teacher, vertices, scale):
         mutual_information(mean, std, random_state=0),
         certificate.margin,
         certificate.verdict,
+        diagnosis.information,
+        diagnosis.state,
     ]
+
+
+def written(value):
+    if isinstance(value, str | int):
+        return str(value)
+    if hasattr(value, "low"):
+        return f"{value.low:.2f} to {value.high:.2f}"
+    # Adding 0.0 takes the sign off what rounds to -0.
+    return str(round(value, 2) + 0.0)
 
 
 def main(path="diagnostics_panel.png"):
@@ -58,26 +80,31 @@ def main(path="diagnostics_panel.png"):
     scale = prior_matched_scale(teacher)
     rows = [judge(encoder, teacher, vertices, scale) for encoder in encoders]
 
-    print("|", " | ".join(["encoder", "code knows its row", *COLUMNS]), "|")
+    print("|", " | ".join(["encoder", "code knows its sample", *COLUMNS]), "|")
     print("|" + "---|" * (len(COLUMNS) + 2))
     for encoder, row in zip(encoders, rows, strict=True):
-        # Adding 0.0 takes the sign off what rounds to -0.
-        cells = [str(v if isinstance(v, str | int) else round(v, 2) + 0.0) for v in row]
         informative = "yes" if encoder.informative else "no"
-        print("|", " | ".join([encoder.name, informative, *cells]), "|")
+        cells = [encoder.name, informative, *map(written, row)]
+        print("|", " | ".join(cells), "|")
 
     draw(encoders, rows, path)
 
 
 def draw(encoders, rows, path):
     colours = ["tab:blue" if e.informative else "tab:red" for e in encoders]
-    titles = ["KL (nats)", "active units", "MI, all rows (nats)", "margin (nats)"]
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.4), layout="constrained")
-    for ax, title, column in zip(axes, titles, (0, 1, 4, 5), strict=True):
-        values = [row[column] for row in rows]
+    bars = {
+        "KL (nats)": [row[0] for row in rows],
+        "active units": [row[1] for row in rows],
+        "MI, all samples (nats)": [row[4] for row in rows],
+        "margin (nats), verdict": [row[5] for row in rows],
+        "drawn codes (nats), diagnose": [row[7].low for row in rows],
+    }
+    figure, axes = plt.subplots(1, len(bars), figsize=(13, 3.4), layout="constrained")
+    for ax, (title, values) in zip(axes, bars.items(), strict=True):
         ax.barh(range(len(rows)), values, color=colours)
         ax.axvline(0, color="0.3", lw=0.8)
         ax.set(title=title, yticks=[])
+        ax.title.set_fontsize(10)
         ax.invert_yaxis()
     names = [encoder.name for encoder in encoders]
     axes[0].set_yticks(range(len(rows)), names)
@@ -86,13 +113,15 @@ def draw(encoders, rows, path):
     axes[2].axvline(np.log(1000), color="0.5", ls=":")
     axes[2].text(np.log(1000) - 0.15, 0, "cap: ln 1000", ha="right", color="0.4")
     # A bar would hide what matters: on which side of 0 a margin is.
-    axes[3].set_xlim(-1.5, 1.7)
+    axes[3].set_xlim(-1.5, 2.2)
+    axes[4].set_xlim(0, 12)
     for i, row in enumerate(rows):
-        place = min(max(row[5], -1.5), 1.7)
         text = f"{row[5]:.2f}, {row[6]}" if row[5] < -1.5 else row[6]
-        ax.text(max(place, 0) + 0.05, i, text, va="center", fontsize=8)
+        axes[3].text(max(row[5], 0) + 0.05, i, text, va="center", fontsize=8)
+        axes[4].text(row[7].low + 0.2, i, row[8], va="center", fontsize=8)
     figure.suptitle(
-        "Red: collapsed to a constant. Blue: the code depends on the row.", fontsize=10
+        "Red: collapsed to a constant. Blue: the code depends on the sample.",
+        fontsize=10,
     )
     figure.savefig(path, dpi=110)
     print(f"\nSaved {path}")

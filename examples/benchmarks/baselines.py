@@ -3,14 +3,17 @@ Mitigations from the literature, without and with alignment
 ===========================================================
 
 Trains every objective of `skvaecert.baselines` with its defaults on the digits, once
-without alignment and once with its default weight, and certifies on test rows. Prints
-means over the seeds: verdicts, margin, active units (dimensions whose mean has a
-variance of at least 0.01), KL and reconstruction loss on training rows, in nats.
+without alignment and once with its default weight, and diagnoses test samples. Prints
+the state of the code, what drawn codes carry (the bracket, from the least to the most
+over the seeds) and the verdict on the mean; and means over the seeds: the margin,
+active units (dimensions whose mean has a variance of at least 0.01), and of the last
+epoch of training KL and reconstruction loss, in nats.
 
     python examples/benchmarks/baselines.py [--seeds 3] [--kl-weight 1]
 """
 
 import argparse
+import math
 from collections import Counter
 
 import numpy as np
@@ -38,9 +41,9 @@ OBJECTIVES = {
 }
 
 
-def run(objective, alignment_weight, kl_weight, teacher, rows, seed):
-    """Train, certify on test rows, and return verdict and numbers."""
-    train, test = rows
+def run(objective, alignment_weight, kl_weight, teacher, samples, seed):
+    """Train, and return the diagnosis of test samples and numbers."""
+    train, test = samples
     vae = CertifiedVAE(
         FrozenEstimator(teacher),
         objective=objective,
@@ -49,37 +52,69 @@ def run(objective, alignment_weight, kl_weight, teacher, rows, seed):
         device="cpu",
         random_state=seed,
     )
-    certifier = CollapseCertifier(vae).fit(train)
-    certificate = certifier.certify(test)
-    active = (certifier.transform(test).var(axis=0) >= 0.01).sum()
+    certifier = CollapseCertifier(vae, random_state=seed).fit(train)
+    diagnosis = certifier.diagnose(test)
     last = certifier.estimator_.history_[-1]
-    numbers = certificate.margin, active, last["kl"], last["reconstruction"]
-    return certificate.verdict, numbers
+    numbers = (
+        diagnosis.mean.margin,
+        diagnosis.active_units,
+        last["kl"],
+        last["reconstruction"],
+    )
+    return diagnosis, numbers
+
+
+def counted(answers):
+    """Return the answer of all seeds, or how many gave which."""
+    counts = Counter(answers)
+    return ", ".join(
+        answer if len(counts) == 1 else f"{n} {answer}" for answer, n in counts.items()
+    )
+
+
+def bracket(low, high):
+    """Write two bounds, rounded outwards."""
+    digits = 3 if high < 0.1 else 2
+    low, high = (f(10**digits * x) for f, x in ((math.floor, low), (math.ceil, high)))
+    return f"{low / 10**digits:.{digits}f} to {high / 10**digits:.{digits}f}"
+
+
+def line(results):
+    diagnoses, numbers = zip(*results, strict=True)
+    low = min(diagnosis.information.low for diagnosis in diagnoses)
+    high = max(diagnosis.information.high for diagnosis in diagnoses)
+    margin, active, kl, loss = np.mean(numbers, axis=0)
+    return " | ".join(
+        [
+            counted(diagnosis.state for diagnosis in diagnoses),
+            bracket(low, high),
+            counted(diagnosis.mean.verdict for diagnosis in diagnoses),
+            f"{margin:.2f}",
+            f"{active:.3g}",
+            f"{kl:.1f}",
+            f"{loss:.1f}",
+        ]
+    )
 
 
 def main(n_seeds, kl_weight):
     digits = load_digits().data / 16
-    rows = [train_test_split(digits, random_state=seed) for seed in range(n_seeds)]
+    splits = [train_test_split(digits, random_state=seed) for seed in range(n_seeds)]
     teachers = [
         GMMTeacher(n_components=10, random_state=seed).fit(train)
-        for seed, (train, _) in enumerate(rows)
+        for seed, (train, _) in enumerate(splits)
     ]
-    print("| objective | alignment_weight | verdicts | margin | active | KL | rec. |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| objective | w | state | drawn codes | mean | margin | active | KL | rec. |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, objective in OBJECTIVES.items():
-        for weight in (0.0, 10.0):
+        for weight in (0, 10):
             results = [
-                run(objective, weight, kl_weight, teachers[s], rows[s], s)
+                run(objective, weight, kl_weight, teachers[s], splits[s], s)
                 for s in range(n_seeds)
             ]
-            verdicts, numbers = zip(*results, strict=True)
-            count = ", ".join(f"{n} {v}" for v, n in Counter(verdicts).items())
-            margin, active, kl, loss = np.mean(numbers, axis=0)
-            print(
-                f"| {name} | {weight:g} | {count} | {margin:.2f} | {active:.1f} | "
-                f"{kl:.1f} | {loss:.1f} |",
-                flush=True,
-            )
+            print(f"| {name} | {weight} | {line(results)} |", flush=True)
 
 
 if __name__ == "__main__":

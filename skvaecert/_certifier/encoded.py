@@ -109,11 +109,14 @@ def fitted_encoder(estimator: Any) -> Any:
 def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
     """Return latent means."""
     means = np.asarray(check_real("transform", estimator.transform(X)))
-    if means.ndim != 2 or not np.isfinite(means).all():
+    n_samples, has_shape = _num_samples(X), means.ndim == 2
+    has_shape &= len(means) == n_samples
+    if not has_shape or not np.isfinite(means).all():
+        found = "NaN or infinity" if has_shape else f"shape {means.shape}"
         raise ValueError(
             "estimator must have a transform that returns a dense array of shape "
-            "(n_samples, latent_dim) with finite values, got "
-            + ("NaN or infinity." if means.ndim == 2 else f"shape {means.shape}.")
+            f"(n_samples, latent_dim) with finite values, got {found} for {n_samples} "
+            "samples."
         )
     return means
 
