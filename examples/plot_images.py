@@ -100,10 +100,10 @@ above.suptitle("Two patches of each group, and what the decoder makes of their c
 left, right = below.subplots(1, 2)
 InformationBracketDisplay.from_diagnoses(diagnoses, ax=left)
 names = ["latent means", "drawn codes", "reconstructions"]
-bars = right.barh(names, [answer.margin_low for answer in answers.values()])
+bars = right.barh(names, [one.margin_low - one.tolerance for one in answers.values()])
 right.bar_label(bars, fmt="%.2f", label_type="center", color="white")
 most = answers["mean"].teacher_information
 right.axvline(most, color="0.3", ls=":")
 right.text(most, -0.6, "all that the teacher knows ", color="0.3", ha="right")
-right.set(xlabel="about the teacher's groups (nats)", ylim=(2.6, -1.1))
+right.set(xlabel="about the teacher's groups, at least (nats)", ylim=(2.6, -1.1))
 figure.savefig("images.png", dpi=110)

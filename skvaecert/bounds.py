@@ -18,7 +18,7 @@ constant, so a bound above 0 shows that q is not constant.
 """
 
 from collections.abc import Callable
-from numbers import Integral, Real
+from numbers import Real
 from typing import Self
 
 import numpy as np
@@ -30,6 +30,7 @@ from scipy.stats import bootstrap
 from skvaecert.metrics import margin_contributions
 from skvaecert.simplex import (
     Floats,
+    check_count,
     check_number,
     check_real,
     check_teacher_proba,
@@ -142,7 +143,7 @@ def betting_bound(
     >>> round(betting_bound(teacher_proba, np.log(teacher_proba)), 3)
     0.333
     """
-    _check_share("confidence", confidence)
+    check_number("confidence", confidence, above=0, below=1)
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     lowest = _lowest(proba, floor)
     bets = _bets(len(proba), confidence, 1.0, _WIDEST_MARGIN)
@@ -223,7 +224,7 @@ def bernstein_bound(
     >>> round(bernstein_bound(teacher_proba, np.log(teacher_proba)), 3)
     0.352
     """
-    _check_share("confidence", confidence)
+    check_number("confidence", confidence, above=0, below=1)
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     lowest = _lowest(proba, floor)
     contributions = margin_contributions(proba, log_q)
@@ -302,11 +303,8 @@ def bootstrap_bound(
     >>> round(bound, 3)
     0.367
     """
-    _check_share("confidence", confidence)
-    if not isinstance(n_resamples, Integral) or n_resamples < 1:
-        raise ValueError(
-            f"n_resamples must be an int of at least 1, got {n_resamples!r}."
-        )
+    check_number("confidence", confidence, above=0, below=1)
+    check_count("n_resamples", n_resamples)
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     if len(proba) == 1:
         raise ValueError(
@@ -382,7 +380,7 @@ def betting_mean_bound(
     >>> round(betting_mean_bound([0.6, 0.7, 0.8] * 100, lower=0, upper=1), 3)
     0.685
     """
-    _check_share("confidence", confidence)
+    check_number("confidence", confidence, above=0, below=1)
     x = _check_values(values, lower, upper)
     return lower + _least_mean(x - lower, np.ones(len(x)), confidence)
 
@@ -534,11 +532,6 @@ class MeanBounds:
         -------
         float
             From `lower`, also without values, up to the mean of the values.
-
-        Raises
-        ------
-        ValueError
-            If `confidence` is not valid.
         """
         return self.lower + self._gain(_SHARES, confidence)
 
@@ -554,17 +547,12 @@ class MeanBounds:
         -------
         float
             From the mean of the values up to `upper`, also without values.
-
-        Raises
-        ------
-        ValueError
-            If `confidence` is not valid.
         """
         return self.upper - self._gain(1 - _SHARES, confidence)
 
     def _gain(self, shares: Floats, confidence: float) -> float:
         """Return the lower bound on a mean of shares of the range, in units of it."""
-        _check_share("confidence", confidence)
+        check_number("confidence", confidence, above=0, below=1)
         used = self._weights > 0
         if not used.any():
             return 0.0
@@ -619,7 +607,7 @@ def bernstein_mean_bound(
     >>> round(bernstein_mean_bound([0.6, 0.7, 0.8] * 100, lower=0, upper=1), 3)
     0.658
     """
-    _check_share("confidence", confidence)
+    check_number("confidence", confidence, above=0, below=1)
     check_number("upper", upper)
     x = _check_values(values, lower, upper)
     width = _bernstein_width(x, 7 / 3 * (upper - lower), confidence)
@@ -654,7 +642,7 @@ def _floored(
     teacher_proba: ArrayLike, witness_log_proba: ArrayLike, floor: float
 ) -> tuple[Floats, Floats]:
     """Check both, and return T and the logarithm of the floored witness."""
-    _check_share("floor", floor)
+    check_number("floor", floor, above=0, below=1)
     proba = check_teacher_proba(teacher_proba)
     margin_contributions(proba, witness_log_proba)
     witness = softmax(np.asarray(witness_log_proba, dtype=np.float64), axis=1)
@@ -754,8 +742,3 @@ def _check_values(values: ArrayLike, lower: float, upper: float) -> Floats:
             "those of these values."
         )
     return x
-
-
-def _check_share(name: str, value: float) -> None:
-    if not (isinstance(value, Real) and 0 < value < 1):
-        raise ValueError(f"{name} must be above 0 and below 1, got {value}.")

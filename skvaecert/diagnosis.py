@@ -6,8 +6,6 @@ to be expected.
 """
 
 import dataclasses
-import html
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skvaecert._certificate.certificate import Certificate
+from skvaecert._certificate.record import as_html, as_json
 from skvaecert._certificate.sums import MeanSums
 from skvaecert._estimator import warn_user
 from skvaecert._samples import take_samples
@@ -51,8 +50,13 @@ _COLOURS = {
     "undecided": "goldenrod",
 }
 # Codes that are decoded: a share of the draws, but at least so many, and in groups.
-_DECODED_SHARE, _LEAST_DECODED = 0.1, 256
+_DECODED_SHARE, _LEAST_DECODED = 0.1, 1000
 _LEAST_GROUPS, _MOST_IN_GROUP = 16, 256
+_OPTIONS = {
+    # None for an estimator whose loss is not known.
+    "likelihood": ("gaussian", "bernoulli", None),
+    "reduction": ("sum", "mean"),
+}
 # Reconstructions whose error is so many times the variance of X have other units.
 _OTHER_UNITS = 1.5
 
@@ -146,19 +150,10 @@ class Diagnosis:
         str
             One line of standard JSON.
         """
-        return json.dumps(_finite(self.to_dict()))
+        return as_json(self.to_dict())
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th>"
-            f"<td>{html.escape(value)}</td></tr>"
-            for name, value in _table(self)
-        )
-        return (
-            f"<div style='border-left:4px solid {_COLOURS[self.state]};"
-            f"padding-left:1em'><p>{html.escape(str(self))}</p>"
-            f"<table>{rows}</table></div>"
-        )
+        return as_html(str(self), _table(self), _COLOURS[self.state])
 
 
 def diagnose(
@@ -226,8 +221,8 @@ def diagnose(
     confidence : float, default=0.999999
         Probability with which the bracket holds, in (0, 1).
     n_draws : int, default=40000
-        Codes drawn for the bracket, in all. A tenth of that, at least 256, is drawn for
-        the decoder.
+        Codes drawn for the bracket, in all. A tenth of that, at least 1000, is drawn
+        for the decoder.
     random_state : int, numpy.random.Generator or None, default=None
         Seed of the draws; different ones each time when None.
 
@@ -387,8 +382,7 @@ def diagnosis_of(
 ) -> Diagnosis:
     """Bring together what codes, certificate and decoder tell."""
     check_number("negligible", negligible, above=0)
-    if loss.kl_weight is not None:
-        check_number("kl_weight", loss.kl_weight, least=0)
+    _check_loss(loss)
     information = decoder = kl = None
     if codes.std is not None:
         found = code_information(
@@ -486,6 +480,7 @@ def _measured(
     for group in np.array_split(np.arange(n_decoded), n_groups):
         output = check_real("decode", decode(code[group]))
         output = check_output(likelihood, output, name="decode")
+        _check_outputs(len(output), len(group))
         target = _targets(X, origin[group], output.shape) if learned else None
         sums.add(output, target)
         if target is not None:
@@ -520,21 +515,21 @@ def _advice(
     threshold: float | None,
 ) -> str:
     if information is None:
-        return "Pass the standard deviations too: they decide what drawn codes carry."
+        return "Pass the standard deviations of the posteriors too."
     if state == "collapsed":
         return _advice_on_collapse(loss, threshold)
     if state == "ignored":
         return (
-            "The decoder hardly uses the code: make it smaller, take other inputs away "
-            "from it, or train on."
+            "Make the decoder smaller, take other inputs away from it, or train on: it "
+            "hardly uses the code."
         )
     if state == "informative":
         return _advice_on_mean(mean)
     if information.rounding > information.high - information.estimate:
         return (
-            f"Rounding may make {_at_most(information.rounding)} nats by itself: the "
-            "standard deviations are as small as the errors of the means, so that "
-            "only an encoder of higher precision can tell."
+            f"Encode in higher precision: rounding alone may make "
+            f"{_at_most(information.rounding)} nats, because the standard deviations "
+            "are as small as the errors of the means."
         )
     return "Draw more codes: a larger n_draws makes the bracket narrower."
 
@@ -552,8 +547,8 @@ def _advice_on_collapse(loss: Loss, threshold: float | None) -> str:
     if threshold is None or loss.kl_weight is None or loss.kl_weight < threshold:
         return f"Lower kl_weight, or {align}."
     return (
-        f"Lower kl_weight, which is {loss.kl_weight:g}, below {threshold:.3g}, at "
-        f"which a linear VAE collapses on these data, or {align}."
+        f"Lower kl_weight from {loss.kl_weight:g} to below {threshold:.3g}, at which a "
+        f"linear VAE collapses on these data, or {align}."
     )
 
 
@@ -567,19 +562,24 @@ def _advice_on_mean(mean: Certificate) -> str:
         return "There is nothing to mend."
     if mean.reason == "teacher":
         return (
-            "Nothing is wrong with the code: it is the teacher that does not tell "
-            "these samples apart, so use another one."
+            "Nothing is wrong with the code. To have it certified, use a teacher that "
+            "tells these samples apart."
+        )
+    if mean.reason == "noise":
+        return (
+            "Put modules into evaluation mode, or encode in higher precision: rounding "
+            "or another batch may move the means too far for a certificate."
         )
     return (
-        "Nothing is wrong with the code: it only does not face the witness, which was "
-        "to be expected unless it was trained with alignment."
+        "Nothing is wrong with the code. It does not face the witness, as expected of "
+        "training without alignment."
     )
 
 
 def _told_of_codes(d: Diagnosis) -> str:
     samples = f"about these {d.n_samples:,} samples"
     if d.information is None:
-        return f"what drawn codes carry {samples} is not known without their noise."
+        return f"without standard deviations, nothing shows what codes carry {samples}."
     if d.state == "collapsed":
         high = _at_most(d.information.high)
         return f"drawn codes carry at most {high} nats {samples}."
@@ -601,7 +601,7 @@ def _told_of_mean(mean: Certificate | None) -> str:
     if mean is None:
         return ""
     noise = mean.dispersion_in_noise
-    by = "" if noise is None else f", by {noise:.2g} times the posterior's noise"
+    by = "" if noise is None else f" by {noise:.2g} times the posterior's noise"
     read = (
         f" and the witness reads {mean.margin:.2f} of at most "
         f"{mean.teacher_information:.2f} nats about the teacher's groups off it"
@@ -646,22 +646,33 @@ def _as_list(values: Floats | None) -> list[float] | None:
     return None if values is None else values.tolist()
 
 
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for by None."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _check_samples(X: Any, n_samples: int) -> Any:
     samples = X if hasattr(X, "shape") else np.asarray(X)
-    if len(samples) != n_samples:
+    if tuple(samples.shape[:1]) != (n_samples,):
         raise ValueError(
-            f"X must have the {n_samples} samples of mean, got {len(samples)}."
+            f"X must have the {n_samples} samples of mean, got shape "
+            f"{tuple(samples.shape)}."
         )
     return samples.reshape(n_samples, -1) if len(samples.shape) > 2 else samples
+
+
+def _check_outputs(n_outputs: int, n_codes: int) -> None:
+    if n_outputs != n_codes:
+        raise ValueError(
+            f"decode must return an output for each code, got {n_outputs} for "
+            f"{n_codes}."
+        )
+
+
+def _check_loss(loss: Loss) -> None:
+    for name, allowed in _OPTIONS.items():
+        given = getattr(loss, name)
+        if given not in allowed:
+            raise ValueError(f"{name} must be one of {allowed}, got {given!r}.")
+    if loss.noise_variance is not None:
+        check_number("noise_variance", loss.noise_variance, above=0)
+    if loss.kl_weight is not None:
+        check_number("kl_weight", loss.kl_weight, least=0)
 
 
 def _check_negligible(negligible: float, information: InformationBracket) -> None:

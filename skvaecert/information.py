@@ -105,18 +105,8 @@ class InformationBracket:
     high_by: str
 
     def __str__(self) -> str:
-        digits = 2
-        while 0 < self.high < 10.0**-digits and digits < 9:
-            digits += 1
-        low = _printed(self.low, digits, ROUND_FLOOR)
-        high = _printed(self.high, digits, ROUND_CEILING)
         many = f"these {self.n_samples:,} samples"
-        samples = "this sample" if self.n_samples == 1 else many
-        if not float(low):
-            return f"Drawn codes carry at most {high} nats about {samples}."
-        limit = _printed(self.limit, 2, ROUND_CEILING)
-        carried = f"Drawn codes carry {low} to {high} nats about {samples}"
-        return f"{carried} (of at most {limit})."
+        return carried_by_codes(self, "this sample" if self.n_samples == 1 else many)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes by name, as plain Python values.
@@ -185,11 +175,13 @@ def code_information(
     -----
     *Guarantee.* With probability `confidence` or more over the draws,
     low <= I(i; z) <= high for these samples. They may be any samples: seen in training,
-    dependent, duplicated. I(i; z) is at most the entropy of p. So it says nothing about
-    how many more samples could be told apart. Draws are stratified: draw m takes its
-    sample from the m-th part of p in M. Their values are independent with different
-    means, and their mean is I(i; z). That is enough for betting, since a product of
-    positive factors with a mean of 1 is at most 1.
+    dependent, duplicated. Of N encoders, some bracket fails with probability
+    N (1 - confidence) at most, also where draws have the same seed. An encoder that was
+    trained to please these very draws is not covered. I(i; z) is at most the entropy of
+    p. So it says nothing about how many more samples could be told apart. Draws are
+    stratified: draw m takes its sample from the m-th part of p in M. Their values are
+    independent with different means, and their mean is I(i; z). That is enough for
+    betting, since a product of positive factors with a mean of 1 is at most 1.
 
     *Weights.* A small p_i makes top, and with it the bracket, wide: the draws leave at
     least about top log(1 / (1 - confidence)) / M to each end. `limit` is the entropy.
@@ -317,8 +309,7 @@ class InformationSums:
         n_draws: int = 10_000,
         random_state: int | np.random.Generator | None = 0,
     ) -> None:
-        _check_confidence(confidence)
-        self.confidence = float(confidence)
+        self.confidence = check_number("confidence", confidence, above=0, below=1)
         self.n_draws = check_count("n_draws", n_draws)
         self._seed = int(_check_generator(random_state).integers(2**63))
         self._moments = _Moments()
@@ -520,7 +511,7 @@ def population_information(
     """
     mean, std = _check_posteriors(mean, std)
     size = _check_lot_size(lot_size, len(mean))
-    _check_confidence(confidence)
+    check_number("confidence", confidence, above=0, below=1)
     generator = _check_generator(random_state)
     n_lots = len(mean) // size
     lots = generator.permutation(len(mean))[: n_lots * size].reshape(n_lots, size)
@@ -564,6 +555,32 @@ def _bracket(
         low_by=draws if low > 0 else "zero",
         high_by=high_by,
     )
+
+
+def carried_by_codes(bracket: InformationBracket, about: str) -> str:
+    """Say what drawn codes carry about some samples; ends are rounded outwards.
+
+    Parameters
+    ----------
+    bracket : InformationBracket
+        What they carry.
+    about : str
+        The samples, in words.
+
+    Returns
+    -------
+    str
+        A sentence.
+    """
+    digits = 2
+    while 0 < bracket.high < 10.0**-digits and digits < 9:
+        digits += 1
+    low = _printed(bracket.low, digits, ROUND_FLOOR)
+    high = _printed(bracket.high, digits, ROUND_CEILING)
+    if not float(low):
+        return f"Drawn codes carry at most {high} nats about {about}."
+    limit = _printed(bracket.limit, 2, ROUND_CEILING)
+    return f"Drawn codes carry {low} to {high} nats about {about} (of at most {limit})."
 
 
 def _printed(value: float, digits: int, rounding: str) -> str:
@@ -879,14 +896,6 @@ def _check_lot_size(lot_size: int | None, n_samples: int) -> int:
             "it at None, or give more samples."
         )
     return int(lot_size)
-
-
-def _check_confidence(confidence: float) -> None:
-    if not (isinstance(confidence, int | float | np.number) and 0 < confidence < 1):
-        raise ValueError(
-            "confidence must be a number above 0 and below 1, such as 0.95, got "
-            f"{confidence!r}."
-        )
 
 
 def _check_generator(

@@ -40,7 +40,7 @@ __all__ = ["write_report"]
 _DIAGNOSIS, _DIAGNOSIS_QUESTION = "diagnosis", "Has the code collapsed?"
 _QUESTIONS = {
     "mean": "Does the latent mean depend on the input?",
-    "sampled": "Do drawn codes carry information on the input?",
+    "sampled": "Do drawn codes tell the teacher's groups apart?",
     "round_trip": "Do reconstructions still show what the teacher sees?",
 }
 # Of a verdict or state; the colours stand in the style sheet.
@@ -223,17 +223,18 @@ def write_report(
 
     Warns
     -----
-    UnstableEncoderWarning
-        As `certify`. The report shows it too.
+    UnstableEncoderWarning, KnownSamplesWarning
+        As `certify` and `diagnose`. The report shows them too.
 
     Examples
     --------
     >>> import tempfile
     >>> from pathlib import Path
+    >>> import numpy as np
     >>> from sklearn.datasets import load_iris
     >>> from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
     >>> from skvaecert.report import write_report
-    >>> X = load_iris().data
+    >>> X = np.unique(load_iris().data, axis=0)
     >>> vae = CertifiedVAE(
     ...     GMMTeacher(n_components=3), latent_dim=2, device="cpu", random_state=0)
     >>> certifier = CollapseCertifier(vae).fit(X[::2])
@@ -391,13 +392,10 @@ def _certificate_card(kind: str, findings: _Findings) -> str:
     certificate = findings.certificates[kind]
     verdict = certificate.verdict
     # That the mean varies is no good sign where noise hides it from all drawn codes.
-    hidden = (
-        kind == "mean"
-        and verdict in ("certified", "varies")
-        and findings.diagnosis is not None
-        and findings.diagnosis.state == "collapsed"
-    )
-    look = "" if hidden else verdict
+    found = findings.diagnosis
+    may_be_hidden = found is None or found.state == "collapsed"
+    is_plain = kind == "mean" and verdict != "constant" and may_be_hidden
+    look = "" if is_plain else verdict
     return _card(_QUESTIONS[kind], verdict, str(certificate), look)
 
 

@@ -389,7 +389,7 @@ def test_bootstrap_refits_the_mean_teacher():
 @pytest.mark.parametrize("value", [0, 1, 1.5, np.nan])
 def test_shares_are_checked(bound, name, value):
     proba, log_q = easy().draw(20, np.random.default_rng(0))
-    with pytest.raises(ValueError, match=f"{name} must be above 0 and below 1, got"):
+    with pytest.raises(ValueError, match=f"{name} must be a finite number above 0 and"):
         bound(proba, log_q, **{name: value})
 
 
@@ -409,7 +409,7 @@ def test_values_are_checked(bound):
         bound([0.1, np.nan], 0, 1)
     with pytest.raises(ValueError, match=r"not empty, got shape \(0,\)"):
         bound([], 0, 1)
-    with pytest.raises(ValueError, match="confidence must be above 0"):
+    with pytest.raises(ValueError, match="confidence must be a finite number above 0"):
         bound([0.5, 0.6], 0, 1, 95)
 
 
@@ -536,7 +536,7 @@ def test_mean_bounds_of_batches_check_what_they_are_given():
         MeanBounds(0, 1).update([0.1, 0.2], [1, -1])
     with pytest.raises(ValueError, match=r"the limits 0\.0 and 1\.0, got 0\.0 and 2"):
         MeanBounds(0, 1).merge(MeanBounds(0, 2))
-    with pytest.raises(ValueError, match="confidence must be above 0"):
+    with pytest.raises(ValueError, match="confidence must be a finite number above 0"):
         MeanBounds(0, 1).update([0.1]).low(1)
 
 

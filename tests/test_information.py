@@ -515,7 +515,7 @@ def test_arrays_are_checked(function, mean, std, message):
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("confidence", [0, 1, 95, np.nan, "high", None])
 def test_confidence_is_checked(function, confidence):
-    with pytest.raises(ValueError, match="confidence must be a number above 0 and"):
+    with pytest.raises(ValueError, match="confidence must be a finite number above"):
         function(MEAN, STD, confidence=confidence)
 
 

@@ -1,6 +1,7 @@
 """What is certified beyond the mean, on cases whose truth is known."""
 
 import copy
+import re
 from dataclasses import replace
 
 import dask.array
@@ -174,7 +175,8 @@ def test_a_little_variation_of_the_mean_drowns_in_the_noise(clusters, teacher):
     assert certificate.verdict == "certified"
     assert 0.5 < certificate.margin_low < certificate.teacher_information
     assert certificate.kind == "sampled"
-    assert f"at least {certificate.margin_low:.2f} of at most" in str(certificate)
+    said = float(re.search(r"at least (\S+) of at most", str(certificate))[1])
+    assert said <= certificate.margin_low < said + 0.02
 
 
 def test_information_in_the_deviation_alone_counts(clusters, teacher):
@@ -269,6 +271,27 @@ def test_no_lower_end_is_told_above_the_upper(clusters, teacher):
     # The tolerance is not what was read.
     doubtful = replace(certificate, tolerance=certificate.margin_low - 0.125)
     assert "carries at least 0.12 of at most" in str(doubtful)
+
+
+@pytest.mark.parametrize("low", [0.546, 0.00876, 0.6899])
+def test_sentences_of_drawn_codes_round_outwards(clusters, teacher, low):
+    certificate = certifier(Gaussian(), teacher, clusters[0]).certify(
+        clusters[1], kind="sampled"
+    )
+    shown = {"margin_low": low, "margin_high": low + 1e-6, "mean_entropy": 0.693}
+    values = {"confidence": 1 - 1e-7, "information": None, "tolerance": 0.0}
+    told = str(replace(certificate, teacher_information=0.693, **shown, **values))
+    number = r"(\d\S*)"
+    least = float(re.search(f"at least {number} of at most 0.69 nats", told)[1])
+    assert low - 0.01 < least <= low
+    share, *ends = re.search(
+        f"{number} % interval over draws: {number} to {number}\\)", told
+    ).groups()
+    assert 99.9 < float(share) < 100
+    assert float(ends[0]) <= low < low + 1e-6 <= float(ends[1])
+    accuracy = replace(certificate, **shown, **values).accuracy
+    percent = int(re.search(r"right in at least (\d+) %", told)[1])
+    assert accuracy - 0.01 < percent / 100 <= accuracy
 
 
 @pytest.mark.slow
@@ -591,7 +614,7 @@ def test_what_is_missing_is_told_when_it_is_asked_for(clusters, teacher):
     [
         ({"kind": "means"}, "kind must be 'mean', 'sampled' or 'round_trip'"),
         ({"kind": "sampled", "n_draws": 1}, "n_draws must be an int of at least 2"),
-        ({"kind": "sampled", "confidence": 95}, "confidence must be a number between"),
+        ({"kind": "sampled", "confidence": 95}, "confidence must be a finite number"),
         ({"kind": "round_trip", "teacher_proba": 1}, "teacher_proba must be left out"),
     ],
 )

@@ -175,6 +175,12 @@ def test_what_a_foreign_encoder_cannot_do_has_its_reason(fitted, blobs, tmp_path
     assert len(page.all("img")) == 3
 
 
+def dead(fitted, blobs, decoder=None):
+    teacher = FrozenEstimator(fitted.teacher_)
+    encoder = FrozenEstimator(TrainedEncoder(weak, decoder))
+    return CollapseCertifier(encoder, teacher=teacher, witness="linear").fit(blobs[::2])
+
+
 def weak(X):
     """Give means that vary by a hundredth of the posterior's noise."""
     mean = X[:, :4] / 100
@@ -185,10 +191,7 @@ def weak(X):
 def test_a_dead_code_does_not_look_good_although_its_mean_is_certified(
     fitted, blobs, tmp_path
 ):
-    teacher = FrozenEstimator(fitted.teacher_)
-    encoder = FrozenEstimator(TrainedEncoder(weak))
-    other = CollapseCertifier(encoder, teacher=teacher, witness="linear")
-    other.fit(blobs[::2])
+    other = dead(fitted, blobs)
     assert other.certify(blobs[1::2]).verdict == "certified"
     _, page = read(write_report(other, blobs[1::2], tmp_path / "dead.html"))
     assert first_card(page) == ["Has the code collapsed?", "\u2717 collapsed"]
@@ -200,6 +203,22 @@ def test_a_dead_code_does_not_look_good_although_its_mean_is_certified(
     (bracket,) = [one for one in page.all("img") if "drawn code tells" in one["alt"]]
     assert "collapsed: at most 0.0" in bracket["alt"]
     assert page.all("img")[0] == bracket
+
+
+@pytest.mark.slow
+def test_a_mean_does_not_look_good_where_a_diagnosis_is_missing(
+    fitted, blobs, tmp_path
+):
+    def broken(Z):
+        raise RuntimeError(ATTACK)
+
+    other = dead(fitted, blobs, broken)
+    text, page = read(write_report(other, blobs[1::2], tmp_path / "broken.html"))
+    assert other.certify(blobs[1::2]).verdict == "certified"
+    assert first_card(page) == ["Has the code collapsed?", "not computed"]
+    assert "\u2713" not in page.text
+    assert ATTACK in page.text
+    assert ATTACK not in text
 
 
 def test_a_healthy_code_looks_good_at_once(written):

@@ -25,6 +25,8 @@ from skvaecert import (
     simplex,
 )
 from skvaecert._certificate.sums import MeanSums, RoundTripSums, SampledSums
+from skvaecert._certifier.encoded import EncodedSamples
+from skvaecert._certifier.kinds import MeanKind
 from skvaecert.exceptions import KnownSamplesWarning, UnstableEncoderWarning
 from skvaecert.metrics import escape_force
 from skvaecert.simplex import (
@@ -854,3 +856,57 @@ def test_no_constant_code_is_certified_whatever_its_weights():
     # The twin: more than rounding does.
     verdicts = [attack(seed, factor=100) for seed in range(200)]
     assert verdicts.count("certified") > 40
+
+
+class Jitter:
+    """A constant that another batch moves in step with the teacher; alone it does not.
+
+    Or a code that varies and is moved in the same way.
+    """
+
+    def __init__(self, codes, pulls, size, how):
+        self.codes, self.pulls, self.size, self.how = codes, pulls, size, how
+        self.n_calls = 0
+
+    def transform(self, X):
+        self.n_calls += 1
+        ids = X[:, 0].astype(int)
+        moves = {
+            "first": self.pulls[ids[:1]] * (len({*ids}) > 1),
+            "sum": self.pulls[[ids.sum() % len(self.pulls)]] * (len({*ids}) > 1),
+            "size": self.pulls[[len(ids) % len(self.pulls)]],
+            "call": self.pulls[[self.n_calls % len(self.pulls)]],
+            "place": self.pulls[np.arange(len(ids)) % len(self.pulls)],
+        }
+        return (self.codes[ids] + self.size * moves[self.how]).astype(np.float32)
+
+
+def jitter(seed, how, varying=False):
+    rng = np.random.default_rng(seed)
+    n, K = int(rng.choice([4, 8, 20, 60])), int(rng.integers(2, 6))
+    proba, vertices = attacked_teacher(rng, n, K), simplex_vertices(K, K - 1)
+    scale = prior_matched_scale(proba) or 1.0
+    codes = analytic_code([proba.mean(axis=0)], vertices, scale).repeat(n, 0)
+    if varying:
+        codes = analytic_code(proba, vertices, scale)
+    pulls = (proba - proba.mean(axis=0)) @ vertices
+    size = 10.0 ** rng.uniform(-8, 1 if not varying else -3)
+    encoder = Jitter(codes, pulls / max(1e-300, np.abs(pulls).max()), size, how)
+    kind = MeanKind(MeanSums(simplex_witness(vertices, scale)))
+    order = np.argsort(proba.argmax(axis=1), kind="stable")
+    for part in np.array_split(order, rng.integers(1, min(n // 2, 6) + 1)):
+        X = part[:, np.newaxis].astype(float)
+        kind.add(EncodedSamples(encoder, None, X, proba[part]))
+    kind.finish()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnstableEncoderWarning)
+        return kind.conclude(0.0).verdict
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["first", "sum", "size", "call", "place"])
+def test_a_constant_that_its_batch_moves_is_not_certified(how):
+    assert not [seed for seed in range(300) if jitter(seed, how) in SHOWN]
+    # The twin: a code that varies by more.
+    verdicts = [jitter(seed, how, varying=True) for seed in range(60)]
+    assert verdicts.count("certified") > 30

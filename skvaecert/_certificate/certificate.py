@@ -1,13 +1,13 @@
 """The certificate: what is said of an encoder, in values, sentences and tables."""
 
 import dataclasses
-import html
-import json
 import math
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from skvaecert.information import InformationBracket
+from skvaecert._certificate.record import as_html, as_json
+from skvaecert.information import InformationBracket, carried_by_codes
 
 __all__ = ["Certificate"]
 
@@ -119,9 +119,9 @@ class Certificate:
     >>> vertices = simplex_vertices(2, 1)
     >>> code = analytic_code(teacher_proba, vertices, 1.0)
     >>> print(certify(teacher_proba, code, vertices, 1.0))
-    Certified: on these 2 samples the encoder mean is not constant; the witness reads
-    0.37 of at most 0.37 nats (100 %) about the teacher's groups off it. The means'
-    distance from their average is 1.10 (root mean square).
+    Certified: on these 2 samples the encoder mean is not constant, and the witness
+    reads the teacher's groups off it: margin 0.37 of at most 0.37 nats (100 %). The
+    means' distance from their average is 1.10 (root mean square).
     """
 
     verdict: str
@@ -201,20 +201,15 @@ class Certificate:
         str
             One line of standard JSON.
         """
-        return json.dumps(_finite(self.to_dict()))
+        return as_json(self.to_dict())
 
     def _repr_html_(self) -> str:
         fields = self.to_dict() | {"information": self._information_told}
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name.replace('_', ' ')}</th>"
-            f"<td>{html.escape(_short(value))}{_UNITS.get(name, '')}</td></tr>"
+        values = (
+            (name.replace("_", " "), _short(value) + _UNITS.get(name, ""))
             for name, value in fields.items()
         )
-        return (
-            f"<div style='border-left:4px solid {_COLOURS[self.verdict]};"
-            f"padding-left:1em'><p>{html.escape(str(self))}</p>"
-            f"<table>{rows}</table></div>"
-        )
+        return as_html(str(self), values, _COLOURS[self.verdict])
 
     @property
     def _information_told(self) -> str | None:
@@ -225,9 +220,8 @@ class Certificate:
 
 
 def _samples(c: Certificate) -> str:
-    samples = (
-        "on this sample" if c.n_samples == 1 else f"on these {c.n_samples} samples"
-    )
+    many = f"on these {c.n_samples:,} samples"
+    samples = "on this sample" if c.n_samples == 1 else many
     if c.kind != "round_trip" and c.witness in ("procrustes", "linear"):
         # Not the papers' certificate, whose witness is fitted on nothing.
         samples += f", by a {c.witness} witness fitted on others,"
@@ -283,10 +277,10 @@ def _mean_inconclusive(c: Certificate) -> list[str]:
 def _tell_sampled(c: Certificate) -> str:
     if c.verdict == "certified":
         sentence = (
-            f"a drawn code carries at least {_short(c._margin_shown)} of at most "
+            f"a drawn code carries at least {_at_least(c._margin_shown)} of at most "
             f"{_short(c.teacher_information)} nats about the teacher's groups "
             f"({_interval(c)}). A group guessed from it is right in at least "
-            f"{_percent(c.accuracy)} of cases."
+            f"{math.floor(100 * (c.accuracy or 0.0))} % of cases."
         )
     elif c.verdict == "constant":
         sentence = (
@@ -296,7 +290,7 @@ def _tell_sampled(c: Certificate) -> str:
         )
     else:
         sentence = " ".join(
-            _why_not(c, "it was not shown that drawn codes tell the teacher's groups")
+            _why_not(c, "it was not shown that drawn codes tell groups apart")
         )
     return " ".join([sentence, *_told_of_codes(c)])
 
@@ -306,8 +300,9 @@ def _tell_round_trip(c: Certificate) -> str:
     if c.verdict == "certified":
         return (
             "encoder and decoder together pass input on: the teacher reads at least "
-            f"{_short(c._margin_shown)} of at most {_short(c.teacher_information)} "
-            f"nats off the reconstructions of {codes}{_interval(c, ' (', ')')}."
+            f"{_at_least(c._margin_shown)} of at most "
+            f"{_short(c.teacher_information)} nats off the reconstructions of "
+            f"{codes}{_interval(c, ' (', ')')}."
         )
     if c.verdict == "constant":
         return "reconstructions do not depend on the sample, to within rounding."
@@ -335,14 +330,15 @@ def _why_not(c: Certificate, what: str) -> list[str]:
 def _reason_told(c: Certificate) -> str:
     return {
         "teacher": "The teacher tells these samples apart by only "
-        f"{_short(c.teacher_information)} nats: no code could do better.",
-        "noise": "The encoder is too inexact: rounding or another batch may move its "
-        f"means by {_short(c.latent_noise)} (root mean square), which can make a "
-        "margin of that size.",
-        "safety margin": f"Rounding explains {_short(c.tolerance)} of it; the safety "
-        f"margin of {_short(c.safety_margin)} was asked for.",
+        f"{_short(c.teacher_information)} nats: no code could do better."
+        if c.n_samples > 1
+        else "A single sample cannot be told apart from others.",
+        "noise": f"The encoder is too inexact: rounding or another batch {_moved(c)}, "
+        "which can make a margin of that size.",
+        "safety margin": f"Rounding explains {_short(c.tolerance)} of the margin, and "
+        f"the safety margin is {_short(c.safety_margin)}.",
         "draws": "These draws may have made it by chance; more draws would tell.",
-        "shared draws": "It is gone where all samples share their draws, so luck may "
+        "shared draws": "It is gone where all samples share their draws, so chance may "
         "have made it; more draws would tell.",
         "witness": "That does not prove collapse: the code may vary in a way that the "
         "witness does not read.",
@@ -356,7 +352,14 @@ def _told_of_codes(c: Certificate) -> list[str]:
     hidden = ""
     if c.kind == "mean" and c.information.high < c.margin:
         hidden = " The posterior's noise hides the rest of what the mean shows."
-    return [f"{c.information}{hidden}"]
+    about = "the sample" if c.n_samples == 1 else "the samples"
+    return [carried_by_codes(c.information, about) + hidden]
+
+
+def _moved(c: Certificate) -> str:
+    if c.kind == "round_trip":
+        return f"may change what the teacher reads by {_short(c.tolerance)} nats"
+    return f"may move its means by {_short(c.latent_noise)} (root mean square)"
 
 
 def _in_noise(c: Certificate) -> str:
@@ -368,8 +371,8 @@ def _in_noise(c: Certificate) -> str:
 def _interval(c: Certificate, before: str = "", after: str = "") -> str:
     if c.confidence is None:
         return ""
-    low, high = _short(c.margin_low), _short(c.margin_high)
-    share = f"{100 * c.confidence:g} %"
+    low, high = _at_least(c.margin_low), _at_most(c.margin_high)
+    share = f"{100 * c.confidence:.9g} %"
     return f"{before}{share} interval over draws: {low} to {high}{after}"
 
 
@@ -383,8 +386,20 @@ def _short(value: Any) -> str:
     return f"{value:.2f}" if 0.995 <= abs(value) < 100 else f"{value:.2g}"
 
 
-def _finite(value: Any) -> Any:
-    """Replace what JSON has no number for by None."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _at_least(value: float) -> str:
+    """Round down: what is said must not be more than what was shown."""
+    return _rounded(value, ROUND_FLOOR)
+
+
+def _at_most(value: float) -> str:
+    return _rounded(value, ROUND_CEILING)
+
+
+def _rounded(value: float, rounding: str) -> str:
+    """Round to the digits of `_short`."""
+    if not value or not math.isfinite(value):
+        return _short(value)
+    size = abs(value)
+    digits = 2 if 0.995 <= size < 100 else 1 - math.floor(math.log10(size))
+    step = Decimal(10) ** -digits
+    return _short(float(Decimal(value).quantize(step, rounding)))

@@ -6,7 +6,6 @@ of the sums in the end is decided in :mod:`skvaecert._certificate.verdict`.
 
 import math
 from collections.abc import Callable, Iterator
-from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -20,7 +19,6 @@ from skvaecert._certificate.rounding import (
     summation_error,
 )
 from skvaecert._certificate.verdict import (
-    check_not_negative,
     checked_margin,
     conclude,
 )
@@ -37,6 +35,8 @@ from skvaecert.metrics import (
 )
 from skvaecert.simplex import (
     Floats,
+    check_count,
+    check_number,
     check_real,
     check_teacher_proba,
 )
@@ -138,7 +138,7 @@ class MeanSums(Sums):
         self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
     ) -> Certificate:
         """Return the certificate of all samples so far."""
-        check_not_negative("latent_noise", latent_noise)
+        check_number("latent_noise", latent_noise, least=0)
         margin, arithmetic = self.margin, self.summation_error
         noise = max(self._means.rounding_noise, latent_noise)
         force, spread = self._forces.dispersion, self._means.spread
@@ -351,7 +351,7 @@ class SampledSums(DrawnSums):
         self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
     ) -> Certificate:
         """Return the certificate of all samples so far."""
-        check_not_negative("latent_noise", latent_noise)
+        check_number("latent_noise", latent_noise, least=0)
         checked_margin(self.alignment)
         norm = self._means.mean_norm + self._deviations.mean_norm
         arithmetic = summation_error(self.alignment, self.witness, norm)
@@ -576,12 +576,8 @@ def _check_distribution(
 
 
 def check_draws(n_draws: int, confidence: float) -> None:
-    if not isinstance(n_draws, Integral) or n_draws < 2:
-        raise ValueError(f"n_draws must be an int of at least 2, got {n_draws!r}.")
-    if not (isinstance(confidence, Real) and 0 < confidence < 1):
-        raise ValueError(
-            f"confidence must be a number between 0 and 1, got {confidence!r}."
-        )
+    check_count("n_draws", n_draws, least=2)
+    check_number("confidence", confidence, above=0, below=1)
 
 
 def check_shapes(

@@ -12,7 +12,7 @@ from skvaecert._certificate.certificate import Certificate
 from skvaecert.metrics import MarginSums
 from skvaecert.simplex import check_number
 
-__all__ = ["check_not_negative", "checked_margin", "conclude"]
+__all__ = ["checked_margin", "conclude"]
 
 # Sums of smaller weights are rounded to few digits, powers of larger ones overflow.
 _WEIGHTS = 1e-50, 1e50
@@ -36,7 +36,7 @@ def conclude(
     `varies` says whether the means spread by more (theory section 15). `doubt` is what
     draws of codes may have added, `is_luck` whether they may have done it all.
     """
-    check_not_negative("safety_margin", safety_margin)
+    safety_margin = check_number("safety_margin", safety_margin, least=0)
     margin, information = checked_margin(alignment), alignment.teacher_information
     tells_apart = information > error
     reason = _reason(
@@ -59,7 +59,7 @@ def conclude(
         alignment_loss=alignment.alignment_loss,
         relative_margin=margin / information if tells_apart else math.nan,
         tolerance=tolerance,
-        safety_margin=float(safety_margin),
+        safety_margin=safety_margin,
         n_components=len(alignment.mean_proba),
         mean_entropy=alignment.mean_entropy,
         reason=reason,
@@ -108,7 +108,3 @@ def checked_margin(alignment: MarginSums) -> float:
             f"{alignment.total_weight}. Divide the weights by their mean."
         )
     return alignment.margin
-
-
-def check_not_negative(name: str, value: float) -> None:
-    check_number(name, value, least=0)

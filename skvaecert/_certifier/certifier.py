@@ -8,7 +8,7 @@ certificate. What one step finds out about the samples is passed on in one objec
 import copy
 from collections.abc import Iterable, Iterator
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, Self
 from uuid import uuid4
 
@@ -59,7 +59,12 @@ from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.diagnosis import Diagnosis, Loss, diagnosis_of
 from skvaecert.exceptions import NonFiniteLossError
-from skvaecert.simplex import Floats, resolve_witness_scale, simplex_vertices
+from skvaecert.simplex import (
+    Floats,
+    check_count,
+    resolve_witness_scale,
+    simplex_vertices,
+)
 from skvaecert.witnesses import simplex_witness
 
 __all__ = ["CollapseCertifier", "drawn_margin"]
@@ -611,10 +616,9 @@ class CollapseCertifier(
             If data or parameters are not valid, or the weights of a torch encoder
             change in between.
         """
-        if not isinstance(part, Integral) or part < 0:
-            raise ValueError(f"part must be an int of at least 0, got {part!r}.")
+        part = check_count("part", part, least=0)
         pieces = self._pieces(X, teacher_proba, sample_weight)
-        return self._collect(pieces, kind, n_draws, confidence, int(part))
+        return self._collect(pieces, kind, n_draws, confidence, part)
 
     def __sklearn_tags__(self) -> Tags:
         """Take over the tags of the estimator on dtypes and input."""

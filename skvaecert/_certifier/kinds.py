@@ -108,6 +108,11 @@ class Kind(ABC):
         """Encode samples of the beginning and of the way once more, all being read."""
         for samples, before in self.stability.taken():
             n_samples = len(before)
+            # Alone, which is what the mean of a sample is. Twice, for a batch of one
+            # has no statistics.
+            for place in {0, n_samples // 2}:
+                index = np.array([place, place])
+                self.compare(samples.again(index), before[index])
             for look in range(min(_MOST_LOOKS, max(1, _LOOKED_AT // n_samples))):
                 # With repetitions: for statistics of a batch, its order and its whole
                 # are always the same.
