@@ -64,8 +64,8 @@ rescued = certifier.diagnose(X_test)
 print(rescued)
 
 # %%
-# Side by side. The means of the collapsed VAE still vary a little, far below the noise of
-# the posterior: drawn codes carry nothing.
+# Side by side. The means of the collapsed VAE still vary a little, far below the noise
+# of the posterior: drawn codes carry next to nothing.
 print(f"\n{'on held-out digits':<32}{'collapsed':>14}{'rescued':>14}")
 for label, value in {
     "state": lambda d: d.state,
