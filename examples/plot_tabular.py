@@ -76,11 +76,11 @@ for row in worst:
 # It varies: what next?
 # ---------------------
 # The mean of a VAE that was not trained to face the witness usually *varies*, healthy
-# or not, and the witness does not read the teacher's groups off it. How much drawn codes
-# carry, ``diagnose`` says without any witness. Whether they tell *the teacher's groups*
-# can be asked in other ways, of the same trained model: with a witness that is fitted
-# to its code, of codes drawn from the posterior, and of reconstructions. The witness is
-# fitted on the training samples, the answers are about the others.
+# or not, and the witness does not read the teacher's groups off it. How much drawn
+# codes carry, ``diagnose`` says without any witness. Whether they tell *the teacher's
+# groups* can be asked in other ways, of the same trained model: with a witness that is
+# fitted to its code, of codes drawn from the posterior, and of reconstructions. The
+# witness is fitted on the training samples, the answers are about the others.
 
 vae.set_params(alignment_weight=0)
 plain = CollapseCertifier(vae).fit(S_train)
