@@ -163,6 +163,7 @@ def test_a_deaf_decoder_is_ignored_codes(rng, likelihood):
     assert listening.decoder.bound > 0.5
 
 
+@pytest.mark.slow
 def test_outputs_that_react_to_one_sample_in_105_are_not_ignored():
     """They carry 0.054 nats; few decoded codes often have none of this sample."""
     mean, std = np.zeros((105, 1)), np.ones((105, 1))

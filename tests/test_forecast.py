@@ -455,6 +455,7 @@ def best_linear_vae(spectrum, latent_dim, kl_weight):
     return best.fun, linear_loss(best.x, *arguments)[2], np.exp(best.x[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latent_dim", [1, 2, 4])
 @pytest.mark.parametrize(
     "spectrum",
@@ -597,6 +598,7 @@ def bernoulli_gain(X, kl_weight, seed):
     return loss(np.r_[constant, 0 * constant]) - best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_linear_bernoulli_vae_collapses_at_the_threshold(seed):
     rng = np.random.default_rng(seed)

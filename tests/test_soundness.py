@@ -607,13 +607,14 @@ def test_a_constant_that_drifts_is_not_certified_over_batches(
     assert certificate.verdict not in SHOWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_random_encoders_of_few_samples_are_not_certified(rows, share):
     rng = np.random.default_rng(0)
     with pytest.warns(UserWarning, match="another batch"):
         drawn = fitted(Model(lambda X: 1.0 * (rng.random(X.shape) < share)), rows[0])
     for n in (2, 3, 5, 10):
-        batches = (rows[1][i : i + n] for i in range(0, 280, 3))
+        batches = (rows[1][i : i + n] for i in range(0, 280, 7))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnstableEncoderWarning)
             verdicts = {drawn.certify(batch).verdict for batch in batches}
