@@ -69,8 +69,8 @@ print(rescued)
 print(f"\n{'on held-out digits':<32}{'collapsed':>14}{'rescued':>14}")
 for label, value in {
     "state": lambda d: d.state,
-    "drawn codes carry at least": lambda d: f"{d.information.low:.2g}",
-    "and at most (nats)": lambda d: f"{d.information.high:.2g}",
+    "drawn codes carry at least": lambda d: f"{d.information.low:.3g}",
+    "and at most (nats)": lambda d: f"{d.information.high:.3g}",
     "verdict on the mean": lambda d: d.mean.verdict,
     "spread of the means, in noise": lambda d: f"{d.mean.dispersion_in_noise:.3f}",
     "margin (nats)": lambda d: f"{d.mean.margin:.3f}",
