@@ -1,11 +1,11 @@
 """
-A table: scaling, held-out rows, and what to do when nothing was shown
-======================================================================
+A table: scaling, held-out samples, and a code that the witness does not read
+=============================================================================
 
 569 tumours, 30 measurements each, in units of their own: areas are in thousands,
 fractal dimensions in hundredths. A VAE is trained on three quarters of them and
-certified on the rest. Then a second one, trained without alignment, about which the
-first answer is *inconclusive*. No label is used. It takes about half a minute on one
+certified on the rest. Then a second one, trained without alignment, whose mean *varies*
+without telling the witness of it. No label is used. It takes about half a minute on one
 CPU core and saves ``tabular.png``.
 """
 
@@ -33,7 +33,7 @@ X_train, X_test = train_test_split(table.data, random_state=0)
 # The Gaussian likelihood learns one variance for all columns, so the largest column
 # decides what the code is for. The certificate does not complain: the code of a VAE of
 # raw columns is not constant. It may tell of areas only. How much of each column comes
-# back, on held-out rows, shows it.
+# back, on held-out samples, shows it.
 
 
 def recovered(certifier, X):
@@ -59,30 +59,33 @@ for name, shares in columns.items():
     print(f"{name}: {np.sum(shares > 0.5)} of {len(shares)} columns recovered by half")
 
 # %%
-# Row by row
-# ----------
-# ``score_samples`` says what each row adds to the margin. Look at the least first:
-# below 0, the code would place a row with another group than its own.
+# Sample by sample
+# ----------------
+# ``score_samples`` says what each sample adds to the margin. Look at the least first:
+# below 0, the code would place a sample with another group than its own.
 
 contributions = certifier.score_samples(S_test)
 worst = np.argsort(contributions)[:5]
-print("\nrow   nats  most unusual column")
+print("\nsample   nats  most unusual column")
 for row in worst:
     column = np.abs(S_test[row]).argmax()
     name, deviations = table.feature_names[column], S_test[row, column]
-    print(f"{row:3d} {contributions[row]:6.2f}  {name}, {deviations:+.1f} deviations")
+    print(f"{row:6d} {contributions[row]:6.2f}  {name}, {deviations:+.1f} deviations")
 
 # %%
-# Inconclusive: what next?
-# ------------------------
-# A VAE that was not trained to face the witness is usually *inconclusive*, healthy or
-# not. Nothing was shown, so ask in other ways, of the same trained model: with a
-# witness that is fitted to its code, of codes drawn from the posterior, and of
-# reconstructions. The witness is fitted on the training rows, the answers are about
-# the others.
+# It varies: what next?
+# ---------------------
+# The mean of a VAE that was not trained to face the witness usually *varies*, healthy
+# or not, and the witness does not read the teacher's groups off it. How much drawn
+# codes carry, ``diagnose`` says without any witness. Whether they tell *the teacher's
+# groups* can be asked in other ways, of the same trained model: with a witness that is
+# fitted to its code, of codes drawn from the posterior, and of reconstructions. The
+# witness is fitted on the training samples, the answers are about the others.
 
 vae.set_params(alignment_weight=0)
 plain = CollapseCertifier(vae).fit(S_train)
+print("\nTrained without alignment:", plain.diagnose(S_test))
+
 fitted = CollapseCertifier(
     FrozenEstimator(plain.estimator_), witness="linear", random_state=0
 ).fit(S_train)
@@ -92,7 +95,7 @@ answers = {
     "linear witness, drawn codes": fitted.certify(S_test, kind="sampled"),
     "reconstructions": plain.certify(S_test, kind="round_trip"),
 }
-print(f"\nTrained without alignment{'verdict':>18}  margin (nats)")
+print(f"\n{'Asked of it':<29}{'verdict':>14}  margin (nats)")
 for name, answer in answers.items():
     information = answer.teacher_information
     print(f"{name:<29}{answer.verdict:>14}  {answer.margin:5.2f} of {information:.2f}")
@@ -106,7 +109,7 @@ for name, shares in columns.items():
     left.plot(np.clip(np.sort(shares)[::-1], 0, 1), "o-", label=name, ms=4)
 left.axhline(0, color="0.5", lw=0.8)
 left.set(title="What the decoder gives back", xlabel="columns, the best first")
-left.set(ylabel="share of the variance, held-out rows")
+left.set(ylabel="share of the variance, held-out samples")
 left.legend()
 
 plane = PCA(2).fit_transform(certifier.transform(S_test))
@@ -114,7 +117,7 @@ points = right.scatter(*plane.T, c=contributions, s=18)
 right.scatter(*plane[worst].T, s=90, facecolors="none", edgecolors="tab:red")
 for row in worst:
     right.annotate(str(row), plane[row], xytext=(6, 4), textcoords="offset points")
-figure.colorbar(points, ax=right, label="what the row adds to the margin (nats)")
-right.set(title="Latent means of held-out rows; ringed: the five least")
+figure.colorbar(points, ax=right, label="what the sample adds to the margin (nats)")
+right.set(title="Latent means of held-out samples; ringed: the five least")
 right.set(xlabel="first principal component", ylabel="second")
 figure.savefig("tabular.png", dpi=110)

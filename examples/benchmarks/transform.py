@@ -2,30 +2,31 @@
 What transform and certify cost, beside a bare forward pass
 ===========================================================
 
-Encodes 50,000 float32 rows, in turn, in one process and on one thread:
+Encodes 50,000 float32 samples, in turn, in one process and on one thread:
 
-- bare: the encoder under inference mode, in chunks of 1,024 rows that are standardised
-  already, and in chunks of 256;
-- ``transform`` of a :class:`skvaecert.CertifiedVAE`, which checks and standardises rows
-  and takes chunks of 256, so that a mean does not depend on the other rows;
-- ``certify`` of a :class:`skvaecert.CollapseCertifier` with posteriors given, for
-  several numbers of components: transform, 255 rows once more, margin and tolerance.
+- bare: the encoder under inference mode, in chunks of 1,024 samples that are
+  standardised already, and in chunks of 256;
+- ``transform`` of a :class:`skvaecert.CertifiedVAE`, which checks and standardises
+  samples and takes chunks of one size, so that a mean does not depend on the others;
+- ``score`` and ``certify`` of a :class:`skvaecert.CollapseCertifier` with posteriors
+  given, for several numbers of components. The latter encodes standard deviations, too,
+  and some samples once more, and draws codes for what they carry.
 
 Prints the median CPU time of the first, and the medians of the ratios to it.
 
-    python examples/benchmarks/transform.py [--repeats 7]
+    python examples/benchmarks/transform.py [--repeats 7] [--samples 50000]
 """
 
 import argparse
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import torch
 
 from skvaecert import CertifiedVAE, CollapseCertifier
 
-N_SAMPLES = 50_000
 # name: features, hidden sizes, latent dimensions
 SETTINGS = {
     "64-64-16": (64, (64,), 16),
@@ -35,8 +36,8 @@ SETTINGS = {
 COMPONENTS = (10, 100)
 
 
-def posteriors(n_components, generator):
-    logits = generator.normal(size=(N_SAMPLES, n_components))
+def posteriors(n_samples, n_components, generator):
+    logits = generator.normal(size=(n_samples, n_components))
     proba = np.exp(logits)
     return proba / proba.sum(axis=1, keepdims=True)
 
@@ -57,18 +58,18 @@ def bare(encode, rows, size):
         return torch.cat([encode(chunk)[0] for chunk in rows.split(size)]).numpy()
 
 
-def variants(n_features, hidden_sizes, latent_dim):
+def variants(n_samples, n_features, hidden_sizes, latent_dim):
     generator = np.random.default_rng(0)
-    X = generator.normal(size=(N_SAMPLES, n_features)).astype(np.float32)
+    X = generator.normal(size=(n_samples, n_features)).astype(np.float32)
     rows, runs = torch.from_numpy(X), {}
     for n_components in COMPONENTS:
         if n_components > latent_dim + 1:
             continue
-        proba = posteriors(n_components, generator)
+        proba = posteriors(n_samples, n_components, generator)
         certifier = fitted(X, proba, hidden_sizes, latent_dim)
-        runs[f"certify, K = {n_components}"] = lambda c=certifier, p=proba: c.certify(
-            X, teacher_proba=p
-        )
+        for method in (certifier.score, certifier.certify):
+            name = f"{method.__name__}, K = {n_components}"
+            runs[name] = partial(method, X, teacher_proba=proba)
     vae = certifier.estimator_
     encode = vae.net_.module_.eval().encode
     return {
@@ -88,10 +89,12 @@ def cpu_seconds(function):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--samples", type=int, default=50_000)
+    given = parser.parse_args()
+    repeats = given.repeats
     torch.set_num_threads(1)
     for name, sizes in SETTINGS.items():
-        runs = variants(*sizes)
+        runs = variants(given.samples, *sizes)
         times = {key: [] for key in runs}
         for _ in range(repeats):
             for key, run in runs.items():
