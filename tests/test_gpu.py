@@ -198,7 +198,9 @@ class Centred(nn.Module):
 def test_a_mean_in_other_company_is_seen(device, X):
     """The twin of the test above."""
     means = TrainedEncoder(Centred().to(device)).transform(X)
-    assert (TrainedEncoder(Centred().to(device)).transform(X[::-1])[::-1] != means).any()
+    assert (
+        TrainedEncoder(Centred().to(device)).transform(X[::-1])[::-1] != means
+    ).any()
 
 
 # Certificates
@@ -427,18 +429,24 @@ def peak(device, action):
     return torch.cuda.max_memory_allocated() - before
 
 
+def fit_of(n, device, path):
+    """Return a function that fits n samples of 64 features, from a file or not."""
+    X = np.random.default_rng(0).normal(size=(n, 64)).astype(np.float32)
+    if path is not None:
+        np.save(path, X)
+        X = np.load(path, mmap_mode="r")
+    proba = 0.9 * np.eye(K)[np.arange(n) % K] + 0.1 / K
+    vae = vae_on(device, max_epochs=1, batch_size=1024)
+    return lambda: vae.fit(X, teacher_proba=proba)
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 def test_memory_of_a_streamed_fit(device, tmp_path, streamed):
     """It grows by posteriors only; if samples are resident, the twin, by them too."""
-    n_features, sizes, peaks = 64, (40_000, 120_000), []
-    for n in sizes:
-        X = np.random.default_rng(0).normal(size=(n, n_features)).astype(np.float32)
-        np.save(tmp_path / "X.npy", X)
-        stored = np.load(tmp_path / "X.npy", mmap_mode="r") if streamed else X
-        proba = 0.9 * np.eye(K)[np.arange(n) % K] + 0.1 / K
-        vae = vae_on(device, max_epochs=1, batch_size=1024)
-        peaks.append(peak(device, lambda: vae.fit(stored, teacher_proba=proba)))
-    growth = (peaks[1] - peaks[0]) / (sizes[1] - sizes[0])
+    path = tmp_path / "X.npy" if streamed else None
+    few, many = 40_000, 120_000
+    least, most = (peak(device, fit_of(n, device, path)) for n in (few, many))
+    growth = (most - least) / (many - few)
     print(f"{growth:.1f} bytes more for each sample more")
-    of_posteriors, of_samples = 4 * K, 4 * n_features
+    of_posteriors, of_samples = 4 * K, 4 * 64
     assert growth < 1.2 * of_posteriors if streamed else growth > 0.9 * of_samples
