@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from skorch import NeuralNet
 from torch import Tensor
 
+from skvaecert._precision import full_float32
 from skvaecert._samples import CHUNK
 from skvaecert._training.step import Layers
 from skvaecert.objectives import gaussian_kl
@@ -57,7 +58,7 @@ def _in_chunks(
 ) -> NDArray[np.float32]:
     net.module_.eval()
     size = _chunk_size(net)
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32:
         results = [
             function(_filled(chunk, size).to(net.device))[: len(chunk)].cpu()
             for part in ([rows] if isinstance(rows, Tensor) else rows)
