@@ -15,7 +15,6 @@ __all__ = [
     "GaussianPosterior",
     "Pass",
     "bounded",
-    "bounded_slope",
     "check_image_shape",
     "conv_decoder",
     "conv_encoder",
@@ -25,7 +24,7 @@ __all__ = [
 ]
 
 # Variances stay within exp(-10) and exp(10): no overflow, no division by zero.
-_LOG_VARIANCE_BOUND = 10.0
+LOG_VARIANCE_BOUND = 10.0
 # Convolutions halve an image until both sides are at most this.
 _COARSEST_SIDE = 4
 # Channels after the first convolution and at most: each doubles them.
@@ -221,30 +220,7 @@ def bounded(raw: Tensor) -> Tensor:
     >>> bounded(torch.tensor([0.0, 0.5, 1e6]))
     tensor([ 0.0000,  0.4996, 10.0000])
     """
-    return _LOG_VARIANCE_BOUND * torch.tanh(raw / _LOG_VARIANCE_BOUND)
-
-
-def bounded_slope(value: Tensor) -> Tensor:
-    """Return the derivative of :func:`bounded` from its value.
-
-    Parameters
-    ----------
-    value : Tensor
-        A return value of :func:`bounded`.
-
-    Returns
-    -------
-    Tensor
-        1 - (value / 10)^2.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from skvaecert.networks import bounded_slope
-    >>> bounded_slope(torch.tensor([0.0, 5.0]))
-    tensor([1.0000, 0.7500])
-    """
-    return 1 - (value / _LOG_VARIANCE_BOUND).square()
+    return LOG_VARIANCE_BOUND * torch.tanh(raw / LOG_VARIANCE_BOUND)
 
 
 def unbounded(log_variance: Tensor) -> Tensor:
@@ -267,8 +243,8 @@ def unbounded(log_variance: Tensor) -> Tensor:
     >>> bounded(unbounded(torch.tensor([0.5, -torch.inf])))
     tensor([ 0.5000, -9.9900])
     """
-    ratio = log_variance / _LOG_VARIANCE_BOUND
-    return _LOG_VARIANCE_BOUND * torch.atanh(ratio.clamp(-0.999, 0.999))
+    ratio = log_variance / LOG_VARIANCE_BOUND
+    return LOG_VARIANCE_BOUND * torch.atanh(ratio.clamp(-0.999, 0.999))
 
 
 class Pass(NamedTuple):

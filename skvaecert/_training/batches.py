@@ -114,7 +114,7 @@ class Resident:
         return len(self.values)
 
     def take(self, index: Tensor) -> Tensor:
-        rows = self.values[index.to(self.index_device)]
+        rows = self.values.index_select(0, index.to(self.index_device))
         if self.location is None:
             return rows
         return (rows - self.location) / self.scale
@@ -155,7 +155,8 @@ class TrainingSet(Dataset[Tensor]):
         return len(self.rows)
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rows.take(index), self.targets[index.to(self.targets.device)]
+        own = self.targets.index_select(0, index.to(self.targets.device))
+        return self.rows.take(index), own
 
 
 class Batches:

@@ -2,9 +2,8 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
 from itertools import chain
 from typing import Any
 
@@ -19,7 +18,7 @@ from skvaecert._training.net import VAENet
 from skvaecert._training.processes import ALONE, Processes
 from skvaecert.objectives import ReleasedCallback
 
-__all__ = ["prefit", "stand_in", "train"]
+__all__ = ["prefit", "train"]
 
 
 def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
@@ -43,22 +42,6 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
             optimizer.step()
 
 
-# Trains in place of `train` if it returns True.
-Trainer = Callable[[VAENet, TrainingSet, bool], bool]
-
-_stand_in: ContextVar[Trainer | None] = ContextVar("stand_in", default=None)
-
-
-@contextmanager
-def stand_in(trainer: Trainer) -> Iterator[None]:
-    """Let another trainer try first in :func:`train`, inside the block."""
-    token = _stand_in.set(trainer)
-    try:
-        yield
-    finally:
-        _stand_in.reset(token)
-
-
 def train(
     net: VAENet,
     dataset: TrainingSet,
@@ -66,12 +49,9 @@ def train(
     processes: Processes = ALONE,
 ) -> None:
     """Train for `net.max_epochs` more epochs; Ctrl-C in the first is an error."""
-    other = _stand_in.get()
-    watched = observer is not None and observer.watched
     net.processes, net.observer, net.ctrl_c = processes, observer, False
     try:
-        if other is None or not other(net, dataset, watched):
-            _train(net, dataset)
+        _train(net, dataset)
     finally:
         del net.processes, net.observer, net.ctrl_c
 

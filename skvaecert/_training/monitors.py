@@ -177,8 +177,6 @@ class Progress(ReleasedCallback):
 class Observer(Protocol):
     """Is notified of every epoch, and may end the training with it."""
 
-    watched: bool
-
     def begin(self) -> None:
         """Take note that an epoch begins."""
 

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skorch import NeuralNet
-from skorch.callbacks import Callback, ParamMapper
+from skorch.callbacks import Callback
 from torch import Tensor
 
 from skvaecert._training.batches import Batches, TrainingSet
@@ -22,9 +22,14 @@ from skvaecert._training.monitors import (
     ValidationMonitor,
     record_with_best,
 )
-from skvaecert._training.optimizer import FlatAdam
+from skvaecert._training.optimizer import drop_tiny_moments
 from skvaecert._training.processes import ALONE, Processes
-from skvaecert._training.step import GradientByHand
+from skvaecert._training.step import (
+    AutogradStep,
+    Losses,
+    NumpyStep,
+    has_known_gradient,
+)
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.networks import VAE, Pass
 from skvaecert.objectives import AlignedELBO, LagrangeWeight, Objective, Terms
@@ -40,14 +45,18 @@ __all__ = [
 
 # What a net has only while epochs run.
 _OF_EPOCHS = (
-    "_batch_records",
-    "_batch_size",
-    "_batch_terms",
+    "_batch_losses",
+    "_batch_sizes",
     "_began",
-    "_by_hand",
-    "_compiled",
     "_completed",
+    "_records",
 )
+
+# A mean of gradients decays from 1e-20 to the subnormal numbers in 400 steps.
+_STEPS_BETWEEN_CLEANINGS = 256
+
+# What a callback may hear of every batch.
+_EVENTS = "on_batch_begin", "on_grad_computed", "on_batch_end"
 
 # What is noted of every batch.
 _PARTS = ("train_loss", *Terms._fields)
@@ -65,6 +74,8 @@ class VAENet(NeuralNet):
     processes: Processes = ALONE
     observer: Observer | None = None
     ctrl_c = False
+    _step: NumpyStep | AutogradStep | None = None
+    _heard = True
 
     def __init__(
         self,
@@ -78,6 +89,8 @@ class VAENet(NeuralNet):
         super().__init__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
+        # A callback may want a copy amid the epochs. The next one ties them again.
+        self._release()
         state = super().__getstate__()
         if self.initialized_:
             # The same as `module_`, which skorch pickles for any device.
@@ -138,81 +151,89 @@ class VAENet(NeuralNet):
         if iterator is None:
             return
         self.module_.train()
-        n_batches, n_epochs = len(iterator), len(self.history) - 1
+        self._batch_sizes = iterator.sizes
         for number, batch in enumerate(iterator):
-            self.criterion_.epoch = n_epochs + number / n_batches
-            self._batch_size = iterator.sizes[number]
-            self.notify("on_batch_begin", batch=batch, training=True)
+            self.criterion_.epoch = len(self.history) - 1 + number / len(iterator)
+            # As skorch does, without a search in the history.
+            record = {"train_batch_size": iterator.sizes[number]}
+            self._records.append(record)
+            self._notify_of("on_batch_begin", batch=batch)
             step = self.train_step(batch)
-            self._batch_records[-1].update(
-                train_loss=step["loss"], train_batch_size=self._batch_size
-            )
-            self.notify("on_batch_end", batch=batch, training=True, **step)
-        self.history.record("train_batch_count", n_batches)
+            record["train_loss"] = step["loss"]
+            self._notify_of("on_batch_end", batch=batch, **step)
+        self.history.record("train_batch_count", len(iterator))
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Make one step of the optimizer."""
         if not self.module_.training:
             self.module_.train()
-        if isinstance(self.optimizer_, FlatAdam):
-            self.optimizer_.tie()
-        result = self._gradient(*batch)
+        step = self._step or self._choose_step()
+        self._batch_losses.append(step(*batch))
         if self.processes.n_processes > 1:
             self._sum_over_processes(len(batch[0]))
-        self.notify(
-            "on_grad_computed",
-            named_parameters=self.get_all_learnable_params(),
-            batch=batch,
-            training=True,
-        )
+        named = self.get_all_learnable_params()
+        self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
         self.optimizer_.step()
+        if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
+            drop_tiny_moments(self.optimizer_)
         if self.criterion_.guard is not None:
-            self.criterion_.guard.update(self._batch_terms[-1][-1])
-        return {"loss": self._batch_terms[-1][1], "y_pred": result}
+            self.criterion_.guard.update(torch.as_tensor(self._batch_losses[-1][-1]))
+        result = step.result() if self._heard else None
+        return {"loss": self._batch_losses[-1][0], "y_pred": result}
 
-    def _gradient(self, x: Tensor, teacher_proba: Tensor) -> Pass:
-        """Fill `grad` of the parameters, by hand or by autograd."""
-        if self._by_hand is not None:
-            result, terms = self._by_hand(x, teacher_proba, self.criterion_)
-            self._note(terms)
-            return result
-        self.optimizer_.zero_grad()
-        kind = torch.device(self.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=self.autocast):
-            forward = self._compiled or self._forward_pass
-            result, terms = forward(x, teacher_proba)
-        self._note(terms).backward()
-        return result
+    def _notify_of(self, event: str, **kwargs: Any) -> None:
+        """Tell callbacks of an event of a batch, if there are any that listen."""
+        if self._heard:
+            self.notify(event, training=True, **kwargs)
+            if self._step is not None:
+                self._step.tie()
+
+    def _has_known_gradient(self) -> bool:
+        """Tell whether :class:`NumpyStep` can do what this net is to do."""
+        return (
+            self.device == "cpu"
+            and self.forward_backend is None
+            and not self.autocast
+            and self.processes.n_processes == 1
+            and len(self.optimizer_.param_groups) == 1
+            and has_known_gradient(self.module_, self.criterion_)
+        )
+
+    def _choose_step(self) -> NumpyStep | AutogradStep:
+        """Choose who computes loss and gradient, and say so in `step_`."""
+        parts = self.module_, self.criterion_, self.optimizer_
+        if self._has_known_gradient():
+            self._step = NumpyStep(*parts)
+        else:
+            kind = torch.device(self.device).type
+            autocast = torch.autocast(kind, torch.bfloat16, enabled=self.autocast)
+            self._step = AutogradStep(
+                *parts, backend=self.forward_backend, autocast=autocast
+            )
+        self.step_ = self._step.name
+        return self._step
+
+    def _release(self) -> None:
+        step, self._step = self._step, None
+        if step is not None:
+            step.release()
 
     def _sum_over_processes(self, n_share: int) -> None:
         """Make gradient and losses of a share those of the batch."""
-        gradients = self._gradients()
-        n_batch, *noted = self._batch_terms.pop()
+        gradients, losses = self._gradients(), self._batch_losses.pop()
+        n_batch = self._batch_sizes[len(self._batch_losses)]
         # Means over shares of unequal length do not weigh the same.
-        whole = self.processes.sum([*gradients, *noted], n_share / n_batch)
+        whole = self.processes.sum([*gradients, *losses], n_share / n_batch)
         for own, gradient in zip(gradients, whole, strict=False):
             own.copy_(gradient)
-        self._batch_terms.append((n_batch, *whole[len(gradients) :]))
+        self._batch_losses.append(tuple(whole[len(gradients) :]))
 
     def _gradients(self) -> list[Tensor]:
-        if isinstance(self.optimizer_, FlatAdam):
-            return [self.optimizer_.gradient()]
         parameters = [p for _, p in self.get_all_learnable_params() if p.requires_grad]
         for parameter in parameters:
             if parameter.grad is None:  # processes must have the same tensors
                 parameter.grad = torch.zeros_like(parameter)
         return [p.grad for p in parameters if p.grad is not None]
-
-    def _forward_pass(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Terms]:
-        result = self.module_(x)
-        return result, self.criterion_.terms(result, x, teacher_proba)
-
-    def _choose_step(self) -> GradientByHand | None:
-        """Return who computes gradients as things are in this epoch, or None."""
-        plain = self._compiled is None and not self.autocast
-        if not (plain and isinstance(self.optimizer_, FlatAdam)):
-            return None
-        return GradientByHand.of(self.module_, self.criterion_)
 
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
@@ -220,20 +241,11 @@ class VAENet(NeuralNet):
         """Return the aligned ELBO of one batch, for callbacks that ask for it."""
         return self.criterion_.total(self.criterion_.terms(y_pred, X, y_true))
 
-    def _note(self, terms: Terms) -> Tensor:
-        loss = self.criterion_.total(terms)
-        noted = loss.detach(), *(t.detach() for t in terms)
-        self._batch_terms.append((self._batch_size, *noted))
-        return loss
-
     def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
         """Run the epochs; on Ctrl-C or an error, return to the last complete one."""
         # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
         self.interrupted_ = True
         self._completed = Snapshot(self)
-        self._compiled = self._compile()
-        if isinstance(self.optimizer_, FlatAdam):
-            self.optimizer_.bind([p for _, p in self.get_all_learnable_params()])
         try:
             with suppress(_StopEarly):
                 super().fit_loop(*args, **kwargs)
@@ -247,44 +259,46 @@ class VAENet(NeuralNet):
             self.optimizer_.state.clear()
             raise
         finally:
-            for name in _OF_EPOCHS:
+            self._release()
+            for name in ("_step", *_OF_EPOCHS):
                 self.__dict__.pop(name, None)
         return self
-
-    def _compile(self) -> Callable[..., Any] | None:
-        if self.forward_backend is None:
-            return None
-        return torch.compile(self._forward_pass, backend=self.forward_backend)
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Start the epoch's record."""
         super().on_epoch_begin(net, **kwargs)
         if self.observer is not None:
             self.observer.begin()
-        self._batch_terms: list[tuple[Any, ...]] = []
-        self._batch_records = self.history[-1]["batches"]
-        self._by_hand = self._choose_step()
+        self._batch_losses: list[Losses] = []
+        self._records = self.history[-1]["batches"]
+        self._heard = any(_listens(callback) for _, callback in self.callbacks_)
+        # A callback may have come with hooks, or may have frozen parameters.
+        if isinstance(self._step, NumpyStep) and not self._has_known_gradient():
+            self._release()
+        if self._step is not None:
+            self._step.tie()
         self._began = time.perf_counter()
+
+    def on_batch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Leave the record of the batch to :meth:`run_single_epoch`."""
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
-        sizes, *columns = zip(*self._batch_terms, strict=True)
+        drop_tiny_moments(self.optimizer_)
+        columns = zip(*self._batch_losses, strict=True)
         # The one time in an epoch that waits for the device.
-        values = torch.stack([torch.stack(column) for column in columns]).tolist()
-        self.record_losses(sizes, values)
-        self.check_weights(all(p.isfinite().all() for p in self.module_.parameters()))
+        self._record_losses([_numbers(column) for column in columns])
+        if not all(p.isfinite().all() for p in self.module_.parameters()):
+            raise _not_finite("weights", len(self.history))
         # Means of batch normalisation are those of shares until here.
         self.processes.copy_first(list(self.module_.buffers()))
 
-    def record_losses(
-        self, sizes: Sequence[int], values: Sequence[Sequence[float]]
-    ) -> None:
+    def _record_losses(self, values: Sequence[Sequence[float]]) -> None:
         """Record the parts of the loss of an epoch."""
-        records = self.history[-1]["batches"]
-        for record, loss in zip(records, values[0], strict=True):
+        for record, loss in zip(self._records, values[0], strict=True):
             record["train_loss"] = loss
-        averages = np.average(values, axis=1, weights=sizes)
+        averages = np.average(values, axis=1, weights=self._batch_sizes)
         means = dict(zip(_PARTS, map(float, averages), strict=True))
         if not np.isfinite(means["train_loss"]):
             raise _not_finite("loss", len(self.history), _first_not_finite(values))
@@ -293,11 +307,6 @@ class VAENet(NeuralNet):
             self.history.record(name, means[name])
         self.history.record("kl_weight", self.criterion_.kl_weight)
         self.history.record("alignment_weight", float(self.criterion_.alignment_weight))
-
-    def check_weights(self, finite: bool) -> None:
-        """Raise an error if the weights are not finite."""
-        if not finite:
-            raise _not_finite("weights", len(self.history))
 
     def complete_epoch(self) -> None:
         """Remember the weights, once everything of the epoch is recorded."""
@@ -314,7 +323,8 @@ class Snapshot:
     """A copy of a net's weights, and of the weight of the alignment, to return to."""
 
     def __init__(self, net: VAENet, *, with_optimizer: bool = True) -> None:
-        self.module = copy.deepcopy(net.module_.state_dict())
+        state = net.module_.state_dict()
+        self.module = {name: value.clone() for name, value in state.items()}
         state = net.optimizer_.state_dict() if with_optimizer else None
         self.optimizer = copy.deepcopy(state)
         criterion = net.criterion_
@@ -340,12 +350,12 @@ def make_net(
     **settings: Any,
 ) -> VAENet:
     """Put a VAE and its loss into an initialised skorch net."""
-    objective = settings.setdefault("criterion__objective", Objective())
+    settings.setdefault("criterion__objective", Objective())
     net = VAENet(
         vae,
         criterion=AlignedELBO,
         criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
-        optimizer=_optimizer_for(vae, objective, callbacks),
+        optimizer=torch.optim.Adam,
         optimizer__fused=device.type in ("cpu", "cuda"),
         train_split=None,
         callbacks=_all_callbacks(callbacks, verbose),
@@ -354,20 +364,6 @@ def make_net(
         **settings,
     )
     return net.initialize()
-
-
-def _optimizer_for(
-    vae: VAE, objective: Objective, callbacks: Sequence[Any] | None
-) -> type[torch.optim.Adam]:
-    """Take the flat Adam unless parameters differ in kind, or may come to be frozen."""
-    parameters = list(vae.parameters())
-    own = map(_unnamed, callbacks or [])
-    kinds = [given if isinstance(given, type) else type(given) for given in own]
-    mapped = any(issubclass(kind, ParamMapper) for kind in kinds)
-    freezes = mapped or not objective.trains_jointly
-    alike = len({parameter.dtype for parameter in parameters}) == 1
-    free = all(parameter.requires_grad for parameter in parameters)
-    return FlatAdam if alike and free and not freezes else torch.optim.Adam
 
 
 def resume_net(
@@ -408,6 +404,12 @@ def check_callbacks(callbacks: Sequence[Any] | None) -> None:
             )
 
 
+def _listens(callback: Callback) -> bool:
+    """Tell whether a callback does something when it hears of a batch."""
+    own = (getattr(type(callback), event, None) for event in _EVENTS)
+    return list(own) != [getattr(Callback, event) for event in _EVENTS]
+
+
 def _unnamed(given: Any) -> Any:
     return given[1] if isinstance(given, tuple) and len(given) == 2 else given
 
@@ -418,6 +420,12 @@ def _copied(given: Any) -> Any:
         return copy.deepcopy(given)
     except TypeError:  # it holds a lock or a file
         return given
+
+
+def _numbers(values: Sequence[Any]) -> list[float]:
+    """Return tensors, or numbers, as numbers."""
+    tensors = isinstance(values[0], Tensor)
+    return torch.stack(list(values)).tolist() if tensors else list(values)
 
 
 def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:

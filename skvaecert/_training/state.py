@@ -50,7 +50,7 @@ def net_state(net: VAENet) -> dict[str, Any]:
     return {
         "weights": {k: v.cpu().numpy() for k, v in module.state_dict().items()},
         "frozen": [k for k, p in module.named_parameters() if not p.requires_grad],
-        **_moments(net.optimizer_),
+        **_moments(net),
         "kl_weight": float(criterion.kl_weight),
         "alignment_weight": float(criterion.alignment_weight),
         "guard": guard and {name: float(getattr(guard, name)) for name in _GUARD},
@@ -65,24 +65,23 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in values.items() if isinstance(v, bool | int | float)}
 
 
-def _moments(optimizer: torch.optim.Optimizer) -> dict[str, NDArray[np.float32]]:
+def _moments(net: VAENet) -> dict[str, NDArray[np.float32]]:
     """Lay the moments of all parameters end to end; 0 where no step was made."""
-    parameters = optimizer.param_groups[0]["params"]
-    states = [
-        optimizer.state.get(p)
-        or {
-            "step": 0,
-            "exp_avg": torch.zeros_like(p),
-            "exp_avg_sq": torch.zeros_like(p),
-        }
-        for p in parameters
-    ]
+    states = net.optimizer_.state_dict()["state"]
+    parameters = list(enumerate(net.module_.parameters()))
     joined = {
-        name: torch.cat([state[name].flatten().float() for state in states])
+        name: torch.cat(
+            [
+                states.get(i, {}).get(name, torch.zeros_like(p)).flatten()
+                for i, p in parameters
+            ]
+        )
         for name in ("exp_avg", "exp_avg_sq")
     }
-    steps = np.array([float(state["step"]) for state in states], dtype=np.float32)
-    return {k: v.cpu().numpy() for k, v in joined.items()} | {"steps": steps}
+    steps = [float(states.get(i, {}).get("step", 0)) for i, _ in parameters]
+    return {k: v.cpu().numpy() for k, v in joined.items()} | {
+        "steps": np.array(steps, dtype=np.float32)
+    }
 
 
 def filled_module(
@@ -167,14 +166,13 @@ def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
     """Give a new net moments and history."""
     optimizer = net.optimizer_
     parameters = optimizer.param_groups[0]["params"]
-    steps = state["steps"]
-    if len(steps) != len(parameters):  # all in one vector, or not any more
-        steps = np.full(len(parameters), steps.max(), dtype=np.float32)
     sizes = [parameter.numel() for parameter in parameters]
     means, squares = (
         torch.from_numpy(state[name]).split(sizes) for name in ("exp_avg", "exp_avg_sq")
     )
-    every = enumerate(zip(parameters, steps.tolist(), means, squares, strict=True))
+    every = enumerate(
+        zip(parameters, state["steps"].tolist(), means, squares, strict=True)
+    )
     moments = {
         i: {
             "step": torch.tensor(n),

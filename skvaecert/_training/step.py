@@ -1,223 +1,314 @@
-"""Loss and gradient of fully connected VAEs, derived by hand.
+"""One training step, two ways: by NumPy where its gradient is known, else by autograd.
 
-On small networks autograd spends most of its time on bookkeeping, one node of its
-graph after the other. The same chain rule is a few dozen calls, for one network or for
-several of one shape at once, whose tensors are stacked along a first axis.
+Both draw the same codes from torch's generator, so that they differ by rounding only.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
-from skvaecert.networks import VAE, GaussianPosterior, Pass, bounded, bounded_slope
+from skvaecert._training.layers import (
+    Layers,
+    array,
+    gradients,
+    is_fully_connected,
+    linear_layers,
+)
+from skvaecert._training.optimizer import OneVector
+from skvaecert.networks import LOG_VARIANCE_BOUND, VAE, GaussianPosterior, Pass
 from skvaecert.objectives import AlignedELBO, Objective, Terms
 
-__all__ = ["GradientByHand", "Layers"]
+__all__ = [
+    "AutogradStep",
+    "Gradient",
+    "Losses",
+    "NumpyStep",
+    "has_known_gradient",
+]
 
 
-# Sums over rows and columns, one for each network.
-_EACH = (-2, -1)
+# Numbers on the CPU, tensors on a device that is not to be waited for.
+Losses = tuple[float, ...] | tuple[Tensor, ...]
 
-_WAYS = "forward", "backward"
+_TINY = float(np.finfo(np.float32).tiny)
 
-
-class Layers:
-    """Linear layers with SiLU between them, and their gradient."""
-
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
-        self.weights = weights
-        self.biases = biases
-        stacked = weights[0].ndim == 3
-        self._affine = torch.baddbmm if stacked else torch.addmm
-        self._product = torch.bmm if stacked else torch.mm
-
-    @classmethod
-    def of(cls, network: nn.Module) -> Self | None:
-        """Return the layers of a network, or None if it is of another kind."""
-        layers = list(network) if type(network) is nn.Sequential else []
-        linear, between = layers[::2], layers[1::2]
-        as_made = (
-            len(linear) == len(between) + 1
-            and all(type(layer) is nn.SiLU for layer in between)
-            and all(type(layer) is nn.Linear for layer in linear)
-            and all(layer.bias is not None for layer in linear)
-        )
-        if not as_made:
-            return None
-        weights, biases = zip(*(layer.parameters() for layer in linear), strict=True)
-        return cls(weights, biases)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the output of the last layer, and keep what the gradient needs."""
-        self._inputs: list[Tensor] = []
-        self._sums: list[Tensor] = []
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            x = functional.silu(self._sums[-1]) if self._sums else x
-            summand = bias.unsqueeze(-2) if bias.ndim == 2 else bias
-            self._inputs.append(x)
-            self._sums.append(self._affine(summand, x, weight.mT))
-        return self._sums[-1]
-
-    def backward(self, gradient: Tensor) -> Tensor:
-        """Fill `grad` of weights and biases."""
-        for i in reversed(range(len(self.weights))):
-            self._product(gradient.mT, self._inputs[i], out=self.weights[i].grad)
-            torch.sum(gradient, -2, out=self.biases[i].grad)
-            if i:
-                gradient = self._product(gradient, self.weights[i])
-                gradient = torch.ops.aten.silu_backward(gradient, self._sums[i - 1])
-        return gradient
-
-    def towards_input(self, gradient: Tensor) -> Tensor:
-        """Return the gradient by the input."""
-        return self._product(gradient, self.weights[0])
+_BACKWARD_HOOKS = "_backward_hooks", "_backward_pre_hooks"
 
 
-class GradientByHand:
-    """Loss and gradient of a VAE whose networks are :class:`Layers`.
+def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
+    """Tell whether :class:`Gradient` does all that autograd would, hooks included."""
+    if type(vae) is not VAE or type(vae.posterior) is not GaussianPosterior:
+        return False
+    networks = vae.encoder, vae.decoder
+    parameters, modules = list(vae.parameters()), list(vae.modules())
+    return (
+        type(criterion.objective) is Objective
+        and all(map(is_fully_connected, networks))
+        # Layers that share a weight add up their gradients.
+        and len(parameters) == 1 + 2 * sum(len(linear_layers(k)) for k in networks)
+        and all(map(_is_free, parameters))
+        and not any(getattr(m, kind) for m in modules for kind in _BACKWARD_HOOKS)
+        and not any(map(_is_altered, (vae, vae.posterior)))
+    )
 
-    Theory section 11; the gradient of the alignment term is minus the escape force of
-    section 4.
+
+class AutogradStep:
+    """Loss and gradient by torch, for any module, objective and device.
+
+    A call fills `grad` of all parameters, and returns the loss and its terms.
     """
 
-    def __init__(self, encoder: Layers, decoder: Layers, raw_log_noise: Tensor) -> None:
-        self.encoder = encoder
-        self.decoder = decoder
-        self.raw_log_noise = raw_log_noise
+    name = "autograd"
 
-    @classmethod
-    def of(cls, vae: nn.Module, criterion: AlignedELBO) -> Self | None:
-        """Return the gradient of a VAE, or None where only autograd has it."""
-        if type(vae) is not VAE or any(map(_is_altered, vae.modules())):
-            return None
-        if type(vae.posterior) is not GaussianPosterior:
-            return None
-        encoder, decoder = Layers.of(vae.encoder), Layers.of(vae.decoder)
-        if type(criterion.objective) is not Objective or not (encoder and decoder):
-            return None
-        n_layers = len(encoder.weights) + len(decoder.weights)
-        if len(list(vae.parameters())) != 1 + 2 * n_layers:
-            # Layers that share a weight add up their gradients.
-            return None
-        return cls(encoder, decoder, vae.raw_log_noise)
-
-    @torch.no_grad()
-    def __call__(
+    def __init__(
         self,
-        x: Tensor,
-        teacher_proba: Tensor,
+        vae: nn.Module,
         criterion: AlignedELBO,
-        noise: Tensor | None = None,
-    ) -> tuple[Pass, Terms]:
-        """Fill `grad` of all parameters with the gradient of the loss."""
-        n = x.shape[-2]
-        codes = _Codes.draw(self.encoder.forward(x), noise)
-        output = self.decoder.forward(codes.code)
-        log_noise = bounded(self.raw_log_noise)
-        if criterion.likelihood == "bernoulli":
-            reconstruction, gradient = self._bernoulli(x, output)
-        else:
-            reconstruction, gradient = self._gaussian(x, output, log_noise)
-        align = _alignment if codes.mean.ndim == 2 else _stacked_alignment
-        aligned, pull = align(codes.mean, teacher_proba, criterion)
-        towards_code = self.decoder.towards_input(self.decoder.backward(gradient))
-        self.encoder.backward(
-            codes.backward(towards_code, pull, criterion.kl_weight / n)
-        )
+        optimizer: torch.optim.Optimizer,
+        *,
+        backend: str | None = None,
+        autocast: torch.autocast,
+    ) -> None:
+        self._vae = vae
+        self._criterion = criterion
+        self._optimizer = optimizer
+        self._autocast = autocast
+        self._forward: Callable[..., tuple[Pass, Terms]] = self._pass
+        if backend is not None:
+            self._forward = torch.compile(self._pass, backend=backend)
+
+    def _pass(self, x: Tensor, teacher_proba: Tensor) -> tuple[Pass, Terms]:
+        result = self._vae(x)
+        return result, self._criterion.terms(result, x, teacher_proba)
+
+    def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[Tensor, ...]:
+        self._optimizer.zero_grad()
+        with self._autocast:
+            self._result, terms = self._forward(x, teacher_proba)
+        loss = self._criterion.total(terms)
+        loss.backward()
+        return tuple(value.detach() for value in (loss, *terms))
+
+    def result(self) -> Pass:
+        """Return what the VAE made of the batch."""
+        return self._result
+
+    def tie(self) -> None:
+        """Nothing is tied."""
+
+    def release(self) -> None:
+        """Nothing is held."""
+
+
+class NumpyStep:
+    """The same by NumPy, where the gradient is known.
+
+    Until :meth:`release`, parameters are views of :class:`OneVector`.
+    """
+
+    name = "numpy"
+
+    def __init__(
+        self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._vae = vae
+        self._criterion = criterion
+        self._vector = OneVector(optimizer)
+        # Batches of an epoch have two sizes at most.
+        self._by_size: dict[int, Gradient] = {}
+
+    def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
+        n = len(x)
+        if n not in self._by_size:
+            self._by_size[n] = Gradient(self._vae, self._criterion, n)
+        self._gradient = self._by_size[n]
+        # What is not finite is found when the epoch ends.
+        with np.errstate(all="ignore"):
+            return self._gradient(x.numpy(), teacher_proba.numpy())
+
+    def result(self) -> Pass:
+        """Return what the VAE made of the batch."""
+        return self._gradient.result()
+
+    def tie(self) -> None:
+        """Take over weights and gradients that a callback replaced."""
+        self._vector.tie()
+
+    def release(self) -> None:
+        """Leave an ordinary module and optimizer."""
+        self._vector.release()
+
+
+class Gradient:
+    """Loss and gradient of a fully connected VAE, for batches of `n_samples`.
+
+    Theory section 11; the gradient of the alignment term is minus the escape force of
+    section 4. Weights are read, and gradients written, where the module has them.
+    """
+
+    def __init__(self, vae: VAE, criterion: AlignedELBO, n_samples: int) -> None:
+        self._criterion = criterion
+        self._encoder = Layers(vae.encoder, n_samples)
+        self._decoder = Layers(vae.decoder, n_samples)
+        self._into = gradients(vae.encoder), gradients(vae.decoder)
+        raw = vae.raw_log_noise
+        assert raw.grad is not None
+        self._raw_log_noise, self._by_raw_log_noise = array(raw), array(raw.grad)
+        vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
+        self._vertices = criterion.scale * vertices
+        self._codes = _Codes(self._encoder.output)
+        n_features = linear_layers(vae.decoder)[-1].out_features
+        self._slope = np.empty((n_samples, n_features), vertices.dtype)
+
+    def __call__(
+        self, x: NDArray[Any], teacher_proba: NDArray[Any]
+    ) -> tuple[float, ...]:
+        criterion, codes = self._criterion, self._codes
+        self._encoder.forward(x)
+        codes.draw()
+        self._output = self._decoder.forward(codes.code)
+        bernoulli = criterion.likelihood == "bernoulli"
+        reconstruction = (self._bernoulli if bernoulli else self._gaussian)(x)
+        alignment, pull = self._align(codes.mean, teacher_proba)
         kl = codes.kl()
-        result = Pass(codes.mean, codes.log_variance, codes.code, output, log_noise)
-        return result, Terms(reconstruction, kl, kl, aligned)
+        into_encoder, into_decoder = self._into
+        first = self._decoder.backward(self._slope, into_decoder)
+        towards_code = self._decoder.towards_input(first)
+        by_output = codes.backward(towards_code, pull, criterion.kl_weight / len(x))
+        self._encoder.backward(by_output, into_encoder)
+        weighted = float(criterion.alignment_weight) * alignment
+        loss = reconstruction + criterion.kl_weight * kl + weighted
+        return loss, reconstruction, kl, kl, alignment
 
-    def _gaussian(
-        self, x: Tensor, output: Tensor, log_noise: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss and its gradient by the output, per row and feature."""
-        n, n_features = x.shape[-2:]
-        error = output - x
-        precision = torch.exp(-log_noise) / n
-        weighted = error.square().sum(_EACH) * precision
-        slope = bounded_slope(log_noise) / 2
-        torch.mul(n_features - weighted, slope, out=self.raw_log_noise.grad)
-        normaliser = n_features * (log_noise + math.log(2 * math.pi))
-        return (weighted + normaliser) / 2, error.mul_(precision[..., None, None])
+    def _gaussian(self, x: NDArray[Any]) -> float:
+        """Return the mean of -log p(x|z), and fill its slopes."""
+        n, n_features = x.shape
+        tanh = math.tanh(float(self._raw_log_noise) / LOG_VARIANCE_BOUND)
+        self._log_noise = LOG_VARIANCE_BOUND * tanh
+        precision = math.exp(-self._log_noise)
+        error = np.subtract(self._output, x, out=self._slope)
+        weighted = float(np.vdot(error, error)) * precision / n
+        error *= precision / n
+        self._by_raw_log_noise[...] = (n_features - weighted) * (1 - tanh**2) / 2
+        normaliser = n_features * (self._log_noise + math.log(2 * math.pi))
+        return (weighted + normaliser) / 2
 
-    def _bernoulli(self, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-        n = x.shape[-2]
-        losses = functional.softplus(output) - x * output
-        torch.mul(self.raw_log_noise, 0, out=self.raw_log_noise.grad)
-        return losses.sum(_EACH) / n, (torch.sigmoid(output) - x) / n
+    def _bernoulli(self, x: NDArray[Any]) -> float:
+        """Return the same from logits y: log(1 + exp(y)) - x y, without overflow."""
+        y, work = self._output, self._slope
+        np.exp(np.negative(np.abs(y, out=work), out=work), out=work)
+        work += 1
+        losses = np.log(work, out=work)
+        losses += np.maximum(y, 0)
+        losses -= x * y
+        loss = float(losses.sum()) / len(x)
+        # sigmoid(y) = (1 + tanh(y / 2)) / 2
+        np.tanh(np.multiply(y, 0.5, out=work), out=work)
+        work *= 0.5
+        work += 0.5
+        work -= x
+        work *= 1 / len(x)
+        self._log_noise, self._by_raw_log_noise[...] = 0.0, 0
+        return loss
+
+    def _align(
+        self, mean: NDArray[Any], teacher_proba: NDArray[Any]
+    ) -> tuple[float, NDArray[Any] | float]:
+        """Return A and the slopes of its weighted mean, minus the escape force."""
+        n, weight = len(mean), float(self._criterion.alignment_weight)
+        if weight == 0:
+            return 0.0, 0.0
+        # Components before samples: reductions along samples are slow.
+        proba = teacher_proba.T
+        log_q = self._vertices @ mean.T
+        log_q -= log_q.max(axis=0)
+        q = np.exp(log_q)
+        total = q.sum(axis=0)
+        log_q -= np.log(total)
+        q /= total
+        # In float32 a posterior may be 0, where 0 log 0 = 0.
+        log_ratio = np.log(np.maximum(proba, _TINY))
+        log_ratio -= log_q
+        log_ratio *= proba
+        q -= proba
+        q *= weight / n
+        return float(log_ratio.sum()) / n, q.T @ self._vertices
+
+    def result(self) -> Pass:
+        """Return a copy of what the VAE made of the batch."""
+        codes = self._codes
+        made = codes.mean, codes.log_variance(), codes.code, self._output
+        mean, log_variance, code, output = map(torch.tensor, made)
+        return Pass(mean, log_variance, code, output, torch.tensor(self._log_noise))
 
 
-class _Codes(NamedTuple):
+class _Codes:
     """Codes drawn from q(z|x), with what their gradient needs."""
 
-    mean: Tensor
-    log_variance: Tensor
-    noise: Tensor
-    deviation: Tensor
-    code: Tensor
+    def __init__(self, output: NDArray[Any]) -> None:
+        self.mean, self._raw = np.split(output, 2, axis=1)
+        self._slopes = np.empty_like(output)
+        self._by_mean, self._by_raw = np.split(self._slopes, 2, axis=1)
+        self._noise = np.empty(self.mean.shape, output.dtype)
+        self._drawn = torch.from_numpy(self._noise)
+        self.code, self._tanh, self._deviation, self._shift, self._work = np.empty(
+            (5, *self.mean.shape), output.dtype
+        )
 
-    @classmethod
-    def draw(cls, output: Tensor, noise: Tensor | None) -> Self:
-        mean, raw = output.chunk(2, dim=-1)
-        log_variance = bounded(raw)
-        deviation = torch.exp(log_variance / 2)
-        noise = torch.randn_like(mean) if noise is None else noise
-        code = torch.addcmul(mean, deviation, noise)
-        return cls(mean, log_variance, noise, deviation, code)
+    def draw(self) -> None:
+        """Draw codes, once the output of the encoder is there."""
+        self._drawn.normal_()
+        np.tanh(np.divide(self._raw, LOG_VARIANCE_BOUND, out=self._tanh), self._tanh)
+        half = np.multiply(self._tanh, LOG_VARIANCE_BOUND / 2, out=self._deviation)
+        np.exp(half, out=self._deviation)
+        np.multiply(self._deviation, self._noise, out=self._shift)
+        np.add(self.mean, self._shift, out=self.code)
 
-    def kl(self) -> Tensor:
-        terms = self.mean.square() + self.deviation.square() - self.log_variance - 1
-        return terms.sum(_EACH) / (2 * self.mean.shape[-2])
+    def log_variance(self) -> NDArray[Any]:
+        """Return log sigma^2."""
+        return LOG_VARIANCE_BOUND * self._tanh
+
+    def kl(self) -> float:
+        """Return the mean of KL(q(z|x) || N(0, I))."""
+        squares = np.square(self.mean, out=self._work)
+        squares += np.square(self._deviation, out=self._deviation)
+        squares -= self.log_variance()
+        return float(squares.sum() - squares.size) / (2 * len(squares))
 
     def backward(
-        self, towards_code: Tensor, towards_mean: Tensor, kl_weight: float | Tensor
-    ) -> Tensor:
-        by_mean = towards_code + towards_mean + kl_weight * self.mean
-        by_log_variance = towards_code * self.noise * self.deviation
-        by_log_variance += kl_weight * (self.deviation.square() - 1)
-        by_raw = by_log_variance * bounded_slope(self.log_variance) / 2
-        return torch.cat([by_mean, by_raw], dim=-1)
+        self,
+        towards_code: NDArray[Any],
+        towards_mean: NDArray[Any] | float,
+        kl_weight: float,
+    ) -> NDArray[Any]:
+        """Return slopes by the encoder's output; :meth:`kl` comes before."""
+        by_mean, by_raw = self._by_mean, self._by_raw
+        np.multiply(self.mean, kl_weight, out=by_mean)
+        by_mean += towards_code
+        by_mean += towards_mean
+        variance = self._deviation
+        variance -= 1
+        variance *= kl_weight
+        np.multiply(towards_code, self._shift, out=by_raw)
+        by_raw += variance
+        # The slope of the bound on log-variances, and of sigma by log sigma^2.
+        np.square(self._tanh, out=self._work)
+        by_raw *= np.subtract(1, self._work, out=self._work)
+        by_raw *= 0.5
+        return self._slopes
 
 
-def _alignment(
-    mean: Tensor, teacher_proba: Tensor, criterion: AlignedELBO
-) -> tuple[Tensor, Tensor]:
-    """Return the mean of A and the gradient of the weighted term by the mean."""
-    n = mean.shape[-2]
-    vertices = criterion.scale * criterion.vertices
-    log_q = functional.log_softmax(mean @ vertices.mT, dim=-1)
-    divergence = functional.kl_div(log_q, teacher_proba, reduction="none")
-    pull = (torch.exp(log_q) - teacher_proba) @ vertices
-    return divergence.sum(_EACH) / n, pull * (criterion.alignment_weight / n)
-
-
-def _stacked_alignment(
-    mean: Tensor, teacher_proba: Tensor, criterion: AlignedELBO
-) -> tuple[Tensor, Tensor]:
-    """Return the same with components before rows: a softmax along rows is slow."""
-    n = mean.shape[-2]
-    vertices = criterion.scale * criterion.vertices
-    proba = teacher_proba.mT
-    log_q = functional.log_softmax(vertices @ mean.mT, dim=-2)
-    # In float32 a posterior may be 0, where 0 log 0 = 0.
-    log_ratio = proba.clamp_min(torch.finfo(proba.dtype).tiny).log() - log_q
-    pull = (torch.exp(log_q) - proba).mT @ vertices
-    divergence = (proba * log_ratio).sum(_EACH)
-    return divergence / n, pull * (criterion.alignment_weight / n)
+def _is_free(parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter learns, and no hook waits for its gradient."""
+    kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
+    return parameter.requires_grad and not any(getattr(parameter, k) for k in kinds)
 
 
 def _is_altered(module: nn.Module) -> bool:
-    """Tell whether a module does more, or learns less, than its class says."""
-    own = list(module.parameters(recurse=False))
-    kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
-    if any(getattr(parameter, kind) for parameter in own for kind in kinds):
-        return True
-    if not all(parameter.requires_grad for parameter in own):
-        return True
-    passes = [f"_{way}{when}_hooks" for way in _WAYS for when in ("", "_pre")]
-    return "forward" in vars(module) or any(getattr(module, kind) for kind in passes)
+    hooks = module._forward_hooks, module._forward_pre_hooks
+    return any(hooks) or "forward" in vars(module)

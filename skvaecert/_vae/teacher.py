@@ -1,19 +1,15 @@
 """The teacher of a VAE: seeded, and fitted once where results are remembered."""
 
-import random
 import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_memory
 
 from skvaecert._estimator import seed_unset
 from skvaecert._teacher.gmm import GMMTeacher, counts_of
-from skvaecert._training.joint import shared_call
 from skvaecert.exceptions import InterruptedFitWarning
 
 __all__ = ["fit_teacher"]
@@ -32,8 +28,7 @@ def fit_teacher(
     if seed is not None:
         seed_unset(teacher, seed)
     _check_room(teacher, latent_dim)
-    fit = check_memory(memory).cache(_fitted)
-    return shared_call(_generators, fit, teacher, X)
+    return check_memory(memory).cache(_fitted)(teacher, X)
 
 
 def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
@@ -47,12 +42,6 @@ def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
             f"n_components of the teacher's search, {teacher.n_components!r}; got "
             f"{latent_dim}. Raise latent_dim or search fewer components."
         )
-
-
-def _generators() -> tuple[Any, ...]:
-    """Return the states of what an unseeded teacher may draw from."""
-    numpy_state = check_random_state(None).get_state()
-    return random.getstate(), numpy_state, torch.get_rng_state().numpy()
 
 
 def _fitted(teacher: Any, X: ArrayLike) -> Any:

@@ -1,6 +1,5 @@
-"""Choosing a model: scores without labels, refit rules for searches, joint fits."""
+"""Choosing a model: scores without labels, refit rules for searches."""
 
-from skvaecert.model_selection._joint import BatchedGridSearchCV, fit_together
 from skvaecert.model_selection._refit import best_certified, smallest_certifying_weight
 from skvaecert.model_selection._scorers import (
     LOWEST_SCORE,
@@ -17,12 +16,10 @@ from skvaecert.model_selection._scorers import (
 
 __all__ = [
     "LOWEST_SCORE",
-    "BatchedGridSearchCV",
     "best_certified",
     "certificate_scorers",
     "certified_scorer",
     "elbo_scorer",
-    "fit_together",
     "lower_bound_scorer",
     "margin_scorer",
     "reconstruction_scorer",
