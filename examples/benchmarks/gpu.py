@@ -7,7 +7,8 @@ Prints four tables.
 - *training*: samples a second and peak memory of ``CertifiedVAE(device="cuda")``, of a
   loop written by hand with the same net, loss and batches and Adam as torch has it by
   default, and of that loop with the whole step captured in a CUDA graph. All have the
-  samples on the GPU. Epochs of the package are whole: with its monitor and its records.
+  samples on the GPU, where they count as memory. Epochs of the package are whole: with
+  its monitor and its records.
 - *waiting*: where an epoch's time goes. "batches" ends when the GPU has finished the
   last batch; what follows is the end of the epoch, where the package reads the losses,
   checks the weights, looks at the margin and copies the weights, and so waits for the
@@ -18,7 +19,7 @@ Prints four tables.
   on the GPU: seconds, peak memory on the GPU, and what they say. ``certify`` brackets
   what drawn codes carry from draws in lots, ``code_information`` from all samples at
   once, which is narrower and takes longer.
-- *seeds*: whether equal seeds gave equal weights, to the bit.
+- *seeds*: whether equal seeds gave equal means, to the bit.
 
 Times are wall times, medians over epochs without the first. Without CUDA there is no
 graph, and no memory and kernels are told.
@@ -52,7 +53,7 @@ K, LATENT_DIM, SCALE, KL_WEIGHT, ALIGNMENT_WEIGHT = 10, 32, 2.0, 1.0, 10.0
 
 
 class Net(NamedTuple):
-    """A pair of networks, and how many samples an epoch has."""
+    """A pair of networks, as CertifiedVAE makes them of these parameters."""
 
     n_features: int
     params: dict
