@@ -17,7 +17,6 @@ from skvaecert._training.inference import decode, encode, evidence_bound
 from skvaecert._training.loop import train
 from skvaecert._training.monitors import MarginMonitor
 from skvaecert._training.net import Snapshot, make_net, resume_net
-from skvaecert._training.optimizer import FlatAdam
 from skvaecert.baselines import AggressiveEncoder, SigmaVAE
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.metrics import collapse_margin
@@ -517,19 +516,11 @@ def test_checkpoints_with_their_defaults(rows, proba, tmp_path, name):
     assert (tmp_path / "history.json").exists()
 
 
-class Class(Freezer):
-    """Given as a class, and not as an instance."""
-
-    def __init__(self):
-        super().__init__("encoder*")
-
-
-def test_nets_with_parts_that_thaw_have_the_optimizer_of_torch(rows, proba):
+def test_parts_that_thaw_are_trained_by_autograd(rows, proba):
     freezes = [Freezer("encoder*"), ("later", Unfreezer("encoder*", at=2))]
     net = trained(rows, proba, callbacks=freezes)
-    assert type(net.optimizer_) is torch.optim.Adam
-    assert type(net_for(callbacks=[Class]).optimizer_) is torch.optim.Adam
-    assert type(net_for().optimizer_) is FlatAdam
+    assert net.step_ == "autograd"
+    assert trained(rows, proba).step_ == "numpy"
     # Frozen for the first of three epochs.
     other = net_for()
     assert not torch.equal(

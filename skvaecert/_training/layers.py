@@ -70,6 +70,11 @@ class Layers:
         self._slopes = [np.empty_like(output) for output in self._outputs[:-1]]
         self._by_input = [self._empty(weight, 1) for weight in self._weights]
 
+    @property
+    def output(self) -> NDArray[Any]:
+        """The array in which :meth:`forward` leaves its result."""
+        return self._outputs[-1]
+
     def _empty(self, weight: NDArray[Any], side: int) -> NDArray[Any]:
         return np.empty((len(self._ones), weight.shape[side]), weight.dtype)
 
@@ -79,7 +84,7 @@ class Layers:
         for i, (weight, bias) in enumerate(
             zip(self._weights, self._biases, strict=True)
         ):
-            output = np.matmul(self._inputs[i], weight.T, out=self._outputs[i])
+            output = np.dot(self._inputs[i], weight.T, out=self._outputs[i])
             output += bias
             if i < len(self._sigmoids):
                 _silu(output, self._sigmoids[i])
@@ -89,8 +94,8 @@ class Layers:
         """Fill the gradients of weights and biases; return that by the first sums."""
         for i in reversed(range(len(self._weights))):
             by_weight, by_bias = into[i]
-            np.matmul(by_output.T, self._inputs[i], out=by_weight)
-            np.matmul(self._ones, by_output, out=by_bias)
+            np.dot(by_output.T, self._inputs[i], out=by_weight)
+            np.dot(self._ones, by_output, out=by_bias)
             if i:
                 by_input = self._towards(i, by_output)
                 by_input *= _silu_slope(
@@ -104,7 +109,7 @@ class Layers:
         return self._towards(0, by_first)
 
     def _towards(self, i: int, by_output: NDArray[Any]) -> NDArray[Any]:
-        return np.matmul(by_output, self._weights[i], out=self._by_input[i])
+        return np.dot(by_output, self._weights[i], out=self._by_input[i])
 
 
 def _silu(x: NDArray[Any], sigmoid: NDArray[Any]) -> None:

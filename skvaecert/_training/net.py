@@ -49,12 +49,14 @@ _OF_EPOCHS = (
     "_batch_sizes",
     "_began",
     "_completed",
-    "_n_steps",
     "_records",
 )
 
 # A mean of gradients decays from 1e-20 to the subnormal numbers in 400 steps.
 _STEPS_BETWEEN_CLEANINGS = 256
+
+# What a callback may hear of every batch.
+_EVENTS = "on_batch_begin", "on_grad_computed", "on_batch_end"
 
 # What is noted of every batch.
 _PARTS = ("train_loss", *Terms._fields)
@@ -73,6 +75,7 @@ class VAENet(NeuralNet):
     observer: Observer | None = None
     ctrl_c = False
     _step: NumpyStep | AutogradStep | None = None
+    _heard = True
 
     def __init__(
         self,
@@ -154,10 +157,10 @@ class VAENet(NeuralNet):
             # As skorch does, without a search in the history.
             record = {"train_batch_size": iterator.sizes[number]}
             self._records.append(record)
-            self.notify("on_batch_begin", batch=batch, training=True)
+            self._notify_of("on_batch_begin", batch=batch)
             step = self.train_step(batch)
             record["train_loss"] = step["loss"]
-            self.notify("on_batch_end", batch=batch, training=True, **step)
+            self._notify_of("on_batch_end", batch=batch, **step)
         self.history.record("train_batch_count", len(iterator))
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
@@ -168,20 +171,22 @@ class VAENet(NeuralNet):
         self._batch_losses.append(step(*batch))
         if self.processes.n_processes > 1:
             self._sum_over_processes(len(batch[0]))
-        self.notify(
-            "on_grad_computed",
-            named_parameters=self.get_all_learnable_params(),
-            batch=batch,
-            training=True,
-        )
-        step.tie()
+        named = self.get_all_learnable_params()
+        self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
         self.optimizer_.step()
-        self._n_steps += 1
-        if self._n_steps % _STEPS_BETWEEN_CLEANINGS == 0:
+        if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
             drop_tiny_moments(self.optimizer_)
         if self.criterion_.guard is not None:
             self.criterion_.guard.update(torch.as_tensor(self._batch_losses[-1][-1]))
-        return {"loss": self._batch_losses[-1][0], "y_pred": step.result()}
+        result = step.result() if self._heard else None
+        return {"loss": self._batch_losses[-1][0], "y_pred": result}
+
+    def _notify_of(self, event: str, **kwargs: Any) -> None:
+        """Tell callbacks of an event of a batch, if there are any that listen."""
+        if self._heard:
+            self.notify(event, training=True, **kwargs)
+            if self._step is not None:
+                self._step.tie()
 
     def _has_known_gradient(self) -> bool:
         """Tell whether :class:`NumpyStep` can do what this net is to do."""
@@ -240,7 +245,7 @@ class VAENet(NeuralNet):
         """Run the epochs; on Ctrl-C or an error, return to the last complete one."""
         # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
         self.interrupted_ = True
-        self._completed, self._n_steps = Snapshot(self), 0
+        self._completed = Snapshot(self)
         try:
             with suppress(_StopEarly):
                 super().fit_loop(*args, **kwargs)
@@ -266,9 +271,12 @@ class VAENet(NeuralNet):
             self.observer.begin()
         self._batch_losses: list[Losses] = []
         self._records = self.history[-1]["batches"]
+        self._heard = any(_listens(callback) for _, callback in self.callbacks_)
         # A callback may have come with hooks, or may have frozen parameters.
         if isinstance(self._step, NumpyStep) and not self._has_known_gradient():
             self._release()
+        if self._step is not None:
+            self._step.tie()
         self._began = time.perf_counter()
 
     def on_batch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -277,6 +285,7 @@ class VAENet(NeuralNet):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
+        drop_tiny_moments(self.optimizer_)
         columns = zip(*self._batch_losses, strict=True)
         # The one time in an epoch that waits for the device.
         self._record_losses([_numbers(column) for column in columns])
@@ -314,7 +323,8 @@ class Snapshot:
     """A copy of a net's weights, and of the weight of the alignment, to return to."""
 
     def __init__(self, net: VAENet, *, with_optimizer: bool = True) -> None:
-        self.module = copy.deepcopy(net.module_.state_dict())
+        state = net.module_.state_dict()
+        self.module = {name: value.clone() for name, value in state.items()}
         state = net.optimizer_.state_dict() if with_optimizer else None
         self.optimizer = copy.deepcopy(state)
         criterion = net.criterion_
@@ -392,6 +402,12 @@ def check_callbacks(callbacks: Sequence[Any] | None) -> None:
                 "callbacks must be callbacks of skorch, or pairs (name, callback), "
                 f"got {given!r}."
             )
+
+
+def _listens(callback: Callback) -> bool:
+    """Tell whether a callback does something when it hears of a batch."""
+    own = (getattr(type(callback), event, None) for event in _EVENTS)
+    return list(own) != [getattr(Callback, event) for event in _EVENTS]
 
 
 def _unnamed(given: Any) -> Any:

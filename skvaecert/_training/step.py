@@ -35,6 +35,8 @@ __all__ = [
 # Numbers on the CPU, tensors on a device that is not to be waited for.
 Losses = tuple[float, ...] | tuple[Tensor, ...]
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 _BACKWARD_HOOKS = "_backward_hooks", "_backward_pre_hooks"
 
 
@@ -159,7 +161,7 @@ class Gradient:
         self._raw_log_noise, self._by_raw_log_noise = array(raw), array(raw.grad)
         vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
         self._vertices = criterion.scale * vertices
-        self._codes = _Codes(n_samples, vertices.shape[1], raw.dtype)
+        self._codes = _Codes(self._encoder.output)
         n_features = linear_layers(vae.decoder)[-1].out_features
         self._slope = np.empty((n_samples, n_features), vertices.dtype)
 
@@ -167,7 +169,8 @@ class Gradient:
         self, x: NDArray[Any], teacher_proba: NDArray[Any]
     ) -> tuple[float, ...]:
         criterion, codes = self._criterion, self._codes
-        codes.draw(self._encoder.forward(x))
+        self._encoder.forward(x)
+        codes.draw()
         self._output = self._decoder.forward(codes.code)
         bernoulli = criterion.likelihood == "bernoulli"
         reconstruction = (self._bernoulli if bernoulli else self._gaussian)(x)
@@ -229,7 +232,7 @@ class Gradient:
         log_q -= np.log(total)
         q /= total
         # In float32 a posterior may be 0, where 0 log 0 = 0.
-        log_ratio = np.log(np.maximum(proba, np.finfo(proba.dtype).tiny))
+        log_ratio = np.log(np.maximum(proba, _TINY))
         log_ratio -= log_q
         log_ratio *= proba
         q -= proba
@@ -247,20 +250,20 @@ class Gradient:
 class _Codes:
     """Codes drawn from q(z|x), with what their gradient needs."""
 
-    def __init__(self, n_samples: int, latent_dim: int, dtype: torch.dtype) -> None:
-        shape = n_samples, latent_dim
-        self._drawn = torch.empty(shape, dtype=dtype)
-        self._noise = array(self._drawn)
+    def __init__(self, output: NDArray[Any]) -> None:
+        self.mean, self._raw = np.split(output, 2, axis=1)
+        self._slopes = np.empty_like(output)
+        self._by_mean, self._by_raw = np.split(self._slopes, 2, axis=1)
+        self._noise = np.empty(self.mean.shape, output.dtype)
+        self._drawn = torch.from_numpy(self._noise)
         self.code, self._tanh, self._deviation, self._shift, self._work = np.empty(
-            (5, *shape), self._noise.dtype
+            (5, *self.mean.shape), output.dtype
         )
-        self._slope = np.empty((n_samples, 2 * latent_dim), self._noise.dtype)
 
-    def draw(self, output: NDArray[Any]) -> None:
-        """Draw codes from what the encoder made of samples."""
-        self.mean, raw = np.split(output, 2, axis=1)
+    def draw(self) -> None:
+        """Draw codes, once the output of the encoder is there."""
         self._drawn.normal_()
-        np.tanh(np.divide(raw, LOG_VARIANCE_BOUND, out=self._tanh), out=self._tanh)
+        np.tanh(np.divide(self._raw, LOG_VARIANCE_BOUND, out=self._tanh), self._tanh)
         half = np.multiply(self._tanh, LOG_VARIANCE_BOUND / 2, out=self._deviation)
         np.exp(half, out=self._deviation)
         np.multiply(self._deviation, self._noise, out=self._shift)
@@ -284,7 +287,7 @@ class _Codes:
         kl_weight: float,
     ) -> NDArray[Any]:
         """Return slopes by the encoder's output; :meth:`kl` comes before."""
-        by_mean, by_raw = np.split(self._slope, 2, axis=1)
+        by_mean, by_raw = self._by_mean, self._by_raw
         np.multiply(self.mean, kl_weight, out=by_mean)
         by_mean += towards_code
         by_mean += towards_mean
@@ -297,7 +300,7 @@ class _Codes:
         np.square(self._tanh, out=self._work)
         by_raw *= np.subtract(1, self._work, out=self._work)
         by_raw *= 0.5
-        return self._slope
+        return self._slopes
 
 
 def _is_free(parameter: nn.Parameter) -> bool:
