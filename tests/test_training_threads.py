@@ -20,6 +20,11 @@ BLAS = ThreadpoolController().select(user_api="blas")
 SMALL, LARGE = 1, 2 * MULTIPLY_ADDS_PER_THREAD
 
 
+def limited(work):
+    """A block in which the limits of BLAS and torch are equal."""
+    return threads_for(work, step="autograd")
+
+
 def numbers():
     """How many threads torch, NumPy's and SciPy's BLAS may use from here."""
     return torch.get_num_threads(), *(k["num_threads"] for k in BLAS.info())
@@ -79,9 +84,14 @@ def test_large_networks_run_on_several_threads():
     ("work", "expected"), [(SMALL, 1), (LARGE, 2), (100 * LARGE, 3)]
 )
 def test_numbers_inside_are_at_most_those_that_work_can_feed(work, expected):
-    with threads_for(work):
+    with limited(work):
         assert all_are(expected)
     assert all_are(3)
+
+
+def test_beside_a_step_by_numpy_torch_has_one_thread():
+    with threads_for(LARGE):
+        assert numbers() == (1, *(2 for _ in BLAS.lib_controllers))
 
 
 def test_without_a_number_nothing_changes():
@@ -94,7 +104,7 @@ def test_without_a_number_nothing_changes():
 
 def test_numbers_are_never_raised():
     torch.set_num_threads(1)
-    with threads_for(LARGE):
+    with limited(LARGE):
         assert numbers() == (1, *(2 for _ in BLAS.lib_controllers))
     assert torch.get_num_threads() == 1
     torch.set_num_threads(3)
@@ -103,7 +113,7 @@ def test_numbers_are_never_raised():
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit])
 def test_numbers_are_put_back_after_errors(error):
     def fails():
-        with threads_for(SMALL):
+        with limited(SMALL):
             assert all_are(1)
             raise error
 
@@ -113,9 +123,9 @@ def test_numbers_are_put_back_after_errors(error):
 
 
 def test_blocks_in_blocks():
-    with threads_for(LARGE):
-        with threads_for(SMALL):
-            with threads_for(100 * LARGE):
+    with limited(LARGE):
+        with limited(SMALL):
+            with limited(100 * LARGE):
                 assert all_are(1)
             assert all_are(1)
         assert all_are(2)
@@ -128,7 +138,7 @@ class Block:
         self._pool = ThreadPoolExecutor(1)
         if ask_first:
             self.do(numbers)
-        self._manager = threads_for(work)
+        self._manager = limited(work)
 
     def do(self, function):
         return self._pool.submit(function).result()
@@ -173,7 +183,7 @@ def test_many_threads_at_once():
     def work(i):
         barrier.wait()
         for k in range(50):
-            with threads_for((SMALL, LARGE)[(i + k) % 2]):
+            with limited((SMALL, LARGE)[(i + k) % 2]):
                 seen.append(max(numbers()))
         barrier.wait()
         return all_are(3)
@@ -200,7 +210,7 @@ def test_ctrl_c_at_any_moment():
 
     def fits():
         while True:
-            with threads_for(SMALL):
+            with limited(SMALL):
                 seen.append(all_are(1))
 
     seen = []
@@ -220,7 +230,7 @@ def test_ctrl_c_at_any_moment():
 
 def numbers_in_child(queue):
     inside = numbers()
-    with threads_for(LARGE):
+    with limited(LARGE):
         pass
     queue.put((inside, numbers()))
 
@@ -246,13 +256,13 @@ def test_a_forked_process_does_not_wait_for_blocks_of_other_threads():
     blas = (3,) * len(BLAS.lib_controllers)
     assert ask_child() == ((3, *blas), (3, *blas))
     other.leave().close()
-    with threads_for(SMALL):
+    with limited(SMALL):
         assert ask_child()[0] == (1,) * (1 + len(blas))
 
 
 @pytest.mark.slow
 def test_loky_workers_have_numbers_of_their_own():
-    with threads_for(SMALL):
+    with limited(SMALL):
         told = Parallel(n_jobs=2)(delayed(numbers_in_worker)() for _ in range(2))
     assert told == [True, True]
 
@@ -261,7 +271,7 @@ def numbers_in_worker():
     before = torch.get_num_threads()
     with BLAS.limit(limits=2):
         torch.set_num_threads(2)
-        with threads_for(SMALL):
+        with limited(SMALL):
             inside = all_are(1)
         outside = all_are(2)
     torch.set_num_threads(before)

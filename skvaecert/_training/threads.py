@@ -12,7 +12,11 @@ from threadpoolctl import ThreadpoolController
 
 __all__ = ["n_threads_for", "threads_for"]
 
-MULTIPLY_ADDS_PER_THREAD = 20_000_000
+# A second thread took 0.88 of the time of a step of 5 million multiply-adds, 0.75 at 26,
+# 0.63 at 140, 0.58 at 560 and 1,100 (two idle cores of an AMD EPYC). With one of them
+# busy it took 100 times as long at 5 million, 50 at 26, 22 at 140, 6 at 560, 4 at 1,100:
+# OpenBLAS waits for all its threads.
+MULTIPLY_ADDS_PER_THREAD = 50_000_000
 
 
 def n_threads_for(multiply_adds: int) -> int:
@@ -24,23 +28,27 @@ def n_threads_for(multiply_adds: int) -> int:
     --------
     >>> from skvaecert._training.threads import n_threads_for
     >>> n_threads_for(55_296 * 84), n_threads_for(1_089_536 * 128)
-    (1, 6)
+    (1, 2)
     """
     return max(1, multiply_adds // MULTIPLY_ADDS_PER_THREAD)
 
 
 @contextmanager
-def threads_for(multiply_adds: int | None) -> Iterator[None]:
+def threads_for(multiply_adds: int | None, *, step: str = "numpy") -> Iterator[None]:
     """Let BLAS and torch use no more threads than :func:`n_threads_for` says.
 
-    No number is raised, and all are put back at the end. BLAS may have one number for
-    the process: while blocks overlap, the smallest limit holds. With None, nothing
+    No number is raised, and all are put back at the end. BLAS has one number for the
+    process, mostly: while blocks overlap, the smallest limit holds. With None, nothing
     changes.
+
+    Beside a step by NumPy, torch has one thread: threads of both wait for work on the
+    same cores, and steps took up to twelve times as long, even on idle ones.
     """
     if multiply_adds is None:
         yield
         return
-    block = _Block(n_threads_for(multiply_adds))
+    n_threads = n_threads_for(multiply_adds)
+    block = _Block(n_threads, n_threads if step == "autograd" else 1)
     try:
         block.enter()
         yield
@@ -53,83 +61,91 @@ def threads_for(multiply_adds: int | None) -> Iterator[None]:
 
 
 class _Setting(NamedTuple):
-    """A number of threads."""
+    """A number of threads, of this thread or of the process."""
 
     get: Callable[[], int]
     set: Callable[[int], None]
+    is_shared: bool
 
     def put(self, number: int) -> None:
         if self.get() != number:
             self.set(number)
 
 
-_TORCH = _Setting(torch.get_num_threads, torch.set_num_threads)
+_TORCH = _Setting(torch.get_num_threads, torch.set_num_threads, is_shared=False)
 
 
 @functools.cache
-def _blas() -> tuple[list[_Setting], list[_Setting]]:
-    """Return the numbers that each thread has, and those of the whole process.
+def _blas() -> list[_Setting]:
+    """Return the settings of NumPy's and SciPy's BLAS.
 
     The search takes milliseconds. What a later import loads is not used here.
     """
-    of_thread: list[_Setting] = []
-    of_process: list[_Setting] = []
+    settings = []
     for library in ThreadpoolController().select(user_api="blas").lib_controllers:
         layer = getattr(library, "threading_layer", None)
-        each_thread = library.internal_api == "mkl" or layer == "openmp"
-        # From all threads but one, threadpoolctl's own `set_num_threads` may do
-        # nothing; here a lock keeps them in order.
+        is_shared = library.internal_api != "mkl" and layer != "openmp"
+        # While one thread has a limit, threadpoolctl's `set_num_threads` may do nothing
+        # in others; here a lock keeps them in order.
         set_ = getattr(library, "_real_set_num_threads", library.set_num_threads)
-        setting = _Setting(library.get_num_threads, set_)
-        (of_thread if each_thread else of_process).append(setting)
-    return of_thread, of_process
+        settings.append(_Setting(library.get_num_threads, set_, is_shared))
+    return settings
 
 
 class _Block:
     """A block in one thread."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, blas_limit: int, torch_limit: int) -> None:
+        self._blas_limit = blas_limit
+        self._torch_limit = torch_limit
         self._thread = threading.get_ident()
 
     def enter(self) -> None:
-        of_thread, of_process = _blas()
         with _lock:
-            # A thread's first call of torch sets numbers: it comes before BLAS.
-            self._own = [setting.get() for setting in (_TORCH, *of_thread)]
-            self._shared = [setting.get() for setting in of_process]
-            self._former = self._own[0]
+            # BLAS comes after torch, whose first call in a thread may set its number.
+            self._torch = self._first_torch = _TORCH.get()
+            self._blas = now = [setting.get() for setting in _blas()]
             if _open:
                 self._join(_open)
             _open.append(self)
-            smallest = min(block._limit for block in _open)
-            for setting in (_TORCH, *of_thread, *of_process):
-                setting.put(min(setting.get(), smallest))
+            _TORCH.put(min(_TORCH.get(), *(block._torch_limit for block in _open)))
+            for setting, number in zip(_blas(), now, strict=True):
+                setting.put(min(number, *(block._blas_limit for block in _open)))
 
     def _join(self, others: list["_Block"]) -> None:
         """Take over what was before the first of all blocks."""
-        self._shared, self._former = others[0]._shared, others[0]._former
+        first = others[0]
+        self._first_torch = first._first_torch
+        self._blas = [
+            before if setting.is_shared else now
+            for setting, now, before in zip(
+                _blas(), self._blas, first._blas, strict=True
+            )
+        ]
         nested = any(block._thread == self._thread for block in others)
         # A thread that uses torch for the first time has the number that was set last,
         # in whatever thread: here the limit of another block.
-        if not nested and any(block._limit == self._own[0] for block in others):
-            self._own[0] = self._former
+        if not nested and self._torch in {block._torch_limit for block in others}:
+            self._torch = self._first_torch
 
     def leave(self) -> None:
         """Put back what is not yet put back."""
         with _lock:
             if self in _open:
-                own = zip((_TORCH, *_blas()[0]), self._own, strict=True)
-                for setting, number in own:
-                    setting.put(number)
+                _TORCH.put(self._torch)
+                self._put_back(shared=False)
                 self.end()
 
     def end(self) -> None:
         """Let the process have what other blocks leave to it."""
-        limits = [block._limit for block in _open if block is not self]
-        for setting, number in zip(_blas()[1], self._shared, strict=True):
-            setting.put(min([number, *limits]))
+        self._put_back(shared=True)
         _open.remove(self)
+
+    def _put_back(self, *, shared: bool) -> None:
+        limits = [block._blas_limit for block in _open if shared and block is not self]
+        for setting, number in zip(_blas(), self._blas, strict=True):
+            if setting.is_shared is shared:
+                setting.put(min([number, *limits]))
 
     @staticmethod
     def end_others() -> None:
