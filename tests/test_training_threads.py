@@ -4,12 +4,14 @@ import multiprocessing
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 from joblib import Parallel, delayed
 from threadpoolctl import ThreadpoolController
 
+from skvaecert._training import threads
 from skvaecert._training.threads import (
     MULTIPLY_ADDS_PER_THREAD,
     n_threads_for,
@@ -171,6 +173,41 @@ def test_overlapping_blocks(works, first_leaves_first, ask_first):
     left = n_threads_for(works[1 if first_leaves_first else 0])
     assert numbers() == (3, *(left for _ in BLAS.lib_controllers))
     staying.leave()
+    a.close()
+    b.close()
+
+
+class BLASOfEachThread:
+    """A library, as MKL, in which each thread has a number of its own."""
+
+    internal_api = "mkl"
+
+    def __init__(self):
+        self._numbers = threading.local()
+
+    def get_num_threads(self):
+        return getattr(self._numbers, "n", 3)
+
+    def set_num_threads(self, n):
+        self._numbers.n = n
+
+
+def test_libraries_with_a_number_for_each_thread(monkeypatch):
+    library = BLASOfEachThread()
+    controllers = SimpleNamespace(lib_controllers=[library])
+    controller = SimpleNamespace(select=lambda **_: controllers)
+    monkeypatch.setattr(threads, "ThreadpoolController", lambda: controller)
+    monkeypatch.setattr(threads, "_blas", threads._blas.__wrapped__)
+    a, b = Block(SMALL, ask_first=True), Block(LARGE, ask_first=True)
+    a.enter()
+    b.enter()
+    inside = [block.do(library.get_num_threads) for block in (a, b)]
+    assert (*inside, library.get_num_threads()) == (1, 2, 3)
+    a.leave()
+    left = [block.do(library.get_num_threads) for block in (a, b)]
+    assert left == [3, 2]
+    b.leave()
+    assert b.do(library.get_num_threads) == 3
     a.close()
     b.close()
 

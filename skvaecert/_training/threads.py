@@ -12,10 +12,16 @@ from threadpoolctl import ThreadpoolController
 
 __all__ = ["n_threads_for", "threads_for"]
 
-# A second thread took 0.88 of the time of a step of 5 million multiply-adds, 0.75 at 26,
-# 0.63 at 140, 0.58 at 560 and 1,100 (two idle cores of an AMD EPYC). With one of them
-# busy it took 100 times as long at 5 million, 50 at 26, 22 at 140, 6 at 560, 4 at 1,100:
-# OpenBLAS waits for all its threads.
+# Time of a step on two threads, by that on one (two cores of an AMD EPYC):
+#
+#     million multiply-adds          5    26   140   560  1,100
+#     NumPy, idle cores           0.88  0.75  0.63  0.58  0.58
+#     autograd, idle cores        1.02  0.79  0.62  0.56  0.58
+#     NumPy, one core busy         107    51    23     5     4
+#     autograd, one core busy        7     7     3     4     2
+#
+# A busy core costs that much since each product waits for all threads: a second thread
+# has to be worth it.
 MULTIPLY_ADDS_PER_THREAD = 50_000_000
 
 
@@ -110,7 +116,7 @@ class _Block:
             _open.append(self)
             _TORCH.put(min(_TORCH.get(), *(block._torch_limit for block in _open)))
             for setting, number in zip(_blas(), now, strict=True):
-                setting.put(min(number, *(block._blas_limit for block in _open)))
+                setting.put(min(number, self._blas_limit))
 
     def _join(self, others: list["_Block"]) -> None:
         """Take over what was before the first of all blocks."""
