@@ -1,10 +1,8 @@
 import gc
 import itertools
-import multiprocessing
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,8 +40,9 @@ def all_are(number):
 
 
 @pytest.fixture(autouse=True)
-def three_threads():
+def three_threads(monkeypatch):
     """Start from three threads, whatever the machine has."""
+    monkeypatch.setattr(threads, "_n_cores", lambda: 8)
     before = torch.get_num_threads()
     with BLAS.limit(limits=3):
         torch.set_num_threads(3)
@@ -80,6 +79,12 @@ def test_large_networks_run_on_several_threads():
     assert n_threads_for(multiply_adds(784, 512, 256, 32, batch_size=128)) >= 2
     assert n_threads_for(LARGE) == 2
     assert n_threads_for(LARGE - 1) == n_threads_for(0) == 1
+
+
+def test_one_core_is_left_to_others(monkeypatch):
+    for n_cores, expected in [(1, 1), (2, 1), (4, 3)]:
+        monkeypatch.setattr(threads, "_n_cores", lambda n=n_cores: n)
+        assert n_threads_for(100 * LARGE) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,7 +170,10 @@ def test_overlapping_blocks(works, first_leaves_first, ask_first):
     a, b = (Block(work, ask_first) for work in works)
     a.enter()
     b.enter()
-    assert b.do(lambda: all_are(1))
+    # The number of torch is each thread's own.
+    assert [block.do(torch.get_num_threads) for block in (a, b)] == [
+        n_threads_for(work) for work in works
+    ]
     assert numbers()[1:] == (1,) * len(BLAS.lib_controllers)
     leaving, staying = (a, b) if first_leaves_first else (b, a)
     leaving.leave()
@@ -173,41 +181,6 @@ def test_overlapping_blocks(works, first_leaves_first, ask_first):
     left = n_threads_for(works[1 if first_leaves_first else 0])
     assert numbers() == (3, *(left for _ in BLAS.lib_controllers))
     staying.leave()
-    a.close()
-    b.close()
-
-
-class BLASOfEachThread:
-    """A library, as MKL, in which each thread has a number of its own."""
-
-    internal_api = "mkl"
-
-    def __init__(self):
-        self._numbers = threading.local()
-
-    def get_num_threads(self):
-        return getattr(self._numbers, "n", 3)
-
-    def set_num_threads(self, n):
-        self._numbers.n = n
-
-
-def test_libraries_with_a_number_for_each_thread(monkeypatch):
-    library = BLASOfEachThread()
-    controllers = SimpleNamespace(lib_controllers=[library])
-    controller = SimpleNamespace(select=lambda **_: controllers)
-    monkeypatch.setattr(threads, "ThreadpoolController", lambda: controller)
-    monkeypatch.setattr(threads, "_blas", threads._blas.__wrapped__)
-    a, b = Block(SMALL, ask_first=True), Block(LARGE, ask_first=True)
-    a.enter()
-    b.enter()
-    inside = [block.do(library.get_num_threads) for block in (a, b)]
-    assert (*inside, library.get_num_threads()) == (1, 2, 3)
-    a.leave()
-    left = [block.do(library.get_num_threads) for block in (a, b)]
-    assert left == [3, 2]
-    b.leave()
-    assert b.do(library.get_num_threads) == 3
     a.close()
     b.close()
 
@@ -250,12 +223,13 @@ def test_ctrl_c_at_any_moment():
             with limited(SMALL):
                 seen.append(all_are(1))
 
-    seen = []
+    with limited(SMALL):
+        seen = []
     old = signal.signal(signal.SIGALRM, interrupt)
     try:
         for i in range(200):
-            signal.setitimer(signal.ITIMER_REAL, 0.001 + i * 1e-6)
             with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.001 + i * 1e-6)
                 fits()
             gc.collect(0)
             assert all_are(3)
@@ -263,38 +237,6 @@ def test_ctrl_c_at_any_moment():
         signal.signal(signal.SIGALRM, old)
     assert len(seen) > 200
     assert all(seen)
-
-
-def numbers_in_child(queue):
-    inside = numbers()
-    with limited(LARGE):
-        pass
-    queue.put((inside, numbers()))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "fork" not in multiprocessing.get_all_start_methods(), reason="needs fork"
-)
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_does_not_wait_for_blocks_of_other_threads():
-    context = multiprocessing.get_context("fork")
-
-    def ask_child():
-        queue = context.SimpleQueue()
-        child = context.Process(target=numbers_in_child, args=(queue,))
-        child.start()
-        told = queue.get()
-        child.join()
-        return told
-
-    other = Block(SMALL, ask_first=True)
-    other.enter()
-    blas = (3,) * len(BLAS.lib_controllers)
-    assert ask_child() == ((3, *blas), (3, *blas))
-    other.leave().close()
-    with limited(SMALL):
-        assert ask_child()[0] == (1,) * (1 + len(blas))
 
 
 @pytest.mark.slow

@@ -1,16 +1,17 @@
 """As many threads as networks can feed: small ones run on one thread."""
 
 import functools
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, ClassVar
 
+import joblib
 import torch
 from threadpoolctl import ThreadpoolController
 
 __all__ = ["n_threads_for", "threads_for"]
+
 
 # Time of a step on two threads, by that on one (two cores of an AMD EPYC):
 #
@@ -21,7 +22,7 @@ __all__ = ["n_threads_for", "threads_for"]
 #     autograd, one core busy        7     7     3     4     2
 #
 # A busy core costs that much since each product waits for all threads: a second thread
-# has to be worth it.
+# has to be worth it, and one core is left to others.
 MULTIPLY_ADDS_PER_THREAD = 50_000_000
 
 
@@ -29,23 +30,19 @@ def n_threads_for(multiply_adds: int) -> int:
     """Return how many threads the multiply-adds of a batch can feed, at least 1.
 
     They are those of one batch through encoder and decoder, forward.
-
-    Examples
-    --------
-    >>> from skvaecert._training.threads import n_threads_for
-    >>> n_threads_for(55_296 * 84), n_threads_for(1_089_536 * 128)
-    (1, 2)
     """
-    return max(1, multiply_adds // MULTIPLY_ADDS_PER_THREAD)
+    return max(1, min(multiply_adds // MULTIPLY_ADDS_PER_THREAD, _n_cores() - 1))
+
+
+_n_cores = functools.cache(joblib.cpu_count)
 
 
 @contextmanager
 def threads_for(multiply_adds: int | None, *, step: str = "numpy") -> Iterator[None]:
     """Let BLAS and torch use no more threads than :func:`n_threads_for` says.
 
-    No number is raised, and all are put back at the end. BLAS has one number for the
-    process, mostly: while blocks overlap, the smallest limit holds. With None, nothing
-    changes.
+    No number is raised, and all are put back at the end. With None, nothing changes.
+    BLAS has one number for the process: while blocks overlap, the smallest limit holds.
 
     Beside a step by NumPy, torch has one thread: threads of both wait for work on the
     same cores, and steps took up to twelve times as long, even on idle ones.
@@ -53,8 +50,7 @@ def threads_for(multiply_adds: int | None, *, step: str = "numpy") -> Iterator[N
     if multiply_adds is None:
         yield
         return
-    n_threads = n_threads_for(multiply_adds)
-    block = _Block(n_threads, n_threads if step == "autograd" else 1)
+    block = _Block(n_threads_for(multiply_adds), step)
     try:
         block.enter()
         yield
@@ -66,107 +62,61 @@ def threads_for(multiply_adds: int | None, *, step: str = "numpy") -> Iterator[N
             block.leave()
 
 
-class _Setting(NamedTuple):
-    """A number of threads, of this thread or of the process."""
-
-    get: Callable[[], int]
-    set: Callable[[int], None]
-    is_shared: bool
-
-    def put(self, number: int) -> None:
-        if self.get() != number:
-            self.set(number)
-
-
-_TORCH = _Setting(torch.get_num_threads, torch.set_num_threads, is_shared=False)
-
-
-@functools.cache
-def _blas() -> list[_Setting]:
-    """Return the settings of NumPy's and SciPy's BLAS.
-
-    The search takes milliseconds. What a later import loads is not used here.
-    """
-    settings = []
-    for library in ThreadpoolController().select(user_api="blas").lib_controllers:
-        layer = getattr(library, "threading_layer", None)
-        is_shared = library.internal_api != "mkl" and layer != "openmp"
-        # While one thread has a limit, threadpoolctl's `set_num_threads` may do nothing
-        # in others; here a lock keeps them in order.
-        set_ = getattr(library, "_real_set_num_threads", library.set_num_threads)
-        settings.append(_Setting(library.get_num_threads, set_, is_shared))
-    return settings
-
-
 class _Block:
-    """A block in one thread."""
+    """A block in one thread, and what was before the first of those that overlap."""
 
-    def __init__(self, blas_limit: int, torch_limit: int) -> None:
-        self._blas_limit = blas_limit
-        self._torch_limit = torch_limit
+    _lock = threading.RLock()
+    _open: ClassVar["list[_Block]"] = []
+
+    _before: int
+    _blas_before: Sequence[int]
+
+    def __init__(self, limit: int, step: str) -> None:
+        self._limit = limit
+        self._torch_limit = limit if step == "autograd" else 1
         self._thread = threading.get_ident()
 
     def enter(self) -> None:
-        with _lock:
-            # BLAS comes after torch, whose first call in a thread may set its number.
-            self._torch = self._first_torch = _TORCH.get()
-            self._blas = now = [setting.get() for setting in _blas()]
-            if _open:
-                self._join(_open)
-            _open.append(self)
-            _TORCH.put(min(_TORCH.get(), *(block._torch_limit for block in _open)))
-            for setting, number in zip(_blas(), now, strict=True):
-                setting.put(min(number, self._blas_limit))
-
-    def _join(self, others: list["_Block"]) -> None:
-        """Take over what was before the first of all blocks."""
-        first = others[0]
-        self._first_torch = first._first_torch
-        self._blas = [
-            before if setting.is_shared else now
-            for setting, now, before in zip(
-                _blas(), self._blas, first._blas, strict=True
-            )
-        ]
-        nested = any(block._thread == self._thread for block in others)
-        # A thread that uses torch for the first time has the number that was set last,
-        # in whatever thread: here the limit of another block.
-        if not nested and self._torch in {block._torch_limit for block in others}:
-            self._torch = self._first_torch
+        with self._lock:
+            own = torch.get_num_threads()
+            first = self._open[0] if self._open else self
+            nested = any(block._thread == self._thread for block in self._open)
+            if first is self:
+                self._blas_before = [library.get_num_threads() for library in _blas()]
+            self._blas_before = first._blas_before
+            # A thread that asks torch for the first time is told what was set last, in
+            # whatever thread: here the limit of another block.
+            self._before = own if nested or first is self else first._before
+            self._open.append(self)
+            _put_torch(min(self._before, self._torch_limit))
+            self._limit_blas()
 
     def leave(self) -> None:
         """Put back what is not yet put back."""
-        with _lock:
-            if self in _open:
-                _TORCH.put(self._torch)
-                self._put_back(shared=False)
-                self.end()
+        with self._lock:
+            if self not in self._open:
+                return
+            _put_torch(self._before)
+            self._limit_blas(without=self)
+            self._open.remove(self)
 
-    def end(self) -> None:
-        """Let the process have what other blocks leave to it."""
-        self._put_back(shared=True)
-        _open.remove(self)
-
-    def _put_back(self, *, shared: bool) -> None:
-        limits = [block._blas_limit for block in _open if shared and block is not self]
-        for setting, number in zip(_blas(), self._blas, strict=True):
-            if setting.is_shared is shared:
-                setting.put(min([number, *limits]))
-
-    @staticmethod
-    def end_others() -> None:
-        """In a forked process the blocks of other threads never end."""
-        for block in list(_open):
-            if block._thread != threading.get_ident():
-                block.end()
-        _lock.release()
+    def _limit_blas(self, without: "_Block | None" = None) -> None:
+        limits = [block._limit for block in self._open if block is not without]
+        for library, before in zip(_blas(), self._blas_before, strict=True):
+            number = min([before, *limits])
+            if library.get_num_threads() != number:
+                # While one thread has a limit, `set_num_threads` may do nothing in
+                # others; here a lock keeps them in order.
+                set_ = getattr(library, "_real_set_num_threads", None)
+                (set_ or library.set_num_threads)(number)
 
 
-_lock = threading.RLock()
-_open: list[_Block] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_lock.acquire,
-        after_in_parent=_lock.release,
-        after_in_child=_Block.end_others,
-    )
+def _put_torch(number: int) -> None:
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
+
+
+@functools.cache
+def _blas() -> list[Any]:
+    """Return NumPy's and SciPy's BLAS; the search takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
