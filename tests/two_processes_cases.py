@@ -21,7 +21,6 @@ from torch import nn
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert._training.processes import _Ranks
 from skvaecert.baselines import AggressiveEncoder, SigmaVAE
-from skvaecert.model_selection import fit_together
 from skvaecert.persistence import load, save
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -279,13 +278,6 @@ def with_bar():
     return told(vae) | {"shown": {RANK: bool(shown.getvalue())}}
 
 
-def one_by_one():
-    """A list that would be trained as one, were it not for several processes."""
-    vaes = [small(), small(random_state=1)]
-    fit_together(vaes, X)
-    return told(vaes[0]) | {"second": told(vaes[1])}
-
-
 def searched():
     """Searches take one model after the other, and so does every process."""
     search = GridSearchCV(
@@ -323,7 +315,7 @@ def refused():
 CASES = {
     "certified": certified,
     "deterministic": lambda: told(deterministic()),
-    "by autograd": lambda: told(deterministic(encoder=Own)),
+    "own module": lambda: told(deterministic(encoder=Own)),
     "unweighted": unweighted,
     "not added": not_added,
     "listened": listened,
@@ -339,7 +331,6 @@ CASES = {
     "gone on": gone_on,
     "from disk": from_disk,
     "with a bar": with_bar,
-    "one by one": one_by_one,
     "searched": searched,
     "refused": refused,
 }
