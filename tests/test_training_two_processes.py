@@ -75,9 +75,10 @@ def test_all_numbers_are_the_same_on_both(results, name):
     assert joblib.hash(ours) == joblib.hash(theirs)
 
 
-@pytest.mark.parametrize("encoder", [None, cases.Own], ids=["made", "own"])
+@pytest.mark.parametrize("encoder", [None, cases.Own], ids=["numpy", "autograd"])
 def test_two_processes_make_the_steps_of_one(results, encoder):
     # Codes without noise: so much for gradient, loss, order of samples and optimizer.
+    # One process alone may compute steps by NumPy, two do it by autograd.
     alone = cases.told(cases.deterministic(encoder=encoder, accelerate=False))
     together = results[0]["own module" if encoder else "deterministic"]
     assert set(together["sizes"]) == {4, 5}

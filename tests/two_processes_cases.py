@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import ClassVar
+from unittest import mock
 
 import numpy as np
 import torch
@@ -82,12 +83,12 @@ def error_of(function):
 @contextlib.contextmanager
 def without_noise():
     """Codes are means, so that who draws does not matter."""
-    drawn = torch.randn_like
-    torch.randn_like = torch.zeros_like
-    try:
+    # By autograd and by NumPy.
+    with (
+        mock.patch.object(torch, "randn_like", torch.zeros_like),
+        mock.patch.object(torch.Tensor, "normal_", torch.Tensor.zero_),
+    ):
         yield
-    finally:
-        torch.randn_like = drawn
 
 
 @contextlib.contextmanager
