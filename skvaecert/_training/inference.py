@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from skorch import NeuralNet
 from torch import Tensor, nn
 
+from skvaecert._precision import full_float32
 from skvaecert._samples import CHUNK
 from skvaecert._training.layers import Layers, is_fully_connected
 from skvaecert.networks import VAE
@@ -53,7 +54,7 @@ def _in_chunks(
     rows: Tensor | Iterable[Tensor],
 ) -> NDArray[np.float32]:
     vae = _with_products_of_training(net.module_.eval())
-    with torch.inference_mode():
+    with torch.inference_mode(), full_float32:
         results = [
             function(vae, _filled(chunk).to(net.device))[: len(chunk)].cpu()
             for part in ([rows] if isinstance(rows, Tensor) else rows)

@@ -16,6 +16,7 @@ __all__ = [
     "Layers",
     "array",
     "gradients",
+    "is_altered",
     "is_fully_connected",
     "linear_layers",
 ]
@@ -23,8 +24,6 @@ __all__ = [
 
 # What a layer's weight and bias are to receive.
 Gradients = Sequence[tuple[NDArray[Any], NDArray[Any]]]
-
-_FORWARD_HOOKS = "_forward_hooks", "_forward_pre_hooks"
 
 
 def is_fully_connected(network: nn.Module) -> bool:
@@ -39,13 +38,14 @@ def is_fully_connected(network: nn.Module) -> bool:
         and all(type(layer) is nn.Linear for layer in linear)
         and all(type(layer) is nn.SiLU for layer in between)
         and all(layer.bias is not None for layer in linear)
-        and not any(map(_is_altered, [network, *layers]))
+        and not any(map(is_altered, [network, *layers]))
     )
 
 
-def _is_altered(module: nn.Module) -> bool:
-    hooked = any(getattr(module, hooks) for hooks in _FORWARD_HOOKS)
-    return hooked or "forward" in vars(module)
+def is_altered(module: nn.Module) -> bool:
+    """Tell whether a forward pass of a module does more than its class says."""
+    hooked = module._forward_hooks or module._forward_pre_hooks
+    return bool(hooked) or "forward" in vars(module)
 
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:

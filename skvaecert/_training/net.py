@@ -173,9 +173,9 @@ class VAENet(NeuralNet):
             self._sum_over_processes(len(batch[0]))
         named = self.get_all_learnable_params()
         self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
-        self.optimizer_.step()
+        step.update()
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
-            drop_tiny_moments(self.optimizer_)
+            drop_tiny_moments(step.states)
         if self.criterion_.guard is not None:
             self.criterion_.guard.update(torch.as_tensor(self._batch_losses[-1][-1]))
         result = step.result() if self._heard else None
@@ -185,8 +185,7 @@ class VAENet(NeuralNet):
         """Tell callbacks of an event of a batch, if there are any that listen."""
         if self._heard:
             self.notify(event, training=True, **kwargs)
-            if self._step is not None:
-                self._step.tie()
+            self._tie()
 
     def _has_known_gradient(self) -> bool:
         """Tell whether :class:`NumpyStep` can do what this net is to do."""
@@ -213,10 +212,16 @@ class VAENet(NeuralNet):
         self.step_ = self._step.name
         return self._step
 
+    def _tie(self) -> None:
+        """Let parameters that a callback replaced be views of the vector again."""
+        if isinstance(self._step, NumpyStep):
+            self._step.vector.tie()
+
     def _release(self) -> None:
+        """Leave an ordinary module and optimizer."""
         step, self._step = self._step, None
-        if step is not None:
-            step.release()
+        if isinstance(step, NumpyStep):
+            step.vector.release()
 
     def _sum_over_processes(self, n_share: int) -> None:
         """Make gradient and losses of a share those of the batch."""
@@ -275,8 +280,7 @@ class VAENet(NeuralNet):
         # A callback may have come with hooks, or may have frozen parameters.
         if isinstance(self._step, NumpyStep) and not self._has_known_gradient():
             self._release()
-        if self._step is not None:
-            self._step.tie()
+        self._tie()
         self._began = time.perf_counter()
 
     def on_batch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -285,7 +289,8 @@ class VAENet(NeuralNet):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
-        drop_tiny_moments(self.optimizer_)
+        if self._step is not None:
+            drop_tiny_moments(self._step.states)
         columns = zip(*self._batch_losses, strict=True)
         # The one time in an epoch that waits for the device.
         self._record_losses([_numbers(column) for column in columns])

@@ -1,6 +1,7 @@
 """Adam on all parameters laid end to end, and on numbers that are not too small."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,118 +14,92 @@ __all__ = ["OneVector", "drop_tiny_moments"]
 _TINY = {"exp_avg": 1e-20, "exp_avg_sq": 1e-32}
 
 
-def drop_tiny_moments(optimizer: torch.optim.Optimizer) -> None:
+def drop_tiny_moments(states: Iterable[dict[str, Tensor]]) -> None:
     """Set moments to 0 that are too small to matter.
 
     Those of units without a gradient would decay to subnormal numbers, with which
-    processors are slow. A mean decays from 1e-20 to them in 400 steps.
+    processors are slow.
     """
-    for state in optimizer.state.values():
-        for name, limit in _TINY.items():
-            if name in state:
-                state[name].masked_fill_(state[name].abs() < limit, 0)
+    for state in states:
+        for name in state.keys() & _TINY.keys():
+            state[name].masked_fill_(state[name].abs() < _TINY[name], 0)
+
+
+class _Piece(NamedTuple):
+    """Views of one vector each, in the shape of a parameter."""
+
+    value: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
 
 
 class OneVector:
-    """One vector, of which the parameters of an optimizer and their `grad` are views.
+    """One vector, of which the parameters of an Adam, and all it knows, are views.
 
-    The optimizer steps the vector, until :meth:`release`: on small networks most of a
-    step of Adam is one call a parameter. Whoever asks the optimizer for its state, or
-    gives it another, finds one entry a parameter, as ever.
+    On small networks most of a step of Adam is one call a parameter. Between steps
+    module and optimizer look as ever; :meth:`release` gives them memory of their own.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: torch.optim.Adam) -> None:
         self._optimizer = optimizer
         self._parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
-        state = optimizer.state_dict()
-        flat = nn.Parameter(torch.cat([p.detach().flatten() for p in self._parts]))
-        flat.grad = torch.zeros_like(flat)
-        self._values = self._pieces(flat.detach())
-        self._gradients = self._pieces(flat.grad)
-        self.tie()
-        self._steps([flat], state)
-        self._hooks = [
-            optimizer.register_state_dict_post_hook(self._split),
-            optimizer.register_load_state_dict_pre_hook(self._join),
+        sizes = [part.numel() for part in self._parts]
+        vectors = [
+            torch.zeros(sum(sizes), dtype=self._parts[0].dtype) for _ in _Piece._fields
         ]
+        self._pieces = [
+            _Piece(*(piece.view(part.shape) for piece in pieces))
+            for part, *pieces in zip(
+                self._parts, *(vector.split(sizes) for vector in vectors), strict=True
+            )
+        ]
+        self._flat = nn.Parameter(vectors[0])
+        self._flat.grad = vectors[1]
+        # There is one count of steps for all.
+        self._steps = torch.zeros(())
+        moments = {"step": self._steps, "exp_avg": vectors[2], "exp_avg_sq": vectors[3]}
+        self.state = {self._flat: moments}
+        self.tie()
 
     def tie(self) -> None:
-        """Take over values and gradients that were replaced, not written into."""
-        pieces = zip(self._parts, self._values, self._gradients, strict=True)
-        for part, value, gradient in pieces:
-            if part.data_ptr() != value.data_ptr():
-                value.copy_(part.detach())
-                part.data = value
-            if part.grad is not gradient:
-                if part.grad is None:
-                    gradient.zero_()
-                else:
-                    gradient.copy_(part.grad)
-                part.grad = gradient
+        """Take over what was replaced, not written into."""
+        for part, piece in zip(self._parts, self._pieces, strict=True):
+            if part.data_ptr() != piece.value.data_ptr():
+                piece.value.copy_(part.detach())
+                part.data = piece.value
+            if part.grad is not piece.grad:
+                _take(piece.grad, part.grad)
+                part.grad = piece.grad
+            if self._optimizer.state[part].get("exp_avg") is not piece.exp_avg:
+                self._take_moments(part, piece)
+
+    def _take_moments(self, part: nn.Parameter, piece: _Piece) -> None:
+        state = self._optimizer.state[part]
+        _take(piece.exp_avg, state.get("exp_avg"))
+        _take(piece.exp_avg_sq, state.get("exp_avg_sq"))
+        self._steps.copy_(state.get("step", self._steps))
+        state.update(
+            step=self._steps, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq
+        )
+
+    def step(self) -> None:
+        """Let the optimizer step the vector in place of its parameters."""
+        optimizer, group = self._optimizer, self._optimizer.param_groups[0]
+        state, optimizer.state = optimizer.state, self.state  # type: ignore[assignment]
+        group["params"] = [self._flat]
+        try:
+            optimizer.step()
+        finally:
+            optimizer.state, group["params"] = state, self._parts
 
     def release(self) -> None:
-        """Give every parameter memory of its own, and the optimizer the parameters."""
-        state = self._optimizer.state_dict()
-        for hook in self._hooks:
-            hook.remove()
+        """Give every parameter, and what the optimizer knows of it, its own memory."""
         for part in self._parts:
             part.data, part.grad = part.data.clone(), None
-        self._steps(self._parts, state)
+            state = self._optimizer.state.get(part, {})
+            state.update({name: value.clone() for name, value in state.items()})
 
-    def _steps(self, parameters: list[nn.Parameter], state: dict[str, Any]) -> None:
-        """Let the optimizer step other parameters from a state of the usual form."""
-        self._optimizer.state.clear()
-        self._optimizer.param_groups[0]["params"] = parameters
-        flat = parameters is not self._parts
-        self._optimizer.load_state_dict(self._join(None, state) if flat else state)
 
-    def _split(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """Turn the state of the vector into states of the parameters."""
-        moments = state["state"].get(0)
-        states = (
-            {} if moments is None else dict(enumerate(self._split_moments(moments)))
-        )
-        return self._with(states, state, len(self._parts))
-
-    def _split_moments(self, moments: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        pieces = {
-            name: self._pieces(moment)
-            for name, moment in moments.items()
-            if name != "step"
-        }
-        return [
-            {"step": moments["step"].clone()}
-            | {name: piece[i].clone() for name, piece in pieces.items()}
-            for i in range(len(self._parts))
-        ]
-
-    def _join(self, optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """Turn states of the parameters into one of the vector."""
-        states = state["state"]
-        if not states:
-            return self._with({}, state, 1)
-        every = [states.get(i, {}) for i in range(len(self._parts))]
-        names = next(iter(states.values())).keys() - {"step"}
-        joined = {name: self._flat(name, every) for name in names}
-        # There is one count of steps for all.
-        joined["step"] = max(own["step"] for own in states.values())
-        return self._with({0: joined}, state, 1)
-
-    def _flat(self, name: str, states: list[dict[str, Tensor]]) -> Tensor:
-        # A parameter that was frozen has no state.
-        pairs = zip(self._parts, states, strict=True)
-        return torch.cat(
-            [own.get(name, torch.zeros_like(p)).flatten() for p, own in pairs]
-        ).detach()
-
-    @staticmethod
-    def _with(states: dict[int, Any], state: dict[str, Any], n: int) -> dict[str, Any]:
-        (group,) = state["param_groups"]
-        return {"state": states, "param_groups": [group | {"params": list(range(n))}]}
-
-    def _pieces(self, vector: Tensor) -> list[Tensor]:
-        pieces = vector.split([part.numel() for part in self._parts])
-        return [
-            piece.view(part.shape)
-            for piece, part in zip(pieces, self._parts, strict=True)
-        ]
+def _take(place: Tensor, value: Tensor | None) -> None:
+    place.zero_() if value is None else place.copy_(value)

@@ -4,7 +4,7 @@ Both draw the same codes from torch's generator, so that they differ by rounding
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from skvaecert._training.layers import (
     Layers,
     array,
     gradients,
+    is_altered,
     is_fully_connected,
     linear_layers,
 )
@@ -53,7 +54,7 @@ def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
         and len(parameters) == 1 + 2 * sum(len(linear_layers(k)) for k in networks)
         and all(map(_is_free, parameters))
         and not any(getattr(m, kind) for m in modules for kind in _BACKWARD_HOOKS)
-        and not any(map(_is_altered, (vae, vae.posterior)))
+        and not any(map(is_altered, (vae, vae.posterior)))
     )
 
 
@@ -69,7 +70,7 @@ class AutogradStep:
         self,
         vae: nn.Module,
         criterion: AlignedELBO,
-        optimizer: torch.optim.Optimizer,
+        optimizer: torch.optim.Adam,
         *,
         backend: str | None = None,
         autocast: torch.autocast,
@@ -98,27 +99,30 @@ class AutogradStep:
         """Return what the VAE made of the batch."""
         return self._result
 
-    def tie(self) -> None:
-        """Nothing is tied."""
+    def update(self) -> None:
+        """Let the optimizer step."""
+        self._optimizer.step()
 
-    def release(self) -> None:
-        """Nothing is held."""
+    @property
+    def states(self) -> Iterable[dict[str, Tensor]]:
+        """What the optimizer knows of what it steps."""
+        return self._optimizer.state.values()
 
 
 class NumpyStep:
     """The same by NumPy, where the gradient is known.
 
-    Until :meth:`release`, parameters are views of :class:`OneVector`.
+    While it is there, parameters are views of `vector`.
     """
 
     name = "numpy"
 
     def __init__(
-        self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Optimizer
+        self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Adam
     ) -> None:
         self._vae = vae
         self._criterion = criterion
-        self._vector = OneVector(optimizer)
+        self.vector = OneVector(optimizer)
         # Batches of an epoch have two sizes at most.
         self._by_size: dict[int, Gradient] = {}
 
@@ -135,13 +139,14 @@ class NumpyStep:
         """Return what the VAE made of the batch."""
         return self._gradient.result()
 
-    def tie(self) -> None:
-        """Take over weights and gradients that a callback replaced."""
-        self._vector.tie()
+    def update(self) -> None:
+        """Let the optimizer step the vector."""
+        self.vector.step()
 
-    def release(self) -> None:
-        """Leave an ordinary module and optimizer."""
-        self._vector.release()
+    @property
+    def states(self) -> Iterable[dict[str, Tensor]]:
+        """What the optimizer knows of the vector."""
+        return self.vector.state.values()
 
 
 class Gradient:
@@ -307,8 +312,3 @@ def _is_free(parameter: nn.Parameter) -> bool:
     """Tell whether a parameter learns, and no hook waits for its gradient."""
     kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
     return parameter.requires_grad and not any(getattr(parameter, k) for k in kinds)
-
-
-def _is_altered(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks
-    return any(hooks) or "forward" in vars(module)
