@@ -64,6 +64,7 @@ ONLY_IN = {
     "onnx": {"persistence"},
     "onnxscript": {"persistence"},
     "matplotlib": {"plotting", "report"},
+    "threadpoolctl": {"_training", "_teacher"},
     "tqdm": {"_training", "_teacher"},
 }
 
