@@ -153,6 +153,11 @@ class VAENet(NeuralNet):
         if iterator is None:
             return
         self.module_.train()
+        self._heard = any(_listens(callback) for _, callback in self.callbacks_)
+        # A callback may have come with hooks, or may have frozen parameters.
+        if isinstance(self._step, NumpyStep) and not self._has_known_gradient():
+            self._release()
+        self._tie()
         self._batch_sizes = iterator.sizes
         for number, batch in enumerate(iterator):
             self.criterion_.epoch = len(self.history) - 1 + number / len(iterator)
@@ -286,11 +291,6 @@ class VAENet(NeuralNet):
             self.observer.begin()
         self._batch_losses: list[Losses] = []
         self._records = self.history[-1]["batches"]
-        self._heard = any(_listens(callback) for _, callback in self.callbacks_)
-        # A callback may have come with hooks, or may have frozen parameters.
-        if isinstance(self._step, NumpyStep) and not self._has_known_gradient():
-            self._release()
-        self._tie()
         self._began = time.perf_counter()
 
     def on_batch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
