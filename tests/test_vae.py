@@ -1,5 +1,6 @@
 import pickle
 import threading
+from contextlib import nullcontext
 
 import joblib
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from skorch.callbacks import Callback
+from threadpoolctl import threadpool_info, threadpool_limits
 from torch import nn
 
 from skvaecert import CertifiedVAE, GMMTeacher
@@ -50,6 +52,39 @@ def test_batches_fit_the_number_of_samples(n_samples, batch_size, blobs):
     few = max(2, n_samples // 2)
     vae.partial_fit(X[:few], teacher_proba=proba[:few])
     assert vae.net_.batch_size == max(8, few // 16)
+
+
+class Raises(Callback):
+    """Notes how many threads torch and BLAS have, and ends the fit."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_batch_end(self, net, **kwargs):
+        Raises.seen = thread_numbers()
+        if self.error is not None:
+            raise self.error
+
+
+def thread_numbers():
+    blas = [k["num_threads"] for k in threadpool_info() if k["user_api"] == "blas"]
+    return [torch.get_num_threads(), *blas]
+
+
+@pytest.mark.parametrize("error", [None, ValueError(), KeyboardInterrupt()])
+def test_small_networks_have_one_thread_and_leave_no_trace(blobs, error):
+    proba = GMMTeacher(2, random_state=0).fit(blobs).predict_proba(blobs)
+    vae = CertifiedVAE(max_epochs=2, device="cpu", callbacks=[Raises(error)])
+    torch_before = torch.get_num_threads()
+    with threadpool_limits(2, user_api="blas"):
+        torch.set_num_threads(2)
+        try:
+            with pytest.raises(type(error)) if error else nullcontext():
+                vae.fit(blobs, teacher_proba=proba)
+            assert set(thread_numbers()) == {2}
+        finally:
+            torch.set_num_threads(torch_before)
+    assert set(Raises.seen) == {1}
 
 
 def test_history_is_a_table(shared_vae):
