@@ -218,7 +218,8 @@ def test_ctrl_c_at_any_moment():
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    def fits():
+    def fits(seconds):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
         while True:
             with limited(SMALL):
                 seen.append(all_are(1))
@@ -229,8 +230,7 @@ def test_ctrl_c_at_any_moment():
     try:
         for i in range(200):
             with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0.001 + i * 1e-6)
-                fits()
+                fits(0.001 + i * 1e-6)
             gc.collect(0)
             assert all_are(3)
     finally:
