@@ -6,78 +6,83 @@ Times training epochs of the same VAE, in turn, in one process and on one thread
 
 - by hand: tensors in memory, ``X[idx]``, Adam as torch has it by default, and nothing
   but the loss;
-- with tricks: the same, with rows shuffled once an epoch, slices, and the fused Adam;
-- skorch: its net with its data loader and default callbacks, the same loss;
-- the package, with and without its margin monitor;
-- the package by autograd, as it trains networks of one's own.
+- with tricks: the same, with samples shuffled once an epoch, slices, the fused Adam;
+- skorch, Lightning, pythae: the trainer of each with its own data loader, the same net
+  and the same loss; those that are not installed are left out;
+- the package; the same without its margin monitor; with a user's callback that clips
+  gradients and looks at the loss of every batch; and with networks of one's own of the
+  same layers, whose gradients autograd computes.
 
-Prints medians of CPU time an epoch, the ratio of each to the loop by hand, and the
-share of the epoch that the monitor takes. Then it trains for long, and compares the
-last epochs with early ones.
+Prints medians of CPU time an epoch, their ratios to the loop by hand, and the share of
+the epoch that the monitor takes. Then it fits a small table with default settings, with
+the teacher's fit and without, beside a loop by hand of as many epochs. Last, it trains
+for long, and compares the last epochs with early ones.
 
     python examples/benchmarks/epoch.py [--repeats 9] [--epochs 300]
 """
 
 import argparse
+import logging
+import os
+import platform
 import statistics
+import tempfile
 import time
+import warnings
+from contextlib import redirect_stderr, suppress
+from importlib.metadata import version
+from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_iris
+from sklearn.preprocessing import StandardScaler
 from skorch import NeuralNet
+from skorch.callbacks import Callback
+from threadpoolctl import threadpool_info, threadpool_limits
+from torch.utils.data import DataLoader, TensorDataset
 
 from skvaecert import CertifiedVAE
 from skvaecert._training.batches import Resident, TrainingSet
+from skvaecert._training.loop import train
 from skvaecert._training.monitors import MarginMonitor
 from skvaecert._training.net import make_net
-from skvaecert._training.step import GradientByHand
-from skvaecert.networks import make_vae
-from skvaecert.objectives import alignment, gaussian_kl, gaussian_loss
+from skvaecert.networks import make_vae, mlp
 from skvaecert.simplex import simplex_vertices
 
-# name: rows, features, hidden sizes, latent dimensions, components, batch size
+# name: samples, features, hidden sizes, latent dimensions, components, batch size
 SETTINGS = {
-    "64-64-16, n = 10,000, batch 64": (10_000, 64, (64,), 16, 10, 64),
-    "784-512-256-32, n = 10,000, batch 128": (10_000, 784, (512, 256), 32, 20, 128),
-    "64-128-128-16, n = 1,347, batch 84": (1347, 64, (128, 128), 16, 10, 84),
+    "64-64-64-16, n = 10,000, batch 64": (10_000, 64, (64, 64), 16, 10, 64),
+    "784-512-256-32, n = 6,400, batch 128": (6_400, 784, (512, 256), 32, 20, 128),
+    "64-128-128-16, n = 1,347, batch 84": (1_347, 64, (128, 128), 16, 10, 84),
 }
 SCALE, KL_WEIGHT, ALIGNMENT_WEIGHT = 2.0, 1.0, 10.0
-
-
-class TimedMonitor(MarginMonitor):
-    """Notes the CPU time that it takes."""
-
-    def on_epoch_end(self, net, **kwargs):
-        start = time.process_time()
-        super().on_epoch_end(net, **kwargs)
-        self.seconds_ = time.process_time() - start
+# Epochs a turn: what happens once a fit weighs little.
+TURN = 3
 
 
 class Loss(torch.nn.Module):
-    """The loss of the package, as skorch wants it; teacher posteriors are `y`."""
+    """The loss of the package; teacher posteriors are `y`."""
 
-    def __init__(self, vertices):
+    def __init__(self, vertices, scale=SCALE):
         super().__init__()
-        self.register_buffer("vertices", torch.as_tensor(vertices).float())
+        self.register_buffer("vertices", scale * torch.as_tensor(vertices).float())
 
     def forward(self, result, x, proba):
-        loss = gaussian_loss(x, result.output, result.log_noise)
-        loss = loss + KL_WEIGHT * gaussian_kl(result.mean, result.log_variance)
-        pull = alignment(proba, result.mean, self.vertices, SCALE)
-        return (loss + ALIGNMENT_WEIGHT * pull).mean()
+        mean, log_variance, _, output, log_noise = result
+        squares = (x - output).square().sum(1) * torch.exp(-log_noise)
+        loss = (squares + x.shape[1] * (log_noise + np.log(2 * np.pi))) / 2
+        kl = (mean.square() + log_variance.exp() - log_variance - 1).sum(1) / 2
+        log_q = torch.log_softmax(mean @ self.vertices.T, 1)
+        pull = (torch.xlogy(proba, proba) - proba * log_q).sum(1)
+        return (loss + KL_WEIGHT * kl + ALIGNMENT_WEIGHT * pull).mean()
 
 
-class SkorchNet(NeuralNet):
-    def get_loss(self, y_pred, y_true, X, training=False):
-        return self.criterion_(y_pred, X, y_true)
-
-
-def by_hand(data, vae, batch_size, tricks=False):
-    """Return a function that trains one epoch."""
+def by_hand(data, vae, batch_size, tricks=False, scale=SCALE):
+    """Return a function that trains for some epochs, as those that follow do."""
     rows, proba, vertices = data
     optimizer = torch.optim.Adam(vae.parameters(), fused=tricks or None)
-    criterion = Loss(vertices)
+    criterion = Loss(vertices, scale)
 
     def batches():
         order = torch.randperm(len(rows))
@@ -86,14 +91,20 @@ def by_hand(data, vae, batch_size, tricks=False):
             return zip(*(tensor.split(batch_size) for tensor in shuffled), strict=True)
         return ((rows[index], proba[index]) for index in order.split(batch_size))
 
-    def epoch():
-        for x, t in batches():
-            loss = criterion(vae(x), x, t)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    def run(n_epochs=TURN):
+        for _ in range(n_epochs):
+            for x, t in batches():
+                loss = criterion(vae(x), x, t)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
 
-    return epoch
+    return run
+
+
+class SkorchNet(NeuralNet):
+    def get_loss(self, y_pred, y_true, X, training=False):
+        return self.criterion_(y_pred, X, y_true)
 
 
 def by_skorch(data, vae, batch_size):
@@ -103,17 +114,108 @@ def by_skorch(data, vae, batch_size):
         Loss,
         criterion__vertices=vertices,
         optimizer=torch.optim.Adam,
+        lr=1e-3,
         batch_size=batch_size,
         iterator_train__shuffle=True,
         train_split=None,
-        max_epochs=1,
+        max_epochs=TURN,
         verbose=0,
     ).initialize()
     return lambda: net.partial_fit(rows, proba)
 
 
-def by_package(data, vae, batch_size, monitor):
-    """Return a function that trains one epoch with the package's net."""
+def by_lightning(data, vae, batch_size):
+    import lightning
+
+    rows, proba, vertices = data
+    loader = DataLoader(TensorDataset(rows, proba), batch_size, shuffle=True)
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.vae, self.criterion = vae, Loss(vertices)
+
+        def training_step(self, batch, batch_idx):
+            x, t = batch
+            return self.criterion(self.vae(x), x, t)
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters())
+
+    quiet = dict.fromkeys(("logger", "enable_checkpointing"), False)
+    quiet |= dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False)
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=0, **quiet)
+    module = Module()
+
+    def run():
+        trainer.fit_loop.max_epochs += TURN
+        trainer.fit(module, loader)
+
+    return run
+
+
+def by_pythae(data, vae, batch_size):
+    from pythae.data.datasets import BaseDataset
+    from pythae.models.base import BaseAE, BaseAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+
+    rows, proba, vertices = data
+    criterion = Loss(vertices)
+
+    class Model(BaseAE):
+        def __init__(self):
+            # It wants a decoder of its own kind; nothing calls it.
+            super().__init__(BaseAEConfig(), decoder=BaseDecoder())
+            self.vae = vae
+
+        def forward(self, inputs, **kwargs):
+            x = inputs["data"]
+            result = self.vae(x)
+            loss = criterion(result, x, inputs["labels"])
+            return ModelOutput(loss=loss, recon_x=result.output)
+
+    config = BaseTrainerConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=batch_size,
+        learning_rate=1e-3,
+        no_cuda=True,
+    )
+    trainer = BaseTrainer(Model(), BaseDataset(rows, proba), training_config=config)
+    trainer.prepare_training()
+
+    def run():
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            for epoch in range(TURN):
+                trainer.train_step(epoch)
+
+    return run
+
+
+class TimedMonitor(MarginMonitor):
+    """Adds up the CPU time that it takes."""
+
+    seconds = 0.0
+
+    def on_epoch_end(self, net, **kwargs):
+        start = time.process_time()
+        super().on_epoch_end(net, **kwargs)
+        TimedMonitor.seconds += time.process_time() - start
+
+
+class EveryBatch(Callback):
+    """What a user may do with every batch."""
+
+    def on_grad_computed(self, net, named_parameters, **kwargs):
+        parameters = [parameter for _, parameter in named_parameters]
+        torch.nn.utils.clip_grad_norm_(parameters, 1e3)
+
+    def on_batch_end(self, net, loss, **kwargs):
+        self.largest_ = max(loss, getattr(self, "largest_", loss))
+
+
+def by_package(data, vae, batch_size, step="numpy", **settings):
     rows, proba, vertices = data
     net = make_net(
         vae,
@@ -125,74 +227,111 @@ def by_package(data, vae, batch_size, monitor):
         criterion__alignment_weight=ALIGNMENT_WEIGHT,
         lr=1e-3,
         batch_size=batch_size,
-        max_epochs=1,
-        callbacks__monitor=monitor,
+        max_epochs=TURN,
+        **settings,
     )
     dataset = TrainingSet(Resident(rows), proba)
-    net.notify("on_train_begin", X=dataset, y=None)
-    return lambda: net.fit_loop(dataset)
-
-
-def without_hand(epoch):
-    """Return the epoch, with gradients by autograd."""
 
     def run():
-        of, GradientByHand.of = GradientByHand.of, lambda *args: None
-        try:
-            epoch()
-        finally:
-            GradientByHand.of = of
+        train(net, dataset)
+        assert net.step_ == step
 
     return run
 
 
-def variants(monitor, n, n_features, hidden, latent_dim, n_components, batch_size):
+class Own(torch.nn.Sequential):
+    """A network of one's own, as far as the package can know."""
+
+
+def variants(n, n_features, hidden, latent_dim, n_components, batch_size):
     torch.manual_seed(0)
     rows = torch.randn(n, n_features)
     proba = torch.softmax(2 * torch.randn(n, n_components), dim=1)
     data = rows, proba, simplex_vertices(n_components, latent_dim)
 
-    def fresh():
-        return make_vae(n_features, latent_dim, hidden)
+    def make(by, *networks, **settings):
+        vae = make_vae(n_features, latent_dim, hidden, *networks)
+        return by(data, vae, batch_size, **settings)
 
-    autograd = by_package(data, fresh(), batch_size, MarginMonitor())
-    return {
-        "by hand": by_hand(data, fresh(), batch_size),
-        "with tricks": by_hand(data, fresh(), batch_size, tricks=True),
-        "skorch": by_skorch(data, fresh(), batch_size),
-        "package": by_package(data, fresh(), batch_size, monitor),
-        "without monitor": by_package(data, fresh(), batch_size, None),
-        "by autograd": without_hand(autograd),
+    runs = {"by hand": make(by_hand), "with tricks": make(by_hand, tricks=True)}
+    peers = {"skorch": by_skorch, "Lightning": by_lightning, "pythae": by_pythae}
+    for name, by in peers.items():
+        with suppress(ImportError):
+            runs[name] = make(by)
+    encoder = Own(*mlp(n_features, hidden, 2 * latent_dim))
+    decoder = Own(*mlp(latent_dim, hidden[::-1], n_features))
+    return runs | {
+        "package": make(by_package, callbacks__monitor=TimedMonitor()),
+        "without monitor": make(by_package, callbacks__monitor=None),
+        "callback on batches": make(by_package, callbacks=[EveryBatch()]),
+        "by autograd": make(by_package, encoder, decoder, step="autograd"),
     }
 
 
-def cpu_seconds(function):
+def cpu_seconds(function, *args):
     start = time.process_time()
-    function()
+    function(*args)
     return time.process_time() - start
+
+
+def in_turn(runs, repeats):
+    """Return CPU seconds of every run, after one of each that does not count."""
+    times = [[cpu_seconds(run) for run in runs.values()] for _ in range(repeats + 1)]
+    return dict(zip(runs, np.transpose(times[1:]), strict=True))
+
+
+def ratios(times, base):
+    return [f"{statistics.median(times[k] / times[base]):.2f}" for k in times]
+
+
+def print_row(*cells):
+    print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def compare(repeats):
     header = None
     for name, sizes in SETTINGS.items():
-        monitor, shares = TimedMonitor(), []
-        epochs = variants(monitor, *sizes)
+        runs = variants(*sizes)
         if header is None:
-            header = ["net", *epochs, "monitor's share"]
-            print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-        for epoch in epochs.values():
-            epoch()
-        times = {key: [] for key in epochs}
-        for _ in range(repeats):
-            for key, epoch in epochs.items():
-                times[key].append(cpu_seconds(epoch))
-            shares.append(monitor.seconds_ / times["package"][-1])
-        base = np.array(times["by hand"])
-        cells = [f"{statistics.median(base) * 1e3:.0f} ms"]
-        for key in list(epochs)[1:]:
-            cells.append(f"{statistics.median(np.array(times[key]) / base):.2f}")
-        cells.append(f"{statistics.median(shares):.1%}")
-        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+            header = ["net", *runs, "monitor's share"]
+            print_row(*header)
+            print_row(*["---"] * len(header))
+        TimedMonitor.seconds = 0.0
+        times = in_turn(runs, repeats)
+        share = TimedMonitor.seconds / times["package"].sum() * repeats / (repeats + 1)
+        milliseconds = statistics.median(times["by hand"]) / TURN * 1e3
+        cells = [f"{milliseconds:.0f} ms", *ratios(times, "by hand")[1:]]
+        print_row(name, *cells, f"{share:.1%}")
+
+
+def small_table(repeats):
+    X = load_iris().data
+    vae = CertifiedVAE(device="cpu", random_state=0)
+    fitted = vae.fit(X)
+    proba = fitted.teacher_.predict_proba(X)
+    tensors = (
+        torch.tensor(a).float() for a in (StandardScaler().fit_transform(X), proba)
+    )
+    data = *tensors, fitted.vertices_
+    sizes, batch_size = (
+        (X.shape[1], vae.latent_dim, vae.hidden_sizes),
+        fitted.net_.batch_size,
+    )
+
+    def hand():
+        scale = fitted.witness_scale_
+        by_hand(data, make_vae(*sizes), batch_size, scale=scale)(vae.max_epochs)
+
+    runs = {
+        "by hand": hand,
+        "CertifiedVAE().fit(X)": lambda: vae.fit(X),
+        "teacher_proba given": lambda: vae.fit(X, teacher_proba=proba),
+    }
+    times = in_turn(runs, repeats)
+    print_row("iris, 100 epochs", *runs)
+    print_row(*["---"] * (1 + len(runs)))
+    seconds = f"{statistics.median(times['by hand']):.2f} s"
+    print_row(f"batch {batch_size}", seconds, *ratios(times, "by hand")[1:])
 
 
 def relu_net(n_inputs, n_outputs):
@@ -213,8 +352,17 @@ def relu_decoder(n_features, latent_dim):
     return relu_net(latent_dim, n_features)
 
 
+class Clock(Callback):
+    """Notes the CPU time at the end of every epoch, for all copies of it."""
+
+    times: ClassVar[list[float]] = []
+
+    def on_epoch_end(self, net, **kwargs):
+        Clock.times.append(time.process_time())
+
+
 def drift(n_epochs):
-    """Print what late epochs take beside early ones, on digits.
+    """Print the CPU time of late epochs beside that of early ones, on digits.
 
     The fastest tenth of a window: whatever else runs on a machine only adds to it.
     """
@@ -226,15 +374,42 @@ def drift(n_epochs):
         "kl_weight 8, ReLU": {"kl_weight": 8, **relu},
     }
     for name, params in cases.items():
-        vae = CertifiedVAE(
-            max_epochs=n_epochs, device="cpu", random_state=0, **params
+        Clock.times.clear()
+        CertifiedVAE(
+            device="cpu",
+            max_epochs=n_epochs,
+            callbacks=[Clock()],
+            random_state=0,
+            **params,
         ).fit(X)
-        seconds = [row["seconds"] for row in vae.history_]
-        early, late = (np.quantile(w, 0.1) for w in (seconds[5:55], seconds[-50:]))
+        seconds = np.diff(Clock.times)
+        early, late = (np.quantile(w, 0.1) for w in (seconds[4:54], seconds[-50:]))
         print(
             f"digits, {name}: epochs 6 to 55 {early * 1e3:.1f} ms, the last 50 of "
             f"{n_epochs} {late * 1e3:.1f} ms, ratio {late / early:.2f}"
         )
+
+
+def processor():
+    with suppress(OSError), open("/proc/cpuinfo") as lines:
+        return next(
+            line.split(":")[1].strip() for line in lines if "model name" in line
+        )
+    return platform.processor() or platform.machine()
+
+
+def print_machine():
+    """Print what the ratios depend on: above all, on the BLAS of NumPy and of torch."""
+    blas = [
+        f"{library['internal_api']} {library['version']} ({library['architecture']})"
+        for library in threadpool_info()
+        if library["user_api"] == "blas" and "numpy" in library["filepath"]
+    ]
+    torchs = torch.backends.cpu.get_cpu_capability()
+    print(
+        f"{processor()}; NumPy {np.__version__}, BLAS {', '.join(blas) or 'unknown'};"
+    )
+    print(f"torch {torch.__version__} ({torchs}), skorch {version('skorch')}\n")
 
 
 def main():
@@ -242,10 +417,16 @@ def main():
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--epochs", type=int, default=300)
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning|pythae")
     torch.set_num_threads(1)
-    compare(arguments.repeats)
-    print()
-    drift(arguments.epochs)
+    with threadpool_limits(1):
+        print_machine()
+        compare(arguments.repeats)
+        print()
+        small_table(arguments.repeats)
+        print()
+        drift(arguments.epochs)
 
 
 if __name__ == "__main__":
