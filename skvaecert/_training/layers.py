@@ -49,8 +49,9 @@ def is_altered(module: nn.Module) -> bool:
 
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:
-    """Return the layers that have weights."""
-    return [layer for layer in network.children() if isinstance(layer, nn.Linear)]
+    """Return the layers that have weights, each as often as it is used."""
+    layers = network._modules.values()  # children() has each of them once
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 class Layers:
