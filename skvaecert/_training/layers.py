@@ -125,10 +125,11 @@ def _silu_slope(
     silu: NDArray[Any], sigmoid: NDArray[Any], slope: NDArray[Any]
 ) -> NDArray[Any]:
     """Return s + y (1 - s) for y = x s, where s is half of `sigmoid`."""
-    np.subtract(1, silu, out=slope)
-    slope *= sigmoid
+    # In this order 1 - s is exactly 0 where s is 1, however large y may be.
+    np.subtract(2, sigmoid, out=slope)
+    slope *= silu
+    slope += sigmoid
     slope *= 0.5
-    slope += silu
     return slope
 
 
