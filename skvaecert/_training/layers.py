@@ -25,12 +25,16 @@ __all__ = [
 # What a layer's weight and bias are to receive.
 Gradients = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
 
 def is_fully_connected(network: nn.Module) -> bool:
-    """Tell whether a network is what :func:`skvaecert.networks.mlp` makes, unaltered.
-
-    Hooks on its forward passes are alterations, since only torch calls them.
-    """
+    """Tell whether a network is what :func:`skvaecert.networks.mlp` makes, unaltered."""
     layers = list(network) if type(network) is nn.Sequential else []
     linear, between = layers[::2], layers[1::2]
     return (
@@ -43,9 +47,9 @@ def is_fully_connected(network: nn.Module) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Tell whether a forward pass of a module does more than its class says."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return bool(hooked) or "forward" in vars(module)
+    """Tell whether a module does more than its class says: only torch calls hooks."""
+    own = vars(module)
+    return "forward" in own or any(own[hooks] for hooks in _HOOKS)
 
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:

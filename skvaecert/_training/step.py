@@ -38,22 +38,21 @@ Losses = tuple[float, ...] | tuple[Tensor, ...]
 
 _TINY = float(np.finfo(np.float32).tiny)
 
-_BACKWARD_HOOKS = "_backward_hooks", "_backward_pre_hooks"
-
 
 def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
     """Tell whether :class:`Gradient` does all that autograd would, hooks included."""
     if type(vae) is not VAE or type(vae.posterior) is not GaussianPosterior:
         return False
-    networks = vae.encoder, vae.decoder
-    parameters, modules = list(vae.parameters()), list(vae.modules())
+    if not all(map(is_fully_connected, (vae.encoder, vae.decoder))):
+        return False
+    layers = [*linear_layers(vae.encoder), *linear_layers(vae.decoder)]
+    weights, biases = [k.weight for k in layers], [k.bias for k in layers]
+    parameters = [vae.raw_log_noise, *weights, *biases]
     return (
         type(criterion.objective) is Objective
-        and all(map(is_fully_connected, networks))
-        # Layers that share a weight add up their gradients.
-        and len(parameters) == 1 + 2 * sum(len(linear_layers(k)) for k in networks)
         and all(map(_is_free, parameters))
-        and not any(getattr(m, kind) for m in modules for kind in _BACKWARD_HOOKS)
+        # Layers that share a weight add up their gradients.
+        and len(set(map(id, parameters))) == len(parameters)
         and not any(map(is_altered, (vae, vae.posterior)))
     )
 
@@ -310,5 +309,5 @@ class _Codes:
 
 def _is_free(parameter: nn.Parameter) -> bool:
     """Tell whether a parameter learns, and no hook waits for its gradient."""
-    kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
-    return parameter.requires_grad and not any(getattr(parameter, k) for k in kinds)
+    hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    return parameter.requires_grad and not hooked
