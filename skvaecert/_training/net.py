@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from skorch import NeuralNet
 from skorch.callbacks import Callback
+from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from skvaecert._training.batches import Batches, TrainingSet
@@ -22,7 +23,7 @@ from skvaecert._training.monitors import (
     ValidationMonitor,
     record_with_best,
 )
-from skvaecert._training.optimizer import drop_tiny_moments
+from skvaecert._training.optimizer import can_step_as_one, drop_tiny_moments
 from skvaecert._training.processes import ALONE, Processes
 from skvaecert._training.step import (
     AutogradStep,
@@ -152,12 +153,15 @@ class VAENet(NeuralNet):
             return
         self.module_.train()
         self._batch_sizes = iterator.sizes
+        self._heed_callbacks()
         for number, batch in enumerate(iterator):
             self.criterion_.epoch = len(self.history) - 1 + number / len(iterator)
             # As skorch does, without a search in the history.
             record = {"train_batch_size": iterator.sizes[number]}
             self._records.append(record)
             self._notify_of("on_batch_begin", batch=batch)
+            if self._heard:
+                self._heed_callbacks()
             step = self.train_step(batch)
             record["train_loss"] = step["loss"]
             self._notify_of("on_batch_end", batch=batch, **step)
@@ -171,9 +175,12 @@ class VAENet(NeuralNet):
         self._batch_losses.append(step(*batch))
         if self.processes.n_processes > 1:
             self._sum_over_processes(len(batch[0]))
-        named = self.get_all_learnable_params()
+        named = TeeGenerator(self.get_all_learnable_params())
         self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
-        step.update()
+        if self._heard:
+            self._heed_gradients()
+        # A callback may have pickled the net, which leaves an ordinary optimizer.
+        (self.optimizer_.step if self._step is None else step.update)()
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
             drop_tiny_moments(step.states)
         if self.criterion_.guard is not None:
@@ -185,7 +192,6 @@ class VAENet(NeuralNet):
         """Tell callbacks of an event of a batch, if there are any that listen."""
         if self._heard:
             self.notify(event, training=True, **kwargs)
-            self._tie()
 
     def _has_known_gradient(self) -> bool:
         """Tell whether :class:`NumpyStep` can do what this net is to do."""
@@ -194,7 +200,7 @@ class VAENet(NeuralNet):
             and self.forward_backend is None
             and not self.autocast
             and self.processes.n_processes == 1
-            and len(self.optimizer_.param_groups) == 1
+            and can_step_as_one(self.optimizer_, self.module_)
             and has_known_gradient(self.module_, self.criterion_)
         )
 
@@ -212,10 +218,23 @@ class VAENet(NeuralNet):
         self.step_ = self._step.name
         return self._step
 
-    def _tie(self) -> None:
-        """Let parameters that a callback replaced be views of the vector again."""
-        if isinstance(self._step, NumpyStep):
+    def _heed_callbacks(self) -> None:
+        """Take over what callbacks replaced; leave to autograd what they changed."""
+        if not isinstance(self._step, NumpyStep):
+            return
+        if self._has_known_gradient():
             self._step.vector.tie()
+        else:
+            self._release()
+
+    def _heed_gradients(self) -> None:
+        """Take over gradients that callbacks replaced; Adam skips those set to None."""
+        if not isinstance(self._step, NumpyStep):
+            return
+        if all(parameter.grad is not None for parameter in self.module_.parameters()):
+            self._step.vector.tie()
+        else:
+            self._release()
 
     def _release(self) -> None:
         """Leave an ordinary module and optimizer."""
@@ -277,10 +296,6 @@ class VAENet(NeuralNet):
         self._batch_losses: list[Losses] = []
         self._records = self.history[-1]["batches"]
         self._heard = any(_listens(callback) for _, callback in self.callbacks_)
-        # A callback may have come with hooks, or may have frozen parameters.
-        if isinstance(self._step, NumpyStep) and not self._has_known_gradient():
-            self._release()
-        self._tie()
         self._began = time.perf_counter()
 
     def on_batch_begin(self, net: NeuralNet, **kwargs: Any) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OneVector", "drop_tiny_moments"]
+__all__ = ["OneVector", "can_step_as_one", "drop_tiny_moments"]
 
 
 # Moments below these change a step by less than its rounding: next to eps = 1e-8, a
@@ -23,6 +23,20 @@ def drop_tiny_moments(states: Iterable[dict[str, Tensor]]) -> None:
     for state in states:
         for name in state.keys() & _TINY.keys():
             state[name].masked_fill_(state[name].abs() < _TINY[name], 0)
+
+
+def can_step_as_one(optimizer: torch.optim.Adam, module: nn.Module) -> bool:
+    """Tell whether one vector can stand for all that an optimizer steps."""
+    if len(optimizer.param_groups) != 1:
+        return False
+    parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    # Those that were frozen for a time have made fewer steps.
+    n_steps = {float(optimizer.state.get(part, {}).get("step", 0)) for part in parts}
+    return (
+        len(n_steps) == 1
+        and list(map(id, parts)) == list(map(id, module.parameters()))
+        and all(part.dtype == torch.float32 for part in parts)
+    )
 
 
 class _Piece(NamedTuple):
@@ -68,8 +82,8 @@ class OneVector:
             if part.data_ptr() != piece.value.data_ptr():
                 piece.value.copy_(part.detach())
                 part.data = piece.value
-            if part.grad is not piece.grad:
-                _take(piece.grad, part.grad)
+            if part.grad is not None and part.grad is not piece.grad:
+                piece.grad.copy_(part.grad)
                 part.grad = piece.grad
             if self._optimizer.state[part].get("exp_avg") is not piece.exp_avg:
                 self._take_moments(part, piece)
@@ -83,12 +97,19 @@ class OneVector:
             step=self._steps, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq
         )
 
+    def give_gradients(self) -> None:
+        """Let `grad` of every parameter be where its gradient will be."""
+        for part, piece in zip(self._parts, self._pieces, strict=True):
+            if part.grad is not piece.grad:
+                part.grad = piece.grad
+
     def step(self) -> None:
         """Let the optimizer step the vector in place of its parameters."""
         optimizer, group = self._optimizer, self._optimizer.param_groups[0]
-        state, optimizer.state = optimizer.state, self.state  # type: ignore[assignment]
-        group["params"] = [self._flat]
+        state = optimizer.state
         try:
+            optimizer.state = self.state  # type: ignore[assignment]
+            group["params"] = [self._flat]
             optimizer.step()
         finally:
             optimizer.state, group["params"] = state, self._parts
@@ -96,7 +117,8 @@ class OneVector:
     def release(self) -> None:
         """Give every parameter, and what the optimizer knows of it, its own memory."""
         for part in self._parts:
-            part.data, part.grad = part.data.clone(), None
+            part.data = part.data.clone()
+            part.grad = None if part.grad is None else part.grad.clone()
             state = self._optimizer.state.get(part, {})
             state.update({name: value.clone() for name, value in state.items()})
 

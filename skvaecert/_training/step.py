@@ -127,6 +127,7 @@ class NumpyStep:
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
         n = len(x)
+        self.vector.give_gradients()
         if n not in self._by_size:
             self._by_size[n] = Gradient(self._vae, self._criterion, n)
         self._gradient = self._by_size[n]
@@ -163,11 +164,10 @@ class Gradient:
         raw = vae.raw_log_noise
         assert raw.grad is not None
         self._raw_log_noise, self._by_raw_log_noise = array(raw), array(raw.grad)
-        vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
-        self._vertices = criterion.scale * vertices
+        self._vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
         self._codes = _Codes(self._encoder.output)
         n_features = linear_layers(vae.decoder)[-1].out_features
-        self._slope = np.empty((n_samples, n_features), vertices.dtype)
+        self._slope = np.empty((n_samples, n_features), self._vertices.dtype)
 
     def __call__(
         self, x: NDArray[Any], teacher_proba: NDArray[Any]
@@ -183,10 +183,11 @@ class Gradient:
         into_encoder, into_decoder = self._into
         first = self._decoder.backward(self._slope, into_decoder)
         towards_code = self._decoder.towards_input(first)
-        by_output = codes.backward(towards_code, pull, criterion.kl_weight / len(x))
+        kl_weight = float(criterion.kl_weight)
+        by_output = codes.backward(towards_code, pull, kl_weight / len(x))
         self._encoder.backward(by_output, into_encoder)
         weighted = float(criterion.alignment_weight) * alignment
-        loss = reconstruction + criterion.kl_weight * kl + weighted
+        loss = reconstruction + kl_weight * kl + weighted
         return loss, reconstruction, kl, kl, alignment
 
     def _gaussian(self, x: NDArray[Any]) -> float:
@@ -229,7 +230,8 @@ class Gradient:
             return 0.0, 0.0
         # Components before samples: reductions along samples are slow.
         proba = teacher_proba.T
-        log_q = self._vertices @ mean.T
+        vertices = self._criterion.scale * self._vertices
+        log_q = vertices @ mean.T
         log_q -= log_q.max(axis=0)
         q = np.exp(log_q)
         total = q.sum(axis=0)
@@ -241,7 +243,7 @@ class Gradient:
         log_ratio *= proba
         q -= proba
         q *= weight / n
-        return float(log_ratio.sum()) / n, q.T @ self._vertices
+        return float(log_ratio.sum()) / n, q.T @ vertices
 
     def result(self) -> Pass:
         """Return a copy of what the VAE made of the batch."""
