@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from skvaecert._estimator import warn_user
+from skvaecert._precision import full_float32
 
 __all__ = ["TrainedEncoder"]
 
@@ -91,6 +92,9 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     Pass the method that returns means. A method that draws codes, like `embed` of
     pythae's VAE, advances torch's generator and certifies nothing: its noise counts as
     error of the means.
+
+    Torch computes in full float32 meanwhile, not in TF32, also where
+    ``torch.set_float32_matmul_precision`` or a default of GPUs allows it.
 
     Examples
     --------
@@ -317,7 +321,7 @@ def _evaluate(
     means, log_variances, is_named = [], [], False
     # No inference mode: what a module keeps from its first pass, a table or lazy
     # parameters, could not be trained later.
-    with torch.no_grad(), _evaluation_mode(module):
+    with torch.no_grad(), full_float32, _evaluation_mode(module):
         for index in gen_batches(len(X), size):
             batch = X[index]
             result = _call(name, function, _padded(batch, size), module)

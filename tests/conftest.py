@@ -2,12 +2,12 @@ import copy
 import os
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 from scipy import sparse
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -18,12 +18,25 @@ from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 # No window opens.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# How fast an example runs is the machine's affair.
-settings.register_profile("skvaecert", deadline=None)
-settings.load_profile("skvaecert")
+# A machine that is there for its GPU may not have it.
+if find_spec("hypothesis"):
+    from hypothesis import settings
+
+    # How fast an example runs is the machine's affair.
+    settings.register_profile("skvaecert", deadline=None)
+    settings.load_profile("skvaecert")
 
 
 PACKAGE = Path(skvaecert.__file__).parent
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--device",
+        default="cuda",
+        choices=["cuda", "cpu"],
+        help="where to run the tests marked gpu; they are skipped without CUDA",
+    )
 
 
 def pytest_collection_modifyitems(items):

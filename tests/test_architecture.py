@@ -14,7 +14,7 @@ PACKAGE = Path(skvaecert.__file__).parent
 
 # A room is a module or a package. It may import rooms above its own line only.
 FLOORS = [
-    {"exceptions", "simplex", "networks"},
+    {"exceptions", "simplex", "networks", "_precision"},
     {"metrics", "diagnostics", "objectives", "_estimator", "_samples", "_state"},
     {
         "_rounding",
@@ -49,6 +49,7 @@ MATHS = {
 ONLY_IN = {
     "skorch": {"_training", "baselines", "callbacks", "objectives"},
     "torch": {
+        "_precision",
         "_training",
         "_vae",
         "baselines",
@@ -63,6 +64,7 @@ ONLY_IN = {
     "onnx": {"persistence"},
     "onnxscript": {"persistence"},
     "matplotlib": {"plotting", "report"},
+    "threadpoolctl": {"_training", "_teacher"},
     "tqdm": {"_training", "_teacher"},
 }
 

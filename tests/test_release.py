@@ -183,7 +183,9 @@ def test_oldest_versions_are_the_bounds():
     assert f"mpmath=={pins['mpmath']}\n" in tested
 
 
-@pytest.mark.parametrize("script", ["minimum", "newest", "package", "run", "tests"])
+@pytest.mark.parametrize(
+    "script", ["gpu", "minimum", "newest", "package", "run", "tests"]
+)
 def test_scripts_are_commands(script):
     path = ROOT / ".ci" / script
     first, second = path.read_text().splitlines()[:2]

@@ -256,14 +256,6 @@ def test_modules_without_parameters_get_float32():
     np.testing.assert_array_equal(means, np.eye(3)[:, :2])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_rows_go_where_the_module_is(model, vae, rows):
-    on_cpu = model.transform(rows)
-    vae.to("cuda")
-    np.testing.assert_allclose(model.transform(rows), on_cpu, atol=1e-4)
-    assert next(vae.parameters()).is_cuda
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
 def test_other_callables_get_rows_as_they_are(dtype):
     def encoder(batch):

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 from skorch import NeuralNet
 from torch import Tensor, nn
 
+from skvaecert._precision import full_float32
 from skvaecert._samples import CHUNK
-from skvaecert._training.layers import Layers, is_fully_connected
+from skvaecert._training.layers import Layers, is_fully_connected, multiply_adds
+from skvaecert._training.threads import threads_for
 from skvaecert.networks import VAE
 from skvaecert.objectives import gaussian_kl
 
@@ -53,7 +55,8 @@ def _in_chunks(
     rows: Tensor | Iterable[Tensor],
 ) -> NDArray[np.float32]:
     vae = _with_products_of_training(net.module_.eval())
-    with torch.inference_mode():
+    work = multiply_adds(net.module_.encoder, net.module_.decoder)
+    with torch.inference_mode(), full_float32, threads_for(work and work * CHUNK):
         results = [
             function(vae, _filled(chunk).to(net.device))[: len(chunk)].cpu()
             for part in ([rows] if isinstance(rows, Tensor) else rows)

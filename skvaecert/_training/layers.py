@@ -19,6 +19,7 @@ __all__ = [
     "is_altered",
     "is_fully_connected",
     "linear_layers",
+    "multiply_adds",
 ]
 
 
@@ -56,6 +57,15 @@ def linear_layers(network: nn.Module) -> list[nn.Linear]:
     """Return the layers that have weights, each as often as it is used."""
     layers = network._modules.values()  # children() has each of them once
     return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
+
+def multiply_adds(*networks: nn.Module) -> int | None:
+    """Return the multiply-adds of a sample; None if a network is not known."""
+    if not all(map(is_fully_connected, networks)):
+        return None
+    return sum(
+        layer.weight.numel() for network in networks for layer in linear_layers(network)
+    )
 
 
 class Layers:

@@ -15,6 +15,7 @@ from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from skvaecert._training.batches import Batches, TrainingSet
+from skvaecert._training.layers import multiply_adds
 from skvaecert._training.monitors import (
     Completion,
     MarginMonitor,
@@ -31,6 +32,7 @@ from skvaecert._training.step import (
     NumpyStep,
     has_known_gradient,
 )
+from skvaecert._training.threads import threads_for
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.networks import VAE, Pass
 from skvaecert.objectives import AlignedELBO, LagrangeWeight, Objective, Terms
@@ -152,6 +154,7 @@ class VAENet(NeuralNet):
         if iterator is None:
             return
         self.module_.train()
+        self._heard = any(_listens(callback) for _, callback in self.callbacks_)
         self._batch_sizes = iterator.sizes
         self._heed_callbacks()
         for number, batch in enumerate(iterator):
@@ -192,6 +195,11 @@ class VAENet(NeuralNet):
         """Tell callbacks of an event of a batch, if there are any that listen."""
         if self._heard:
             self.notify(event, training=True, **kwargs)
+
+    def _work(self) -> int | None:
+        """Return the multiply-adds of a batch, forward, if they are known."""
+        of_sample = multiply_adds(self.module_.encoder, self.module_.decoder)
+        return of_sample and of_sample * self.batch_size
 
     def _has_known_gradient(self) -> bool:
         """Tell whether :class:`NumpyStep` can do what this net is to do."""
@@ -271,7 +279,10 @@ class VAENet(NeuralNet):
         self.interrupted_ = True
         self._completed = Snapshot(self)
         try:
-            with suppress(_StopEarly):
+            with (
+                suppress(_StopEarly),
+                threads_for(self._work(), self._choose_step().name),
+            ):
                 super().fit_loop(*args, **kwargs)
             self.interrupted_ = False
         except KeyboardInterrupt:
@@ -295,7 +306,6 @@ class VAENet(NeuralNet):
             self.observer.begin()
         self._batch_losses: list[Losses] = []
         self._records = self.history[-1]["batches"]
-        self._heard = any(_listens(callback) for _, callback in self.callbacks_)
         self._began = time.perf_counter()
 
     def on_batch_begin(self, net: NeuralNet, **kwargs: Any) -> None:

@@ -1,0 +1,123 @@
+"""As many threads as networks can feed: small ones run on one thread."""
+
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import joblib
+import torch
+from threadpoolctl import ThreadpoolController
+
+__all__ = ["n_threads_for", "threads_for"]
+
+
+# Time of a step on two threads, by that on one (two cores of an AMD EPYC):
+#
+#     million multiply-adds          5    26   140   560  1,100
+#     NumPy, idle cores           0.88  0.75  0.63  0.58  0.58
+#     autograd, idle cores        1.02  0.79  0.62  0.56  0.58
+#     NumPy, one core busy         107    51    23     5     4
+#     autograd, one core busy        7     7     3     4     2
+#
+# A busy core costs that much since each product waits for all threads: a second thread
+# has to be worth it, and one core is left to others.
+MULTIPLY_ADDS_PER_THREAD = 50_000_000
+
+
+def n_threads_for(multiply_adds: int) -> int:
+    """Return how many threads the multiply-adds of a batch can feed, at least 1.
+
+    They are those of one batch through encoder and decoder, forward.
+    """
+    return max(1, min(multiply_adds // MULTIPLY_ADDS_PER_THREAD, _n_cores() - 1))
+
+
+_n_cores = functools.cache(joblib.cpu_count)
+
+
+@contextmanager
+def threads_for(multiply_adds: int | None, step: str = "numpy") -> Iterator[None]:
+    """Let BLAS and torch use no more threads than :func:`n_threads_for` says.
+
+    No number is raised, and all are put back at the end. With None, as for networks of
+    one's own, nothing changes.
+    BLAS has one number for the process: while blocks overlap, the smallest limit holds.
+
+    Beside a step by NumPy, torch has one thread: threads of both wait for work on the
+    same cores, and steps took up to twelve times as long, even on idle ones.
+    """
+    if multiply_adds is None:
+        yield
+        return
+    block = _Block(n_threads_for(multiply_adds), step)
+    try:
+        block.enter()
+        yield
+    finally:
+        try:
+            block.leave()
+        finally:
+            # Ctrl-C may have stopped the first.
+            block.leave()
+
+
+class _Block:
+    """A block in one thread, and what was before the first of those that overlap."""
+
+    _lock = threading.RLock()
+    _open: ClassVar["list[_Block]"] = []
+
+    _before: int
+    _blas_before: Sequence[int]
+
+    def __init__(self, limit: int, step: str) -> None:
+        self._limit = limit
+        self._torch_limit = limit if step == "autograd" else 1
+        self._thread = threading.get_ident()
+
+    def enter(self) -> None:
+        with self._lock:
+            own = torch.get_num_threads()
+            first = self._open[0] if self._open else self
+            nested = any(block._thread == self._thread for block in self._open)
+            if first is self:
+                self._blas_before = [library.get_num_threads() for library in _blas()]
+            self._blas_before = first._blas_before
+            # A thread that asks torch for the first time is told what was set last, in
+            # whatever thread: here the limit of another block.
+            self._before = own if nested or first is self else first._before
+            self._open.append(self)
+            _put_torch(min(self._before, self._torch_limit))
+            self._limit_blas()
+
+    def leave(self) -> None:
+        """Put back what is not yet put back."""
+        with self._lock:
+            if self not in self._open:
+                return
+            _put_torch(self._before)
+            self._limit_blas(without=self)
+            self._open.remove(self)
+
+    def _limit_blas(self, without: "_Block | None" = None) -> None:
+        limits = [block._limit for block in self._open if block is not without]
+        for library, before in zip(_blas(), self._blas_before, strict=True):
+            number = min([before, *limits])
+            if library.get_num_threads() != number:
+                # While one thread has a limit, `set_num_threads` may do nothing in
+                # others; here a lock keeps them in order.
+                set_ = getattr(library, "_real_set_num_threads", None)
+                (set_ or library.set_num_threads)(number)
+
+
+def _put_torch(number: int) -> None:
+    if torch.get_num_threads() != number:
+        torch.set_num_threads(number)
+
+
+@functools.cache
+def _blas() -> list[Any]:
+    """Return NumPy's and SciPy's BLAS; the search takes milliseconds."""
+    return ThreadpoolController().select(user_api="blas").lib_controllers
