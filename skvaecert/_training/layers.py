@@ -35,7 +35,7 @@ _HOOKS = (
 
 
 def is_fully_connected(network: nn.Module) -> bool:
-    """Tell whether a network is what :func:`skvaecert.networks.mlp` makes, unaltered."""
+    """Tell whether a network is just what :func:`skvaecert.networks.mlp` makes."""
     layers = list(network) if type(network) is nn.Sequential else []
     linear, between = layers[::2], layers[1::2]
     return (

@@ -24,7 +24,11 @@ from skvaecert._training.monitors import (
     ValidationMonitor,
     record_with_best,
 )
-from skvaecert._training.optimizer import can_step_as_one, drop_tiny_moments
+from skvaecert._training.optimizer import (
+    OneVector,
+    can_step_as_one,
+    drop_tiny_moments,
+)
 from skvaecert._training.processes import ALONE, Processes
 from skvaecert._training.step import (
     AutogradStep,
@@ -182,10 +186,9 @@ class VAENet(NeuralNet):
         self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
         if self._heard:
             self._heed_gradients()
-        # A callback may have pickled the net, which leaves an ordinary optimizer.
-        (self.optimizer_.step if self._step is None else step.update)()
+        self._stepped.step()
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
-            drop_tiny_moments(step.states)
+            drop_tiny_moments(self._stepped.state.values())
         if self.criterion_.guard is not None:
             self.criterion_.guard.update(torch.as_tensor(self._batch_losses[-1][-1]))
         result = step.result() if self._heard else None
@@ -214,9 +217,9 @@ class VAENet(NeuralNet):
 
     def _choose_step(self) -> NumpyStep | AutogradStep:
         """Choose who computes loss and gradient, and say so in `step_`."""
-        parts = self.module_, self.criterion_, self.optimizer_
+        parts = self.module_, self.criterion_
         if self._has_known_gradient():
-            self._step = NumpyStep(*parts)
+            self._step = NumpyStep(*parts, self.optimizer_)
         else:
             kind = torch.device(self.device).type
             autocast = torch.autocast(kind, torch.bfloat16, enabled=self.autocast)
@@ -226,12 +229,20 @@ class VAENet(NeuralNet):
         self.step_ = self._step.name
         return self._step
 
+    @property
+    def _stepped(self) -> OneVector | torch.optim.Optimizer:
+        """What is to step: the optimizer, or the vector that it steps as one."""
+        if isinstance(self._step, NumpyStep):
+            return self._step.vector
+        return self.optimizer_
+
     def _heed_callbacks(self) -> None:
         """Take over what callbacks replaced; leave to autograd what they changed."""
         if not isinstance(self._step, NumpyStep):
             return
-        if self._has_known_gradient():
-            self._step.vector.tie()
+        vector = self._step.vector
+        if vector.optimizer is self.optimizer_ and self._has_known_gradient():
+            vector.tie()
         else:
             self._release()
 
@@ -314,8 +325,7 @@ class VAENet(NeuralNet):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
-        if self._step is not None:
-            drop_tiny_moments(self._step.states)
+        drop_tiny_moments(self._stepped.state.values())
         columns = zip(*self._batch_losses, strict=True)
         # The one time in an epoch that waits for the device.
         self._record_losses([_numbers(column) for column in columns])

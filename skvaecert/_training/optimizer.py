@@ -56,7 +56,7 @@ class OneVector:
     """
 
     def __init__(self, optimizer: torch.optim.Adam) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
         sizes = [part.numel() for part in self._parts]
         vectors = [
@@ -85,14 +85,14 @@ class OneVector:
             if part.grad is not None and part.grad is not piece.grad:
                 piece.grad.copy_(part.grad)
                 part.grad = piece.grad
-            if self._optimizer.state[part].get("exp_avg") is not piece.exp_avg:
+            if self.optimizer.state[part].get("exp_avg") is not piece.exp_avg:
                 self._take_moments(part, piece)
 
     def _take_moments(self, part: nn.Parameter, piece: _Piece) -> None:
-        state = self._optimizer.state[part]
+        state = self.optimizer.state[part]
         _take(piece.exp_avg, state.get("exp_avg"))
         _take(piece.exp_avg_sq, state.get("exp_avg_sq"))
-        self._steps.copy_(state.get("step", self._steps))
+        _take(self._steps, state.get("step"))
         state.update(
             step=self._steps, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq
         )
@@ -105,7 +105,7 @@ class OneVector:
 
     def step(self) -> None:
         """Let the optimizer step the vector in place of its parameters."""
-        optimizer, group = self._optimizer, self._optimizer.param_groups[0]
+        optimizer, group = self.optimizer, self.optimizer.param_groups[0]
         state = optimizer.state
         try:
             optimizer.state = self.state  # type: ignore[assignment]
@@ -119,7 +119,7 @@ class OneVector:
         for part in self._parts:
             part.data = part.data.clone()
             part.grad = None if part.grad is None else part.grad.clone()
-            state = self._optimizer.state.get(part, {})
+            state = self.optimizer.state.get(part, {})
             state.update({name: value.clone() for name, value in state.items()})
 
 

@@ -4,7 +4,7 @@ Both draw the same codes from torch's generator, so that they differ by rounding
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,16 +67,14 @@ class AutogradStep:
 
     def __init__(
         self,
-        vae: nn.Module,
+        vae: VAE,
         criterion: AlignedELBO,
-        optimizer: torch.optim.Adam,
         *,
         backend: str | None = None,
         autocast: torch.autocast,
     ) -> None:
         self._vae = vae
         self._criterion = criterion
-        self._optimizer = optimizer
         self._autocast = autocast
         self._forward: Callable[..., tuple[Pass, Terms]] = self._pass
         if backend is not None:
@@ -87,25 +85,21 @@ class AutogradStep:
         return result, self._criterion.terms(result, x, teacher_proba)
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[Tensor, ...]:
-        self._optimizer.zero_grad()
+        self._vae.zero_grad()
         with self._autocast:
             self._result, terms = self._forward(x, teacher_proba)
         loss = self._criterion.total(terms)
         loss.backward()
+        noise = self._vae.raw_log_noise
+        # Nothing depends on it if the likelihood has no noise. Adam is to count its
+        # steps all the same, so that the optimizer has one state for both ways.
+        if noise.grad is None and noise.requires_grad:
+            noise.grad = torch.zeros_like(noise)
         return tuple(value.detach() for value in (loss, *terms))
 
     def result(self) -> Pass:
         """Return what the VAE made of the batch."""
         return self._result
-
-    def update(self) -> None:
-        """Let the optimizer step."""
-        self._optimizer.step()
-
-    @property
-    def states(self) -> Iterable[dict[str, Tensor]]:
-        """What the optimizer knows of what it steps."""
-        return self._optimizer.state.values()
 
 
 class NumpyStep:
@@ -138,15 +132,6 @@ class NumpyStep:
     def result(self) -> Pass:
         """Return what the VAE made of the batch."""
         return self._gradient.result()
-
-    def update(self) -> None:
-        """Let the optimizer step the vector."""
-        self.vector.step()
-
-    @property
-    def states(self) -> Iterable[dict[str, Tensor]]:
-        """What the optimizer knows of the vector."""
-        return self.vector.state.values()
 
 
 class Gradient:
@@ -309,7 +294,7 @@ class _Codes:
         return self._slopes
 
 
-def _is_free(parameter: nn.Parameter) -> bool:
+def _is_free(parameter: Tensor) -> bool:
     """Tell whether a parameter learns, and no hook waits for its gradient."""
     hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
     return parameter.requires_grad and not hooked
