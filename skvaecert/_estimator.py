@@ -70,11 +70,6 @@ class FitTasks:
             self.context = estimator._init_callback_context(max_subtasks=n_parts)
             self.context.call_on_fit_task_begin(estimator=estimator, **self.data)
 
-    @property
-    def watched(self) -> bool:
-        """Whether there is a callback to tell."""
-        return bool(getattr(self.context, "_callbacks", ()))
-
     def begin(self, name: str) -> None:
         """Begin a part."""
         if self.context is not None:

@@ -22,11 +22,7 @@ from skorch.callbacks import Callback
 from threadpoolctl import threadpool_limits
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert.model_selection import (
-    BatchedGridSearchCV,
-    best_certified,
-    certificate_scorers,
-)
+from skvaecert.model_selection import best_certified, certificate_scorers
 from skvaecert.wrappers import TrainedEncoder
 
 pytestmark = pytest.mark.slow
@@ -104,7 +100,7 @@ def folds(rows):
 def make_search(folds):
     """Return what makes a search, with parameters of the VAE."""
 
-    def make(kind=GridSearchCV, **params):
+    def make(**params):
         vae = CertifiedVAE(
             GMMTeacher(n_components=4, random_state=0),
             latent_dim=4,
@@ -115,7 +111,7 @@ def make_search(folds):
             device="cpu",
             random_state=0,
         )
-        return kind(
+        return GridSearchCV(
             CollapseCertifier(vae.set_params(**params)),
             {"estimator__alignment_weight": [0.0, 1.0, 10.0]},
             scoring=certificate_scorers,
@@ -254,13 +250,6 @@ def test_dask_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
     with joblib.parallel_config("dask"):
         assert_same(search.fit(rows), alone, rows)
     assert_fitted_elsewhere(tmp_path)
-
-
-@pytest.mark.usefixtures("dask_client")
-def test_joint_fits_stay_in_their_process(make_search, rows):
-    own = make_search(BatchedGridSearchCV).fit(rows)
-    with joblib.parallel_config("dask"):
-        assert_same(make_search(BatchedGridSearchCV).fit(rows), own, rows)
 
 
 @pytest.mark.usefixtures("dask_client")

@@ -201,7 +201,8 @@ def by_graph(net, rows, proba, batch_size):
     with torch.cuda.graph(graph):
         step()
 
-    def epoch():
+    # The graph works in the memory of all that the step holds.
+    def epoch(kept=step):
         for part in torch.randperm(len(rows), device=rows.device).split(batch_size):
             index.copy_(part)
             graph.replay()

@@ -64,10 +64,7 @@ class MarginMonitor(ReleasedCallback):
         self.watched_ = Watched.of(X, CHUNK * max(1, most // CHUNK))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        self.record(net, net.processes.first(self.watched_.margin(net)))
-
-    def record(self, net: NeuralNet, margin: float) -> None:
-        """Record the margin at the end of an epoch."""
+        margin = net.processes.first(self.watched_.margin(net))
         information = self.watched_.information
         record_with_best(net, "margin", margin, lower_is_better=False)
         net.history.record("alignment_loss", information - margin)

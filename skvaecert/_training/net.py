@@ -207,7 +207,7 @@ class VAENet(NeuralNet):
     def _has_known_gradient(self) -> bool:
         """Tell whether :class:`NumpyStep` can do what this net is to do."""
         return (
-            self.device == "cpu"
+            torch.device(self.device).type == "cpu"
             and self.forward_backend is None
             and not self.autocast
             and self.processes.n_processes == 1

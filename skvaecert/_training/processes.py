@@ -2,10 +2,9 @@
 
 Accelerate says which processes there are and which device is whose, and carries
 numbers between them. skorch's own mixin for it leaves the gradient to
-DistributedDataParallel. That needs hooks on parameters, which gradients by hand and an
-optimizer of one vector do not call; it also hides the methods of the module, takes
-batches from a DataLoader, and gives shares of unequal length equal weights. One sum of
-one vector a step does without all that.
+DistributedDataParallel, which hides the methods of the module, takes batches from a
+DataLoader, and gives shares of unequal length equal weights. One sum of one vector a
+step does without all that.
 """
 
 import os

@@ -51,7 +51,6 @@ class Epochs:
     ) -> None:
         self.tasks = tasks
         self.history = history
-        self.watched = tasks.watched
 
     def begin(self) -> None:
         """Note that an epoch begins."""

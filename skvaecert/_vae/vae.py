@@ -210,8 +210,8 @@ class CertifiedVAE(
         Above 0 for a progress bar that shows loss and margin.
     random_state : int, RandomState instance or None, default=None
         Seeds teacher, initial weights, batches and drawn codes. An int gives the same
-        model at every fit on the same CPU and number of threads. The global generators
-        of torch and NumPy are not changed.
+        model at every fit on the same CPU and number of threads; small networks train
+        on one thread. The global generators of torch and NumPy are not changed.
 
     Attributes
     ----------
@@ -222,7 +222,9 @@ class CertifiedVAE(
     witness_scale_ : float
         beta.
     net_ : skorch.NeuralNet
-        The trained net; its `module_` is a :class:`skvaecert.networks.VAE`.
+        The trained net; its `module_` is a :class:`skvaecert.networks.VAE`. After a
+        fit `step_` tells whether "numpy" or "autograd" computed the gradients:
+        NumPy those of fully connected networks on the CPU.
     noise_variance_ : float or None
         Variance of the Gaussian likelihood, as learned, in squared units of the
         samples; None for "bernoulli".
