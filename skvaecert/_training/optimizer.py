@@ -70,15 +70,16 @@ class OneVector:
         ]
         self._flat = nn.Parameter(vectors[0])
         self._flat.grad = vectors[1]
-        # There is one count of steps for all.
-        self._steps = torch.zeros(())
-        moments = {"step": self._steps, "exp_avg": vectors[2], "exp_avg_sq": vectors[3]}
+        # One count for all, and a copy for each: loaded states must not share theirs.
+        self._step, self._steps = torch.zeros(()), torch.zeros(len(sizes))
+        moments = {"step": self._step, "exp_avg": vectors[2], "exp_avg_sq": vectors[3]}
         self.state = {self._flat: moments}
         self.tie()
 
     def tie(self) -> None:
         """Take over what was replaced, not written into."""
-        for part, piece in zip(self._parts, self._pieces, strict=True):
+        pieces = zip(self._parts, self._pieces, self._steps, strict=True)
+        for part, piece, step in pieces:
             if part.data_ptr() != piece.value.data_ptr():
                 piece.value.copy_(part.detach())
                 part.data = piece.value
@@ -86,16 +87,15 @@ class OneVector:
                 piece.grad.copy_(part.grad)
                 part.grad = piece.grad
             if self.optimizer.state[part].get("exp_avg") is not piece.exp_avg:
-                self._take_moments(part, piece)
+                self._take_moments(part, piece, step)
 
-    def _take_moments(self, part: nn.Parameter, piece: _Piece) -> None:
+    def _take_moments(self, part: nn.Parameter, piece: _Piece, step: Tensor) -> None:
         state = self.optimizer.state[part]
         _take(piece.exp_avg, state.get("exp_avg"))
         _take(piece.exp_avg_sq, state.get("exp_avg_sq"))
-        _take(self._steps, state.get("step"))
-        state.update(
-            step=self._steps, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq
-        )
+        _take(self._step, state.get("step"))
+        step.copy_(self._step)
+        state.update(step=step, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq)
 
     def give_gradients(self) -> None:
         """Let `grad` of every parameter be where its gradient will be."""
@@ -113,6 +113,7 @@ class OneVector:
             optimizer.step()
         finally:
             optimizer.state, group["params"] = state, self._parts
+        self._steps.fill_(self._step)
 
     def release(self) -> None:
         """Give every parameter, and what the optimizer knows of it, its own memory."""
