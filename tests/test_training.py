@@ -13,7 +13,7 @@ from skvaecert import baselines
 from skvaecert._training import net as net_module
 from skvaecert._training.batches import Resident, TrainingSet
 from skvaecert._training.device import resolve_device, seeded
-from skvaecert._training.inference import decode, encode, evidence_bound
+from skvaecert._training.inference import encode, evidence_bound
 from skvaecert._training.loop import train
 from skvaecert._training.monitors import MarginMonitor
 from skvaecert._training.net import Snapshot, make_net, resume_net
@@ -168,21 +168,6 @@ def test_monitor_watches_the_same_rows_in_every_fit():
         monitored.append(monitor.watched_.rows)
     assert len(monitored[0]) == 256
     assert torch.equal(*monitored)
-
-
-def test_a_row_is_encoded_alike_in_any_company(rows, proba):
-    net = trained(rows, proba)
-    together = encode(net, rows)
-    for size in (1, 7, 100):
-        apart = np.concatenate([encode(net, batch) for batch in rows.split(size)])
-        np.testing.assert_array_equal(together, apart)
-    np.testing.assert_array_equal(encode(net, rows.flip(0))[::-1], together)
-
-
-def test_decode_and_bound_have_one_result_a_row(rows, proba):
-    net = trained(rows, proba)
-    assert decode(net, torch.zeros(5, LATENT)).shape == (5, D)
-    assert evidence_bound(net, rows).shape == (N,)
 
 
 def test_same_seed_same_weights(rows, proba):

@@ -30,6 +30,9 @@ _LARGEST_STANDARD = 1e15
 # batch_size="auto": steps per epoch if there are few samples, and limits of a batch.
 _STEPS, _BATCH_SIZES = 16, (8, 128)
 
+# Samples that are standardised in float32, which represents them.
+_SINGLE = np.float32, np.uint8
+
 
 class Standardisation(NamedTuple):
     """Maps x to (x - location) / scale: one scale for all features keeps distances."""
@@ -52,7 +55,7 @@ class Standardisation(NamedTuple):
 
     def apply(self, rows: NDArray[np.number]) -> Tensor:
         # Twice as fast in float32, if the samples have no higher precision.
-        dtype = np.float32 if rows.dtype == np.float32 else np.float64
+        dtype = np.float32 if rows.dtype in _SINGLE else np.float64
         standard = rows - self.location.astype(dtype)
         standard *= dtype(1 / self.scale)
         # One sum for all: only if it is too large is each value looked at.
@@ -117,7 +120,8 @@ class Resident:
         rows = self.values.index_select(0, index.to(self.index_device))
         if self.location is None:
             return rows
-        return (rows - self.location) / self.scale
+        # As `Standardisation.apply` does, to the bit.
+        return (rows - self.location) * (1 / self.scale)
 
 
 class Streamed:

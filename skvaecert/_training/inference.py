@@ -1,6 +1,7 @@
 """Passes through a trained net, in batches of one shape."""
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,12 @@ from torch import Tensor, nn
 
 from skvaecert._precision import full_float32
 from skvaecert._samples import CHUNK
-from skvaecert._training.layers import Layers, is_fully_connected, multiply_adds
+from skvaecert._training.layers import (
+    array,
+    is_fully_connected,
+    linear_layers,
+    silu,
+)
 from skvaecert._training.threads import threads_for
 from skvaecert.networks import VAE
 from skvaecert.objectives import gaussian_kl
@@ -18,9 +24,16 @@ from skvaecert.objectives import gaussian_kl
 __all__ = ["decode", "encode", "evidence_bound", "posterior"]
 
 
+# Columns on both sides of the samples in a product. OpenBLAS sums up to eight of them
+# in another order on processors with AVX2, and a mean must not depend on the place.
+_BESIDE = 8
+
+_COUNTING = slice(_BESIDE, _BESIDE + CHUNK)
+
+
 def encode(net: NeuralNet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float32]:
     """Return the latent means, in evaluation mode and in batches of one shape."""
-    return _in_chunks(net, lambda vae, x: vae.encode(x)[0], rows)
+    return _in_chunks(net, ["encoder"], lambda vae, x: vae.encode(x)[0], rows)
 
 
 def posterior(net: NeuralNet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.float32]:
@@ -30,12 +43,12 @@ def posterior(net: NeuralNet, rows: Tensor | Iterable[Tensor]) -> NDArray[np.flo
         mean, log_variance = vae.encode(x)
         return torch.cat([mean, torch.exp(log_variance / 2)], dim=1)
 
-    return _in_chunks(net, both, rows)
+    return _in_chunks(net, ["encoder"], both, rows)
 
 
 def decode(net: NeuralNet, codes: Tensor) -> NDArray[np.float32]:
     """Return the decoder's output for codes: means, or logits for "bernoulli"."""
-    return _in_chunks(net, lambda vae, z: vae.decoder(z), codes)
+    return _in_chunks(net, ["decoder"], lambda vae, z: vae.decoder(z), codes)
 
 
 def evidence_bound(net: NeuralNet, rows: Tensor) -> NDArray[np.float32]:
@@ -46,17 +59,21 @@ def evidence_bound(net: NeuralNet, rows: Tensor) -> NDArray[np.float32]:
         kl = gaussian_kl(result.mean, result.log_variance)
         return -net.criterion_.reconstruction(result, x) - kl
 
-    return _in_chunks(net, bound, rows)
+    return _in_chunks(net, ["encoder", "decoder"], bound, rows)
 
 
 def _in_chunks(
     net: NeuralNet,
+    names: Sequence[str],
     function: Callable[[VAE, Tensor], Tensor],
     rows: Tensor | Iterable[Tensor],
 ) -> NDArray[np.float32]:
-    vae = _with_products_of_training(net.module_.eval())
-    work = multiply_adds(net.module_.encoder, net.module_.decoder)
-    with torch.inference_mode(), full_float32, threads_for(work and work * CHUNK):
+    """Apply a function of a VAE that makes use of the networks named."""
+    vae = _with_products(net.module_.eval(), names)
+    all_products = all(isinstance(getattr(vae, name), _Products) for name in names)
+    # Several threads sum long products in another order.
+    threads = threads_for(0 if all_products else None)
+    with torch.inference_mode(), full_float32, threads:
         results = [
             function(vae, _filled(chunk).to(net.device))[: len(chunk)].cpu()
             for part in ([rows] if isinstance(rows, Tensor) else rows)
@@ -66,35 +83,53 @@ def _in_chunks(
     return torch.cat(results).detach().numpy()
 
 
-def _with_products_of_training(vae: VAE) -> VAE:
-    """Return a VAE of the same weights that computes as the training step does."""
-    networks = vae.encoder, vae.decoder
-    if not all(map(_is_on_cpu, networks)):
-        return vae
-    encoder, decoder = map(_Products.of, networks)
-    quick = VAE(encoder, decoder, vae.posterior)
-    quick.raw_log_noise = vae.raw_log_noise
+def _with_products(vae: VAE, names: Sequence[str]) -> VAE:
+    """Return a VAE of the same weights whose networks compute by NumPy if they can."""
+    quick = copy.copy(vae)
+    # Hooks are those of both; networks must not be.
+    quick._modules = vae._modules.copy()
+    for name in names:
+        setattr(quick, name, _Products.of(getattr(vae, name)))
     return quick
 
 
-def _is_on_cpu(network: nn.Module) -> bool:
-    return all(parameter.is_cpu for parameter in network.parameters())
-
-
 class _Products(nn.Module):
-    """A fully connected network by NumPy, for chunks of one size."""
+    """A fully connected network by NumPy, for chunks of one size.
+
+    BLAS sums the first and the last columns of a product in another order than those
+    between. So samples are columns, between others that do not count: the mean of a
+    sample does not depend on its place.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._layers = Layers(network, CHUNK)
+        layers = linear_layers(network)
+        self._weights = [array(layer.weight) for layer in layers]
+        self._biases = [array(layer.bias)[:, np.newaxis] for layer in layers]
+        size = CHUNK + 2 * _BESIDE
+        self._input = np.zeros((size, self._weights[0].shape[1]), np.float32)
+        self._outputs = [np.empty((len(b), size), np.float32) for b in self._biases]
+        self._sigmoids = [np.empty_like(output) for output in self._outputs[:-1]]
 
     @classmethod
     def of(cls, network: nn.Module) -> nn.Module:
-        return cls(network) if is_fully_connected(network) else network
+        parameters = list(network.parameters())
+        usual = all(p.is_cpu and p.dtype == torch.float32 for p in parameters)
+        return cls(network) if usual and is_fully_connected(network) else network
 
     def forward(self, x: Tensor) -> Tensor:
+        self._input[_COUNTING] = x.numpy()
         with np.errstate(all="ignore"):
-            return torch.from_numpy(self._layers.forward(x.numpy()).copy())
+            output = self._forward(self._input.T)
+        return torch.from_numpy(np.ascontiguousarray(output[:, _COUNTING].T))
+
+    def _forward(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        for i, output in enumerate(self._outputs):
+            x = np.dot(self._weights[i], x, out=output)
+            x += self._biases[i]
+            if i < len(self._sigmoids):
+                silu(x, self._sigmoids[i])
+        return x
 
 
 def _filled(chunk: Tensor) -> Tensor:

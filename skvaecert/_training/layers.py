@@ -20,6 +20,7 @@ __all__ = [
     "is_fully_connected",
     "linear_layers",
     "multiply_adds",
+    "silu",
 ]
 
 
@@ -102,7 +103,7 @@ class Layers:
             output = np.dot(self._inputs[i], weight.T, out=self._outputs[i])
             output += bias
             if i < len(self._sigmoids):
-                _silu(output, self._sigmoids[i])
+                silu(output, self._sigmoids[i])
         return output
 
     def backward(self, by_output: NDArray[Any], into: Gradients) -> NDArray[Any]:
@@ -127,7 +128,7 @@ class Layers:
         return np.dot(by_output, self._weights[i], out=self._by_input[i])
 
 
-def _silu(x: NDArray[Any], sigmoid: NDArray[Any]) -> None:
+def silu(x: NDArray[Any], sigmoid: NDArray[Any]) -> None:
     """Write x sigmoid(x) = (x / 2)(1 + tanh(x / 2)) over x."""
     x *= 0.5
     np.tanh(x, out=sigmoid)
@@ -136,12 +137,12 @@ def _silu(x: NDArray[Any], sigmoid: NDArray[Any]) -> None:
 
 
 def _silu_slope(
-    silu: NDArray[Any], sigmoid: NDArray[Any], slope: NDArray[Any]
+    output: NDArray[Any], sigmoid: NDArray[Any], slope: NDArray[Any]
 ) -> NDArray[Any]:
     """Return s + y (1 - s) for y = x s, where s is half of `sigmoid`."""
     # In this order 1 - s is exactly 0 where s is 1, however large y may be.
     np.subtract(2, sigmoid, out=slope)
-    slope *= silu
+    slope *= output
     slope += sigmoid
     slope *= 0.5
     return slope

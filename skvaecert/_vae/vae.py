@@ -462,6 +462,8 @@ class CertifiedVAE(
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
         """Return the latent means mu(x); that of a sample does not depend on others.
 
+        To the bit with fully connected networks, to rounding with your own modules.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
