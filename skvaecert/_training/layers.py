@@ -27,12 +27,16 @@ __all__ = [
 # What a layer's weight and bias are to receive.
 Gradients = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
 
 def is_fully_connected(network: nn.Module) -> bool:
-    """Tell whether a network is what :func:`skvaecert.networks.mlp` makes, unaltered.
-
-    Hooks on its forward passes are alterations, since only torch calls them.
-    """
+    """Tell whether a network is just what :func:`skvaecert.networks.mlp` makes."""
     layers = list(network) if type(network) is nn.Sequential else []
     linear, between = layers[::2], layers[1::2]
     return (
@@ -45,14 +49,15 @@ def is_fully_connected(network: nn.Module) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Tell whether a forward pass of a module does more than its class says."""
-    hooked = module._forward_hooks or module._forward_pre_hooks
-    return bool(hooked) or "forward" in vars(module)
+    """Tell whether a module does more than its class says: only torch calls hooks."""
+    own = vars(module)
+    return "forward" in own or any(own[hooks] for hooks in _HOOKS)
 
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:
-    """Return the layers that have weights."""
-    return [layer for layer in network.children() if isinstance(layer, nn.Linear)]
+    """Return the layers that have weights, each as often as it is used."""
+    layers = network._modules.values()  # children() has each of them once
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def multiply_adds(*networks: nn.Module) -> int | None:
@@ -135,10 +140,11 @@ def _silu_slope(
     output: NDArray[Any], sigmoid: NDArray[Any], slope: NDArray[Any]
 ) -> NDArray[Any]:
     """Return s + y (1 - s) for y = x s, where s is half of `sigmoid`."""
-    np.subtract(1, output, out=slope)
-    slope *= sigmoid
+    # In this order 1 - s is exactly 0 where s is 1, however large y may be.
+    np.subtract(2, sigmoid, out=slope)
+    slope *= output
+    slope += sigmoid
     slope *= 0.5
-    slope += output
     return slope
 
 

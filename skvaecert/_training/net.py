@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from skorch import NeuralNet
 from skorch.callbacks import Callback
+from skorch.utils import TeeGenerator
 from torch import Tensor
 
 from skvaecert._training.batches import Batches, TrainingSet
@@ -23,7 +24,11 @@ from skvaecert._training.monitors import (
     ValidationMonitor,
     record_with_best,
 )
-from skvaecert._training.optimizer import drop_tiny_moments
+from skvaecert._training.optimizer import (
+    OneVector,
+    can_step_as_one,
+    drop_tiny_moments,
+)
 from skvaecert._training.processes import ALONE, Processes
 from skvaecert._training.step import (
     AutogradStep,
@@ -154,17 +159,16 @@ class VAENet(NeuralNet):
             return
         self.module_.train()
         self._heard = any(_listens(callback) for _, callback in self.callbacks_)
-        # A callback may have come with hooks, or may have frozen parameters.
-        if isinstance(self._step, NumpyStep) and not self._has_known_gradient():
-            self._release()
-        self._tie()
         self._batch_sizes = iterator.sizes
+        self._heed_callbacks()
         for number, batch in enumerate(iterator):
             self.criterion_.epoch = len(self.history) - 1 + number / len(iterator)
             # As skorch does, without a search in the history.
             record = {"train_batch_size": iterator.sizes[number]}
             self._records.append(record)
             self._notify_of("on_batch_begin", batch=batch)
+            if self._heard:
+                self._heed_callbacks()
             step = self.train_step(batch)
             record["train_loss"] = step["loss"]
             self._notify_of("on_batch_end", batch=batch, **step)
@@ -178,11 +182,13 @@ class VAENet(NeuralNet):
         self._batch_losses.append(step(*batch))
         if self.processes.n_processes > 1:
             self._sum_over_processes(len(batch[0]))
-        named = self.get_all_learnable_params()
+        named = TeeGenerator(self.get_all_learnable_params())
         self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
-        step.update()
+        if self._heard:
+            self._heed_gradients()
+        self._stepped.step()
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
-            drop_tiny_moments(step.states)
+            drop_tiny_moments(self._stepped.state.values())
         if self.criterion_.guard is not None:
             self.criterion_.guard.update(torch.as_tensor(self._batch_losses[-1][-1]))
         result = step.result() if self._heard else None
@@ -192,7 +198,6 @@ class VAENet(NeuralNet):
         """Tell callbacks of an event of a batch, if there are any that listen."""
         if self._heard:
             self.notify(event, training=True, **kwargs)
-            self._tie()
 
     def _work(self) -> int | None:
         """Return the multiply-adds of a batch, forward, if they are known."""
@@ -206,15 +211,15 @@ class VAENet(NeuralNet):
             and self.forward_backend is None
             and not self.autocast
             and self.processes.n_processes == 1
-            and len(self.optimizer_.param_groups) == 1
+            and can_step_as_one(self.optimizer_, self.module_)
             and has_known_gradient(self.module_, self.criterion_)
         )
 
     def _choose_step(self) -> NumpyStep | AutogradStep:
         """Choose who computes loss and gradient, and say so in `step_`."""
-        parts = self.module_, self.criterion_, self.optimizer_
+        parts = self.module_, self.criterion_
         if self._has_known_gradient():
-            self._step = NumpyStep(*parts)
+            self._step = NumpyStep(*parts, self.optimizer_)
         else:
             kind = torch.device(self.device).type
             autocast = torch.autocast(kind, torch.bfloat16, enabled=self.autocast)
@@ -224,10 +229,31 @@ class VAENet(NeuralNet):
         self.step_ = self._step.name
         return self._step
 
-    def _tie(self) -> None:
-        """Let parameters that a callback replaced be views of the vector again."""
+    @property
+    def _stepped(self) -> OneVector | torch.optim.Optimizer:
+        """What is to step: the optimizer, or the vector that it steps as one."""
         if isinstance(self._step, NumpyStep):
+            return self._step.vector
+        return self.optimizer_
+
+    def _heed_callbacks(self) -> None:
+        """Take over what callbacks replaced; leave to autograd what they changed."""
+        if not isinstance(self._step, NumpyStep):
+            return
+        vector = self._step.vector
+        if vector.optimizer is self.optimizer_ and self._has_known_gradient():
+            vector.tie()
+        else:
+            self._release()
+
+    def _heed_gradients(self) -> None:
+        """Take over gradients that callbacks replaced; Adam skips those set to None."""
+        if not isinstance(self._step, NumpyStep):
+            return
+        if all(parameter.grad is not None for parameter in self.module_.parameters()):
             self._step.vector.tie()
+        else:
+            self._release()
 
     def _release(self) -> None:
         """Leave an ordinary module and optimizer."""
@@ -299,8 +325,7 @@ class VAENet(NeuralNet):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         """Record the parts of the loss and look at the weights."""
         super().on_epoch_end(net, **kwargs)
-        if self._step is not None:
-            drop_tiny_moments(self._step.states)
+        drop_tiny_moments(self._stepped.state.values())
         columns = zip(*self._batch_losses, strict=True)
         # The one time in an epoch that waits for the device.
         self._record_losses([_numbers(column) for column in columns])

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["OneVector", "drop_tiny_moments"]
+__all__ = ["OneVector", "can_step_as_one", "drop_tiny_moments"]
 
 
 # Moments below these change a step by less than its rounding: next to eps = 1e-8, a
@@ -23,6 +23,20 @@ def drop_tiny_moments(states: Iterable[dict[str, Tensor]]) -> None:
     for state in states:
         for name in state.keys() & _TINY.keys():
             state[name].masked_fill_(state[name].abs() < _TINY[name], 0)
+
+
+def can_step_as_one(optimizer: torch.optim.Adam, module: nn.Module) -> bool:
+    """Tell whether one vector can stand for all that an optimizer steps."""
+    if len(optimizer.param_groups) != 1:
+        return False
+    parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    # Those that were frozen for a time have made fewer steps.
+    n_steps = {float(optimizer.state.get(part, {}).get("step", 0)) for part in parts}
+    return (
+        len(n_steps) == 1
+        and list(map(id, parts)) == list(map(id, module.parameters()))
+        and all(part.dtype == torch.float32 for part in parts)
+    )
 
 
 class _Piece(NamedTuple):
@@ -42,7 +56,7 @@ class OneVector:
     """
 
     def __init__(self, optimizer: torch.optim.Adam) -> None:
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
         sizes = [part.numel() for part in self._parts]
         vectors = [
@@ -56,48 +70,57 @@ class OneVector:
         ]
         self._flat = nn.Parameter(vectors[0])
         self._flat.grad = vectors[1]
-        # There is one count of steps for all.
-        self._steps = torch.zeros(())
-        moments = {"step": self._steps, "exp_avg": vectors[2], "exp_avg_sq": vectors[3]}
+        # One count for all, and a copy for each: loaded states must not share theirs.
+        self._step, self._steps = torch.zeros(()), torch.zeros(len(sizes))
+        moments = {"step": self._step, "exp_avg": vectors[2], "exp_avg_sq": vectors[3]}
         self.state = {self._flat: moments}
         self.tie()
 
     def tie(self) -> None:
         """Take over what was replaced, not written into."""
-        for part, piece in zip(self._parts, self._pieces, strict=True):
+        pieces = zip(self._parts, self._pieces, self._steps, strict=True)
+        for part, piece, step in pieces:
             if part.data_ptr() != piece.value.data_ptr():
                 piece.value.copy_(part.detach())
                 part.data = piece.value
-            if part.grad is not piece.grad:
-                _take(piece.grad, part.grad)
+            if part.grad is not None and part.grad is not piece.grad:
+                piece.grad.copy_(part.grad)
                 part.grad = piece.grad
-            if self._optimizer.state[part].get("exp_avg") is not piece.exp_avg:
-                self._take_moments(part, piece)
+            if self.optimizer.state[part].get("exp_avg") is not piece.exp_avg:
+                self._take_moments(part, piece, step)
 
-    def _take_moments(self, part: nn.Parameter, piece: _Piece) -> None:
-        state = self._optimizer.state[part]
+    def _take_moments(self, part: nn.Parameter, piece: _Piece, step: Tensor) -> None:
+        state = self.optimizer.state[part]
         _take(piece.exp_avg, state.get("exp_avg"))
         _take(piece.exp_avg_sq, state.get("exp_avg_sq"))
-        self._steps.copy_(state.get("step", self._steps))
-        state.update(
-            step=self._steps, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq
-        )
+        _take(self._step, state.get("step"))
+        step.copy_(self._step)
+        state.update(step=step, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq)
+
+    def give_gradients(self) -> None:
+        """Let `grad` of every parameter be where its gradient will be."""
+        for part, piece in zip(self._parts, self._pieces, strict=True):
+            if part.grad is not piece.grad:
+                part.grad = piece.grad
 
     def step(self) -> None:
         """Let the optimizer step the vector in place of its parameters."""
-        optimizer, group = self._optimizer, self._optimizer.param_groups[0]
-        state, optimizer.state = optimizer.state, self.state  # type: ignore[assignment]
-        group["params"] = [self._flat]
+        optimizer, group = self.optimizer, self.optimizer.param_groups[0]
+        state = optimizer.state
         try:
+            optimizer.state = self.state  # type: ignore[assignment]
+            group["params"] = [self._flat]
             optimizer.step()
         finally:
             optimizer.state, group["params"] = state, self._parts
+        self._steps.fill_(self._step)
 
     def release(self) -> None:
         """Give every parameter, and what the optimizer knows of it, its own memory."""
         for part in self._parts:
-            part.data, part.grad = part.data.clone(), None
-            state = self._optimizer.state.get(part, {})
+            part.data = part.data.clone()
+            part.grad = None if part.grad is None else part.grad.clone()
+            state = self.optimizer.state.get(part, {})
             state.update({name: value.clone() for name, value in state.items()})
 
 

@@ -4,7 +4,7 @@ Both draw the same codes from torch's generator, so that they differ by rounding
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,22 +38,21 @@ Losses = tuple[float, ...] | tuple[Tensor, ...]
 
 _TINY = float(np.finfo(np.float32).tiny)
 
-_BACKWARD_HOOKS = "_backward_hooks", "_backward_pre_hooks"
-
 
 def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
     """Tell whether :class:`Gradient` does all that autograd would, hooks included."""
     if type(vae) is not VAE or type(vae.posterior) is not GaussianPosterior:
         return False
-    networks = vae.encoder, vae.decoder
-    parameters, modules = list(vae.parameters()), list(vae.modules())
+    if not all(map(is_fully_connected, (vae.encoder, vae.decoder))):
+        return False
+    layers = [*linear_layers(vae.encoder), *linear_layers(vae.decoder)]
+    weights, biases = [k.weight for k in layers], [k.bias for k in layers]
+    parameters = [vae.raw_log_noise, *weights, *biases]
     return (
         type(criterion.objective) is Objective
-        and all(map(is_fully_connected, networks))
-        # Layers that share a weight add up their gradients.
-        and len(parameters) == 1 + 2 * sum(len(linear_layers(k)) for k in networks)
         and all(map(_is_free, parameters))
-        and not any(getattr(m, kind) for m in modules for kind in _BACKWARD_HOOKS)
+        # Layers that share a weight add up their gradients.
+        and len(set(map(id, parameters))) == len(parameters)
         and not any(map(is_altered, (vae, vae.posterior)))
     )
 
@@ -68,16 +67,14 @@ class AutogradStep:
 
     def __init__(
         self,
-        vae: nn.Module,
+        vae: VAE,
         criterion: AlignedELBO,
-        optimizer: torch.optim.Adam,
         *,
         backend: str | None = None,
         autocast: torch.autocast,
     ) -> None:
         self._vae = vae
         self._criterion = criterion
-        self._optimizer = optimizer
         self._autocast = autocast
         self._forward: Callable[..., tuple[Pass, Terms]] = self._pass
         if backend is not None:
@@ -88,25 +85,21 @@ class AutogradStep:
         return result, self._criterion.terms(result, x, teacher_proba)
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[Tensor, ...]:
-        self._optimizer.zero_grad()
+        self._vae.zero_grad()
         with self._autocast:
             self._result, terms = self._forward(x, teacher_proba)
         loss = self._criterion.total(terms)
         loss.backward()
+        noise = self._vae.raw_log_noise
+        # Nothing depends on it if the likelihood has no noise. Adam is to count its
+        # steps all the same, so that the optimizer has one state for both ways.
+        if noise.grad is None and noise.requires_grad:
+            noise.grad = torch.zeros_like(noise)
         return tuple(value.detach() for value in (loss, *terms))
 
     def result(self) -> Pass:
         """Return what the VAE made of the batch."""
         return self._result
-
-    def update(self) -> None:
-        """Let the optimizer step."""
-        self._optimizer.step()
-
-    @property
-    def states(self) -> Iterable[dict[str, Tensor]]:
-        """What the optimizer knows of what it steps."""
-        return self._optimizer.state.values()
 
 
 class NumpyStep:
@@ -128,6 +121,7 @@ class NumpyStep:
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
         n = len(x)
+        self.vector.give_gradients()
         if n not in self._by_size:
             self._by_size[n] = Gradient(self._vae, self._criterion, n)
         self._gradient = self._by_size[n]
@@ -138,15 +132,6 @@ class NumpyStep:
     def result(self) -> Pass:
         """Return what the VAE made of the batch."""
         return self._gradient.result()
-
-    def update(self) -> None:
-        """Let the optimizer step the vector."""
-        self.vector.step()
-
-    @property
-    def states(self) -> Iterable[dict[str, Tensor]]:
-        """What the optimizer knows of the vector."""
-        return self.vector.state.values()
 
 
 class Gradient:
@@ -164,11 +149,10 @@ class Gradient:
         raw = vae.raw_log_noise
         assert raw.grad is not None
         self._raw_log_noise, self._by_raw_log_noise = array(raw), array(raw.grad)
-        vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
-        self._vertices = criterion.scale * vertices
+        self._vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
         self._codes = _Codes(self._encoder.output)
         n_features = linear_layers(vae.decoder)[-1].out_features
-        self._slope = np.empty((n_samples, n_features), vertices.dtype)
+        self._slope = np.empty((n_samples, n_features), self._vertices.dtype)
 
     def __call__(
         self, x: NDArray[Any], teacher_proba: NDArray[Any]
@@ -184,10 +168,11 @@ class Gradient:
         into_encoder, into_decoder = self._into
         first = self._decoder.backward(self._slope, into_decoder)
         towards_code = self._decoder.towards_input(first)
-        by_output = codes.backward(towards_code, pull, criterion.kl_weight / len(x))
+        kl_weight = float(criterion.kl_weight)
+        by_output = codes.backward(towards_code, pull, kl_weight / len(x))
         self._encoder.backward(by_output, into_encoder)
         weighted = float(criterion.alignment_weight) * alignment
-        loss = reconstruction + criterion.kl_weight * kl + weighted
+        loss = reconstruction + kl_weight * kl + weighted
         return loss, reconstruction, kl, kl, alignment
 
     def _gaussian(self, x: NDArray[Any]) -> float:
@@ -230,7 +215,8 @@ class Gradient:
             return 0.0, 0.0
         # Components before samples: reductions along samples are slow.
         proba = teacher_proba.T
-        log_q = self._vertices @ mean.T
+        vertices = self._criterion.scale * self._vertices
+        log_q = vertices @ mean.T
         log_q -= log_q.max(axis=0)
         q = np.exp(log_q)
         total = q.sum(axis=0)
@@ -242,7 +228,7 @@ class Gradient:
         log_ratio *= proba
         q -= proba
         q *= weight / n
-        return float(log_ratio.sum()) / n, q.T @ self._vertices
+        return float(log_ratio.sum()) / n, q.T @ vertices
 
     def result(self) -> Pass:
         """Return a copy of what the VAE made of the batch."""
@@ -308,7 +294,7 @@ class _Codes:
         return self._slopes
 
 
-def _is_free(parameter: nn.Parameter) -> bool:
+def _is_free(parameter: Tensor) -> bool:
     """Tell whether a parameter learns, and no hook waits for its gradient."""
-    kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
-    return parameter.requires_grad and not any(getattr(parameter, k) for k in kinds)
+    hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    return parameter.requires_grad and not hooked
