@@ -97,6 +97,11 @@ class OneVector:
         step.copy_(self._step)
         state.update(step=step, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq)
 
+    def addresses(self) -> tuple[int, int]:
+        """Return where values and gradients lie: `share_memory` moves them."""
+        assert self._flat.grad is not None
+        return self._flat.data_ptr(), self._flat.grad.data_ptr()
+
     def give_gradients(self) -> None:
         """Let `grad` of every parameter be where its gradient will be."""
         for part, piece in zip(self._parts, self._pieces, strict=True):

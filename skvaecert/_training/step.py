@@ -117,14 +117,15 @@ class NumpyStep:
         self._criterion = criterion
         self.vector = OneVector(optimizer)
         # Batches of an epoch have two sizes at most.
-        self._by_size: dict[int, Gradient] = {}
+        self._gradients: dict[tuple[int, ...], Gradient] = {}
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
         n = len(x)
         self.vector.give_gradients()
-        if n not in self._by_size:
-            self._by_size[n] = Gradient(self._vae, self._criterion, n)
-        self._gradient = self._by_size[n]
+        key = n, *self.vector.addresses()
+        if key not in self._gradients:
+            self._gradients[key] = Gradient(self._vae, self._criterion, n)
+        self._gradient = self._gradients[key]
         # What is not finite is found when the epoch ends.
         with np.errstate(all="ignore"):
             return self._gradient(x.numpy(), teacher_proba.numpy())
