@@ -16,11 +16,13 @@ from skorch.callbacks import (
     LoadInitState,
     LRScheduler,
 )
+from torch.nn.modules.module import register_module_forward_hook
 
 from skvaecert import CertifiedVAE
 from skvaecert._training import net as net_module
 from skvaecert._training.batches import Resident, TrainingSet
 from skvaecert._training.device import seeded
+from skvaecert._training.inference import encode
 from skvaecert._training.loop import train
 from skvaecert._training.net import make_net
 from skvaecert.exceptions import NonFiniteLossError
@@ -174,6 +176,10 @@ def pickled(net):
         pickle.dumps(part)
 
 
+def shared(net):
+    net.module_.share_memory()
+
+
 def loaded(net):
     state = {k: 0.5 * v for k, v in net.module_.state_dict().items()}
     net.module_.load_state_dict(state)
@@ -213,6 +219,7 @@ ACTIONS = [
     clipped,
     copied,
     pickled,
+    shared,
     loaded,
     forgotten,
     slower,
@@ -221,7 +228,7 @@ ACTIONS = [
     frozen,
     hooked,
 ]
-NO_CHANGE = {"copied", "pickled"}
+NO_CHANGE = {"copied", "pickled", "shared"}
 EVENTS = ["epoch begins", "epoch ends", "batch begins", "gradient", "batch ends"]
 
 
@@ -281,6 +288,28 @@ def test_who_does_not_listen_costs_no_call(dataset, monkeypatch):
     assert not called
     fitted(dataset, [Annealed(), GradientNormClipping(1.0)], max_epochs=1)
     assert called
+
+
+def test_callbacks_may_listen_by_a_function_of_their_own(dataset):
+    callback, called = Callback(), []
+    callback.on_batch_end = lambda *_, **__: called.append(1)
+    fitted(dataset, [callback], max_epochs=1)
+    assert len(called) == 5
+
+
+def test_hooks_of_all_modules_are_called(dataset):
+    seen = set()
+    hook = register_module_forward_hook(lambda module, *_: seen.add(type(module)))
+    try:
+        net = fitted(dataset, max_epochs=1)
+        assert net.step_ == "autograd"
+        assert {torch.nn.Linear, torch.nn.SiLU} < seen
+        seen.clear()
+        encode(net, dataset.rows.values)
+        assert {torch.nn.Linear, torch.nn.SiLU} < seen
+    finally:
+        hook.remove()
+    assert fitted(dataset, max_epochs=1).step_ == "numpy"
 
 
 def test_clipping_of_skorch_clips(dataset):

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 __all__ = [
     "Gradients",
@@ -51,7 +52,8 @@ def is_fully_connected(network: nn.Module) -> bool:
 def is_altered(module: nn.Module) -> bool:
     """Tell whether a module does more than its class says: only torch calls hooks."""
     own = vars(module)
-    return "forward" in own or any(own[hooks] for hooks in _HOOKS)
+    hooked = _has_any_global_hook() or any(own[hooks] for hooks in _HOOKS)
+    return "forward" in own or hooked
 
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:
