@@ -28,6 +28,12 @@ def adam(network, **settings):
     return torch.optim.Adam(network.parameters(), lr=1e-2, fused=True, **settings)
 
 
+def tied(optimizer):
+    vector = OneVector(optimizer)
+    vector.tie()
+    return vector
+
+
 def train(network, stepped, x, n_steps=30, change=lambda network: None):
     """Train by an optimizer, or by the vector that it steps as one."""
     for _ in range(n_steps):
@@ -66,7 +72,7 @@ def test_steps_are_those_of_adam(network, x, change):
     """Also if values or gradients are replaced, not written into."""
     other = copy.deepcopy(network)
     start = weights(network)
-    vector = OneVector(adam(network))
+    vector = tied(adam(network))
     train(network, vector, x, change=change)
     train(other, adam(other), x, change=change)
     assert_close(network, other)
@@ -77,7 +83,7 @@ def test_a_vector_goes_on_from_an_optimizer_and_it_from_the_vector(network, x):
     other = copy.deepcopy(network)
     optimizer, plain = adam(network), adam(other)
     train(network, optimizer, x)
-    vector = OneVector(optimizer)
+    vector = tied(optimizer)
     train(network, vector, x)
     vector.release()
     train(network, optimizer, x)
@@ -93,7 +99,7 @@ def storages(network, optimizer):
 
 def test_what_is_released_has_memory_of_its_own(network, x):
     optimizer = adam(network)
-    vector = OneVector(optimizer)
+    vector = tied(optimizer)
     train(network, vector, x)
     before, gradient = weights(network), network[0].weight.grad.clone()
     shared = storages(network, optimizer)
@@ -113,7 +119,7 @@ def test_what_is_released_has_memory_of_its_own(network, x):
 def test_the_optimizer_looks_as_ever_between_steps(network, x):
     other = copy.deepcopy(network)
     optimizer, plain = adam(network), adam(other)
-    train(network, OneVector(optimizer), x)
+    train(network, tied(optimizer), x)
     train(other, plain, x)
     found, expected = optimizer.state_dict(), plain.state_dict()
     assert found["param_groups"] == expected["param_groups"]
@@ -123,7 +129,7 @@ def test_the_optimizer_looks_as_ever_between_steps(network, x):
 def test_states_that_are_loaded_or_cleared_are_taken_over(network, x):
     other = copy.deepcopy(network)
     optimizer, plain = adam(network), adam(other)
-    vector = OneVector(optimizer)
+    vector = tied(optimizer)
     for net, own, stepped in ((network, optimizer, vector), (other, plain, plain)):
         train(net, stepped, x, n_steps=5)
         kept = copy.deepcopy(own.state_dict())
@@ -138,7 +144,7 @@ def test_states_that_are_loaded_or_cleared_are_taken_over(network, x):
 def test_a_state_that_is_copied_amid_a_fit_can_be_loaded(network, x):
     """Parameters do not share their count of steps, which each step would raise."""
     optimizer = adam(network)
-    train(network, OneVector(optimizer), x)
+    train(network, tied(optimizer), x)
     twin, state = copy.deepcopy(network), copy.deepcopy(optimizer.state_dict())
     its_optimizer = adam(twin)
     its_optimizer.load_state_dict(state)
@@ -148,7 +154,7 @@ def test_a_state_that_is_copied_amid_a_fit_can_be_loaded(network, x):
 
 def test_a_step_that_fails_leaves_the_optimizer_as_it_was(network, x):
     optimizer = adam(network)
-    vector = OneVector(optimizer)
+    vector = tied(optimizer)
     before, parts = optimizer.state, optimizer.param_groups[0]["params"]
 
     def fail(*args):

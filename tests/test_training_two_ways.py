@@ -3,7 +3,8 @@
 import copy
 import pickle
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -24,7 +25,8 @@ from skvaecert._training.batches import Resident, TrainingSet
 from skvaecert._training.device import seeded
 from skvaecert._training.inference import encode
 from skvaecert._training.loop import train
-from skvaecert._training.net import make_net
+from skvaecert._training.net import VAENet, make_net
+from skvaecert._training.optimizer import OneVector
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.networks import make_vae
 from skvaecert.objectives import LagrangeWeight
@@ -383,6 +385,26 @@ def test_nets_copied_amid_a_fit_go_on(dataset, event):
     assert sizes == [4 * t.numel() for t in everything(net)]
 
 
+def test_copies_by_another_thread_disturb_no_step(dataset):
+    """A thread that asks amid a step gets a net that can be trained on."""
+    twins, threads = [], []
+
+    def ask(net):
+        def copy_amid_step(*_):
+            hook.remove()
+            threads.append(Thread(target=lambda: twins.append(copy.deepcopy(net))))
+            threads[0].start()
+            threads[0].join(0.05)
+
+        hook = net.optimizer_.register_step_pre_hook(copy_amid_step)
+
+    net = fitted(dataset, [On("epoch begins", ask)])
+    threads[0].join()
+    assert torch.equal(weights(net), weights(fitted(dataset)))
+    parts = twins[0].optimizer_.param_groups[0]["params"]
+    assert list(map(id, parts)) == list(map(id, twins[0].module_.parameters()))
+
+
 @pytest.mark.parametrize(
     ("first", "second"), [("numpy", "autograd"), ("autograd", "numpy")]
 )
@@ -439,6 +461,37 @@ def test_what_ends_a_fit_leaves_an_ordinary_net(dataset, action, event):
     net.callbacks_ = [(n, c) for n, c in net.callbacks_ if n != "OnBatch"]
     train(net, dataset)
     assert len(net.history) == 12
+
+
+@pytest.mark.parametrize("name", ["tie", "release"])
+def test_ctrl_c_while_parameters_change_their_memory(dataset, monkeypatch, name):
+    method, called = getattr(OneVector, name), []
+
+    def interrupted(vector):
+        called.append(1)
+        if name == "release" and len(called) == 1:
+            raise KeyboardInterrupt
+        method(vector)
+        if len(called) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(OneVector, name, interrupted)
+    net = make()
+    with suppress(KeyboardInterrupt):
+        train(net, dataset)
+    assert called
+    sizes = [t.untyped_storage().nbytes() for t in everything(net)]
+    assert sizes == [4 * t.numel() for t in everything(net)]
+    train(net, dataset)
+    assert net.step_ == "numpy"
+
+
+def test_ctrl_c_at_the_door_of_the_epochs_is_not_lost(dataset, monkeypatch):
+    nets = make(), fitted(dataset)
+    monkeypatch.setattr(VAENet, "fit_loop", lambda *_, **__: interrupt(None))
+    for net in nets:
+        with pytest.raises(KeyboardInterrupt):
+            train(net, dataset)
 
 
 def spoiled(value):

@@ -96,13 +96,20 @@ class VAENet(NeuralNet):
         super().__init__(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A callback may want a copy amid the epochs. The next one ties them again.
-        self._release()
-        state = super().__getstate__()
+        state = super(VAENet, self._ordinary()).__getstate__()
         if self.initialized_:
             # The same as `module_`, which skorch pickles for any device.
             del state["module"]
         return state
+
+    def _ordinary(self) -> "VAENet":
+        """Return a net to be pickled; this one may train on in another thread."""
+        net, step = object.__new__(type(self)), self._step
+        vars(net).update({k: v for k, v in vars(self).items() if k != "_step"})
+        if isinstance(step, NumpyStep):
+            parts = step.vector.copies(self.module_, self.optimizer_)
+            vars(net).update(zip(("module_", "optimizer_"), parts, strict=True))
+        return net
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -219,7 +226,9 @@ class VAENet(NeuralNet):
         """Choose who computes loss and gradient, and say so in `step_`."""
         parts = self.module_, self.criterion_
         if self._has_known_gradient():
-            self._step = NumpyStep(*parts, self.optimizer_)
+            self._step = step = NumpyStep(*parts, self.optimizer_)
+            # Not before the net has it, to release it should Ctrl-C come now.
+            step.vector.tie()
         else:
             kind = torch.device(self.device).type
             autocast = torch.autocast(kind, torch.bfloat16, enabled=self.autocast)
@@ -257,9 +266,9 @@ class VAENet(NeuralNet):
 
     def _release(self) -> None:
         """Leave an ordinary module and optimizer."""
-        step, self._step = self._step, None
-        if isinstance(step, NumpyStep):
-            step.vector.release()
+        if isinstance(self._step, NumpyStep):
+            self._step.vector.release()
+        self._step = None
 
     def _sum_over_processes(self, n_share: int) -> None:
         """Make gradient and losses of a share those of the batch."""
@@ -286,8 +295,6 @@ class VAENet(NeuralNet):
 
     def fit_loop(self, *args: Any, **kwargs: Any) -> "VAENet":
         """Run the epochs; on Ctrl-C or an error, return to the last complete one."""
-        # Until the end shows otherwise: skorch swallows Ctrl-C also before the loop.
-        self.interrupted_ = True
         self._completed = Snapshot(self)
         try:
             with (
@@ -305,10 +312,25 @@ class VAENet(NeuralNet):
             self.optimizer_.state.clear()
             raise
         finally:
-            self._release()
-            for name in ("_step", *_OF_EPOCHS):
-                self.__dict__.pop(name, None)
+            try:
+                self._end_epochs()
+            finally:
+                # Ctrl-C may have stopped the first.
+                self._end_epochs()
         return self
+
+    def _end_epochs(self) -> None:
+        self._release()
+        for name in ("_step", *_OF_EPOCHS):
+            self.__dict__.pop(name, None)
+
+    def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        """Take it that Ctrl-C will come, until the end of the epochs shows otherwise.
+
+        From here on skorch swallows it.
+        """
+        super().on_train_begin(net, **kwargs)
+        self.interrupted_ = True
 
     def on_epoch_begin(self, net: NeuralNet, **kwargs: Any) -> None:
         """Start the epoch's record."""

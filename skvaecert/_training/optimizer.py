@@ -1,5 +1,7 @@
 """Adam on all parameters laid end to end, and on numbers that are not too small."""
 
+import copy
+import threading
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -74,10 +76,10 @@ class OneVector:
         self._step, self._steps = torch.zeros(()), torch.zeros(len(sizes))
         moments = {"step": self._step, "exp_avg": vectors[2], "exp_avg_sq": vectors[3]}
         self.state = {self._flat: moments}
-        self.tie()
+        self._lock = threading.RLock()
 
     def tie(self) -> None:
-        """Take over what was replaced, not written into."""
+        """Take over all parameters, later what was replaced, not written into."""
         pieces = zip(self._parts, self._pieces, self._steps, strict=True)
         for part, piece, step in pieces:
             if part.data_ptr() != piece.value.data_ptr():
@@ -112,13 +114,25 @@ class OneVector:
         """Let the optimizer step the vector in place of its parameters."""
         optimizer, group = self.optimizer, self.optimizer.param_groups[0]
         state = optimizer.state
-        try:
-            optimizer.state = self.state  # type: ignore[assignment]
-            group["params"] = [self._flat]
-            optimizer.step()
-        finally:
-            optimizer.state, group["params"] = state, self._parts
+        with self._lock:
+            try:
+                optimizer.state = self.state  # type: ignore[assignment]
+                group["params"] = [self._flat]
+                optimizer.step()
+            finally:
+                optimizer.state, group["params"] = state, self._parts
         self._steps.fill_(self._step)
+
+    def copies(
+        self, module: nn.Module, optimizer: torch.optim.Adam
+    ) -> tuple[nn.Module, torch.optim.Adam]:
+        """Return copies whose parameters and moments have memory of their own."""
+        # Amid a step of another thread the optimizer has no parameters but the vector.
+        with self._lock:
+            module, optimizer = copy.deepcopy((module, optimizer))
+        for state in optimizer.state.values():
+            state.update({name: value.clone() for name, value in state.items()})
+        return module, optimizer
 
     def release(self) -> None:
         """Give every parameter, and what the optimizer knows of it, its own memory."""
