@@ -7,6 +7,8 @@ after "medium". The settings are of the whole process.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,24 +49,40 @@ def _exact() -> list[Any]:
     return ["ieee"] * len(_parts()) or ["highest", False]
 
 
-class _FullFloat32:
-    """A block of full precision; the last of those that overlap puts settings back."""
-
-    def __init__(self) -> None:
-        self._lock, self._n_inside = threading.Lock(), 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._n_inside == 0:
-                self._before = _settings()
-                _set(_exact())
-            self._n_inside += 1
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._n_inside -= 1
-            if self._n_inside == 0:
-                _set(self._before)
+_lock = threading.RLock()
+_open: list[object] = []
+_before: list[Any] = []
 
 
-full_float32 = _FullFloat32()
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute in full precision; the last block of those that overlap puts it back."""
+    block = object()
+    try:
+        _enter(block)
+        yield
+    finally:
+        try:
+            _leave(block)
+        finally:
+            # Ctrl-C may have stopped the first.
+            _leave(block)
+
+
+def _enter(block: object) -> None:
+    with _lock:
+        first = not _open
+        if first:
+            _before[:] = _settings()
+        _open.append(block)
+        if first:
+            _set(_exact())
+
+
+def _leave(block: object) -> None:
+    with _lock:
+        if block not in _open:
+            return
+        if len(_open) == 1:
+            _set(_before)
+        _open.remove(block)

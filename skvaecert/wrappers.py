@@ -321,7 +321,7 @@ def _evaluate(
     means, log_variances, is_named = [], [], False
     # No inference mode: what a module keeps from its first pass, a table or lazy
     # parameters, could not be trained later.
-    with torch.no_grad(), full_float32, _evaluation_mode(module):
+    with torch.no_grad(), full_float32(), _evaluation_mode(module):
         for index in gen_batches(len(X), size):
             batch = X[index]
             result = _call(name, function, _padded(batch, size), module)

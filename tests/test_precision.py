@@ -1,5 +1,7 @@
 """Passes through encoders are in full float32, and the user's settings come back."""
 
+import gc
+import signal
 import threading
 
 import numpy as np
@@ -54,13 +56,13 @@ def before(request):
 
 def test_inside_all_is_exact_and_afterwards_as_before(before):
     assert before != EXACT
-    with full_float32:
+    with full_float32():
         assert settings() == EXACT
-        with full_float32:
+        with full_float32():
             pass
         assert settings() == EXACT
     assert settings() == before
-    with pytest.raises(KeyError), full_float32:
+    with pytest.raises(KeyError), full_float32():
         raise KeyError
     assert settings() == before
 
@@ -69,7 +71,7 @@ def test_inside_all_is_exact_and_afterwards_as_before(before):
 def test_parts_go_on_to_follow_the_setting_for_all():
     for setting in ("tf32", "ieee", "none"):
         torch.backends.fp32_precision = setting
-        with full_float32:
+        with full_float32():
             pass
         assert torch.backends.mkldnn.conv.fp32_precision == setting
 
@@ -78,20 +80,46 @@ def test_the_last_of_two_threads_puts_settings_back():
     before, first_left = settings(), threading.Event()
 
     def second():
-        with full_float32:
+        with full_float32():
             entered.set()
             first_left.wait()
             seen.append(settings())
 
     entered, seen = threading.Event(), []
     thread = threading.Thread(target=second)
-    with full_float32:
+    with full_float32():
         thread.start()
         entered.wait()
     first_left.set()
     thread.join()
     assert seen == [EXACT]
     assert settings() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs setitimer")
+@pytest.mark.parametrize("before", ["high"], indirect=True)
+def test_ctrl_c_at_any_moment(before):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def blocks(seconds):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        while True:
+            with full_float32():
+                seen.append(settings())
+
+    seen, old = [], signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for i in range(200):
+            with pytest.raises(KeyboardInterrupt):
+                blocks(0.001 + i * 1e-6)
+            gc.collect(0)
+            assert settings() == before
+    finally:
+        signal.signal(signal.SIGALRM, old)
+    assert len(seen) > 200
+    assert set(seen) == {EXACT}
 
 
 class Noting(nn.Linear):

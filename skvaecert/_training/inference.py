@@ -73,7 +73,7 @@ def _in_chunks(
     all_products = all(isinstance(getattr(vae, name), _Products) for name in names)
     # Several threads sum long products in another order.
     threads = threads_for(0 if all_products else None)
-    with torch.inference_mode(), full_float32, threads:
+    with torch.inference_mode(), full_float32(), threads:
         results = [
             function(vae, _filled(chunk).to(net.device))[: len(chunk)].cpu()
             for part in ([rows] if isinstance(rows, Tensor) else rows)
