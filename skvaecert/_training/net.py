@@ -105,10 +105,10 @@ class VAENet(NeuralNet):
     def _ordinary(self) -> "VAENet":
         """Return a net to be pickled; this one may train on in another thread."""
         net, step = object.__new__(type(self)), self._step
-        vars(net).update({k: v for k, v in vars(self).items() if k != "_step"})
+        net.__dict__.update({k: v for k, v in vars(self).items() if k != "_step"})
         if isinstance(step, NumpyStep):
             parts = step.vector.copies(self.module_, self.optimizer_)
-            vars(net).update(zip(("module_", "optimizer_"), parts, strict=True))
+            net.__dict__.update(zip(("module_", "optimizer_"), parts, strict=True))
         return net
 
     def __setstate__(self, state: dict[str, Any]) -> None:
