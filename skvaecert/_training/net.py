@@ -24,15 +24,10 @@ from skvaecert._training.monitors import (
     ValidationMonitor,
     record_with_best,
 )
-from skvaecert._training.optimizer import (
-    OneVector,
-    can_step_as_one,
-    drop_tiny_moments,
-)
+from skvaecert._training.optimizer import OneVector, can_step_as_one, drop_tiny_moments
 from skvaecert._training.processes import ALONE, Processes
 from skvaecert._training.step import (
     AutogradStep,
-    Losses,
     NumpyStep,
     has_known_gradient,
 )
@@ -315,7 +310,7 @@ class VAENet(NeuralNet):
         super().on_epoch_begin(net, **kwargs)
         if self.observer is not None:
             self.observer.begin()
-        self._batch_losses: list[Losses] = []
+        self._batch_losses: list[tuple[Any, ...]] = []
         self._records = self.history[-1]["batches"]
         self._began = time.perf_counter()
 

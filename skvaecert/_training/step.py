@@ -24,19 +24,10 @@ from skvaecert._training.optimizer import OneVector
 from skvaecert.networks import LOG_VARIANCE_BOUND, VAE, GaussianPosterior, Pass
 from skvaecert.objectives import AlignedELBO, Objective, Terms
 
-__all__ = [
-    "AutogradStep",
-    "Gradient",
-    "Losses",
-    "NumpyStep",
-    "has_known_gradient",
-]
+__all__ = ["AutogradStep", "Gradient", "NumpyStep", "has_known_gradient"]
 
 
-# Numbers on the CPU, tensors on a device that is not to be waited for.
-Losses = tuple[float, ...] | tuple[Tensor, ...]
-
-_TINY = float(np.finfo(np.float32).tiny)
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
@@ -147,19 +138,16 @@ class Gradient:
         self._decoder = Layers(vae.decoder, n_samples)
         self._into = gradients(vae.encoder), gradients(vae.decoder)
         raw = vae.raw_log_noise
-        assert raw.grad is not None
         self._raw_log_noise, self._by_raw_log_noise = array(raw), array(raw.grad)
         self._vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
-        self._codes = _Codes(self._encoder.output)
         n_features = linear_layers(vae.decoder)[-1].out_features
         self._slope = np.empty((n_samples, n_features), self._vertices.dtype)
 
     def __call__(
         self, x: NDArray[Any], teacher_proba: NDArray[Any]
     ) -> tuple[float, ...]:
-        criterion, codes = self._criterion, self._codes
-        self._encoder.forward(x)
-        codes.draw()
+        criterion = self._criterion
+        self._codes = codes = _Codes(self._encoder.forward(x))
         self._output = self._decoder.forward(codes.code)
         bernoulli = criterion.likelihood == "bernoulli"
         reconstruction = (self._bernoulli if bernoulli else self._gaussian)(x)
@@ -167,9 +155,9 @@ class Gradient:
         kl = codes.kl()
         into_encoder, into_decoder = self._into
         first = self._decoder.backward(self._slope, into_decoder)
-        towards_code = self._decoder.towards_input(first)
+        by_code = self._decoder.by_input(first)
         kl_weight = float(criterion.kl_weight)
-        by_output = codes.backward(towards_code, pull, kl_weight / len(x))
+        by_output = codes.backward(by_code, pull, kl_weight / len(x))
         self._encoder.backward(by_output, into_encoder)
         weighted = float(criterion.alignment_weight) * alignment
         loss = reconstruction + kl_weight * kl + weighted
@@ -223,7 +211,7 @@ class Gradient:
         log_q -= np.log(total)
         q /= total
         # In float32 a posterior may be 0, where 0 log 0 = 0.
-        log_ratio = np.log(np.maximum(proba, _TINY))
+        log_ratio = np.log(np.maximum(proba, _SMALLEST_NORMAL))
         log_ratio -= log_q
         log_ratio *= proba
         q -= proba
@@ -233,7 +221,7 @@ class Gradient:
     def result(self) -> Pass:
         """Return a copy of what the VAE made of the batch."""
         codes = self._codes
-        made = codes.mean, codes.log_variance(), codes.code, self._output
+        made = codes.mean, codes.log_variance, codes.code, self._output
         mean, log_variance, code, output = map(torch.tensor, made)
         return Pass(mean, log_variance, code, output, torch.tensor(self._log_noise))
 
@@ -242,56 +230,34 @@ class _Codes:
     """Codes drawn from q(z|x), with what their gradient needs."""
 
     def __init__(self, output: NDArray[Any]) -> None:
-        self.mean, self._raw = np.split(output, 2, axis=1)
-        self._slopes = np.empty_like(output)
-        self._by_mean, self._by_raw = np.split(self._slopes, 2, axis=1)
-        self._noise = np.empty(self.mean.shape, output.dtype)
-        self._drawn = torch.from_numpy(self._noise)
-        self.code, self._tanh, self._deviation, self._shift, self._work = np.empty(
-            (5, *self.mean.shape), output.dtype
-        )
-
-    def draw(self) -> None:
-        """Draw codes, once the output of the encoder is there."""
-        self._drawn.normal_()
-        np.tanh(np.divide(self._raw, LOG_VARIANCE_BOUND, out=self._tanh), self._tanh)
-        half = np.multiply(self._tanh, LOG_VARIANCE_BOUND / 2, out=self._deviation)
-        np.exp(half, out=self._deviation)
-        np.multiply(self._deviation, self._noise, out=self._shift)
-        np.add(self.mean, self._shift, out=self.code)
-
-    def log_variance(self) -> NDArray[Any]:
-        """Return log sigma^2."""
-        return LOG_VARIANCE_BOUND * self._tanh
+        latent_dim = output.shape[1] // 2
+        self.mean, raw = output[:, :latent_dim], output[:, latent_dim:]
+        noise = np.empty(raw.shape, raw.dtype)
+        torch.from_numpy(noise).normal_()
+        self._tanh = np.tanh(raw / LOG_VARIANCE_BOUND)
+        self.log_variance = LOG_VARIANCE_BOUND * self._tanh
+        deviation = np.exp(LOG_VARIANCE_BOUND / 2 * self._tanh)
+        self._variance = np.square(deviation)
+        self._shift = deviation * noise
+        self.code = self.mean + self._shift
 
     def kl(self) -> float:
         """Return the mean of KL(q(z|x) || N(0, I))."""
-        squares = np.square(self.mean, out=self._work)
-        squares += np.square(self._deviation, out=self._deviation)
-        squares -= self.log_variance()
+        squares = np.square(self.mean) + self._variance - self.log_variance
         return float(squares.sum() - squares.size) / (2 * len(squares))
 
     def backward(
         self,
-        towards_code: NDArray[Any],
-        towards_mean: NDArray[Any] | float,
+        by_code: NDArray[Any],
+        by_mean: NDArray[Any] | float,
         kl_weight: float,
     ) -> NDArray[Any]:
-        """Return slopes by the encoder's output; :meth:`kl` comes before."""
-        by_mean, by_raw = self._by_mean, self._by_raw
-        np.multiply(self.mean, kl_weight, out=by_mean)
-        by_mean += towards_code
-        by_mean += towards_mean
-        variance = self._deviation
-        variance -= 1
-        variance *= kl_weight
-        np.multiply(towards_code, self._shift, out=by_raw)
-        by_raw += variance
+        """Return the gradient by the encoder's output: theory section 11."""
+        by_raw = by_code * self._shift + kl_weight * (self._variance - 1)
         # The slope of the bound on log-variances, and of sigma by log sigma^2.
-        np.square(self._tanh, out=self._work)
-        by_raw *= np.subtract(1, self._work, out=self._work)
+        by_raw *= 1 - np.square(self._tanh)
         by_raw *= 0.5
-        return self._slopes
+        return np.hstack([kl_weight * self.mean + by_code + by_mean, by_raw])
 
 
 def _is_free(parameter: Tensor) -> bool:
