@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skvaecert._precision import full_float32
 from skvaecert._samples import CHUNK
-from skvaecert._training.layers import Layers, is_fully_connected
+from skvaecert._training.layers import Layers, is_fully_connected, linear_layers
 from skvaecert._training.threads import threads_for
 from skvaecert.networks import VAE
 from skvaecert.objectives import gaussian_kl
@@ -96,11 +96,13 @@ class _Products(nn.Module):
     sample does not depend on its place.
     """
 
-    def __init__(self, network: nn.Sequential) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         size = CHUNK + 2 * _BESIDE
         self._layers = Layers(network, size, order="F")
-        self._input = np.zeros((size, network[0].in_features), np.float32)
+        self._input = np.zeros(
+            (size, linear_layers(network)[0].in_features), np.float32
+        )
 
     @classmethod
     def of(cls, network: nn.Module) -> nn.Module:

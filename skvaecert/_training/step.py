@@ -62,11 +62,11 @@ class AutogradStep:
         criterion: AlignedELBO,
         *,
         backend: str | None = None,
-        autocast: torch.autocast,
+        autocast: bool = False,
     ) -> None:
-        self._vae = vae
-        self._criterion = criterion
-        self._autocast = autocast
+        self._vae, self._criterion = vae, criterion
+        kind = vae.raw_log_noise.device.type
+        self._autocast = torch.autocast(kind, torch.bfloat16, enabled=autocast)
         self._forward: Callable[..., tuple[Pass, Terms]] = self._pass
         if backend is not None:
             self._forward = torch.compile(self._pass, backend=backend)
@@ -104,15 +104,13 @@ class NumpyStep:
     def __init__(
         self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Adam
     ) -> None:
-        self._vae = vae
-        self._criterion = criterion
+        self._vae, self._criterion = vae, criterion
         self.vector = OneVector(optimizer)
         # Batches of an epoch have two sizes at most.
         self._by_size: dict[int, Gradient] = {}
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
         n = len(x)
-        self.vector.give_gradients()
         if n not in self._by_size:
             self._by_size[n] = Gradient(self._vae, self._criterion, n)
         self._gradient = self._by_size[n]
