@@ -20,12 +20,12 @@ __all__ = [
     "multiply_adds",
 ]
 
-
-_HOOKS = [
-    f"_{way}_{hooks}"
-    for way in ("forward", "backward")
-    for hooks in ("hooks", "pre_hooks")
-]
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 # Of the weight and the bias of each layer.
 _Gradients = list[tuple[NDArray[Any], NDArray[Any]]]
@@ -47,7 +47,7 @@ def is_fully_connected(network: nn.Module) -> bool:
 def is_altered(module: nn.Module) -> bool:
     """Tell whether a module does more than its class says: only torch calls hooks."""
     own = vars(module)
-    return "forward" in own or any(own[hooks] for hooks in _HOOKS)
+    return "forward" in own or any(map(own.get, _HOOKS))
 
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:

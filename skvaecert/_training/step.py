@@ -36,14 +36,12 @@ def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
         return False
     if not all(map(is_fully_connected, (vae.encoder, vae.decoder))):
         return False
-    layers = [*linear_layers(vae.encoder), *linear_layers(vae.decoder)]
-    weights, biases = [k.weight for k in layers], [k.bias for k in layers]
-    parameters = [vae.raw_log_noise, *weights, *biases]
+    # Layers that share a weight, here twice, add up their gradients.
+    parameters = [p for _, p in vae.named_parameters(remove_duplicate=False)]
     return (
         type(criterion.objective) is Objective
-        and all(map(_is_free, parameters))
-        # Layers that share a weight add up their gradients.
         and len(set(map(id, parameters))) == len(parameters)
+        and all(map(_is_free, parameters))
         and not any(map(is_altered, (vae, vae.posterior)))
     )
 
@@ -110,10 +108,9 @@ class NumpyStep:
         self._by_size: dict[int, Gradient] = {}
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
-        n = len(x)
-        if n not in self._by_size:
-            self._by_size[n] = Gradient(self._vae, self._criterion, n)
-        self._gradient = self._by_size[n]
+        if len(x) not in self._by_size:
+            self._by_size[len(x)] = Gradient(self._vae, self._criterion, len(x))
+        self._gradient = self._by_size[len(x)]
         # What is not finite is found when the epoch ends.
         with np.errstate(all="ignore"):
             return self._gradient(x.numpy(), teacher_proba.numpy())
@@ -139,27 +136,29 @@ class Gradient:
         self._raw_log_noise, self._by_raw_log_noise = array(raw), array(raw.grad)
         self._vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
         n_features = linear_layers(vae.decoder)[-1].out_features
-        self._slope = np.empty((n_samples, n_features), self._vertices.dtype)
+        self._by_output = np.empty((n_samples, n_features), self._vertices.dtype)
 
     def __call__(
         self, x: NDArray[Any], teacher_proba: NDArray[Any]
     ) -> tuple[float, ...]:
-        criterion = self._criterion
-        self._codes = codes = _Codes(self._encoder.forward(x))
-        self._output = self._decoder.forward(codes.code)
-        bernoulli = criterion.likelihood == "bernoulli"
-        reconstruction = (self._bernoulli if bernoulli else self._gaussian)(x)
-        alignment, pull = self._align(codes.mean, teacher_proba)
-        kl = codes.kl()
-        into_encoder, into_decoder = self._into
-        first = self._decoder.backward(self._slope, into_decoder)
-        by_code = self._decoder.by_input(first)
-        kl_weight = float(criterion.kl_weight)
-        by_output = codes.backward(by_code, pull, kl_weight / len(x))
-        self._encoder.backward(by_output, into_encoder)
-        weighted = float(criterion.alignment_weight) * alignment
-        loss = reconstruction + kl_weight * kl + weighted
+        kl_weight = float(self._criterion.kl_weight)
+        alignment_weight = float(self._criterion.alignment_weight)
+        bernoulli = self._criterion.likelihood == "bernoulli"
+        self._codes = _Codes(self._encoder.forward(x))
+        self._output = self._decoder.forward(self._codes.code)
+        reconstruction = self._bernoulli(x) if bernoulli else self._gaussian(x)
+        kl = self._codes.kl()
+        alignment, by_mean = self._align(teacher_proba, alignment_weight)
+        self._backward(by_mean, kl_weight / len(x))
+        loss = reconstruction + kl_weight * kl + alignment_weight * alignment
         return loss, reconstruction, kl, kl, alignment
+
+    def _backward(self, by_mean: NDArray[Any] | float, kl_weight: float) -> None:
+        into_encoder, into_decoder = self._into
+        first = self._decoder.backward(self._by_output, into_decoder)
+        by_code = self._decoder.by_input(first)
+        by_encoded = self._codes.backward(by_code, by_mean, kl_weight)
+        self._encoder.backward(by_encoded, into_encoder)
 
     def _gaussian(self, x: NDArray[Any]) -> float:
         """Return the mean of -log p(x|z), and fill its slopes."""
@@ -167,7 +166,7 @@ class Gradient:
         tanh = math.tanh(float(self._raw_log_noise) / LOG_VARIANCE_BOUND)
         self._log_noise = LOG_VARIANCE_BOUND * tanh
         precision = math.exp(-self._log_noise)
-        error = np.subtract(self._output, x, out=self._slope)
+        error = np.subtract(self._output, x, out=self._by_output)
         weighted = float(np.vdot(error, error)) * precision / n
         error *= precision / n
         self._by_raw_log_noise[...] = (n_features - weighted) * (1 - tanh**2) / 2
@@ -176,7 +175,7 @@ class Gradient:
 
     def _bernoulli(self, x: NDArray[Any]) -> float:
         """Return the same from logits y: log(1 + exp(y)) - x y, without overflow."""
-        y, work = self._output, self._slope
+        y, work = self._output, self._by_output
         np.exp(np.negative(np.abs(y, out=work), out=work), out=work)
         work += 1
         losses = np.log(work, out=work)
@@ -193,12 +192,12 @@ class Gradient:
         return loss
 
     def _align(
-        self, mean: NDArray[Any], teacher_proba: NDArray[Any]
+        self, teacher_proba: NDArray[Any], weight: float
     ) -> tuple[float, NDArray[Any] | float]:
         """Return A and the slopes of its weighted mean, minus the escape force."""
-        n, weight = len(mean), float(self._criterion.alignment_weight)
         if weight == 0:
             return 0.0, 0.0
+        n, mean = len(teacher_proba), self._codes.mean
         # Components before samples: reductions along samples are slow.
         proba = teacher_proba.T
         vertices = self._criterion.scale * self._vertices
