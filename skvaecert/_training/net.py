@@ -211,9 +211,7 @@ class VAENet(NeuralNet):
         if self._can_step_by_numpy():
             self._step = NumpyStep(*parts, self.optimizer_)
         else:
-            self._step = AutogradStep(
-                *parts, backend=self.forward_backend, autocast=self.autocast
-            )
+            self._step = AutogradStep(*parts, self.forward_backend, self.autocast)
         self.step_ = self._step.name
         return self._step
 

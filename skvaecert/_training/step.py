@@ -5,6 +5,7 @@ Both draw the same codes from torch's generator, so that they differ by rounding
 
 import math
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,12 @@ def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
     )
 
 
+def _is_free(parameter: Tensor) -> bool:
+    """Tell whether a parameter learns, and no hook waits for its gradient."""
+    hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    return parameter.requires_grad and not hooked
+
+
 class AutogradStep:
     """Loss and gradient by torch, for any module, objective and device.
 
@@ -55,12 +62,7 @@ class AutogradStep:
     name = "autograd"
 
     def __init__(
-        self,
-        vae: VAE,
-        criterion: AlignedELBO,
-        *,
-        backend: str | None = None,
-        autocast: bool = False,
+        self, vae: VAE, criterion: AlignedELBO, backend: str | None, autocast: bool
     ) -> None:
         self._vae, self._criterion = vae, criterion
         kind = vae.raw_log_noise.device.type
@@ -102,15 +104,12 @@ class NumpyStep:
     def __init__(
         self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Adam
     ) -> None:
-        self._vae, self._criterion = vae, criterion
         self.vector = OneVector(optimizer)
         # Batches of an epoch have two sizes at most.
-        self._by_size: dict[int, Gradient] = {}
+        self._gradient_of_size = cache(partial(Gradient, vae, criterion))
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
-        if len(x) not in self._by_size:
-            self._by_size[len(x)] = Gradient(self._vae, self._criterion, len(x))
-        self._gradient = self._by_size[len(x)]
+        self._gradient = self._gradient_of_size(len(x))
         # What is not finite is found when the epoch ends.
         with np.errstate(all="ignore"):
             return self._gradient(x.numpy(), teacher_proba.numpy())
@@ -255,9 +254,3 @@ class _Codes:
         by_raw *= 1 - np.square(self._tanh)
         by_raw *= 0.5
         return np.hstack([kl_weight * self.mean + by_code + by_mean, by_raw])
-
-
-def _is_free(parameter: Tensor) -> bool:
-    """Tell whether a parameter learns, and no hook waits for its gradient."""
-    hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
-    return parameter.requires_grad and not hooked
