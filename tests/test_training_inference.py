@@ -103,6 +103,14 @@ def test_decode_and_bound_have_one_result_a_sample():
     assert evidence_bound(net, samples(D)).shape == (N,)
 
 
+def test_a_single_feature_is_decoded_for_each_sample():
+    """A column is contiguous in both orders: no copy of it would be made by chance."""
+    net, codes = net_for(1), torch.randn(N, LATENT)
+    with torch.no_grad():
+        expected = net.module_.decoder(codes).numpy()
+    np.testing.assert_allclose(decode(net, codes), expected, rtol=1e-4, atol=1e-5)
+
+
 class AtEnd(Callback):
     """Keeps the means of the monitored samples at the end of the last epoch."""
 

@@ -38,7 +38,7 @@ def by_numpy(network, x, by_output):
     layers = Layers(network, len(x))
     output = layers.forward(x.numpy()).copy()
     first = layers.backward(by_output.numpy(), gradients(network))
-    by_x = layers.towards_input(first)
+    by_x = layers.by_input(first)
     by_weights = [parameter.grad for parameter in network.parameters()]
     return torch.tensor(output), by_weights, torch.tensor(by_x)
 
@@ -78,8 +78,9 @@ def test_weights_are_read_where_they_are():
     before = layers.forward(x.numpy()).copy()
     with torch.no_grad():
         network[0].weight *= 2
-    assert not np.allclose(layers.forward(x.numpy()), before)
-    np.testing.assert_allclose(layers.output, array(network(x)), rtol=1e-4, atol=1e-5)
+    after = layers.forward(x.numpy())
+    assert not np.allclose(after, before)
+    np.testing.assert_allclose(after, array(network(x)), rtol=1e-4, atol=1e-5)
 
 
 class Scaled(nn.Linear):

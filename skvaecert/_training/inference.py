@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from skvaecert._precision import full_float32
 from skvaecert._samples import CHUNK
-from skvaecert._training.layers import (
-    array,
-    is_fully_connected,
-    linear_layers,
-    silu,
-)
+from skvaecert._training.layers import Layers, is_fully_connected, linear_layers
 from skvaecert._training.threads import threads_for
 from skvaecert.networks import VAE
 from skvaecert.objectives import gaussian_kl
@@ -103,13 +98,11 @@ class _Products(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        layers = linear_layers(network)
-        self._weights = [array(layer.weight) for layer in layers]
-        self._biases = [array(layer.bias)[:, np.newaxis] for layer in layers]
         size = CHUNK + 2 * _BESIDE
-        self._input = np.zeros((size, self._weights[0].shape[1]), np.float32)
-        self._outputs = [np.empty((len(b), size), np.float32) for b in self._biases]
-        self._sigmoids = [np.empty_like(output) for output in self._outputs[:-1]]
+        self._layers = Layers(network, size, order="F")
+        self._input = np.zeros(
+            (size, linear_layers(network)[0].in_features), np.float32
+        )
 
     @classmethod
     def of(cls, network: nn.Module) -> nn.Module:
@@ -120,16 +113,8 @@ class _Products(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self._input[_COUNTING] = x.numpy()
         with np.errstate(all="ignore"):
-            output = self._forward(self._input.T)
-        return torch.from_numpy(np.ascontiguousarray(output[:, _COUNTING].T))
-
-    def _forward(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        for i, output in enumerate(self._outputs):
-            x = np.dot(self._weights[i], x, out=output)
-            x += self._biases[i]
-            if i < len(self._sigmoids):
-                silu(x, self._sigmoids[i])
-        return x
+            output = self._layers.forward(self._input)
+        return torch.from_numpy(output[_COUNTING].copy())
 
 
 def _filled(chunk: Tensor) -> Tensor:

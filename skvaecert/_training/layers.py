@@ -4,8 +4,7 @@ On small networks a call of NumPy costs a tenth of one of torch. On large ones i
 uses the full vector width of every processor; that of torch does so on some only.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 __all__ = [
-    "Gradients",
     "Layers",
     "array",
     "gradients",
@@ -21,12 +19,7 @@ __all__ = [
     "is_fully_connected",
     "linear_layers",
     "multiply_adds",
-    "silu",
 ]
-
-
-# What a layer's weight and bias are to receive.
-Gradients = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 
 _HOOKS = (
     "_forward_hooks",
@@ -34,6 +27,9 @@ _HOOKS = (
     "_backward_hooks",
     "_backward_pre_hooks",
 )
+
+# Of the weight and the bias of each layer.
+_Gradients = list[tuple[NDArray[Any], NDArray[Any]]]
 
 
 def is_fully_connected(network: nn.Module) -> bool:
@@ -52,7 +48,7 @@ def is_fully_connected(network: nn.Module) -> bool:
 def is_altered(module: nn.Module) -> bool:
     """Tell whether a module does more than its class says: only torch calls hooks."""
     own = vars(module)
-    hooked = _has_any_global_hook() or any(own[hooks] for hooks in _HOOKS)
+    hooked = _has_any_global_hook() or any(map(own.get, _HOOKS))
     return "forward" in own or hooked
 
 
@@ -75,94 +71,79 @@ class Layers:
     """Linear layers with SiLU between them, for batches of `n_samples`.
 
     Weights are read where the network has them. Results lie in arrays that the next
-    call writes anew.
+    call writes anew. With order "F", samples are the columns of what BLAS multiplies.
     """
 
-    def __init__(self, network: nn.Module, n_samples: int) -> None:
+    def __init__(
+        self, network: nn.Module, n_samples: int, order: Literal["C", "F"] = "C"
+    ) -> None:
         self._weights = [array(layer.weight) for layer in linear_layers(network)]
         self._biases = [array(layer.bias) for layer in linear_layers(network)]
+
+        def empty(n_values: int) -> NDArray[Any]:
+            return np.empty((n_samples, n_values), self._biases[0].dtype, order)
+
         self._ones = np.ones(n_samples, self._biases[0].dtype)
-        self._outputs = [self._empty(weight, 0) for weight in self._weights]
-        # 1 + tanh(x / 2) of what goes into each SiLU, twice its sigmoid.
-        self._sigmoids = [np.empty_like(output) for output in self._outputs[:-1]]
-        self._slopes = [np.empty_like(output) for output in self._outputs[:-1]]
-        self._by_input = [self._empty(weight, 1) for weight in self._weights]
-
-    @property
-    def output(self) -> NDArray[Any]:
-        """The array in which :meth:`forward` leaves its result."""
-        return self._outputs[-1]
-
-    def _empty(self, weight: NDArray[Any], side: int) -> NDArray[Any]:
-        return np.empty((len(self._ones), weight.shape[side]), weight.dtype)
+        self._outputs = [empty(len(weight)) for weight in self._weights]
+        # Twice the sigmoid of what goes into each SiLU: 1 + tanh(x / 2).
+        self._twice_sigmoids = [empty(len(weight)) for weight in self._weights[:-1]]
+        self._slopes = [empty(len(weight)) for weight in self._weights[:-1]]
+        self._by_inputs = [empty(weight.shape[1]) for weight in self._weights]
 
     def forward(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return the output of the last layer, and keep what the gradient needs."""
         self._inputs = [x, *self._outputs[:-1]]
-        for i, (weight, bias) in enumerate(
-            zip(self._weights, self._biases, strict=True)
-        ):
-            output = np.dot(self._inputs[i], weight.T, out=self._outputs[i])
-            output += bias
-            if i < len(self._sigmoids):
-                silu(output, self._sigmoids[i])
+        for i, output in enumerate(self._outputs):
+            np.matmul(self._inputs[i], self._weights[i].T, out=output)
+            output += self._biases[i]
+            if i < len(self._twice_sigmoids):
+                _silu(output, self._twice_sigmoids[i])
         return output
 
-    def backward(self, by_output: NDArray[Any], into: Gradients) -> NDArray[Any]:
+    def backward(self, by_output: NDArray[Any], into: _Gradients) -> NDArray[Any]:
         """Fill the gradients of weights and biases; return that by the first sums."""
         for i in reversed(range(len(self._weights))):
             by_weight, by_bias = into[i]
             np.dot(by_output.T, self._inputs[i], out=by_weight)
             np.dot(self._ones, by_output, out=by_bias)
             if i:
-                by_input = self._towards(i, by_output)
-                by_input *= _silu_slope(
-                    self._inputs[i], self._sigmoids[i - 1], self._slopes[i - 1]
-                )
-                by_output = by_input
+                by_output = self._by_input(i, by_output)
+                by_output *= self._silu_slope(i - 1)
         return by_output
 
-    def towards_input(self, by_first: NDArray[Any]) -> NDArray[Any]:
+    def by_input(self, by_first: NDArray[Any]) -> NDArray[Any]:
         """Return the gradient by the input, from what :meth:`backward` returned."""
-        return self._towards(0, by_first)
+        return self._by_input(0, by_first)
 
-    def _towards(self, i: int, by_output: NDArray[Any]) -> NDArray[Any]:
-        return np.dot(by_output, self._weights[i], out=self._by_input[i])
+    def _by_input(self, i: int, by_output: NDArray[Any]) -> NDArray[Any]:
+        return np.dot(by_output, self._weights[i], out=self._by_inputs[i])
+
+    def _silu_slope(self, i: int) -> NDArray[Any]:
+        """Return s + y (1 - s) for y = x s, where s is the sigmoid."""
+        slope, twice_sigmoid = self._slopes[i], self._twice_sigmoids[i]
+        # In this order 1 - s is exactly 0 where s is 1, however large y may be.
+        np.subtract(2, twice_sigmoid, out=slope)
+        slope *= self._outputs[i]
+        slope += twice_sigmoid
+        slope *= 0.5
+        return slope
 
 
-def silu(x: NDArray[Any], sigmoid: NDArray[Any]) -> None:
+def _silu(x: NDArray[Any], twice_sigmoid: NDArray[Any]) -> None:
     """Write x sigmoid(x) = (x / 2)(1 + tanh(x / 2)) over x."""
     x *= 0.5
-    np.tanh(x, out=sigmoid)
-    sigmoid += 1
-    x *= sigmoid
+    np.tanh(x, out=twice_sigmoid)
+    twice_sigmoid += 1
+    x *= twice_sigmoid
 
 
-def _silu_slope(
-    output: NDArray[Any], sigmoid: NDArray[Any], slope: NDArray[Any]
-) -> NDArray[Any]:
-    """Return s + y (1 - s) for y = x s, where s is half of `sigmoid`."""
-    # In this order 1 - s is exactly 0 where s is 1, however large y may be.
-    np.subtract(2, sigmoid, out=slope)
-    slope *= output
-    slope += sigmoid
-    slope *= 0.5
-    return slope
-
-
-def array(tensor: Tensor) -> NDArray[Any]:
+def array(tensor: Tensor | None) -> NDArray[Any]:
     """Return an array that shares the memory of a tensor."""
+    assert tensor is not None, "a gradient needs a place"
     return tensor.detach().numpy()
 
 
-def gradients(network: nn.Module) -> Gradients:
+def gradients(network: nn.Module) -> _Gradients:
     """Return the `grad` of the weight and bias of each layer, as arrays."""
-    return [
-        (array(_grad(layer.weight)), array(_grad(layer.bias)))
-        for layer in linear_layers(network)
-    ]
-
-
-def _grad(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad
+    layers = linear_layers(network)
+    return [(array(layer.weight.grad), array(layer.bias.grad)) for layer in layers]

@@ -24,15 +24,10 @@ from skvaecert._training.monitors import (
     ValidationMonitor,
     record_with_best,
 )
-from skvaecert._training.optimizer import (
-    OneVector,
-    can_step_as_one,
-    drop_tiny_moments,
-)
+from skvaecert._training.optimizer import OneVector, can_step_as_one, drop_tiny_moments
 from skvaecert._training.processes import ALONE, Processes
 from skvaecert._training.step import (
     AutogradStep,
-    Losses,
     NumpyStep,
     has_known_gradient,
 )
@@ -51,13 +46,7 @@ __all__ = [
 
 
 # What a net has only while epochs run.
-_OF_EPOCHS = (
-    "_batch_losses",
-    "_batch_sizes",
-    "_began",
-    "_completed",
-    "_records",
-)
+_OF_EPOCHS = "_batch_losses", "_batch_sizes", "_began", "_completed", "_records"
 
 # A mean of gradients decays from 1e-20 to the subnormal numbers in 400 steps.
 _STEPS_BETWEEN_CLEANINGS = 256
@@ -186,20 +175,21 @@ class VAENet(NeuralNet):
         if not self.module_.training:
             self.module_.train()
         step = self._step or self._choose_step()
-        self._batch_losses.append(step(*batch))
+        losses = step(*batch)
         if self.processes.n_processes > 1:
-            self._sum_over_processes(len(batch[0]))
+            losses = self._sum_over_processes(losses, len(batch[0]))
+        self._batch_losses.append(losses)
         named = TeeGenerator(self.get_all_learnable_params())
         self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
         if self._heard:
-            self._heed_gradients()
+            self._heed_callbacks()
         self._stepped.step()
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
             drop_tiny_moments(self._stepped.state.values())
         if self.criterion_.guard is not None:
-            self.criterion_.guard.update(torch.as_tensor(self._batch_losses[-1][-1]))
+            self.criterion_.guard.update(torch.as_tensor(losses[-1]))
         result = step.result() if self._heard else None
-        return {"loss": self._batch_losses[-1][0], "y_pred": result}
+        return {"loss": losses[0], "y_pred": result}
 
     def _notify_of(self, event: str, **kwargs: Any) -> None:
         """Tell callbacks of an event of a batch, if there are any that listen."""
@@ -211,8 +201,8 @@ class VAENet(NeuralNet):
         of_sample = multiply_adds(self.module_.encoder, self.module_.decoder)
         return of_sample and of_sample * self.batch_size
 
-    def _has_known_gradient(self) -> bool:
-        """Tell whether :class:`NumpyStep` can do what this net is to do."""
+    def _can_step_by_numpy(self) -> bool:
+        """Tell whether :class:`NumpyStep` can do all that this net is to do."""
         return (
             torch.device(self.device).type == "cpu"
             and self.forward_backend is None
@@ -225,16 +215,12 @@ class VAENet(NeuralNet):
     def _choose_step(self) -> NumpyStep | AutogradStep:
         """Choose who computes loss and gradient, and say so in `step_`."""
         parts = self.module_, self.criterion_
-        if self._has_known_gradient():
+        if self._can_step_by_numpy():
             self._step = step = NumpyStep(*parts, self.optimizer_)
             # Not before the net has it, to release it should Ctrl-C come now.
             step.vector.tie()
         else:
-            kind = torch.device(self.device).type
-            autocast = torch.autocast(kind, torch.bfloat16, enabled=self.autocast)
-            self._step = AutogradStep(
-                *parts, backend=self.forward_backend, autocast=autocast
-            )
+            self._step = AutogradStep(*parts, self.forward_backend, self.autocast)
         self.step_ = self._step.name
         return self._step
 
@@ -250,17 +236,8 @@ class VAENet(NeuralNet):
         if not isinstance(self._step, NumpyStep):
             return
         vector = self._step.vector
-        if vector.optimizer is self.optimizer_ and self._has_known_gradient():
+        if vector.is_all_of(self.optimizer_) and self._can_step_by_numpy():
             vector.tie()
-        else:
-            self._release()
-
-    def _heed_gradients(self) -> None:
-        """Take over gradients that callbacks replaced; Adam skips those set to None."""
-        if not isinstance(self._step, NumpyStep):
-            return
-        if all(parameter.grad is not None for parameter in self.module_.parameters()):
-            self._step.vector.tie()
         else:
             self._release()
 
@@ -270,22 +247,19 @@ class VAENet(NeuralNet):
             self._step.vector.release()
         self._step = None
 
-    def _sum_over_processes(self, n_share: int) -> None:
+    def _sum_over_processes(
+        self, losses: tuple[Any, ...], n_share: int
+    ) -> tuple[Any, ...]:
         """Make gradient and losses of a share those of the batch."""
-        gradients, losses = self._gradients(), self._batch_losses.pop()
         n_batch = self._batch_sizes[len(self._batch_losses)]
+        learned = [p for _, p in self.get_all_learnable_params() if p.requires_grad]
+        # Processes must have the same tensors.
+        given = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
         # Means over shares of unequal length do not weigh the same.
-        whole = self.processes.sum([*gradients, *losses], n_share / n_batch)
-        for own, gradient in zip(gradients, whole, strict=False):
-            own.copy_(gradient)
-        self._batch_losses.append(tuple(whole[len(gradients) :]))
-
-    def _gradients(self) -> list[Tensor]:
-        parameters = [p for _, p in self.get_all_learnable_params() if p.requires_grad]
-        for parameter in parameters:
-            if parameter.grad is None:  # processes must have the same tensors
-                parameter.grad = torch.zeros_like(parameter)
-        return [p.grad for p in parameters if p.grad is not None]
+        whole = self.processes.sum([*given, *losses], n_share / n_batch)
+        for parameter, gradient in zip(learned, whole, strict=False):
+            parameter.grad = gradient
+        return tuple(whole[len(learned) :])
 
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
@@ -321,7 +295,7 @@ class VAENet(NeuralNet):
 
     def _end_epochs(self) -> None:
         self._release()
-        for name in ("_step", *_OF_EPOCHS):
+        for name in ("_step", "_heard", *_OF_EPOCHS):
             self.__dict__.pop(name, None)
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -337,7 +311,7 @@ class VAENet(NeuralNet):
         super().on_epoch_begin(net, **kwargs)
         if self.observer is not None:
             self.observer.begin()
-        self._batch_losses: list[Losses] = []
+        self._batch_losses: list[tuple[Any, ...]] = []
         self._records = self.history[-1]["batches"]
         self._began = time.perf_counter()
 

@@ -3,7 +3,6 @@
 import copy
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,9 @@ __all__ = ["OneVector", "can_step_as_one", "drop_tiny_moments"]
 
 # Moments below these change a step by less than its rounding: next to eps = 1e-8, a
 # root mean square of 1e-16 is nothing, and so is a step of 1e-20 / eps.
-_TINY = {"exp_avg": 1e-20, "exp_avg_sq": 1e-32}
+_NEGLIGIBLE = {"exp_avg": 1e-20, "exp_avg_sq": 1e-32}
+
+_ZERO = torch.zeros(())
 
 
 def drop_tiny_moments(states: Iterable[dict[str, Tensor]]) -> None:
@@ -23,8 +24,8 @@ def drop_tiny_moments(states: Iterable[dict[str, Tensor]]) -> None:
     processors are slow.
     """
     for state in states:
-        for name in state.keys() & _TINY.keys():
-            state[name].masked_fill_(state[name].abs() < _TINY[name], 0)
+        for name in state.keys() & _NEGLIGIBLE.keys():
+            state[name].masked_fill_(state[name].abs() < _NEGLIGIBLE[name], 0)
 
 
 def can_step_as_one(optimizer: torch.optim.Adam, module: nn.Module) -> bool:
@@ -41,15 +42,6 @@ def can_step_as_one(optimizer: torch.optim.Adam, module: nn.Module) -> bool:
     )
 
 
-class _Piece(NamedTuple):
-    """Views of one vector each, in the shape of a parameter."""
-
-    value: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
-
-
 class OneVector:
     """One vector, of which the parameters of an Adam, and all it knows, are views.
 
@@ -61,54 +53,52 @@ class OneVector:
         self.optimizer = optimizer
         self._parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
         sizes = [part.numel() for part in self._parts]
-        vectors = [
-            torch.zeros(sum(sizes), dtype=self._parts[0].dtype) for _ in _Piece._fields
-        ]
-        self._pieces = [
-            _Piece(*(piece.view(part.shape) for piece in pieces))
-            for part, *pieces in zip(
-                self._parts, *(vector.split(sizes) for vector in vectors), strict=True
-            )
-        ]
-        self._flat = nn.Parameter(vectors[0])
-        self._flat.grad = vectors[1]
+        value, grad, mean, square = (torch.zeros(sum(sizes)) for _ in range(4))
         # One count for all, and a copy for each: loaded states must not share theirs.
         self._step, self._steps = torch.zeros(()), torch.zeros(len(sizes))
-        moments = {"step": self._step, "exp_avg": vectors[2], "exp_avg_sq": vectors[3]}
+        self._flat = nn.Parameter(value)
+        self._flat.grad = grad
+        moments = {"step": self._step, "exp_avg": mean, "exp_avg_sq": square}
         self.state = {self._flat: moments}
         self._lock = threading.RLock()
+        self._values, self._grads, *both = map(self._views, (value, grad, mean, square))
+        self._moments = [
+            dict(zip(moments, own, strict=True))
+            for own in zip(self._steps, *both, strict=True)
+        ]
+
+    def _views(self, vector: Tensor) -> list[Tensor]:
+        pieces = vector.split([part.numel() for part in self._parts])
+        return [piece.view_as(p) for piece, p in zip(pieces, self._parts, strict=True)]
+
+    def is_all_of(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Tell whether an optimizer is to step just this; it skips what has no grad."""
+        has_grad = (part.grad is not None for part in self._parts)
+        return optimizer is self.optimizer and all(has_grad)
 
     def tie(self) -> None:
         """Take over all parameters, later what was replaced, not written into."""
-        pieces = zip(self._parts, self._pieces, self._steps, strict=True)
-        for part, piece, step in pieces:
-            if part.data_ptr() != piece.value.data_ptr():
-                piece.value.copy_(part.detach())
-                part.data = piece.value
-            if part.grad is not None and part.grad is not piece.grad:
-                piece.grad.copy_(part.grad)
-                part.grad = piece.grad
-            if self.optimizer.state[part].get("exp_avg") is not piece.exp_avg:
-                self._take_moments(part, piece, step)
+        pieces = zip(self._parts, self._values, self._grads, self._moments, strict=True)
+        for part, value, grad, moments in pieces:
+            if part.data_ptr() != value.data_ptr():
+                value.copy_(part.detach())
+                part.data = value
+            if part.grad is not grad:
+                grad.copy_(_ZERO if part.grad is None else part.grad)
+                part.grad = grad
+            if self.optimizer.state[part].get("exp_avg") is not moments["exp_avg"]:
+                self._take(self.optimizer.state[part], moments)
 
-    def _take_moments(self, part: nn.Parameter, piece: _Piece, step: Tensor) -> None:
-        state = self.optimizer.state[part]
-        _take(piece.exp_avg, state.get("exp_avg"))
-        _take(piece.exp_avg_sq, state.get("exp_avg_sq"))
-        _take(self._step, state.get("step"))
-        step.copy_(self._step)
-        state.update(step=step, exp_avg=piece.exp_avg, exp_avg_sq=piece.exp_avg_sq)
+    def _take(self, state: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        for name, own in moments.items():
+            own.copy_(state.get(name, _ZERO))
+        state.update(moments)
+        self._step.copy_(moments["step"])
 
     def addresses(self) -> tuple[int, int]:
         """Return where values and gradients lie: `share_memory` moves them."""
         assert self._flat.grad is not None
         return self._flat.data_ptr(), self._flat.grad.data_ptr()
-
-    def give_gradients(self) -> None:
-        """Let `grad` of every parameter be where its gradient will be."""
-        for part, piece in zip(self._parts, self._pieces, strict=True):
-            if part.grad is not piece.grad:
-                part.grad = piece.grad
 
     def step(self) -> None:
         """Let the optimizer step the vector in place of its parameters."""
@@ -141,7 +131,3 @@ class OneVector:
             part.grad = None if part.grad is None else part.grad.clone()
             state = self.optimizer.state.get(part, {})
             state.update({name: value.clone() for name, value in state.items()})
-
-
-def _take(place: Tensor, value: Tensor | None) -> None:
-    place.zero_() if value is None else place.copy_(value)

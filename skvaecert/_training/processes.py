@@ -170,7 +170,8 @@ class _Ranks(Processes):
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         whole = reduce(flat * weight, "sum")
         pieces = whole.split([tensor.numel() for tensor in tensors])
-        return [p.view_as(t) for p, t in zip(pieces, tensors, strict=True)]
+        # Copies: who keeps a loss is not to keep the whole vector.
+        return [p.view_as(t).clone() for p, t in zip(pieces, tensors, strict=True)]
 
     def vote(self, stop: bool) -> bool:
         wishes = torch.tensor([stop, self._pending], device=self._device).float()

@@ -5,6 +5,7 @@ Both draw the same codes from torch's generator, so that they differ by rounding
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,10 @@ from skvaecert._training.optimizer import OneVector
 from skvaecert.networks import LOG_VARIANCE_BOUND, VAE, GaussianPosterior, Pass
 from skvaecert.objectives import AlignedELBO, Objective, Terms
 
-__all__ = [
-    "AutogradStep",
-    "Gradient",
-    "Losses",
-    "NumpyStep",
-    "has_known_gradient",
-]
+__all__ = ["AutogradStep", "Gradient", "NumpyStep", "has_known_gradient"]
 
 
-# Numbers on the CPU, tensors on a device that is not to be waited for.
-Losses = tuple[float, ...] | tuple[Tensor, ...]
-
-_TINY = float(np.finfo(np.float32).tiny)
+_SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
@@ -45,16 +37,20 @@ def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
         return False
     if not all(map(is_fully_connected, (vae.encoder, vae.decoder))):
         return False
-    layers = [*linear_layers(vae.encoder), *linear_layers(vae.decoder)]
-    weights, biases = [k.weight for k in layers], [k.bias for k in layers]
-    parameters = [vae.raw_log_noise, *weights, *biases]
+    # Layers that share a weight, here twice, add up their gradients.
+    parameters = [p for _, p in vae.named_parameters(remove_duplicate=False)]
     return (
         type(criterion.objective) is Objective
-        and all(map(_is_free, parameters))
-        # Layers that share a weight add up their gradients.
         and len(set(map(id, parameters))) == len(parameters)
+        and all(map(_is_free, parameters))
         and not any(map(is_altered, (vae, vae.posterior)))
     )
+
+
+def _is_free(parameter: Tensor) -> bool:
+    """Tell whether a parameter learns, and no hook waits for its gradient."""
+    hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    return parameter.requires_grad and not hooked
 
 
 class AutogradStep:
@@ -66,16 +62,11 @@ class AutogradStep:
     name = "autograd"
 
     def __init__(
-        self,
-        vae: VAE,
-        criterion: AlignedELBO,
-        *,
-        backend: str | None = None,
-        autocast: torch.autocast,
+        self, vae: VAE, criterion: AlignedELBO, backend: str | None, autocast: bool
     ) -> None:
-        self._vae = vae
-        self._criterion = criterion
-        self._autocast = autocast
+        self._vae, self._criterion = vae, criterion
+        kind = vae.raw_log_noise.device.type
+        self._autocast = torch.autocast(kind, torch.bfloat16, enabled=autocast)
         self._forward: Callable[..., tuple[Pass, Terms]] = self._pass
         if backend is not None:
             self._forward = torch.compile(self._pass, backend=backend)
@@ -113,19 +104,12 @@ class NumpyStep:
     def __init__(
         self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Adam
     ) -> None:
-        self._vae = vae
-        self._criterion = criterion
         self.vector = OneVector(optimizer)
         # Batches of an epoch have two sizes at most.
-        self._gradients: dict[tuple[int, ...], Gradient] = {}
+        self._gradient_of = cache(lambda n, *addresses: Gradient(vae, criterion, n))
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
-        n = len(x)
-        self.vector.give_gradients()
-        key = n, *self.vector.addresses()
-        if key not in self._gradients:
-            self._gradients[key] = Gradient(self._vae, self._criterion, n)
-        self._gradient = self._gradients[key]
+        self._gradient = self._gradient_of(len(x), *self.vector.addresses())
         # What is not finite is found when the epoch ends.
         with np.errstate(all="ignore"):
             return self._gradient(x.numpy(), teacher_proba.numpy())
@@ -148,33 +132,32 @@ class Gradient:
         self._decoder = Layers(vae.decoder, n_samples)
         self._into = gradients(vae.encoder), gradients(vae.decoder)
         raw = vae.raw_log_noise
-        assert raw.grad is not None
         self._raw_log_noise, self._by_raw_log_noise = array(raw), array(raw.grad)
         self._vertices = array(criterion.vertices).astype(self._raw_log_noise.dtype)
-        self._codes = _Codes(self._encoder.output)
         n_features = linear_layers(vae.decoder)[-1].out_features
-        self._slope = np.empty((n_samples, n_features), self._vertices.dtype)
+        self._by_output = np.empty((n_samples, n_features), self._vertices.dtype)
 
     def __call__(
         self, x: NDArray[Any], teacher_proba: NDArray[Any]
     ) -> tuple[float, ...]:
-        criterion, codes = self._criterion, self._codes
-        self._encoder.forward(x)
-        codes.draw()
-        self._output = self._decoder.forward(codes.code)
-        bernoulli = criterion.likelihood == "bernoulli"
-        reconstruction = (self._bernoulli if bernoulli else self._gaussian)(x)
-        alignment, pull = self._align(codes.mean, teacher_proba)
-        kl = codes.kl()
-        into_encoder, into_decoder = self._into
-        first = self._decoder.backward(self._slope, into_decoder)
-        towards_code = self._decoder.towards_input(first)
-        kl_weight = float(criterion.kl_weight)
-        by_output = codes.backward(towards_code, pull, kl_weight / len(x))
-        self._encoder.backward(by_output, into_encoder)
-        weighted = float(criterion.alignment_weight) * alignment
-        loss = reconstruction + kl_weight * kl + weighted
+        kl_weight = float(self._criterion.kl_weight)
+        alignment_weight = float(self._criterion.alignment_weight)
+        bernoulli = self._criterion.likelihood == "bernoulli"
+        self._codes = _Codes(self._encoder.forward(x))
+        self._output = self._decoder.forward(self._codes.code)
+        reconstruction = self._bernoulli(x) if bernoulli else self._gaussian(x)
+        kl = self._codes.kl()
+        alignment, by_mean = self._align(teacher_proba, alignment_weight)
+        self._backward(by_mean, kl_weight / len(x))
+        loss = reconstruction + kl_weight * kl + alignment_weight * alignment
         return loss, reconstruction, kl, kl, alignment
+
+    def _backward(self, by_mean: NDArray[Any] | float, kl_weight: float) -> None:
+        into_encoder, into_decoder = self._into
+        first = self._decoder.backward(self._by_output, into_decoder)
+        by_code = self._decoder.by_input(first)
+        by_encoded = self._codes.backward(by_code, by_mean, kl_weight)
+        self._encoder.backward(by_encoded, into_encoder)
 
     def _gaussian(self, x: NDArray[Any]) -> float:
         """Return the mean of -log p(x|z), and fill its slopes."""
@@ -182,7 +165,7 @@ class Gradient:
         tanh = math.tanh(float(self._raw_log_noise) / LOG_VARIANCE_BOUND)
         self._log_noise = LOG_VARIANCE_BOUND * tanh
         precision = math.exp(-self._log_noise)
-        error = np.subtract(self._output, x, out=self._slope)
+        error = np.subtract(self._output, x, out=self._by_output)
         weighted = float(np.vdot(error, error)) * precision / n
         error *= precision / n
         self._by_raw_log_noise[...] = (n_features - weighted) * (1 - tanh**2) / 2
@@ -191,7 +174,7 @@ class Gradient:
 
     def _bernoulli(self, x: NDArray[Any]) -> float:
         """Return the same from logits y: log(1 + exp(y)) - x y, without overflow."""
-        y, work = self._output, self._slope
+        y, work = self._output, self._by_output
         np.exp(np.negative(np.abs(y, out=work), out=work), out=work)
         work += 1
         losses = np.log(work, out=work)
@@ -208,12 +191,12 @@ class Gradient:
         return loss
 
     def _align(
-        self, mean: NDArray[Any], teacher_proba: NDArray[Any]
+        self, teacher_proba: NDArray[Any], weight: float
     ) -> tuple[float, NDArray[Any] | float]:
         """Return A and the slopes of its weighted mean, minus the escape force."""
-        n, weight = len(mean), float(self._criterion.alignment_weight)
         if weight == 0:
             return 0.0, 0.0
+        n, mean = len(teacher_proba), self._codes.mean
         # Components before samples: reductions along samples are slow.
         proba = teacher_proba.T
         vertices = self._criterion.scale * self._vertices
@@ -224,7 +207,7 @@ class Gradient:
         log_q -= np.log(total)
         q /= total
         # In float32 a posterior may be 0, where 0 log 0 = 0.
-        log_ratio = np.log(np.maximum(proba, _TINY))
+        log_ratio = np.log(np.maximum(proba, _SMALLEST_NORMAL))
         log_ratio -= log_q
         log_ratio *= proba
         q -= proba
@@ -234,7 +217,7 @@ class Gradient:
     def result(self) -> Pass:
         """Return a copy of what the VAE made of the batch."""
         codes = self._codes
-        made = codes.mean, codes.log_variance(), codes.code, self._output
+        made = codes.mean, codes.log_variance, codes.code, self._output
         mean, log_variance, code, output = map(torch.tensor, made)
         return Pass(mean, log_variance, code, output, torch.tensor(self._log_noise))
 
@@ -243,59 +226,31 @@ class _Codes:
     """Codes drawn from q(z|x), with what their gradient needs."""
 
     def __init__(self, output: NDArray[Any]) -> None:
-        self.mean, self._raw = np.split(output, 2, axis=1)
-        self._slopes = np.empty_like(output)
-        self._by_mean, self._by_raw = np.split(self._slopes, 2, axis=1)
-        self._noise = np.empty(self.mean.shape, output.dtype)
-        self._drawn = torch.from_numpy(self._noise)
-        self.code, self._tanh, self._deviation, self._shift, self._work = np.empty(
-            (5, *self.mean.shape), output.dtype
-        )
-
-    def draw(self) -> None:
-        """Draw codes, once the output of the encoder is there."""
-        self._drawn.normal_()
-        np.tanh(np.divide(self._raw, LOG_VARIANCE_BOUND, out=self._tanh), self._tanh)
-        half = np.multiply(self._tanh, LOG_VARIANCE_BOUND / 2, out=self._deviation)
-        np.exp(half, out=self._deviation)
-        np.multiply(self._deviation, self._noise, out=self._shift)
-        np.add(self.mean, self._shift, out=self.code)
-
-    def log_variance(self) -> NDArray[Any]:
-        """Return log sigma^2."""
-        return LOG_VARIANCE_BOUND * self._tanh
+        latent_dim = output.shape[1] // 2
+        self.mean, raw = output[:, :latent_dim], output[:, latent_dim:]
+        noise = np.empty(raw.shape, raw.dtype)
+        torch.from_numpy(noise).normal_()
+        self._tanh = np.tanh(raw / LOG_VARIANCE_BOUND)
+        self.log_variance = LOG_VARIANCE_BOUND * self._tanh
+        deviation = np.exp(LOG_VARIANCE_BOUND / 2 * self._tanh)
+        self._variance = np.square(deviation)
+        self._shift = deviation * noise
+        self.code = self.mean + self._shift
 
     def kl(self) -> float:
         """Return the mean of KL(q(z|x) || N(0, I))."""
-        squares = np.square(self.mean, out=self._work)
-        squares += np.square(self._deviation, out=self._deviation)
-        squares -= self.log_variance()
+        squares = np.square(self.mean) + self._variance - self.log_variance
         return float(squares.sum() - squares.size) / (2 * len(squares))
 
     def backward(
         self,
-        towards_code: NDArray[Any],
-        towards_mean: NDArray[Any] | float,
+        by_code: NDArray[Any],
+        by_mean: NDArray[Any] | float,
         kl_weight: float,
     ) -> NDArray[Any]:
-        """Return slopes by the encoder's output; :meth:`kl` comes before."""
-        by_mean, by_raw = self._by_mean, self._by_raw
-        np.multiply(self.mean, kl_weight, out=by_mean)
-        by_mean += towards_code
-        by_mean += towards_mean
-        variance = self._deviation
-        variance -= 1
-        variance *= kl_weight
-        np.multiply(towards_code, self._shift, out=by_raw)
-        by_raw += variance
+        """Return the gradient by the encoder's output: theory section 11."""
+        by_raw = by_code * self._shift + kl_weight * (self._variance - 1)
         # The slope of the bound on log-variances, and of sigma by log sigma^2.
-        np.square(self._tanh, out=self._work)
-        by_raw *= np.subtract(1, self._work, out=self._work)
+        by_raw *= 1 - np.square(self._tanh)
         by_raw *= 0.5
-        return self._slopes
-
-
-def _is_free(parameter: Tensor) -> bool:
-    """Tell whether a parameter learns, and no hook waits for its gradient."""
-    hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
-    return parameter.requires_grad and not hooked
+        return np.hstack([kl_weight * self.mean + by_code + by_mean, by_raw])
