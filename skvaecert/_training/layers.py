@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as modules
 
 __all__ = [
     "Layers",
@@ -48,7 +48,9 @@ def is_fully_connected(network: nn.Module) -> bool:
 def is_altered(module: nn.Module) -> bool:
     """Tell whether a module does more than its class says: only torch calls hooks."""
     own = vars(module)
-    hooked = _has_any_global_hook() or any(map(own.get, _HOOKS))
+    # torch has no public name for hooks of all modules.
+    of_all = getattr(modules, "_has_any_global_hook", bool)()
+    hooked = of_all or any(map(own.get, _HOOKS))
     return "forward" in own or hooked
 
 
