@@ -182,7 +182,7 @@ class VAENet(NeuralNet):
         named = TeeGenerator(self.get_all_learnable_params())
         self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
         if self._heard:
-            self._heed_callbacks()
+            self._heed_callbacks(has_gradient=True)
         self._stepped.step()
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
             drop_tiny_moments(self._stepped.state.values())
@@ -231,12 +231,15 @@ class VAENet(NeuralNet):
             return self._step.vector
         return self.optimizer_
 
-    def _heed_callbacks(self) -> None:
-        """Take over what callbacks replaced; leave to autograd what they changed."""
+    def _heed_callbacks(self, *, has_gradient: bool = False) -> None:
+        """Take over what callbacks replaced; leave to autograd what they changed.
+
+        Once there is a gradient, who computes it matters for the next batch only.
+        """
         if not isinstance(self._step, NumpyStep):
             return
-        vector = self._step.vector
-        if vector.is_all_of(self.optimizer_) and self._can_step_by_numpy():
+        vector, can_go_on = self._step.vector, has_gradient or self._can_step_by_numpy()
+        if vector.is_all_of(self.optimizer_) and can_go_on:
             vector.tie()
         else:
             self._release()
