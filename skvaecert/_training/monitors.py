@@ -32,7 +32,7 @@ __all__ = [
 
 
 # The encoder's forward pass is about a sixth of a training step, so a quarter of the
-# samples keeps the monitor below 5 % of the epoch.
+# samples keeps the monitor below a tenth of the epoch.
 _MONITORED_SHARE = 4
 
 _MOST_MONITORED = 8192
