@@ -121,7 +121,7 @@ class OneVector:
         with self._lock:
             module, optimizer = copy.deepcopy((module, optimizer))
         for state in optimizer.state.values():
-            state.update({name: value.clone() for name, value in state.items()})
+            _unshare(state)
         return module, optimizer
 
     def release(self) -> None:
@@ -129,5 +129,9 @@ class OneVector:
         for part in self._parts:
             part.data = part.data.clone()
             part.grad = None if part.grad is None else part.grad.clone()
-            state = self.optimizer.state.get(part, {})
-            state.update({name: value.clone() for name, value in state.items()})
+            _unshare(self.optimizer.state.get(part, {}))
+
+
+def _unshare(state: dict[str, Tensor]) -> None:
+    """Give every tensor memory of its own."""
+    state.update({name: value.clone() for name, value in state.items()})

@@ -67,21 +67,20 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _moments(net: VAENet) -> dict[str, NDArray[np.float32]]:
     """Lay the moments of all parameters end to end; 0 where no step was made."""
-    states = net.optimizer_.state_dict()["state"]
-    parameters = list(enumerate(net.module_.parameters()))
+    given = net.optimizer_.state_dict()["state"]
+    parameters = list(net.module_.parameters())
+    states = [given.get(i, {}) for i in range(len(parameters))]
     joined = {
         name: torch.cat(
             [
-                states.get(i, {}).get(name, torch.zeros_like(p)).flatten()
-                for i, p in parameters
+                state.get(name, torch.zeros_like(parameter)).flatten()
+                for parameter, state in zip(parameters, states, strict=True)
             ]
         )
         for name in ("exp_avg", "exp_avg_sq")
     }
-    steps = [float(states.get(i, {}).get("step", 0)) for i, _ in parameters]
-    return {k: v.cpu().numpy() for k, v in joined.items()} | {
-        "steps": np.array(steps, dtype=np.float32)
-    }
+    steps = np.array([float(state.get("step", 0)) for state in states], np.float32)
+    return {k: v.cpu().numpy() for k, v in joined.items()} | {"steps": steps}
 
 
 def filled_module(

@@ -42,8 +42,8 @@ def threads_for(multiply_adds: int | None, step: str = "numpy") -> Iterator[None
     """Let BLAS and torch use no more threads than :func:`n_threads_for` says.
 
     No number is raised, and all are put back at the end. With None, as for networks of
-    one's own, nothing changes.
-    BLAS has one number for the process: while blocks overlap, the smallest limit holds.
+    one's own, nothing changes. BLAS has one number for the process: while blocks
+    overlap, the smallest limit holds.
 
     Beside a step by NumPy, torch has one thread: threads of both wait for work on the
     same cores, and steps took up to twelve times as long, even on idle ones.
