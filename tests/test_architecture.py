@@ -17,12 +17,12 @@ FLOORS = [
     {"exceptions", "simplex", "networks", "_precision"},
     {"metrics", "diagnostics", "objectives", "_estimator", "_samples", "_state"},
     {
+        "_loaders",
         "_rounding",
         "bounds",
         "witnesses",
         "forecast",
         "baselines",
-        "wrappers",
         "datasets",
     },
     {"information"},
@@ -30,6 +30,7 @@ FLOORS = [
     {"_training", "_teacher"},
     {"_vae", "diagnosis"},
     {"_certifier"},
+    {"wrappers"},
     {"persistence", "model_selection", "callbacks", "plotting"},
     {"report"},
 ]
@@ -49,6 +50,7 @@ MATHS = {
 ONLY_IN = {
     "skorch": {"_training", "baselines", "callbacks", "objectives"},
     "torch": {
+        "_loaders",
         "_precision",
         "_training",
         "_vae",
