@@ -51,7 +51,6 @@ ONLY_IN = {
         "persistence",
         "wrappers",
     },
-    "accelerate": {"_training"},
     "safetensors": {"persistence"},
     "onnx": {"persistence"},
     "onnxscript": {"persistence"},
@@ -173,7 +172,6 @@ def test_functions_are_short():
 
 # Brought in by an import of skvaecert: none of these, and none of them is needed.
 OPTIONAL = [
-    "accelerate",
     "dask",
     "distributed",
     "matplotlib",
