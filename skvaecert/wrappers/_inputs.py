@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skvaecert._loaders import as_samples
 from skvaecert._precision import full_float32
-from skvaecert._samples import DatasetSamples
+from skvaecert._samples import DatasetSamples, is_sequence
 from skvaecert.wrappers._outputs import Outputs, joined
 
 __all__ = ["evaluate", "open_samples", "unchanged_generators"]
@@ -27,11 +27,11 @@ def open_samples(
 ) -> Any:
     """Return samples that can be indexed: a checked array, or a list as it is."""
     X = as_samples(X, in_order=in_order)
-    if isinstance(X, list | tuple) or _is_sequence(X):
+    if is_sequence(X):
         if not len(X):
             raise ValueError("X must have samples, got 0 sample(s).")
         return list(X)
-    if isinstance(X, str | bytes | dict | set):
+    if isinstance(X, str | bytes | dict | set) and not hasattr(X, "shape"):
         raise ValueError(
             "X must be an array, a list with an item for each sample, a Dataset or a "
             f"DataLoader, got {type(X).__name__}."
@@ -41,12 +41,6 @@ def open_samples(
         _checked(estimator, X[:1], reset)
         return X
     return _checked(estimator, X, reset)
-
-
-def _is_sequence(X: Any) -> bool:
-    """Tell a column of strings, or of other things that are no numbers."""
-    has_one_axis = hasattr(X, "__array__") and getattr(X, "ndim", 0) == 1
-    return has_one_axis and np.asarray(X[:1]).dtype.kind in "OSTU"
 
 
 def _checked(estimator: BaseEstimator, X: Any, reset: bool) -> Any:

@@ -187,7 +187,8 @@ def read_samples(result: Any) -> Outputs:
         found = Outputs(_mean_of("decoder", result))
     elif _has_places(result):
         if len(result) in (1, 2):
-            found = Outputs(*result, measure="width")
+            mean, spread = (*result, None)[:2]
+            found = Outputs(mean, spread, "width")
     else:
         known = [_entry(result, name) for name in _SAMPLES]
         found = Outputs(next((value for value in known if value is not None), None))
@@ -247,8 +248,8 @@ def _by_place(result: Any) -> Outputs:
             "encoder must return the mean, or (mean, log_variance), got "
             f"{_described(result)}.{_naming(_described(result), _pair(result))}"
         )
-    measure = "log_variance" if len(result) == 2 else ""
-    return Outputs(*result, measure=measure)
+    mean, spread = (*result, None)[:2]
+    return Outputs(mean, spread, "log_variance" if len(result) == 2 else "")
 
 
 def _by_name(result: Any) -> Outputs:
@@ -262,8 +263,8 @@ def _by_name(result: Any) -> Outputs:
         )
     measure = next((m for m in _MEASURES if found[m] is not None), "")
     spread = found[measure] if measure else None
-    values = _entry(result, mean), None if spread is None else _entry(result, spread)
-    return Outputs(*values, measure=measure, keys=(mean, spread))
+    width = None if spread is None else _entry(result, spread)
+    return Outputs(_entry(result, mean), width, measure, (mean, spread))
 
 
 def _only(result: Any, *names: str) -> str | None:
@@ -384,5 +385,6 @@ def _described(result: Any) -> str:
     if isinstance(result, tuple | list):
         parts = [f"{i}: {_described(v)}" for i, v in enumerate(result[:_MOST_SHOWN])]
         return f"{kind} of {len(result)} ({'; '.join(parts) or 'nothing'})"
-    names = "" if _is_distribution(result) else ", ".join(getattr(result, "__dict__", ""))
-    return f"{kind} with {names}" if names else kind
+    if _is_distribution(result) or not getattr(result, "__dict__", None):
+        return kind
+    return f"{kind} with {', '.join(vars(result))}"
