@@ -121,7 +121,7 @@ def _is_nested(batch: Any) -> bool:
 
 
 def _items(dataset: Dataset[Any]) -> Any:
-    """Return the samples of a Dataset: a list, or an array where they have one shape."""
+    """Return the samples of a Dataset: an array if all have one shape, or a list."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"X must have a length, got {type(dataset).__name__}. Put it into a "

@@ -277,17 +277,16 @@ def diagnose(
     >>> print(diagnose(mean, np.full((450, 2), 0.1), random_state=0))
     Informative: ...
     """
-    n_samples = len(check_codes("mean", mean))
-    if X is not None:
-        X = _check_samples(X, n_samples)
-    loss = Loss(likelihood, noise_variance, reduction, kl_weight)
-    codes = Codes(np.asarray(mean), std, sample_weight)
-    return diagnosis_of(
-        codes,
-        lambda: _certificate(codes, teacher_proba, witness),
-        loss,
-        decode=decode,
+    return diagnose_codes(
+        Codes(np.asarray(mean), std, sample_weight),
         X=X,
+        teacher_proba=teacher_proba,
+        witness=witness,
+        likelihood=likelihood,
+        noise_variance=noise_variance,
+        reduction=reduction,
+        kl_weight=kl_weight,
+        decode=decode,
         negligible=negligible,
         confidence=confidence,
         n_draws=n_draws,
@@ -345,6 +344,34 @@ class Codes:
         return origin, code.astype(np.float32 if is_small else np.float64)
 
 
+def diagnose_codes(
+    codes: "Codes",
+    *,
+    X: ArrayLike | None = None,
+    teacher_proba: ArrayLike | None = None,
+    witness: Any = None,
+    likelihood: str = "gaussian",
+    noise_variance: float | None = None,
+    reduction: str = "sum",
+    kl_weight: float | None = None,
+    **settings: Any,
+) -> Diagnosis:
+    """Diagnose posteriors, of which it may be known how far another batch moves them.
+
+    The arguments are those of :func:`diagnose`.
+    """
+    n_samples = len(check_codes("mean", codes.mean))
+    if X is not None:
+        X = _check_samples(X, n_samples)
+    return diagnosis_of(
+        codes,
+        lambda: _certificate(codes, teacher_proba, witness),
+        Loss(likelihood, noise_variance, reduction, kl_weight),
+        X=X,
+        **settings,
+    )
+
+
 @dataclass(frozen=True)
 class Loss:
     """What is known of the loss that a VAE was trained with.
@@ -376,12 +403,12 @@ def diagnosis_of(
     certificate: Callable[[], Certificate],
     loss: Loss,
     *,
-    decode: Callable[[Any], Any] | None,
-    X: Any,
-    negligible: float,
-    confidence: float,
-    n_draws: int,
-    random_state: int | np.random.Generator | None,
+    decode: Callable[[Any], Any] | None = None,
+    X: Any = None,
+    negligible: float = 0.05,
+    confidence: float = 0.999999,
+    n_draws: int = 40_000,
+    random_state: int | np.random.Generator | None = None,
 ) -> Diagnosis:
     """Bring together what codes, certificate and decoder tell."""
     check_number("negligible", negligible, above=0)
@@ -440,7 +467,7 @@ def _certificate(
     sums = MeanSums(witness).update(proba, codes.mean, codes.sample_weight)
     if codes.std is not None:
         sums.codes.update(codes.mean, codes.std, codes.sample_weight)
-    return sums.certificate()
+    return sums.certificate(latent_noise=codes.moved)
 
 
 def _witness(

@@ -16,7 +16,11 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 
-from skvaecert.wrappers._inputs import evaluate, open_samples
+from skvaecert._certifier.encoded import EncodedSamples
+from skvaecert._certifier.kinds import MeanKind, SampledKind
+from skvaecert._loaders import as_samples
+from skvaecert.diagnosis import Codes, Diagnosis, diagnose_codes
+from skvaecert.wrappers._inputs import evaluate, open_samples, unchanged_generators
 from skvaecert.wrappers._outputs import (
     Outputs,
     check_names,
@@ -242,6 +246,82 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         ).mean
         return samples.reshape(len(samples), -1)
 
+    def diagnose(
+        self,
+        X: ArrayLike,
+        teacher_proba: ArrayLike | None = None,
+        *,
+        witness: Any = None,
+        sample_weight: ArrayLike | None = None,
+        **options: Any,
+    ) -> Diagnosis:
+        """Tell whether the model has collapsed: :func:`skvaecert.diagnose` of it.
+
+        Also between two epochs of training: modules are evaluated in evaluation mode,
+        without gradients, and put back; torch's random generators stay where they were.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), list, Dataset or DataLoader
+            Samples, as in :meth:`transform`. Floats are also what outputs of the
+            decoder are compared with.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors of a teacher, in the order of the samples: a DataLoader that
+            shuffles is refused.
+        witness : AlignmentLoss or None, default=None
+            The loss that the model is trained with, if it is one.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; uniform when None.
+        **options : dict
+            Other parameters of :func:`skvaecert.diagnose`: `likelihood`,
+            `noise_variance`, `reduction`, `kl_weight`, `negligible`, `confidence`,
+            `n_draws` and `random_state`.
+
+        Returns
+        -------
+        Diagnosis
+            State, values and advice. What drawn codes carry needs an encoder that
+            returns widths; without them the state is "undecided".
+
+        Raises
+        ------
+        ValueError
+            As :func:`skvaecert.diagnose` and :meth:`encode`.
+
+        Warns
+        -----
+        UnstableEncoderWarning
+            If the codes of the same samples differ between two batches by more than
+            rounding explains. The difference counts as noise.
+
+        Notes
+        -----
+        Samples are encoded once, and some of them again in other batches.
+        """
+        self._validate_params()
+        in_order = teacher_proba is not None or sample_weight is not None
+        with unchanged_generators(self.encoder, self.decoder):
+            samples = as_samples(X, in_order=in_order)
+            return diagnose_codes(
+                self._codes(samples, sample_weight),
+                X=_floats(open_samples(self, samples)),
+                decode=None if self.decoder is None else self.inverse_transform,
+                teacher_proba=teacher_proba,
+                witness=witness,
+                **options,
+            )
+
+    def _codes(self, samples: Any, sample_weight: ArrayLike | None) -> Codes:
+        """Return the posteriors, and how far other batches move them."""
+        encoded = EncodedSamples(self, None, samples, weight=sample_weight)
+        has_widths = self._outputs(open_samples(self, samples)[:1]).has_widths
+        kind = SampledKind(None) if has_widths else MeanKind(None)
+        kind.look_again(encoded)
+        kind.finish()
+        kind.stability.warn_if_unstable()
+        mean, std = encoded.distribution if has_widths else (encoded.means, None)
+        return Codes(mean, std, sample_weight, kind.stability.moved)
+
     def _opened(self, X: Any) -> Any:
         self._validate_params()
         return open_samples(self, X, in_order=True)
@@ -289,3 +369,9 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     @property
     def _n_features_out(self) -> int:
         return self.latent_dim_
+
+
+def _floats(samples: Any) -> Any:
+    """Return samples that outputs of a decoder can be compared with; None of others."""
+    dtype = getattr(samples, "dtype", None)
+    return None if dtype is None or dtype.kind != "f" else np.asarray(samples)

@@ -75,6 +75,11 @@ class Outputs:
         spread = None if self.spread is None else self.spread.reshape(n_samples, -1)
         return replace(self, mean=self.mean.reshape(n_samples, -1), spread=spread)
 
+    @property
+    def has_widths(self) -> bool:
+        """Whether a Gaussian was returned; a distribution of another kind was none."""
+        return self.spread is not None or bool(self.distribution)
+
     def std(self) -> Values:
         """Return standard deviations."""
         if self.spread is None:
