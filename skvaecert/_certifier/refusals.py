@@ -52,24 +52,26 @@ def _foreign(model: Any) -> str:
         return f"the torch module {kind}"
     if hasattr(model, "module_"):
         return f"the net {kind} of skorch"
-    named = getattr(model, "__qualname__", getattr(model, "__name__", kind))
+    named = getattr(model, "__qualname__", kind).rpartition("<locals>.")[2]
     return f"the callable {named}" if callable(model) else ""
 
 
 def _arguments(model: Any) -> str:
     """Return what to write into TrainedEncoder(...)."""
-    if hasattr(model, "module_"):
-        name, module = "net.module_", model.module_
-    elif _is_module(model):
-        name, module = "model", model
-    else:
-        return getattr(model, "__name__", "encode").replace("<lambda>", "encode")
-    parts = (
-        next((f"{name}.{part}" for part in pair if hasattr(module, part)), "")
-        for pair in (("encode", "encoder"), ("decode", "decoder"))
-    )
-    encoder, decoder = parts
-    return ", ".join(filter(None, [encoder or name, decoder]))
+    owner = getattr(model, "__self__", None)
+    if _is_module(owner):
+        return f"model.{model.__name__}" + _part(", model", owner, "decode", "decoder")
+    if not (_is_module(model) or hasattr(model, "module_")):
+        return "encode"
+    name = "net.module_" if hasattr(model, "module_") else "model"
+    module = getattr(model, "module_", model)
+    encoder = _part(name, module, "encode", "encoder") or name
+    return encoder + _part(f", {name}", module, "decode", "decoder")
+
+
+def _part(name: str, module: Any, *parts: str) -> str:
+    """Return how to write the first of these parts that a module has."""
+    return next((f"{name}.{part}" for part in parts if hasattr(module, part)), "")
 
 
 def _is_module(value: Any) -> bool:

@@ -117,7 +117,8 @@ def _note(name: str, batch: Any, module: nn.Module | None) -> str:
     kind = f"an array of {batch.dtype}" if module is None else "a tensor"
     note = (
         f"{name} was given {kind} of shape {batch.shape}. Torch modules and their "
-        "methods are given tensors, other callables arrays; input_shape in "
+        "methods are given tensors, other callables arrays: in the place of a function "
+        "around a module, give the module or a method of it. input_shape in "
         "TrainedEncoder sets the shape of a sample."
     )
     if module is not None and batch.dtype.kind in "iu":

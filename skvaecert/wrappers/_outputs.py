@@ -135,7 +135,7 @@ def joined(name: str, batches: Sequence[Outputs]) -> Outputs:
     if len(kinds) > 1:
         raise ValueError(
             f"{name} must return the same outputs for each batch, got widths as "
-            f"{' and '.join(kind or 'none' for kind in sorted(kinds))}."
+            f"{' and '.join(kind or 'none' for kind in sorted(kinds, reverse=True))}."
         )
     first = batches[0]
     mean = _concatenated(name, "values", [batch.mean for batch in batches])
