@@ -525,7 +525,7 @@ class CollapseCertifier(
         loss, decode, samples = model_of(self.estimator_, X, given)
         return diagnosis_of(
             codes_of(pieces, sample_weight),
-            lambda: certificate,
+            lambda information: certificate,
             loss,
             decode=decode,
             X=samples,
