@@ -42,6 +42,7 @@ TENSOR_FORMS = {
     "needs gradients": X.clone().requires_grad_(),
     "dataset": PAIRS,
     "loader": DataLoader(PAIRS, batch_size=3),
+    "dataset with posteriors": WithPosterior(PAIRS, np.full((8, 2), 0.5)),
     "loader of samples": DataLoader(X, batch_size=3),
     "one to a batch": DataLoader(TensorDataset(X), batch_size=1),
     "with posteriors": DataLoader(
@@ -151,17 +152,27 @@ def padded(batch):
             r"samples of one shape.*\(3,\) and \(4,\) and \(5,\).*Pad all",
         ),
         (DataLoader(Words([]), batch_size=2), "without batches"),
+        (StackDataset(x=X), "items of dict"),
         (Stream(), "must have a length, got Stream.*DataLoader"),
     ],
-    ids=["dict", "ragged", "padded by batch", "empty", "stream"],
+    ids=["dict", "ragged", "padded by batch", "empty", "dicts", "stream"],
 )
 def test_what_cannot_be_read_says_what_to_do(loader, message):
     with pytest.raises(ValueError, match=message):
         as_samples(loader, in_order=True)
 
 
+def test_small_batches_of_a_loader_are_joined(monkeypatch):
+    monkeypatch.setattr("skvaecert._loaders._TOGETHER", 5)
+    found = list(flat_batches(DataLoader(PAIRS, batch_size=2)))
+    assert [len(batch) for batch in found] == [6, 2]
+    np.testing.assert_array_equal(np.concatenate(found), X.flatten(1))
+    words = list(flat_batches(DataLoader(Words(WORDS), batch_size=2)))
+    assert words == [WORDS]
+
+
 def test_batches_are_flat():
-    for batches in (DataLoader(PAIRS, batch_size=3), X.split(3), iter(X.split(3))):
+    for batches in (X.split(3), iter(X.split(3))):
         found = list(flat_batches(batches))
         assert [batch.shape for batch in found] == [(3, 6), (3, 6), (2, 6)]
         np.testing.assert_array_equal(np.concatenate(found), X.flatten(1))

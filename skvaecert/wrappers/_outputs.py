@@ -292,7 +292,7 @@ def _of_distribution(result: Any) -> Outputs:
     normal = result
     while type(normal).__name__ == "Independent":
         normal = normal.base_dist
-    if type(normal).__name__ != "Normal":
+    if all(base.__name__ != "Normal" for base in type(normal).__mro__):
         kind = type(normal).__name__
         return Outputs(_mean_of("encoder", result), distribution=kind)
     return Outputs(normal.loc, normal.scale, "std", distribution="Normal")
