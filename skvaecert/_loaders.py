@@ -69,9 +69,10 @@ def _larger(batches: Iterable[Any]) -> Iterator[Any]:
 def _check_order(loader: DataLoader[Any]) -> None:
     sampler = loader.sampler
     is_usual = type(loader.batch_sampler) in (BatchSampler, type(None))
-    is_ordered = type(sampler) is SequentialSampler and is_usual
-    if not (is_ordered and getattr(loader, "in_order", True)):
-        kind = type(sampler if is_usual else loader.batch_sampler).__name__
+    kind = type(sampler if is_usual else loader.batch_sampler).__name__
+    if not loader.in_order:
+        kind += " and in_order=False"
+    if kind != SequentialSampler.__name__:
         raise ValueError(
             "X must come in a known order here, since other values belong to its "
             f"samples, got a DataLoader with a {kind}. Use a DataLoader with "

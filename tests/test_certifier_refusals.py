@@ -110,6 +110,7 @@ def test_encoders_that_give_no_posterior(blobs):
         means.certify(blobs, kind="round_trip")
 
 
+@pytest.mark.slow
 def test_a_wrapped_model_need_not_be_frozen(blobs):
     wrapped = TrainedEncoder(VAE().encode)
     free = certifier(wrapped, blobs).certify(blobs)

@@ -111,6 +111,12 @@ def test_loaders_of_unknown_order_are_refused_where_it_matters(loader, kind):
     assert n_samples in (3, 8)
 
 
+def test_workers_that_may_overtake_each_other_are_refused():
+    loader = DataLoader(PAIRS, num_workers=2, in_order=False)
+    with pytest.raises(ValueError, match="in_order=False"):
+        as_samples(loader, in_order=True)
+
+
 def test_in_order_they_keep_their_order():
     samples = as_samples(DataLoader(PAIRS, batch_size=3, drop_last=True), in_order=True)
     np.testing.assert_array_equal(samples, X[:6])

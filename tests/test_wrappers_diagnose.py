@@ -82,6 +82,7 @@ def test_it_is_the_diagnosis_of_the_arrays(vae, X, proba):
     assert found.state == alone.state == "informative"
 
 
+@pytest.mark.slow
 def test_samples_come_in_any_form(vae, X, proba):
     model = TrainedEncoder(vae.encode, vae.decode)
     tensor = torch.from_numpy(X)

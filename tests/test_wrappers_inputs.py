@@ -176,11 +176,47 @@ def test_neither_autocast_nor_a_decorator_is_in_the_way(digits):
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_array_equal(TrainedEncoder(module).transform(X), means)
         assert torch.is_autocast_enabled("cpu")
-    wrapped = torch.compile(module.forward, backend="eager")
+    wrapped = torch.no_grad()(module.forward)  # as torch.compile wraps, too
     np.testing.assert_array_equal(TrainedEncoder(wrapped).transform(X), means)
 
 
 # Certificates of what is no table.
+
+
+class Conv(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.LazyLinear(9))
+
+    def forward(self, x):
+        assert x.shape[1:] == (1, 8, 8)
+        return self.layers(x), torch.zeros(len(x), 9)
+
+
+@pytest.mark.slow
+def test_images_of_loaders_and_datasets_are_certified(digits):
+    with torch.random.fork_rng():
+        model = TrainedEncoder(Conv(), input_shape=(1, 8, 8))
+        model.transform(digits[0][:2])
+    train, test = (torch.from_numpy(X.astype(np.float32)) for X in digits)
+    certifier = CollapseCertifier(
+        FrozenEstimator(model), teacher=GMMTeacher(9, random_state=0), witness="linear"
+    )
+    expected = certifier.fit(train.numpy()).certify(test.numpy())
+    images = train.reshape(-1, 1, 8, 8), test.reshape(-1, 1, 8, 8)
+    dataset = TensorDataset(images[1], torch.zeros(len(test)))
+    certifier.fit(DataLoader(images[0], batch_size=50))
+    for form in (images[1], images[1].numpy(), dataset, DataLoader(dataset)):
+        assert certifier.certify(form).to_json() == expected.to_json()
+    batches = certifier.certify_batches(DataLoader(dataset, batch_size=64))
+    assert batches.margin == pytest.approx(expected.margin, abs=1e-9)
+    with pytest.raises(ValueError, match="RandomSampler"):
+        certifier.transform(DataLoader(dataset, shuffle=True))
+    with pytest.raises(ValueError, match="RandomSampler"):
+        certifier.certify(
+            DataLoader(dataset, shuffle=True),
+            teacher_proba=certifier.teacher_.transform(test.numpy()),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +250,7 @@ def certifier_of(encoder, teacher, sentences, **params):
     ).fit(sentences)
 
 
+@pytest.mark.slow
 def test_an_encoder_of_strings_is_certified(teacher, sentences):
     certifier = certifier_of(shares, teacher, sentences[:200], witness="linear")
     certificate = certifier.certify(sentences[200:])

@@ -258,6 +258,7 @@ def constant_forms(batch):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", constant_forms(np.ones((1, 6))))
 def test_a_constant_mean_is_constant_in_each_form(shared_blobs, form):
     model = TrainedEncoder(
