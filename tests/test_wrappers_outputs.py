@@ -199,7 +199,7 @@ def test_the_kind_of_outputs_must_not_change_on_the_way():
         return batch[:, :2] if batch[0, 0] else (batch[:, :2], batch[:, :2])
 
     samples = np.repeat([[0.0], [1.0]], 4, axis=0) * np.ones(3)
-    with pytest.raises(ValueError, match="widths as log_variance and none"):
+    with pytest.raises(ValueError, match="spreads as log_variance and none"):
         TrainedEncoder(wavering, batch_size=4).transform(samples)
 
 

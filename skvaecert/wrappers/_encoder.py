@@ -40,17 +40,17 @@ def _has_decoder(wrapper: "TrainedEncoder") -> bool:
 class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Wrap an encoder trained elsewhere, and its decoder, as a transformer.
 
-    `encoder` is called on batches of samples and returns latent means, best with the
-    widths of the posterior. Modules are put into evaluation mode, without gradients.
-    All batches have the same size, the last one padded with its last sample, so that
-    the mean of a sample does not depend on the other samples.
+    `encoder` is called on batches of samples and returns latent means, best with log
+    variances or standard deviations of the posterior. Modules are put into evaluation
+    mode, without gradients. All batches have the same size, the last one padded with
+    its last sample, so that the mean of a sample does not depend on the other samples.
 
     Parameters
     ----------
     encoder : callable
         Takes a batch of samples and returns ``mean`` of shape (n_batch, latent_dim), or
-        ``(mean, log_variance)``, or one of the things listed under `outputs`. Its input
-        depends on what it is:
+        ``(mean, log_variance)``, or one of the things listed under `outputs`. More axes
+        are flattened. Its input depends on what it is:
 
         - a :class:`torch.nn.Module`, or a method of one such as ``vae.encode``, gets
           tensors on the module's device: floats in the module's precision, mostly
@@ -58,9 +58,10 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         - any other callable gets NumPy arrays of the dtype of the samples;
         - samples in a list reach both as a list.
     decoder : callable or None, default=None
-        Takes a batch of flat codes in the same way and returns samples in the units of
-        X, of any shape; or an object or mapping with `reconstruction`, `sample` or
-        `loc`; or a distribution, whose mean is used. None for no decoder.
+        Takes a batch of codes of shape (n_batch, latent_dim) in the same way and
+        returns samples in the units of X, of any shape; or an object or mapping with
+        `reconstruction`, `sample` or `loc`; or a distribution, whose mean is used. None
+        for no decoder.
     input_shape : tuple of int or None, default=None
         Shape of one sample, for encoders that take no flat samples where X is flat, as
         in a :class:`skvaecert.CollapseCertifier`: for example (1, 28, 28). None for
@@ -210,9 +211,9 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Raises
         ------
         ValueError
-            If the encoder returns no widths, or a distribution that is no Gaussian with
-            independent dimensions, or standard deviations or variances that are not
-            above 0; or as :meth:`transform`.
+            If the encoder returns means only, or a distribution that is no Gaussian
+            with independent dimensions, or standard deviations or variances that are
+            not above 0; or as :meth:`transform`.
 
         Warns
         -----
@@ -282,8 +283,8 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Returns
         -------
         Diagnosis
-            State, values and advice. What drawn codes carry needs an encoder that
-            returns widths; without them the state is "undecided".
+            State, values and advice. The state is "undecided" for an encoder that
+            returns means only.
 
         Raises
         ------
@@ -319,12 +320,12 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _codes(self, samples: Any, sample_weight: ArrayLike | None) -> Codes:
         """Return the posteriors, and how far other batches move them."""
         encoded = EncodedSamples(self, None, samples, weight=sample_weight)
-        has_widths = self._outputs(open_samples(self, samples)[:1]).has_widths
-        kind = SampledKind(None) if has_widths else MeanKind(None)
+        is_gaussian = self._outputs(open_samples(self, samples)[:1]).is_gaussian
+        kind = SampledKind(None) if is_gaussian else MeanKind(None)
         kind.look_again(encoded)
         kind.finish()
         kind.stability.warn_if_unstable()
-        mean, std = encoded.distribution if has_widths else (encoded.means, None)
+        mean, std = encoded.distribution if is_gaussian else (encoded.means, None)
         return Codes(mean, std, sample_weight, kind.stability.moved)
 
     def _opened(self, X: Any) -> Any:
