@@ -244,6 +244,11 @@ def test_modules_get_tensors_in_their_own_precision(dtype, returned):
     np.testing.assert_allclose(means, true, rtol=0.05, atol=0.05)
 
 
+def test_an_empty_module_is_one():
+    X = np.eye(3)
+    assert TrainedEncoder(nn.Sequential()).transform(X).dtype == np.float32
+
+
 def test_modules_without_parameters_get_float32():
     def forward(x):
         assert x.dtype == torch.float32
