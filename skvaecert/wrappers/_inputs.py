@@ -100,10 +100,10 @@ def _padded(batch: Any, size: int) -> Any:
 
 
 def _call(name: str, function: Any, batch: Any, module: nn.Module | None) -> Any:
-    is_array = isinstance(batch, np.ndarray)
     try:
-        as_tensor = is_array and module is not None
-        return function(_tensor(batch, module) if as_tensor else batch)
+        if module is None or isinstance(batch, list):
+            return function(batch)
+        return function(_tensor(batch, module))
     except Exception as error:
         error.add_note(_note(name, batch, module))
         raise
