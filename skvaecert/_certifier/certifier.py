@@ -49,6 +49,7 @@ from skvaecert._estimator import (
     FitTasks,
     NestedDefaultMixin,
     check_unchanged,
+    interrupted,
     remember_params,
     restored_on_error,
     seed_unset,
@@ -107,8 +108,8 @@ class CollapseCertifier(
         :class:`sklearn.frozen.FrozenEstimator`, or without `get_params`, it is taken
         as it is.
     teacher : estimator or None, default=None
-        Used if the estimator has no `teacher_` of its own; None for
-        ``GMMTeacher()``.
+        For estimators that have no `teacher_` of their own; None for
+        ``GMMTeacher()``. That of a :class:`CertifiedVAE` is its own parameter.
     witness : {"raw", "procrustes", "linear"} or AlignmentLoss, default="raw"
         What reads the code. "raw" is the fixed simplex, for encoders that were trained
         with it: a `CertifiedVAE` has its own, and a model that was trained in another
@@ -124,7 +125,7 @@ class CollapseCertifier(
     warm_start : bool, default=False
         Whether :meth:`fit` continues with the fitted estimator, with its parameters
         set to those of `estimator`: the way to rescue a collapsed encoder. The
-        estimator itself must have a parameter `warm_start`.
+        estimator itself must have a parameter `warm_start`, which counts as True.
     random_state : int, RandomState instance or None, default=None
         Seeds estimator and teacher where their own `random_state` is None.
 
@@ -247,9 +248,13 @@ class CollapseCertifier(
         NonFiniteLossError
             If training broke down. An earlier fit stays usable; in a first fit the
             epochs that the estimator has kept are certified.
+        KeyboardInterrupt
+            On Ctrl-C. The epochs that a :class:`CertifiedVAE` has kept are certified
+            before, and the error has this certifier as attribute `estimator`. If there
+            are none, or at Ctrl-C anywhere else, nothing has changed.
         """
         X = flat_samples(X, in_order=y is not None or teacher_proba is not None)
-        breakdown = None
+        ended: BaseException | None = None
         tasks = FitTasks(self, X, y, n_parts=1)
         with restored_on_error(self):
             first = not hasattr(self, "estimator_")
@@ -259,11 +264,10 @@ class CollapseCertifier(
             try:
                 with tasks.handed_on(estimator):
                     _fit_encoder(estimator, X, y, teacher_proba)
-            except NonFiniteLossError as error:
-                # A first fit has nothing to go back to but the epochs that it kept.
-                if not (first and hasattr(estimator, "net_")):
+            except (NonFiniteLossError, KeyboardInterrupt) as error:
+                if not _keeps_epochs(estimator, error, first):
                     raise
-                breakdown = error
+                ended = error
             self.estimator_ = estimator
             check_features(self, X, reset=not warm)
             self.teacher_ = self._fitted_teacher(X, teacher_proba, warm)
@@ -275,8 +279,10 @@ class CollapseCertifier(
             self._certified_on = digests(X, teacher_proba)
             # Of this fit alone: parts of a certificate are merged within one.
             self._origin = uuid4().hex
-        if breakdown is not None:
-            raise breakdown
+        if isinstance(ended, KeyboardInterrupt):
+            raise interrupted(self, str(ended))
+        if ended is not None:
+            raise ended
         tasks.end()
         tasks.end_fit()
         return self
@@ -662,8 +668,32 @@ class CollapseCertifier(
     def _estimator_to_fit(self, warm: bool) -> Any:
         template = _template(self)
         _check_template(template)
+        self._check_heeded(template)
         estimator = _seeded_copy(template, self.random_state)
         return _continued(self.estimator_, estimator) if warm else estimator
+
+    def _check_heeded(self, template: Any) -> None:
+        """Fail if a fit would ignore a parameter, before it trains."""
+        # Inside a search, or by itself.
+        encoder = getattr(template, "estimator", template)
+        if isinstance(encoder, CertifiedVAE) and not _is_frozen(template):
+            self._check_teacher_unset(encoder)
+        if _own_params(template).get("warm_start") and not self.warm_start:
+            raise ValueError(
+                "warm_start of the CollapseCertifier must be True for an estimator "
+                "with warm_start=True, got False: every fit would train a new clone of "
+                "the estimator from the beginning. Set it, or set "
+                "estimator__warm_start=False."
+            )
+
+    def _check_teacher_unset(self, encoder: Any) -> None:
+        if self.teacher is not None:
+            name = type(encoder).__name__
+            raise ValueError(
+                f"teacher of the CollapseCertifier must be None for a {name}, which "
+                f"has a teacher of its own, got {self.teacher!r}. Give it to the "
+                f"{name}, or leave it out."
+            )
 
     def _fitted_teacher(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, warm: bool
@@ -672,6 +702,7 @@ class CollapseCertifier(
         encoder = fitted_encoder(self.estimator_)
         theirs = getattr(encoder, "teacher_", None)
         if theirs is not None:
+            self._check_teacher_unset(encoder)
             return theirs
         template = GMMTeacher() if self.teacher is None else self.teacher
         if warm:
@@ -839,26 +870,47 @@ def _check_template(template: Any) -> None:
         )
 
 
+def _is_frozen(estimator: Any) -> bool:
+    return isinstance(estimator, FrozenEstimator)
+
+
 def _seeded_copy(template: Any, random_state: Any) -> Any:
     """Return an unfitted copy of an estimator, seeded if it is not."""
     if not hasattr(template, "get_params"):
         return template
     estimator = clone(template)
-    if random_state is not None and not isinstance(estimator, FrozenEstimator):
+    if random_state is not None and not _is_frozen(estimator):
         seed_unset(estimator, int(check_random_state(random_state).randint(2**31 - 1)))
     return estimator
 
 
+def _own_params(estimator: Any) -> dict[str, Any]:
+    has_params = hasattr(estimator, "get_params")
+    return estimator.get_params(deep=False) if has_params else {}
+
+
 def _continued(fitted: Any, template: Any) -> Any:
     """Return a copy of the fitted estimator with the parameters of `template`."""
-    own = template.get_params(deep=False) if hasattr(template, "get_params") else {}
+    own = _own_params(template)
     if "warm_start" not in own:
         raise ValueError(
             "warm_start=True needs an estimator with a parameter warm_start, got "
             f"{type(template).__name__}."
         )
-    # A copy, so that a fit that fails leaves the fitted one as it is.
-    return copy.deepcopy(fitted).set_params(**own | {"warm_start": True})
+    estimator = copy.copy(fitted).set_params(**own | {"warm_start": True})
+    # Its state is a copy, so that a fit that fails leaves the fitted one as it is; its
+    # parameters are those of the template, such as callbacks that cannot be copied.
+    state = {k: v for k, v in vars(estimator).items() if k not in own}
+    vars(estimator).update(copy.deepcopy(state))
+    return estimator
+
+
+def _keeps_epochs(estimator: Any, error: BaseException, first: bool) -> bool:
+    """Tell whether an estimator whose fit raised an error has epochs to certify."""
+    if isinstance(error, KeyboardInterrupt):
+        return getattr(error, "estimator", None) is estimator
+    # Only a first fit has nothing else to go back to.
+    return first and hasattr(estimator, "net_")
 
 
 def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
