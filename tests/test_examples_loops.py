@@ -49,7 +49,7 @@ def said(output):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_six_lines_are_all_that_the_second_training_has_more(name):
-    lines = (LOOPS / name).read_text().splitlines()
+    lines = [line.strip() for line in (LOOPS / name).read_text().splitlines()]
     asked = [i for i, line in enumerate(lines) if "print(" in line]
     first, second = lines[: asked[0]], lines[asked[0] :]
     second = second[1 : second.index("teacher = FrozenEstimator(teacher)", 1)]
@@ -81,7 +81,8 @@ def test_a_collapsed_vae_is_brought_back(name):
 def test_it_stays_collapsed(line, instead):
     source = (LOOPS / "plain.py").read_text()
     assert source.count(line) == 1
-    assert said(run("-c", source.replace(line, instead))) != BROUGHT_BACK
+    answers = said(run("-c", source.replace(line, instead)))
+    assert answers == ["Collapsed", "Varies", "Collapsed"]
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ class Inside(nn.Module):
 
 def gradients(vae, x, posterior):
     """The gradient of a batch, of a share alone, and of both shares in two ways."""
-    encoder = nn.Linear(x.shape[1], vae.to_mean.out_features)
+    encoder = nn.Linear(x.shape[1], vae.to_mean.out_features, bias=False)
     dist.broadcast(encoder.weight.data, 0)
     inside = Inside(encoder, vae.loss_fn)
     share = slice(dist.get_rank(), None, 2)
@@ -70,12 +70,13 @@ def gradients(vae, x, posterior):
         loss.backward()
         return encoder.weight.grad.flatten().tolist()
 
-    outside = DistributedDataParallel(encoder)
+    # A name for each: they average only as long as they are there.
+    parallel, parallel_loss = map(DistributedDataParallel, (encoder, inside))
     return {
         "batch": gradient(inside(x, posterior)),
         "share": gradient(inside(x[share], posterior[share])),
-        "outside": gradient(vae.loss_fn(outside(x[share]), posterior[share])),
-        "inside": gradient(DistributedDataParallel(inside)(x[share], posterior[share])),
+        "outside": gradient(vae.loss_fn(parallel(x[share]), posterior[share])),
+        "inside": gradient(parallel_loss(x[share], posterior[share])),
     }
 
 

@@ -73,8 +73,8 @@ vae.loss_fn = AlignmentLoss.from_teacher(teacher, X_train, LATENT_DIM)  # 4
 vae.guard = LagrangeWeight(0.8, teacher_information(proba))  # 5
 train(vae, BaseDataset(samples, torch.from_numpy(proba)))  # 6
 
-encoder = TrainedEncoder(vae.encoder, vae.decoder)
 teacher = FrozenEstimator(teacher)
+encoder = TrainedEncoder(vae.encoder, vae.decoder)
 certifier = CollapseCertifier(encoder, teacher=teacher, witness=vae.loss_fn)
 print(certifier.fit(X_train).certify(X_test))
 proba = teacher.predict_proba(X_test)
