@@ -38,7 +38,7 @@ def guards(vae, parallel, x):
 
 
 def pairs(dataset, sampler, teacher):
-    """Whether posteriors belong to their samples, and the first pixels of all."""
+    """Whether posteriors belong to their samples, and the samples of this process."""
     belong, seen = True, []
     for (x,), posterior in DataLoader(dataset, batch_size=32, sampler=sampler):
         expected = torch.from_numpy(teacher.predict_proba(x.numpy())).float()
