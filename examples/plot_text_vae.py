@@ -5,8 +5,8 @@ A text VAE that collapses by itself, and how to bring it back
 `Bowman et al. (2016) <https://arxiv.org/abs/1511.06349>`_ met collapse in text. A
 decoder that sees the words so far predicts the next one almost as well without a code,
 and the KL term then takes the code away. Here this happens on 1,000 sentences that come
-with Python, at KL weight 1, with no trick. The loss does not show it. ``diagnose`` does,
-and six more lines around the same loop bring the code back. It takes about a minute on
+with Python, at KL weight 1, with no trick. The loss does not show it. ``diagnose``
+does, and six more lines around the same loop bring the code back. It takes a minute on
 one CPU core and saves ``text_vae.png``. Other seeds: ``SEED=1 python ...``.
 """
 
