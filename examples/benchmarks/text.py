@@ -14,6 +14,7 @@ left alone in the same seed.
 
 import argparse
 import contextlib
+import math
 import os
 import runpy
 import tempfile
@@ -64,7 +65,9 @@ def main(n_seeds):
         print(f"| {name} | {states} | {' | '.join(ranges)} | {in_range(cost, 1)} |")
     highest = max(results["left alone"][0].information.high for results in runs)
     most = [results["rescued"][0].mean.teacher_information for results in runs]
-    print(f"\nLeft alone, drawn codes carry at most {highest:.3f} nats.")
+    print(
+        f"\nLeft alone, drawn codes carry at most {math.ceil(100 * highest) / 100} nats."
+    )
     print(f"The topics have {in_range(most)} nats.")
 
 
