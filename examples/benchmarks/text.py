@@ -64,10 +64,9 @@ def main(n_seeds):
         cost = 100 * ([one["10 draws"] for one in values] / least - 1)
         print(f"| {name} | {states} | {' | '.join(ranges)} | {in_range(cost, 1)} |")
     highest = max(results["left alone"][0].information.high for results in runs)
+    highest = math.ceil(100 * highest) / 100
     most = [results["rescued"][0].mean.teacher_information for results in runs]
-    print(
-        f"\nLeft alone, drawn codes carry at most {math.ceil(100 * highest) / 100} nats."
-    )
+    print(f"\nLeft alone, drawn codes carry at most {highest} nats.")
     print(f"The topics have {in_range(most)} nats.")
 
 
