@@ -130,8 +130,9 @@ class CertifiedVAE(
         divided by the same scale.
     image_shape : sequence of int or None, default=None
         (channels, height, width), height and width above 4. For "conv", and for
-        pictures of reconstructions: samples are images that are flattened in this order. Flatten images of shape (height,
-        width, channels) by ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
+        pictures of reconstructions: samples are images that are flattened in this
+        order. Flatten images of shape (height, width, channels) by
+        ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
         "bernoulli": data in [0, 1], or bytes from 0 to 255.
