@@ -129,9 +129,10 @@ class CertifiedVAE(
         standardised: the mean of each feature is subtracted, and all features are
         divided by the same scale.
     image_shape : sequence of int or None, default=None
-        (channels, height, width), height and width above 4. Only for "conv": samples
-        are images that are flattened in this order. Flatten images of shape (height,
-        width, channels) by ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
+        (channels, height, width), height and width above 4. For "conv", and for
+        pictures of reconstructions: samples are images that are flattened in this
+        order. Flatten images of shape (height, width, channels) by
+        ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
         "bernoulli": data in [0, 1], or bytes from 0 to 255.
@@ -853,10 +854,6 @@ class CertifiedVAE(
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
 
     def _warn_of_ignored(self) -> None:
-        if self.image_shape is not None and "conv" not in (self.encoder, self.decoder):
-            warn_user(
-                "image_shape is not used: it is for encoder='conv' or decoder='conv'."
-            )
         if self.target_margin != _TARGET_MARGIN and not self._guarded:
             warn_user("target_margin is not used: it is for alignment_weight='auto'.")
 
