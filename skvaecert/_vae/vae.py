@@ -30,10 +30,10 @@ from skvaecert._estimator import (
     warn_user,
     with_callbacks,
 )
+from skvaecert._posterior import posterior_of
 from skvaecert._samples import CHUNK, Index, lazy_part, open_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
-from skvaecert._teacher.posterior import posterior_of
 from skvaecert._training.batches import Standardisation, resolve_batch_size
 from skvaecert._training.device import resolve_backend, resolve_device, seeded
 from skvaecert._training.inference import decode, encode, evidence_bound, posterior
