@@ -301,8 +301,9 @@ def _without_cudnn() -> Iterator[None]:
 class _Norms(NamedTuple):
     """Norms of the gradient of A, of its part that moves means apart, and a limit.
 
-    `spread` is the norm for random pushes that sum to 0 over the samples: it is 0 iff
-    all samples have the same Jacobian, but for a chance of 0 (theory section 4).
+    `spread` is sqrt(n_samples) times the norm for random pushes that sum to 0 over the
+    samples: it is 0 iff all samples have the same Jacobian, but for a chance of 0, and
+    as large as Jacobians differ, however many there are (theory section 4).
     """
 
     whole: float
@@ -394,10 +395,10 @@ class _Gradient:
                 "square roots, norms and logarithms of 0."
             )
         whole, own, size, *spreads = map(float, np.sqrt(squares) / self._n_seen)
+        spread = max(spreads) * np.sqrt(self._n_seen)
+        # Terms may cancel in either of the sums, but hardly in both of them.
         epsilon = _epsilon(self._dtypes | dtypes)
-        # Terms may cancel in any of the sums, but hardly in all of them.
-        rounding = _NOISE_UNITS * epsilon * max(size, *spreads)
-        return _Norms(whole, own, max(spreads), rounding)
+        return _Norms(whole, own, spread, _NOISE_UNITS * epsilon * max(size, spread))
 
 
 def _pushes(force: Floats) -> Floats:
