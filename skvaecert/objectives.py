@@ -390,9 +390,6 @@ class Objective(BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
-    # Whether each step trains encoder and decoder together.
-    trains_jointly: ClassVar[bool] = True
-
     def check(self, likelihood: str) -> None:
         """Check the parameters, also against the likelihood.
 

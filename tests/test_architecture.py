@@ -16,12 +16,13 @@ PACKAGE = Path(skvaecert.__file__).parent
 FLOORS = [
     {"exceptions", "simplex", "networks", "_precision"},
     {"metrics", "diagnostics", "_estimator", "_posterior", "_samples", "_state"},
-    {"_rounding", "bounds", "witnesses", "forecast", "wrappers", "datasets"},
+    {"_loaders", "_rounding", "bounds", "witnesses", "forecast", "datasets"},
     {"information", "objectives"},
     {"_certificate", "baselines"},
     {"_training", "_teacher", "escape"},
     {"_vae", "diagnosis"},
     {"_certifier"},
+    {"wrappers"},
     {"persistence", "model_selection", "callbacks", "plotting"},
     {"report"},
 ]
@@ -41,6 +42,7 @@ MATHS = {
 ONLY_IN = {
     "skorch": {"_training", "baselines", "callbacks", "objectives"},
     "torch": {
+        "_loaders",
         "_precision",
         "_training",
         "_vae",
@@ -52,7 +54,6 @@ ONLY_IN = {
         "persistence",
         "wrappers",
     },
-    "accelerate": {"_training"},
     "safetensors": {"persistence"},
     "onnx": {"persistence"},
     "onnxscript": {"persistence"},
@@ -174,7 +175,6 @@ def test_functions_are_short():
 
 # Brought in by an import of skvaecert: none of these, and none of them is needed.
 OPTIONAL = [
-    "accelerate",
     "dask",
     "distributed",
     "matplotlib",
