@@ -209,7 +209,7 @@ def test_encoders_that_are_stuck_and_their_twin(
     found = report(vae.encode, tokens, posteriors)
     assert found.verdict == verdict
     assert found.dead_layers == layers
-    assert found.latent_force > 0.5
+    assert found.latent_force > 0.4
     assert (first_step(vae, "encode", tokens) < 1e-8) == (verdict == "stuck")
 
 
@@ -221,7 +221,7 @@ class Gain(nn.Module):
         self.gain = nn.Parameter(torch.zeros(DIM))
 
     def encode(self, x):
-        return self.gain * x, x
+        return (self.gain * x,)
 
 
 def test_pushes_that_cancel_are_flat_and_a_twin_is_not(posteriors):
@@ -433,6 +433,7 @@ class Sequences(nn.Module):
         torch.manual_seed(0)
         self.first, self.relu = nn.Linear(1, 8), nn.ReLU()
         self.to_mean = nn.Linear(8, DIM)
+        nn.init.ones_(self.first.weight)
         with torch.no_grad():
             self.first.bias[:2] = -1e6
 
