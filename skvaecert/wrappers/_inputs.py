@@ -106,8 +106,8 @@ def escape_of(
     if module is None:
         raise ValueError(
             "encoder must be a torch module, or a method of one, for an escape report, "
-            f"got {encoder!r}: pass the torch module or its method, such as vae.encode. "
-            "The gradient of other functions is not known."
+            "since the gradient of other functions is not known. Got "
+            f"{encoder!r}: pass the torch module or its method, such as vae.encode."
         )
 
     def encode(batch: Any) -> Tensor:
