@@ -16,7 +16,12 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from skvaecert.datasets import WithPosterior
+
 __all__ = ["as_samples", "flat_batches", "flat_samples"]
+
+# Samples of a loader that are certified together: some are encoded twice each time.
+_TOGETHER = 2048
 
 
 def as_samples(X: Any, *, in_order: bool) -> Any:
@@ -31,7 +36,7 @@ def as_samples(X: Any, *, in_order: bool) -> Any:
             _check_order(X)
         with _same_generators(X):
             return _joined(_batches(X))
-    if isinstance(X, Dataset):
+    if isinstance(X, Dataset | WithPosterior):
         return _joined([_items(X)])
     return X
 
@@ -44,18 +49,30 @@ def flat_samples(X: Any, *, in_order: bool) -> Any:
 
 
 def flat_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield the batches of a loader, or of anything else, with flat samples."""
+    """Yield batches with flat samples; small ones of a loader are joined."""
     if isinstance(batches, DataLoader):
-        batches = _batches(batches)
+        batches = _larger(_batches(batches))
     return (flat_samples(batch, in_order=False) for batch in batches)
+
+
+def _larger(batches: Iterable[Any]) -> Iterator[Any]:
+    parts: list[Any] = []
+    for batch in batches:
+        parts.append(batch)
+        if sum(map(len, parts)) >= _TOGETHER:
+            yield _joined(parts)
+            parts = []
+    if parts:
+        yield _joined(parts)
 
 
 def _check_order(loader: DataLoader[Any]) -> None:
     sampler = loader.sampler
     is_usual = type(loader.batch_sampler) in (BatchSampler, type(None))
-    is_ordered = type(sampler) is SequentialSampler and is_usual
-    if not (is_ordered and getattr(loader, "in_order", True)):
-        kind = type(sampler if is_usual else loader.batch_sampler).__name__
+    kind = type(sampler if is_usual else loader.batch_sampler).__name__
+    if not loader.in_order:
+        kind += " and in_order=False"
+    if kind != SequentialSampler.__name__:
         raise ValueError(
             "X must come in a known order here, since other values belong to its "
             f"samples, got a DataLoader with a {kind}. Use a DataLoader with "
@@ -120,8 +137,8 @@ def _is_nested(batch: Any) -> bool:
     return len(batch) > 0 and isinstance(batch[0], Tensor | np.ndarray | tuple | list)
 
 
-def _items(dataset: Dataset[Any]) -> Any:
-    """Return the samples of a Dataset: a list, or an array where they have one shape."""
+def _items(dataset: Any) -> Any:
+    """Return the samples of a Dataset: an array if all have one shape, or a list."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"X must have a length, got {type(dataset).__name__}. Put it into a "
@@ -136,6 +153,11 @@ def _items(dataset: Dataset[Any]) -> Any:
 def _sample(item: Any) -> Any:
     while isinstance(item, tuple):
         item = item[0]
+    if isinstance(item, dict):
+        raise ValueError(
+            "X must be a Dataset whose items are samples, or tuples that begin with "
+            "them, got items of dict. Give a list of what the encoder gets."
+        )
     return _array(item) if isinstance(item, Tensor) else item
 
 

@@ -665,16 +665,12 @@ class AlignedELBO(nn.Module):
             As for the constructor.
         """
         self.guard: LagrangeWeight | None = None
-        self._fixed_weight = 0.0
+        self.alignment_weight: float | Tensor
         if isinstance(alignment_weight, LagrangeWeight):
             self.guard = alignment_weight
+            self.alignment_weight = alignment_weight.weight
         else:
-            self._fixed_weight = alignment_weight
-
-    @property
-    def alignment_weight(self) -> float | Tensor:  # numpydoc ignore=RT01
-        """The weight of the alignment term as it is now."""
-        return self._fixed_weight if self.guard is None else self.guard.weight
+            self.alignment_weight = alignment_weight
 
     def reconstruction(self, result: Pass, x: Tensor) -> Tensor:
         """Compute -log p(x|z) of each sample under the likelihood.

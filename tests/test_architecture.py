@@ -16,8 +16,8 @@ PACKAGE = Path(skvaecert.__file__).parent
 FLOORS = [
     {"exceptions", "simplex", "networks", "_precision"},
     {"metrics", "diagnostics", "_estimator", "_posterior", "_samples", "_state"},
-    {"_loaders", "_rounding", "bounds", "witnesses", "forecast", "datasets"},
-    {"information", "objectives"},
+    {"_rounding", "bounds", "witnesses", "forecast", "datasets"},
+    {"_loaders", "information", "objectives"},
     {"_certificate", "baselines"},
     {"_training", "_teacher", "escape"},
     {"_vae", "diagnosis"},

@@ -16,8 +16,17 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 
+from skvaecert._certifier.encoded import EncodedSamples
+from skvaecert._certifier.kinds import MeanKind, SampledKind
+from skvaecert._loaders import as_samples
+from skvaecert.diagnosis import Codes, Diagnosis, diagnose_codes
 from skvaecert.escape import EscapeReport
-from skvaecert.wrappers._inputs import escape_of, evaluate, open_samples
+from skvaecert.wrappers._inputs import (
+    escape_of,
+    evaluate,
+    open_samples,
+    unchanged_generators,
+)
 from skvaecert.wrappers._outputs import (
     Outputs,
     check_names,
@@ -37,17 +46,17 @@ def _has_decoder(wrapper: "TrainedEncoder") -> bool:
 class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Wrap an encoder trained elsewhere, and its decoder, as a transformer.
 
-    `encoder` is called on batches of samples and returns latent means, best with the
-    widths of the posterior. Modules are put into evaluation mode, without gradients.
-    All batches have the same size, the last one padded with its last sample, so that
-    the mean of a sample does not depend on the other samples.
+    `encoder` is called on batches of samples and returns latent means, best with log
+    variances or standard deviations of the posterior. Modules are put into evaluation
+    mode, without gradients. All batches have the same size, the last one padded with
+    its last sample, so that the mean of a sample does not depend on the other samples.
 
     Parameters
     ----------
     encoder : callable
         Takes a batch of samples and returns ``mean`` of shape (n_batch, latent_dim), or
-        ``(mean, log_variance)``, or one of the things listed under `outputs`. Its input
-        depends on what it is:
+        ``(mean, log_variance)``, or one of the things listed under `outputs`. More axes
+        are flattened. Its input depends on what it is:
 
         - a :class:`torch.nn.Module`, or a method of one such as ``vae.encode``, gets
           tensors on the module's device: floats in the module's precision, mostly
@@ -55,9 +64,10 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         - any other callable gets NumPy arrays of the dtype of the samples;
         - samples in a list reach both as a list.
     decoder : callable or None, default=None
-        Takes a batch of flat codes in the same way and returns samples in the units of
-        X, of any shape; or an object or mapping with `reconstruction`, `sample` or
-        `loc`; or a distribution, whose mean is used. None for no decoder.
+        Takes a batch of codes of shape (n_batch, latent_dim) in the same way and
+        returns samples in the units of X, of any shape; or an object or mapping with
+        `reconstruction`, `sample` or `loc`; or a distribution, whose mean is used. None
+        for no decoder.
     input_shape : tuple of int or None, default=None
         Shape of one sample, for encoders that take no flat samples where X is flat, as
         in a :class:`skvaecert.CollapseCertifier`: for example (1, 28, 28). None for
@@ -115,6 +125,8 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     >>> model = TrainedEncoder(vae["encoder"], vae["decoder"])
     >>> model.transform(X).shape
     (150, 2)
+    >>> print(model.diagnose(torch.tensor(X, dtype=torch.float32)))
+    Undecided: without standard deviations, nothing shows what codes carry ...
     >>> certifier = CollapseCertifier(
     ...     FrozenEstimator(model), teacher=GMMTeacher(n_components=3, random_state=0))
     >>> certifier.fit(X[::2]).certify(X[1::2]).n_samples
@@ -205,9 +217,9 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Raises
         ------
         ValueError
-            If the encoder returns no widths, or a distribution that is no Gaussian with
-            independent dimensions, or standard deviations or variances that are not
-            above 0; or as :meth:`transform`.
+            If the encoder returns means only, or a distribution that is no Gaussian
+            with independent dimensions, or standard deviations or variances that are
+            not above 0; or as :meth:`transform`.
 
         Warns
         -----
@@ -242,6 +254,85 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             "decoder", self.decoder, codes, size=self.batch_size, read=read_samples
         ).mean
         return samples.reshape(len(samples), -1)
+
+    def diagnose(
+        self,
+        X: ArrayLike,
+        teacher_proba: ArrayLike | None = None,
+        *,
+        witness: Any = None,
+        sample_weight: ArrayLike | None = None,
+        **options: Any,
+    ) -> Diagnosis:
+        """Tell whether the model has collapsed: :func:`skvaecert.diagnose` of it.
+
+        Also between two epochs of training: modules are evaluated in evaluation mode,
+        without gradients, and put back; torch's random generators stay where they were.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), list, Dataset or DataLoader
+            Samples, as in :meth:`transform`. Floats are also what outputs of the
+            decoder are compared with.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors of a teacher, in the order of the samples: a DataLoader that
+            shuffles is refused.
+        witness : AlignmentLoss or None, default=None
+            The loss that the model is trained with, if it is one.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights; uniform when None.
+        **options : dict
+            Other parameters of :func:`skvaecert.diagnose`: `likelihood`,
+            `noise_variance`, `reduction`, `kl_weight`, `negligible`, `confidence`,
+            `n_draws` and `random_state`.
+
+        Returns
+        -------
+        Diagnosis
+            State, values and advice. The state is "undecided" for an encoder that
+            returns means only.
+
+        Raises
+        ------
+        ValueError
+            As :func:`skvaecert.diagnose` and :meth:`encode`.
+
+        Warns
+        -----
+        UnstableEncoderWarning
+            If the codes of the same samples differ between two batches by more than
+            rounding explains. The difference counts as noise.
+
+        Notes
+        -----
+        Samples are encoded once, and some of them again in other batches. With
+        ``n_draws=4000``, 2,000 images of 784 pixels took 0.18 s with fully connected
+        networks and 0.46 s with convolutions: a quarter and a tenth of an epoch of
+        10,000 such images (one thread of a CPU).
+        """
+        self._validate_params()
+        in_order = teacher_proba is not None or sample_weight is not None
+        with unchanged_generators(self.encoder, self.decoder):
+            samples = as_samples(X, in_order=in_order)
+            return diagnose_codes(
+                self._codes(samples, sample_weight),
+                X=_floats(open_samples(self, samples)),
+                decode=None if self.decoder is None else self.inverse_transform,
+                teacher_proba=teacher_proba,
+                witness=witness,
+                **options,
+            )
+
+    def _codes(self, samples: Any, sample_weight: ArrayLike | None) -> Codes:
+        """Return the posteriors, and how far other batches move them."""
+        encoded = EncodedSamples(self, None, samples, weight=sample_weight)
+        is_gaussian = self._outputs(open_samples(self, samples)[:1]).is_gaussian
+        kind = SampledKind(None) if is_gaussian else MeanKind(None)
+        kind.look_again(encoded)
+        kind.finish()
+        kind.stability.warn_if_unstable()
+        mean, std = encoded.distribution if is_gaussian else (encoded.means, None)
+        return Codes(mean, std, sample_weight, kind.stability.moved)
 
     def escape_report(
         self, X: ArrayLike, teacher_proba: ArrayLike, *, witness: Any = None
@@ -294,9 +385,7 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         Stuck: ... Hidden features are dead in 1: ...
         """
         samples = self._opened(X)
-        return escape_of(
-            self.encoder, samples, teacher_proba, witness, **self._reading
-        )
+        return escape_of(self.encoder, samples, teacher_proba, witness, **self._reading)
 
     def _opened(self, X: Any) -> Any:
         self._validate_params()
@@ -346,3 +435,9 @@ class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     @property
     def _n_features_out(self) -> int:
         return self.latent_dim_
+
+
+def _floats(samples: Any) -> Any:
+    """Return samples that outputs of a decoder can be compared with; None of others."""
+    dtype = getattr(samples, "dtype", None)
+    return None if dtype is None or dtype.kind != "f" else np.asarray(samples)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from skvaecert._loaders import as_samples
 from skvaecert._precision import full_float32
-from skvaecert._samples import DatasetSamples
+from skvaecert._samples import DatasetSamples, is_sequence
 from skvaecert._training.device import seeded
 from skvaecert.escape import EscapeReport, differentiating, report_escape
 from skvaecert.simplex import (
@@ -28,12 +28,7 @@ from skvaecert.simplex import (
 from skvaecert.witnesses import simplex_of
 from skvaecert.wrappers._outputs import Outputs, joined
 
-__all__ = [
-    "escape_of",
-    "evaluate",
-    "open_samples",
-    "unchanged_generators",
-]
+__all__ = ["escape_of", "evaluate", "open_samples", "unchanged_generators"]
 
 
 def open_samples(
@@ -41,11 +36,11 @@ def open_samples(
 ) -> Any:
     """Return samples that can be indexed: a checked array, or a list as it is."""
     X = as_samples(X, in_order=in_order)
-    if isinstance(X, list | tuple) or _is_sequence(X):
+    if is_sequence(X):
         if not len(X):
             raise ValueError("X must have samples, got 0 sample(s).")
         return list(X)
-    if isinstance(X, str | bytes | dict | set):
+    if isinstance(X, str | bytes | dict | set) and not hasattr(X, "shape"):
         raise ValueError(
             "X must be an array, a list with an item for each sample, a Dataset or a "
             f"DataLoader, got {type(X).__name__}."
@@ -55,12 +50,6 @@ def open_samples(
         _checked(estimator, X[:1], reset)
         return X
     return _checked(estimator, X, reset)
-
-
-def _is_sequence(X: Any) -> bool:
-    """Tell a column of strings, or of other things that are no numbers."""
-    has_one_axis = hasattr(X, "__array__") and getattr(X, "ndim", 0) == 1
-    return has_one_axis and np.asarray(X[:1]).dtype.kind in "OSTU"
 
 
 def _checked(estimator: BaseEstimator, X: Any, reset: bool) -> Any:
@@ -162,10 +151,10 @@ def _padded(batch: Any, size: int) -> Any:
 
 
 def _call(name: str, function: Any, batch: Any, module: nn.Module | None) -> Any:
-    is_array = isinstance(batch, np.ndarray)
     try:
-        as_tensor = is_array and module is not None
-        return function(_tensor(batch, module) if as_tensor else batch)
+        if module is None or isinstance(batch, list):
+            return function(batch)
+        return function(_tensor(batch, module))
     except Exception as error:
         error.add_note(_note(name, batch, module))
         raise
@@ -180,7 +169,8 @@ def _note(name: str, batch: Any, module: nn.Module | None) -> str:
     kind = f"an array of {batch.dtype}" if module is None else "a tensor"
     note = (
         f"{name} was given {kind} of shape {batch.shape}. Torch modules and their "
-        "methods are given tensors, other callables arrays; input_shape in "
+        "methods are given tensors, other callables arrays: in the place of a function "
+        "around a module, give the module or a method of it. input_shape in "
         "TrainedEncoder sets the shape of a sample."
     )
     if module is not None and batch.dtype.kind in "iu":
@@ -237,12 +227,8 @@ def _device_of(module: nn.Module | None) -> torch.device:
 
 @contextmanager
 def unchanged_generators(*functions: Any) -> Iterator[None]:
-    """Put torch's generators back to where they were."""
+    """Put torch's generators back to where they were, on the CPU and on GPUs."""
     devices = {_device_of(_module_of(function)) for function in functions}
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng([]))
-        for device in devices - {torch.device("cpu")}:
-            stack.enter_context(
-                torch.random.fork_rng([device.index or 0], device_type=device.type)
-            )
+    gpus = [device.index or 0 for device in devices if device.type == "cuda"]
+    with torch.random.fork_rng(gpus):
         yield

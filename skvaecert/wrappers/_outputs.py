@@ -1,4 +1,4 @@
-"""What an encoder or a decoder returns, read as means and what measures a width."""
+"""What an encoder or a decoder returns, read as means and standard deviations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +30,7 @@ _MOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class Outputs:
-    """Means, and what measures the width of a Gaussian around them, if anything does.
+    """Means, and what measures the spread of a Gaussian around them, if there is one.
 
     `keys` are the places or names of both. `returned` describes all that came back, and
     `distribution` names what kind of one it was, if any.
@@ -55,7 +55,7 @@ class Outputs:
             raise ValueError(
                 f"{name} must return a {self.measure} of the shape of the mean, "
                 f"{mean.shape}, got shape {spread.shape} in {self.returned}."
-                + (_naming(self.returned) if name == "encoder" else "")
+                + (_naming() if name == "encoder" else "")
             )
         return replace(self, mean=mean, spread=spread)
 
@@ -65,7 +65,7 @@ class Outputs:
         return replace(self, mean=self.mean[:n_samples].copy(), spread=spread)
 
     def flat(self) -> "Outputs":
-        """Return means and widths of shape (n_samples, latent_dim)."""
+        """Return both with shape (n_samples, latent_dim)."""
         n_samples, *shape = self.mean.shape
         if not shape:
             raise ValueError(
@@ -75,10 +75,15 @@ class Outputs:
         spread = None if self.spread is None else self.spread.reshape(n_samples, -1)
         return replace(self, mean=self.mean.reshape(n_samples, -1), spread=spread)
 
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether :meth:`std` must give standard deviations, or say why it cannot."""
+        return self.spread is not None or bool(self.distribution)
+
     def std(self) -> Values:
         """Return standard deviations."""
         if self.spread is None:
-            raise ValueError(self._without_widths())
+            raise ValueError(self._no_gaussian())
         smallest, largest = self.spread.min(), self.spread.max()
         if self.measure == "log_variance":
             if smallest > 0 and not self.distribution:
@@ -92,7 +97,7 @@ class Outputs:
             )
         return self.spread if self.measure == "std" else np.sqrt(self.spread)
 
-    def _without_widths(self) -> str:
+    def _no_gaussian(self) -> str:
         if self.distribution:
             way_out = (
                 f"A {self.distribution} is not read as a Gaussian with independent "
@@ -129,8 +134,8 @@ def joined(name: str, batches: Sequence[Outputs]) -> Outputs:
     kinds = {batch.measure for batch in batches}
     if len(kinds) > 1:
         raise ValueError(
-            f"{name} must return the same outputs for each batch, got widths as "
-            f"{' and '.join(kind or 'none' for kind in sorted(kinds))}."
+            f"{name} must return the same outputs for each batch, got spreads as "
+            f"{' and '.join(kind or 'none' for kind in sorted(kinds, reverse=True))}."
         )
     first = batches[0]
     mean = _concatenated(name, "values", [batch.mean for batch in batches])
@@ -187,7 +192,8 @@ def read_samples(result: Any) -> Outputs:
         found = Outputs(_mean_of("decoder", result))
     elif _has_places(result):
         if len(result) in (1, 2):
-            found = Outputs(*result, measure="width")
+            mean, spread = (*result, None)[:2]
+            found = Outputs(mean, spread, "spread")
     else:
         known = [_entry(result, name) for name in _SAMPLES]
         found = Outputs(next((value for value in known if value is not None), None))
@@ -200,7 +206,7 @@ def read_samples(result: Any) -> Outputs:
 
 
 def _found(result: Any) -> Outputs:
-    """Find means and widths without being told where."""
+    """Find means and spreads without being told where."""
     inner = _entry(result, "latent_dist")
     result = result if inner is None else inner
     if _is_array(result):
@@ -245,10 +251,10 @@ def _by_place(result: Any) -> Outputs:
     if len(result) not in (1, 2) or not all(map(_is_array, result)):
         raise ValueError(
             "encoder must return the mean, or (mean, log_variance), got "
-            f"{_described(result)}.{_naming(_described(result), _pair(result))}"
+            f"{_described(result)}.{_naming(*_pair(result))}"
         )
-    measure = "log_variance" if len(result) == 2 else ""
-    return Outputs(*result, measure=measure)
+    mean, spread = (*result, None)[:2]
+    return Outputs(mean, spread, "log_variance" if len(result) == 2 else "")
 
 
 def _by_name(result: Any) -> Outputs:
@@ -258,12 +264,12 @@ def _by_name(result: Any) -> Outputs:
         raise ValueError(
             "encoder must return the mean, or (mean, log_variance), or an object with "
             f"them by name, or a Normal distribution, got {_described(result)}."
-            + _naming(_described(result), ("...", "..."))
+            + _naming()
         )
     measure = next((m for m in _MEASURES if found[m] is not None), "")
     spread = found[measure] if measure else None
-    values = _entry(result, mean), None if spread is None else _entry(result, spread)
-    return Outputs(*values, measure=measure, keys=(mean, spread))
+    values = None if spread is None else _entry(result, spread)
+    return Outputs(_entry(result, mean), values, measure, (mean, spread))
 
 
 def _only(result: Any, *names: str) -> str | None:
@@ -272,8 +278,7 @@ def _only(result: Any, *names: str) -> str | None:
     if len(present) > 1:
         raise ValueError(
             f"encoder must return one output of a kind, got {_described(result)}, and "
-            f"{' and '.join(present)} could both be meant."
-            + _naming("", (present[0], "..."))
+            f"{' and '.join(present)} could both be meant." + _naming(present[0])
         )
     return present[0] if present else None
 
@@ -286,7 +291,7 @@ def _of_distribution(result: Any) -> Outputs:
     normal = result
     while type(normal).__name__ == "Independent":
         normal = normal.base_dist
-    if type(normal).__name__ != "Normal":
+    if all(base.__name__ != "Normal" for base in type(normal).__mro__):
         kind = type(normal).__name__
         return Outputs(_mean_of("encoder", result), distribution=kind)
     return Outputs(normal.loc, normal.scale, "std", distribution="Normal")
@@ -328,11 +333,11 @@ def _pair(result: Any) -> tuple[Any, Any]:
     """Return the places of two outputs that could be mean and log variance."""
     shapes = [getattr(value, "shape", None) for value in result]
     pairs = ((i, i + 1) for i in range(len(shapes) - 1) if shapes[i] is not None)
-    return next((p for p in pairs if shapes[p[0]] == shapes[p[1]]), ("...", "..."))
+    return next((p for p in pairs if shapes[p[0]] == shapes[p[1]]), (..., ...))
 
 
-def _naming(returned: str, keys: tuple[Any, Any] = ("...", "...")) -> str:
-    mean, spread = (key if key == "..." else repr(key) for key in keys)
+def _naming(mean: Any = ..., spread: Any = ...) -> str:
+    mean, spread = ("..." if key is ... else repr(key) for key in (mean, spread))
     return (
         " Say which is which in TrainedEncoder, for example "
         f'outputs={{"mean": {mean}, "log_variance": {spread}}}.'
@@ -384,5 +389,6 @@ def _described(result: Any) -> str:
     if isinstance(result, tuple | list):
         parts = [f"{i}: {_described(v)}" for i, v in enumerate(result[:_MOST_SHOWN])]
         return f"{kind} of {len(result)} ({'; '.join(parts) or 'nothing'})"
-    names = "" if _is_distribution(result) else ", ".join(getattr(result, "__dict__", ""))
-    return f"{kind} with {names}" if names else kind
+    if _is_distribution(result) or not getattr(result, "__dict__", None):
+        return kind
+    return f"{kind} with {', '.join(vars(result))}"
