@@ -72,7 +72,7 @@ class Attention(nn.Module):
 
 
 def collapsed(module, shrink=1e-3):
-    """Make a module whose means are next to constant, in double precision."""
+    """Make a module whose means are next to constant."""
     torch.manual_seed(0)
     module = module()
     with torch.no_grad():
@@ -488,3 +488,25 @@ def test_loops_may_go_on_longer_for_some_samples(posteriors):
     # The last sample makes a batch of its own, and a loop of its own length.
     model = TrainedEncoder(Loop(), batch_size=N - 1)
     assert model.escape_report(X, posteriors).dead_units == {"tanh": 0.0}
+
+
+def test_posteriors_are_checked_and_may_say_nothing(tokens, posteriors):
+    vae = collapsed(TextVAE)
+    found = report(vae.encode, tokens, np.full((N, 3), 1 / 3))
+    assert found.verdict == "uninformative"
+    with pytest.raises(ValueError, match="latent_dim"):
+        report(vae.encode, tokens, np.full((N, 4), 1 / 4))
+    with pytest.raises(ValueError, match="teacher_proba"):
+        report(vae.encode, tokens, posteriors[1:])
+
+
+def test_lists_reach_a_module_as_lists(tokens, posteriors):
+    class OfText(TextVAE):
+        def encode(self, texts):
+            return super().encode(
+                torch.tensor([list(map(int, t.split())) for t in texts])
+            )
+
+    texts = [" ".join(map(str, sample)) for sample in tokens]
+    expected = report(collapsed(TextVAE).encode, tokens, posteriors)
+    assert report(collapsed(OfText).encode, texts, posteriors) == expected
