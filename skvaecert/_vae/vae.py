@@ -32,7 +32,7 @@ from skvaecert._estimator import (
     with_callbacks,
 )
 from skvaecert._posterior import posterior_of
-from skvaecert._samples import Index, lazy_part, open_samples
+from skvaecert._samples import CHUNK, Index, lazy_part, open_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._training.batches import Standardisation, resolve_batch_size
@@ -54,12 +54,12 @@ from skvaecert._training.state import (
     saved_alignment,
 )
 from skvaecert._vae.data import Data, Preprocessor, fit_standardisation, split
-from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
 from skvaecert._vae.guard import make_guard, warn_if_unreached
 from skvaecert._vae.history import Epochs, history_table
 from skvaecert._vae.prefit import Prefit
 from skvaecert._vae.state import FITTED, check_vae
 from skvaecert._vae.teacher import fit_teacher
+from skvaecert.escape import EscapeReport, differentiating, report_escape
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.forecast import ForecastCurve, forecast_curve
 from skvaecert.networks import (
@@ -713,17 +713,18 @@ class CertifiedVAE(
         """
         check_is_fitted(self)
         samples, proba = self._open(X, teacher_proba)
-        device = torch.device(self.net_.device)
+        module, device = self.net_.module_, torch.device(self.net_.device)
         # An encoder of one's own may draw, also in evaluation mode.
-        with seeded(0, device), as_it_was(self.net_.module_):
+        with seeded(0, device), differentiating(module):
+            chunks = self._preprocessor.standardise(samples)
             return report_escape(
-                self.net_.module_,
-                self._preprocessor.standardise(samples),
+                module,
+                lambda x: module.encode(x.to(device))[0],
+                (x for chunk in chunks for x in chunk.split(CHUNK)),
                 self._means(samples).astype(np.float64),
                 proba,
                 self.vertices_,
                 self.witness_scale_,
-                device,
             )
 
     def __sklearn_tags__(self) -> Tags:
