@@ -784,9 +784,15 @@ class CollapseCertifier(
         return again._certify_training(samples)
 
 
-def drawn_margin(certifier: CollapseCertifier, X: ArrayLike, n_draws: int) -> float:
+def drawn_margin(
+    certifier: CollapseCertifier,
+    X: ArrayLike,
+    n_draws: int,
+    teacher_proba: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Return the margin of drawn codes, of samples of the fit too: no certificate."""
-    pieces = certifier._pieces(X)
+    pieces = certifier._pieces(X, teacher_proba, sample_weight)
     part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
     return part.collected.conclude(0.0).margin
 
