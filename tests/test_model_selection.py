@@ -538,14 +538,16 @@ class Constant(Projection):
 def test_no_metadata_certify_a_constant_encoder(blobs, witness):
     """Twin: posteriors that say something certify an encoder that varies."""
     X, rng = blobs[1::2], np.random.default_rng(0)
-    sharp = GMMTeacher(4, random_state=0).fit_transform(blobs)[1::2]
     weights = [None, rng.uniform(size=len(X)), np.arange(len(X)) > 30]
     for encoder, certified in ((Constant(), 0), (PCA(3), 1)):
         certifier = CollapseCertifier(encoder, teacher=GMMTeacher(4), witness=witness)
         certifier.fit(blobs[::2])
         search = make_pipeline(SearchOfAnotherLibrary(certifier))
         for weight in weights:
-            given = {"teacher_proba": sharp, "sample_weight": weight}
+            given = {
+                "teacher_proba": certifier.teacher_.predict_proba(X),
+                "sample_weight": weight,
+            }
             assert certified_scorer(search, X, **given) == certified
             given["teacher_proba"] = rng.dirichlet(np.ones(4), len(X))
             assert certified_scorer(search, X, **given) == 0

@@ -38,7 +38,7 @@ class Scored:
         sample_weight: ArrayLike | None,
     ) -> None:
         inner, self._samples = certifying_part(estimator, X)
-        self._metadata = {
+        self._metadata: dict[str, Any] = {
             "teacher_proba": teacher_proba,
             "sample_weight": sample_weight,
         }
