@@ -46,6 +46,7 @@ from skvaecert._certifier.weights import digest_weights
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
+    HTMLMixin,
     NestedDefaultMixin,
     check_unchanged,
     remember_params,
@@ -81,6 +82,7 @@ def _has_inverse(certifier: "CollapseCertifier") -> bool:
 
 class CollapseCertifier(
     CallbackSupportMixin,
+    HTMLMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,
     MetaEstimatorMixin,

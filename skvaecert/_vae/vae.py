@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
+    HTMLMixin,
     NestedDefaultMixin,
     check_unchanged,
     remember_params,
@@ -86,6 +87,7 @@ _SEEDS = 2**31 - 1
 
 class CertifiedVAE(
     CallbackSupportMixin,
+    HTMLMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
