@@ -19,6 +19,7 @@ __all__ = [
     "HTMLMixin",
     "NestedDefaultMixin",
     "check_unchanged",
+    "interrupted",
     "remember_params",
     "restored_on_error",
     "seed_unset",
@@ -143,6 +144,17 @@ def restored_on_error(
             vars(estimator).clear()
             vars(estimator).update(before)
         raise
+
+
+def interrupted(estimator: Any, message: str) -> KeyboardInterrupt:
+    """Return what a fit raises on Ctrl-C once its estimator keeps what was done.
+
+    Not of a class of its own: a script that ends by one has another exit status, by
+    which a loop in the shell takes Ctrl-C for handled, and goes on.
+    """
+    error = KeyboardInterrupt(message)
+    error.estimator = estimator  # type: ignore[attr-defined]
+    return error
 
 
 def seed_unset(estimator: BaseEstimator, seed: int) -> None:

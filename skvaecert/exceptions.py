@@ -1,7 +1,6 @@
 """What the estimators warn of and raise, beyond scikit-learn's own errors."""
 
 __all__ = [
-    "InterruptedFitWarning",
     "InvalidFileError",
     "KnownSamplesWarning",
     "NonFiniteLossError",
@@ -27,14 +26,6 @@ class UnstableTeacherWarning(UserWarning):
 
     Raised by :meth:`GMMTeacher.fit` when no candidate of a search reaches
     `min_agreement`. Certificates remain valid, but the groups may be due to chance.
-    """
-
-
-class InterruptedFitWarning(UserWarning):
-    """A fit was interrupted; its completed part is kept.
-
-    Raised by :meth:`CertifiedVAE.fit` on Ctrl-C after at least one full epoch, and by
-    :meth:`GMMTeacher.fit` on Ctrl-C after at least one candidate of a search.
     """
 
 

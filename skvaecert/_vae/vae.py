@@ -26,6 +26,7 @@ from skvaecert._estimator import (
     HTMLMixin,
     NestedDefaultMixin,
     check_unchanged,
+    interrupted,
     remember_params,
     restored_on_error,
     warn_user,
@@ -60,7 +61,7 @@ from skvaecert._vae.history import Epochs, history_table
 from skvaecert._vae.prefit import Prefit
 from skvaecert._vae.state import FITTED, check_vae
 from skvaecert._vae.teacher import fit_teacher
-from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.forecast import ForecastCurve, forecast_curve
 from skvaecert.networks import (
     VAE,
@@ -83,6 +84,7 @@ __all__ = ["CertifiedVAE"]
 
 
 _SEEDS = 2**31 - 1
+_TARGET_MARGIN = 0.6
 
 
 class CertifiedVAE(
@@ -197,11 +199,13 @@ class CertifiedVAE(
 
         and a change on the right is an error.
     callbacks : sequence or None, default=None
-        Callbacks of skorch, or (name, callback) pairs; copied at each fit if they can
-        be copied. They can monitor "train_loss", "margin", "kl", "reconstruction" and,
-        with a `validation_fraction`, "validation_loss" and "validation_margin", for
-        example ``EarlyStopping("validation_loss", load_best=True)`` for the weights of
-        the best epoch.
+        Callbacks of skorch, or (name, callback) pairs. They can monitor "train_loss",
+        "margin", "kl", "reconstruction" and, with a `validation_fraction`,
+        "validation_loss" and "validation_margin", for example
+        ``EarlyStopping("validation_loss", load_best=True)`` for the weights of the best
+        epoch. :meth:`fit` calls the objects given, not copies. Clones, as in a search
+        or a :class:`CollapseCertifier`, have clones of them, or what their
+        `__sklearn_clone__` returns.
     verbose : int, default=0
         Above 0 for a progress bar that shows loss and margin.
     random_state : int, RandomState instance or None, default=None
@@ -334,7 +338,7 @@ class CertifiedVAE(
         likelihood: str = "gaussian",
         objective: Objective | None = None,
         alignment_weight: float | str = 10.0,
-        target_margin: float = 0.6,
+        target_margin: float = _TARGET_MARGIN,
         kl_weight: float = 1.0,
         prefit: str | dict[str, Any] | None = None,
         witness_scale: str | float = "prior",
@@ -407,12 +411,13 @@ class CertifiedVAE(
             If the loss or the weights became infinite or not a number. The weights of
             the last completed epoch are kept, or those of an earlier fit if there is
             one.
+        KeyboardInterrupt
+            On Ctrl-C, once the estimator is fitted: its model is that of the completed
+            epochs, and `warm_start` goes on from there. The error has it as attribute
+            `estimator`. Before the first epoch is complete, nothing has changed.
 
         Warns
         -----
-        InterruptedFitWarning
-            If Ctrl-C ended training after at least one epoch. The model is that of
-            the completed epochs.
         UnreachedMarginWarning
             If ``alignment_weight="auto"`` left the relative margin more than 0.05
             below `target_margin`.
@@ -420,7 +425,7 @@ class CertifiedVAE(
         warm = self.warm_start and hasattr(self, "net_")
         tasks = FitTasks(self, X, y, self.max_epochs)
         data = self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=self.max_epochs)
-        if self._guarded and not self.net_.interrupted_:
+        if self._guarded:
             self._warn_of_margin(data)
         return self
 
@@ -812,7 +817,12 @@ class CertifiedVAE(
                 self._train(data, tasks, before)
         tasks.end_fit()
         if self.net_.interrupted_:
-            warn_user(_interruption(self.n_iter_, n_epochs))
+            raise interrupted(
+                self,
+                f"Training was interrupted: the model is that of {self.n_iter_} "
+                f"completed epochs out of {n_epochs}. To go on from it, set "
+                "warm_start=True and fit again.",
+            )
         return data
 
     def _prepare(
@@ -842,11 +852,20 @@ class CertifiedVAE(
     def _check_early(self) -> None:
         """Find what is wrong before a teacher is fitted, which may take long."""
         Prefit.of(self.prefit)
-        check_callbacks(self.callbacks)
+        check_callbacks(self.callbacks, self.validation_fraction)
         resolve_backend(self.torch_compile)
+        self._warn_of_ignored()
         for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
+
+    def _warn_of_ignored(self) -> None:
+        if self.image_shape is not None and "conv" not in (self.encoder, self.decoder):
+            warn_user(
+                "image_shape is not used: it is for encoder='conv' or decoder='conv'."
+            )
+        if self.target_margin != _TARGET_MARGIN and not self._guarded:
+            warn_user("target_margin is not used: it is for alignment_weight='auto'.")
 
     def _check_warm(self, teacher_proba: ArrayLike | None) -> None:
         check_unchanged(self)
@@ -1040,10 +1059,3 @@ def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
             f"hidden_sizes must be integers above 0, got {tuple(hidden_sizes)!r}."
         )
     return tuple(int(size) for size in hidden_sizes)
-
-
-def _interruption(n_iter: int, n_epochs: int) -> InterruptedFitWarning:
-    return InterruptedFitWarning(
-        f"Training was interrupted: the model is that of {n_iter} completed epochs out "
-        f"of {n_epochs}. To go on from it, set warm_start=True and fit again."
-    )
