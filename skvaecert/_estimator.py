@@ -89,8 +89,8 @@ class HTMLMixin:
 
     @property
     def _verdict_html(self) -> str:
-        has_verdict = hasattr(self, "certificate_")
-        return self.certificate_._repr_html_() if has_verdict else ""
+        certificate = getattr(self, "certificate_", None)
+        return "" if certificate is None else str(certificate._repr_html_())
 
 
 class FitTasks:

@@ -16,6 +16,7 @@ def chunks(blobs):
     return blobs[:60], blobs[60:]
 
 
+@pytest.mark.slow
 def test_chunks_train_the_encoder_as_they_do_alone(vae, chunks):
     certifier, alone = CollapseCertifier(vae), copy.deepcopy(vae)
     for X in (*chunks, *chunks):
@@ -64,6 +65,7 @@ class Constant(IncrementalPCA):
         return np.full((len(X), self.n_components), 0.1)
 
 
+@pytest.mark.filterwarnings("ignore::skvaecert.exceptions.KnownSamplesWarning")
 @pytest.mark.parametrize("witness", ["raw", "procrustes", "linear"])
 def test_no_chunk_certifies_a_constant(chunks, witness):
     teacher = GMMTeacher(4, random_state=0)
