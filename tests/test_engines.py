@@ -22,7 +22,7 @@ from skorch.callbacks import Callback
 from threadpoolctl import threadpool_limits
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert.model_selection import BestCertified
+from skvaecert.model_selection import BestCertified, certificate_scorers
 from skvaecert.wrappers import TrainedEncoder
 
 pytestmark = pytest.mark.slow
@@ -350,6 +350,7 @@ def test_finished_candidates_survive_a_kill(
         "folds": folds,
         "search": make_search(callbacks=[Fatal(str(tmp_path))]),
         "BestCertified": BestCertified,
+        "certificate_scorers": certificate_scorers,
     }
     arm(tmp_path)
     with pytest.raises(TerminatedWorkerError):
