@@ -23,6 +23,7 @@ from sklearn.utils.validation import check_is_fitted
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
+    HTMLMixin,
     NestedDefaultMixin,
     check_unchanged,
     interrupted,
@@ -73,6 +74,7 @@ from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import (
     Floats,
     analytic_code,
+    check_sample_weight,
     resolve_witness_scale,
     simplex_vertices,
     witness_log_proba,
@@ -87,6 +89,7 @@ _TARGET_MARGIN = 0.6
 
 class CertifiedVAE(
     CallbackSupportMixin,
+    HTMLMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -545,7 +548,9 @@ class CertifiedVAE(
         codes = check_random_state(random_state).standard_normal(shape)
         return self.inverse_transform(codes)
 
-    def score(self, X: ArrayLike, y: Any = None) -> float:
+    def score(
+        self, X: ArrayLike, y: Any = None, *, sample_weight: ArrayLike | None = None
+    ) -> float:
         """Return the mean evidence lower bound, E[log p(x|z)] - KL(q(z|x) || N(0, I)).
 
         One code is drawn per sample, with a fixed seed; `kl_weight` plays no part.
@@ -556,6 +561,8 @@ class CertifiedVAE(
             Samples.
         y : Ignored
             Present by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the mean; uniform when None.
 
         Returns
         -------
@@ -571,8 +578,8 @@ class CertifiedVAE(
                 evidence_bound(self.net_, inputs.standardisation.apply(chunk))
                 for chunk in inputs.check(samples)
             ]
-        mean = np.concatenate(bounds).mean(dtype=np.float64)
-        return float(mean - inputs.log_unit)
+        weight = check_sample_weight(sample_weight, len(samples))
+        return float(weight @ np.concatenate(bounds) - inputs.log_unit)
 
     def witness_log_proba(self, X: ArrayLike) -> Floats:
         """Return log softmax(beta S mu(x)), the log-probabilities of the witness.
