@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.metadata import metadata
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -15,6 +16,7 @@ from sklearn.frozen import FrozenEstimator
 __all__ = [
     "CallbackSupportMixin",
     "FitTasks",
+    "HTMLMixin",
     "NestedDefaultMixin",
     "check_unchanged",
     "interrupted",
@@ -58,6 +60,37 @@ class NestedDefaultMixin:
                     **{k: v for k, v in params.items() if k != name},
                 }
         return super().set_params(**params)  # type: ignore[misc]
+
+
+class HTMLMixin:
+    """What scikit-learn's HTML shows besides: link to the reference, and the verdict.
+
+    The link is to the documentation that the metadata of the package name; there is
+    none as long as they name none.
+    """
+
+    _doc_link_module = "skvaecert"
+
+    @property
+    def _doc_link_template(self) -> str:
+        urls = metadata("skvaecert").get_all("Project-URL") or []
+        site = dict(url.split(", ", 1) for url in urls).get("Documentation")
+        page = "reference/{estimator_module}.{estimator_name}.html"
+        return f"{site.rstrip('/')}/{page}" if site else ""
+
+    def _repr_html_inner(self) -> str:
+        return super()._repr_html_inner() + self._verdict_html  # type: ignore[misc]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)  # type: ignore[misc]
+        if "text/html" in bundle:
+            bundle["text/html"] += self._verdict_html
+        return bundle
+
+    @property
+    def _verdict_html(self) -> str:
+        certificate = getattr(self, "certificate_", None)
+        return "" if certificate is None else str(certificate._repr_html_())
 
 
 class FitTasks:

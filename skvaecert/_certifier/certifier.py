@@ -47,6 +47,7 @@ from skvaecert._certifier.weights import digest_weights
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
+    HTMLMixin,
     NestedDefaultMixin,
     check_unchanged,
     interrupted,
@@ -82,8 +83,16 @@ def _has_inverse(certifier: "CollapseCertifier") -> bool:
     return hasattr(_template(certifier), "inverse_transform")
 
 
+def _trains_in_chunks(certifier: "CollapseCertifier") -> bool:
+    template = _template(certifier)
+    # A frozen estimator would hand the call on to the one inside, and train it.
+    trains = hasattr(template, "get_params") and not _is_frozen(template)
+    return trains and hasattr(template, "partial_fit")
+
+
 class CollapseCertifier(
     CallbackSupportMixin,
+    HTMLMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,
     MetaEstimatorMixin,
@@ -253,17 +262,59 @@ class CollapseCertifier(
             before, and the error has this certifier as attribute `estimator`. If there
             are none, or at Ctrl-C anywhere else, nothing has changed.
         """
+        return self._fit(X, y, teacher_proba, partial=False)
+
+    @available_if(_trains_in_chunks)
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(
+        self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
+    ) -> Self:
+        """Go on with the encoder's `partial_fit` on a chunk, and certify on that chunk.
+
+        For estimators that have `partial_fit`. The first call fits the teacher, if the
+        estimator has none of its own, and a simplex for "raw"; both stay. What is
+        fitted to codes is fitted anew, to this chunk alone, because the encoder has
+        changed: a witness "procrustes" or "linear", and what :meth:`certify` needs for
+        drawn codes. So `certificate_` and `mean_proba_` are about this chunk, and
+        :meth:`certify` leaves out samples of this chunk only. For samples of all chunks
+        use :meth:`certify_batches` afterwards.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            A chunk of training samples.
+        y : array-like of shape (n_samples,), default=None
+            Passed to the estimator.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use instead of a teacher, in all calls or in none.
+
+        Returns
+        -------
+        self : CollapseCertifier
+            The fitted certifier.
+
+        Raises
+        ------
+        ValueError, NonFiniteLossError, KeyboardInterrupt
+            As :meth:`fit`.
+        """
+        return self._fit(X, y, teacher_proba, partial=True)
+
+    def _fit(
+        self, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None, *, partial: bool
+    ) -> Self:
         X = flat_samples(X, in_order=y is not None or teacher_proba is not None)
         ended: BaseException | None = None
         tasks = FitTasks(self, X, y, n_parts=1)
         with restored_on_error(self):
             first = not hasattr(self, "estimator_")
-            warm = self.warm_start and not first
-            estimator = self._estimator_to_fit(warm)
+            warm = (partial or self.warm_start) and not first
+            estimator = self._estimator_to_fit(warm, partial)
             tasks.begin("fit-estimator")
             try:
                 with tasks.handed_on(estimator):
-                    _fit_encoder(estimator, X, y, teacher_proba)
+                    _fit_encoder(estimator, X, y, teacher_proba, partial)
             except (NonFiniteLossError, KeyboardInterrupt) as error:
                 if not _keeps_epochs(estimator, error, first):
                     raise
@@ -665,20 +716,21 @@ class CollapseCertifier(
         check_teacher(self.teacher)
         super()._validate_params()
 
-    def _estimator_to_fit(self, warm: bool) -> Any:
+    def _estimator_to_fit(self, warm: bool, partial: bool) -> Any:
         template = _template(self)
         _check_template(template)
-        self._check_heeded(template)
+        self._check_heeded(template, partial)
         estimator = _seeded_copy(template, self.random_state)
-        return _continued(self.estimator_, estimator) if warm else estimator
+        return _continued(self.estimator_, estimator, partial) if warm else estimator
 
-    def _check_heeded(self, template: Any) -> None:
+    def _check_heeded(self, template: Any, partial: bool) -> None:
         """Fail if a fit would ignore a parameter, before it trains."""
         # Inside a search, or by itself.
         encoder = getattr(template, "estimator", template)
         if isinstance(encoder, CertifiedVAE) and not _is_frozen(template):
             self._check_teacher_unset(encoder)
-        if _own_params(template).get("warm_start") and not self.warm_start:
+        goes_on = partial or self.warm_start
+        if _own_params(template).get("warm_start") and not goes_on:
             raise ValueError(
                 "warm_start of the CollapseCertifier must be True for an estimator "
                 "with warm_start=True, got False: every fit would train a new clone of "
@@ -845,9 +897,15 @@ class CollapseCertifier(
         return again._certify_training(samples)
 
 
-def drawn_margin(certifier: CollapseCertifier, X: ArrayLike, n_draws: int) -> float:
+def drawn_margin(
+    certifier: CollapseCertifier,
+    X: ArrayLike,
+    n_draws: int,
+    teacher_proba: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Return the margin of drawn codes, of samples of the fit too: no certificate."""
-    pieces = certifier._pieces(X)
+    pieces = certifier._pieces(X, teacher_proba, sample_weight)
     part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
     return part.collected.conclude(0.0).margin
 
@@ -889,15 +947,16 @@ def _own_params(estimator: Any) -> dict[str, Any]:
     return estimator.get_params(deep=False) if has_params else {}
 
 
-def _continued(fitted: Any, template: Any) -> Any:
+def _continued(fitted: Any, template: Any, partial: bool) -> Any:
     """Return a copy of the fitted estimator with the parameters of `template`."""
     own = _own_params(template)
-    if "warm_start" not in own:
+    if not partial and "warm_start" not in own:
         raise ValueError(
             "warm_start=True needs an estimator with a parameter warm_start, got "
             f"{type(template).__name__}."
         )
-    estimator = copy.copy(fitted).set_params(**own | {"warm_start": True})
+    params = own if partial else own | {"warm_start": True}
+    estimator = copy.copy(fitted).set_params(**params)
     # Its state is a copy, so that a fit that fails leaves the fitted one as it is; its
     # parameters are those of the template, such as callbacks that cannot be copied.
     state = {k: v for k, v in vars(estimator).items() if k not in own}
@@ -919,14 +978,18 @@ def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
         raise ValueError(
             "teacher_proba must be "
             + ("given again" if teacher_proba is None else "left out")
-            + ": warm_start continues a fit "
+            + ": this continues a fit "
             + ("without" if teacher_proba is None else "with")
             + " a teacher."
         )
 
 
 def _fit_encoder(
-    estimator: Any, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None
+    estimator: Any,
+    X: ArrayLike,
+    y: Any,
+    teacher_proba: ArrayLike | None,
+    partial: bool,
 ) -> None:
     """Fit an encoder; one without parameters is taken as it is."""
     if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
@@ -936,7 +999,8 @@ def _fit_encoder(
             "teacher_proba must be left out for a search inside the certifier, which "
             "would not pass it on. Put the certifier inside the search."
         )
+    fit = estimator.partial_fit if partial else estimator.fit
     if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
-        estimator.fit(X, y, teacher_proba=teacher_proba)
+        fit(X, y, teacher_proba=teacher_proba)
     else:
-        estimator.fit(X, y)
+        fit(X, y)
