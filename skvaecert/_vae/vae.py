@@ -33,7 +33,7 @@ from skvaecert._estimator import (
     with_callbacks,
 )
 from skvaecert._posterior import posterior_of
-from skvaecert._samples import Index, lazy_part, open_samples
+from skvaecert._samples import CHUNK, Index, lazy_part, open_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._training.batches import Standardisation, resolve_batch_size
@@ -55,12 +55,12 @@ from skvaecert._training.state import (
     saved_alignment,
 )
 from skvaecert._vae.data import Data, Preprocessor, fit_standardisation, split
-from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
 from skvaecert._vae.guard import make_guard, warn_if_unreached
 from skvaecert._vae.history import Epochs, history_table
 from skvaecert._vae.prefit import Prefit
 from skvaecert._vae.state import FITTED, check_vae
 from skvaecert._vae.teacher import fit_teacher
+from skvaecert.escape import EscapeReport, differentiating, report_escape
 from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.forecast import ForecastCurve, forecast_curve
 from skvaecert.networks import (
@@ -132,9 +132,10 @@ class CertifiedVAE(
         standardised: the mean of each feature is subtracted, and all features are
         divided by the same scale.
     image_shape : sequence of int or None, default=None
-        (channels, height, width), height and width above 4. Only for "conv": samples
-        are images that are flattened in this order. Flatten images of shape (height,
-        width, channels) by ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
+        (channels, height, width), height and width above 4. For "conv", and for
+        pictures of reconstructions: samples are images that are flattened in this
+        order. Flatten images of shape (height, width, channels) by
+        ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
         "bernoulli": data in [0, 1], or bytes from 0 to 255.
@@ -719,17 +720,18 @@ class CertifiedVAE(
         """
         check_is_fitted(self)
         samples, proba = self._open(X, teacher_proba)
-        device = torch.device(self.net_.device)
+        module, device = self.net_.module_, torch.device(self.net_.device)
         # An encoder of one's own may draw, also in evaluation mode.
-        with seeded(0, device), as_it_was(self.net_.module_):
+        with seeded(0, device), differentiating(module):
+            chunks = self._preprocessor.standardise(samples)
             return report_escape(
-                self.net_.module_,
-                self._preprocessor.standardise(samples),
+                module,
+                lambda x: module.encode(x.to(device))[0],
+                (x for chunk in chunks for x in chunk.split(CHUNK)),
                 self._means(samples).astype(np.float64),
                 proba,
                 self.vertices_,
                 self.witness_scale_,
-                device,
             )
 
     def __sklearn_tags__(self) -> Tags:
@@ -860,10 +862,6 @@ class CertifiedVAE(
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
 
     def _warn_of_ignored(self) -> None:
-        if self.image_shape is not None and "conv" not in (self.encoder, self.decoder):
-            warn_user(
-                "image_shape is not used: it is for encoder='conv' or decoder='conv'."
-            )
         if self.target_margin != _TARGET_MARGIN and not self._guarded:
             warn_user("target_margin is not used: it is for alignment_weight='auto'.")
 
