@@ -32,10 +32,11 @@ __all__ = [
 ]
 
 ADVICE = (
-    "What can be saved is a GMMTeacher, a CertifiedVAE, or a CollapseCertifier of one, "
-    "with objectives of skvaecert.baselines, FrozenEstimator around estimators, and "
-    "modules of your own as encoder and decoder. For others use pickle, for yourself "
-    "only, or export_onnx."
+    "What can be saved is a GMMTeacher, a CertifiedVAE with objectives of "
+    "skvaecert.baselines and modules of your own as encoder and decoder, or a "
+    "CollapseCertifier of any model. The teacher must be a GMMTeacher: in the place of "
+    "another pass its posteriors to fit, as teacher_proba. For others use pickle, for "
+    "yourself only, or export_onnx."
 )
 ROOTS = (CertifiedVAE, CollapseCertifier, GMMTeacher)
 _BASELINES = [getattr(baselines, name) for name in baselines.__all__]

@@ -142,6 +142,7 @@ def verify(
     X: ArrayLike,
     *,
     teacher_proba: ArrayLike | None = None,
+    estimator: Any = None,
     modules: Modules | None = None,
 ) -> Verification:
     """Load a certifier and make its training certificate again.
@@ -155,6 +156,8 @@ def verify(
         the certificate is on half of them.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
         The posteriors of its `fit`, if there were any.
+    estimator : estimator or None, default=None
+        As in :func:`load`.
     modules : dict or None, default=None
         As in :func:`load`.
 
@@ -168,7 +171,7 @@ def verify(
     InvalidFileError
         If the file is not valid or holds no certifier.
     ValueError
-        If `modules` are not those that the file needs.
+        If `estimator` or `modules` are not those that the file needs.
 
     Examples
     --------
@@ -186,13 +189,14 @@ def verify(
     >>> verification.confirmed
     True
     """
-    certifier = load(path, modules=modules)
+    certifier = load(path, estimator=estimator, modules=modules)
     if not isinstance(certifier, CollapseCertifier):
         raise InvalidFileError(
             f"{os.fspath(path)} must hold a CollapseCertifier to be verified, got a "
             f"{type(certifier).__name__}, which has no certificate."
         )
     # Samples that were certified once are not to blame if they cannot be any more.
-    with contextlib.nullcontext() if modules else naming(path):
+    is_theirs = estimator is None and not modules
+    with naming(path) if is_theirs else contextlib.nullcontext():
         recomputed = certifier.__recertify__(X, teacher_proba)
     return Verification(certifier.certificate_, recomputed)
