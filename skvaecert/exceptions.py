@@ -3,6 +3,7 @@
 from typing import Any
 
 __all__ = [
+    "InconsistentVersionWarning",
     "InterruptedFitWarning",
     "InvalidFileError",
     "KnownSamplesWarning",
@@ -115,6 +116,15 @@ class InvalidFileError(ValueError):
 
     Raised by :func:`skvaecert.persistence.load` and `verify`. Nothing in the file was
     run.
+    """
+
+
+class InconsistentVersionWarning(UserWarning):
+    """A pickle was written by another version of this package.
+
+    Raised by :func:`pickle.load` and :func:`joblib.load`. scikit-learn has a warning of
+    this name for its own estimators. Files of :func:`skvaecert.persistence.save` have
+    a schema instead: they are read right, or refused.
     """
 
 

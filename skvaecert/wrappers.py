@@ -24,7 +24,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from skvaecert._estimator import warn_user
+from skvaecert._estimator import VersionedMixin, warn_user
 from skvaecert._precision import full_float32
 
 __all__ = ["TrainedEncoder"]
@@ -42,7 +42,9 @@ def _has_decoder(wrapper: "TrainedEncoder") -> bool:
     return wrapper.decoder is not None
 
 
-class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class TrainedEncoder(
+    VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Wrap an encoder trained elsewhere, and its decoder, as a transformer.
 
     `encoder` is called on batches of samples and returns latent means. Modules are put

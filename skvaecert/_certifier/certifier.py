@@ -47,6 +47,7 @@ from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
+    VersionedMixin,
     check_unchanged,
     remember_params,
     restored_on_error,
@@ -79,6 +80,7 @@ def _has_inverse(certifier: "CollapseCertifier") -> bool:
 
 
 class CollapseCertifier(
+    VersionedMixin,
     CallbackSupportMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,

@@ -22,7 +22,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._estimator import restored_on_error, warn_user
+from skvaecert._estimator import VersionedMixin, restored_on_error, warn_user
 from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
@@ -66,7 +66,9 @@ _COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
 _AUTO_COMPONENTS, _AUTO_SAMPLES = (2, 10), 5
 
 
-class GMMTeacher(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class GMMTeacher(
+    VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     r"""Teacher posterior from a Gaussian mixture on principal components.
 
     With the mixture's posterior P(k|x), temperature t and floor e, the teacher is::

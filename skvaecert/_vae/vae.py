@@ -24,6 +24,7 @@ from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
     NestedDefaultMixin,
+    VersionedMixin,
     check_unchanged,
     remember_params,
     restored_on_error,
@@ -86,6 +87,7 @@ _SEEDS = 2**31 - 1
 
 
 class CertifiedVAE(
+    VersionedMixin,
     CallbackSupportMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,

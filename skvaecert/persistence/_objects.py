@@ -276,7 +276,7 @@ class Unpacker:
     def _module(self, name: str) -> Any:
         self._needless.discard(name)
         if name == "estimator":
-            return self._brought.get(name) or AbsentEncoder()
+            return self._brought.get(name, AbsentEncoder())
         if name not in self._brought:
             raise OwnModuleError(
                 f"modules must have the {name}, a class, function or module of its "

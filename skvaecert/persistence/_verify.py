@@ -96,15 +96,16 @@ class Verification:
     def __str__(self) -> str:
         if self.recomputed is None:
             return (
-                "Not confirmed: these are other samples than those of the certificate, "
-                "which says nothing about them. Give the samples of the fit, all of "
-                "them and in their order, and its teacher_proba if there was one."
+                "Not confirmed: these samples do not have the hash that the file "
+                "gives, and of others the certificate says nothing. Give the samples "
+                "of the fit, all of them and in their order, and its teacher_proba if "
+                "there was one."
             )
         if self.agrees:
             return (
-                f"Confirmed: on these samples, those of the certificate, the model is "
-                f"{self.stored.verdict} with margin {self.stored.margin:.6g} nats, as "
-                "the certificate says."
+                "Confirmed: on these samples, those of the certificate, the model has "
+                f'the verdict "{self.stored.verdict}" and the margin '
+                f"{self.stored.margin:.6g} nats, as the certificate says."
             )
         told = "; ".join(map(self._told, self.differences))
         return f"Not confirmed: on the samples of the certificate, {told}."
