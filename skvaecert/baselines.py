@@ -437,7 +437,6 @@ class AggressiveEncoder(Objective):
         "window": [Interval(Integral, 1, None, closed="left")],
         "max_inner_steps": [Interval(Integral, 1, None, closed="left")],
     }
-    trains_jointly: ClassVar[bool] = False
 
     def __init__(self, window: int = 10, max_inner_steps: int = 100) -> None:
         self.window = window
@@ -932,5 +931,4 @@ class _OptimalNoise(Callback):
         with torch.no_grad():
             rows = net.monitored
             best = net.criterion_.objective.raw_log_noise(net.module_(rows), rows)
-            net.processes.copy_first([best])
             net.module_.raw_log_noise.copy_(best)

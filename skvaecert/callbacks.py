@@ -185,7 +185,7 @@ class StopWhenCertified(Callback):
         proba = np.maximum(monitor.watched_.teacher_proba, np.finfo(np.float32).tiny)
         error = (1 - confidence) / (look * (look + 1))
         bound = betting_bound(proba, monitor.log_q_, confidence=1 - error)
-        net.history.record("validation_margin_low", net.processes.first(bound))
+        net.history.record("validation_margin_low", bound)
         net.history.record("validation_samples", self.samples_)
 
     def _refusals(self, net: NeuralNet) -> Iterator[str]:

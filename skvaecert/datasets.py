@@ -1,31 +1,115 @@
-"""Data that need no download; encoders of known truth."""
+"""Datasets with posteriors; data that need no download; encoders of known truth."""
 
-from typing import NamedTuple
+from os import PathLike
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from sklearn import datasets as sklearn_datasets
 from sklearn.datasets import load_sample_images
 from sklearn.model_selection import train_test_split
-from sklearn.utils import Bunch, check_random_state
+from sklearn.utils import Bunch, check_random_state, gen_batches
 
 from skvaecert._samples import DatasetSamples
-from skvaecert.simplex import check_count, check_flag, check_seed
+from skvaecert.simplex import check_count, check_flag, check_seed, check_teacher_proba
 
 __all__ = [
     "DatasetSamples",
     "ToyEncoder",
+    "WithPosterior",
     "load_digits",
     "load_patches",
     "toy_encoders",
 ]
+
+# Posteriors checked at a time.
+_CHECKED_TOGETHER = 2**16
 
 # Images are cut into strips; of every four neighbours the last is for testing.
 _N_STRIPS = 8
 _TEST_STRIPS = (3, 7)
 # Of images that are 640 pixels wide.
 _STRIP_WIDTH = 80
+
+
+class WithPosterior:
+    """A map-style dataset whose items come with the posterior of the teacher.
+
+    Item i is ``(dataset[i], teacher_proba[i])``. So a posterior stays with its sample
+    whatever sampler shuffles, and a :class:`torch.utils.data.DataLoader` collates both.
+
+    Parameters
+    ----------
+    dataset : object with `__len__` and `__getitem__`
+        Such as a :class:`torch.utils.data.Dataset`. Its items stay as they are.
+    teacher_proba : array-like of shape (n_items, n_components), or path
+        T of its items, in their order. The path of a ``.npy`` file is mapped into
+        memory and not read as a whole, also by the workers of a data loader.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many posteriors as items, or if they are not valid.
+
+    See Also
+    --------
+    skvaecert.objectives.AlignmentLoss : The loss that takes them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> from skvaecert.datasets import WithPosterior
+    >>> labelled = TensorDataset(torch.rand(6, 4), torch.arange(6))
+    >>> teacher_proba = [[0.9, 0.1]] * 3 + [[0.2, 0.8]] * 3
+    >>> loader = DataLoader(WithPosterior(labelled, teacher_proba), batch_size=3)
+    >>> (x, y), posterior = next(iter(loader))
+    >>> posterior.dtype, posterior.shape
+    (torch.float32, torch.Size([3, 2]))
+    """
+
+    def __init__(
+        self, dataset: Any, teacher_proba: ArrayLike | str | PathLike[str]
+    ) -> None:
+        self.dataset = dataset
+        self.teacher_proba = teacher_proba
+        self._posteriors = _opened(teacher_proba)
+        if len(self._posteriors) != len(dataset):
+            raise ValueError(
+                "teacher_proba must have one row per item of dataset, "
+                f"{len(dataset)}, got {len(self._posteriors)}."
+            )
+        for piece in gen_batches(len(dataset), _CHECKED_TOGETHER):
+            check_teacher_proba(self._posteriors[piece])
+
+    def __len__(self) -> int:
+        return len(self._posteriors)
+
+    def __getitem__(self, index: int) -> tuple[Any, NDArray[np.float32]]:
+        return self.dataset[index], np.array(self._posteriors[index], np.float32)
+
+    def __getitems__(self, index: list[int]) -> list[tuple[Any, NDArray[np.float32]]]:
+        """Return several items; read at once if the dataset can."""
+        if not hasattr(self.dataset, "__getitems__"):
+            return [self[i] for i in index]
+        items = self.dataset.__getitems__(index)
+        posteriors = np.asarray(self._posteriors[index], np.float32)
+        return list(zip(items, posteriors, strict=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is opened again."""
+        return {"dataset": self.dataset, "teacher_proba": self.teacher_proba}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Open the posteriors again; they were checked."""
+        self.__dict__.update(state, _posteriors=_opened(state["teacher_proba"]))
+
+
+def _opened(teacher_proba: Any) -> NDArray[Any]:
+    if isinstance(teacher_proba, str | PathLike):
+        return np.load(teacher_proba, mmap_mode="r", allow_pickle=False)
+    return np.asarray(teacher_proba)
 
 
 def load_patches(

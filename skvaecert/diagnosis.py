@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.record import as_html, as_json
-from skvaecert._certificate.sums import MeanSums
+from skvaecert._certificate.sums import MeanSums, check_shapes
 from skvaecert._estimator import warn_user
 from skvaecert._samples import take_samples
 from skvaecert.diagnostics import active_units, kl_per_dimension
@@ -39,7 +39,7 @@ from skvaecert.simplex import (
     prior_matched_scale,
     simplex_vertices,
 )
-from skvaecert.witnesses import LinearWitness, simplex_witness
+from skvaecert.witnesses import LinearWitness, simplex_of, simplex_witness
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -163,6 +163,7 @@ def diagnose(
     decode: Callable[[Any], Any] | None = None,
     X: ArrayLike | None = None,
     teacher_proba: ArrayLike | None = None,
+    witness: Any = None,
     sample_weight: ArrayLike | None = None,
     likelihood: str = "gaussian",
     noise_variance: float | None = None,
@@ -199,8 +200,10 @@ def diagnose(
         The same samples, in the units of the outputs; for the noise variance and the
         threshold.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
-        Posteriors of a teacher. The fixed simplex, at the prior-matched scale of these
-        posteriors, is the witness that reads them off the mean. It needs
+        Posteriors of a teacher, for a witness to read off the mean.
+    witness : AlignmentLoss or None, default=None
+        What reads them: the loss that a model was trained with. None for the fixed
+        simplex at the prior-matched scale of these posteriors. It needs
         n_components - 1 <= latent_dim, and posteriors that are not all uniform; else
         they are left aside.
     sample_weight : array-like of shape (n_samples,), default=None
@@ -281,7 +284,7 @@ def diagnose(
     codes = Codes(np.asarray(mean), std, sample_weight)
     return diagnosis_of(
         codes,
-        lambda: _certificate(codes, teacher_proba),
+        lambda: _certificate(codes, teacher_proba, witness),
         loss,
         decode=decode,
         X=X,
@@ -430,8 +433,10 @@ def _state(
     return "informative" if information.low > negligible else "undecided"
 
 
-def _certificate(codes: Codes, teacher_proba: ArrayLike | None) -> Certificate:
-    witness, proba = _witness(codes, teacher_proba)
+def _certificate(
+    codes: Codes, teacher_proba: ArrayLike | None, loss: Any
+) -> Certificate:
+    witness, proba = _witness(codes, teacher_proba, loss)
     sums = MeanSums(witness).update(proba, codes.mean, codes.sample_weight)
     if codes.std is not None:
         sums.codes.update(codes.mean, codes.std, codes.sample_weight)
@@ -439,13 +444,22 @@ def _certificate(codes: Codes, teacher_proba: ArrayLike | None) -> Certificate:
 
 
 def _witness(
-    codes: Codes, teacher_proba: ArrayLike | None
+    codes: Codes, teacher_proba: ArrayLike | None, loss: Any
 ) -> tuple[LinearWitness, Floats]:
-    """Return the fixed simplex and the posteriors it is to read, if there can be one.
+    """Return the witness of a loss, or else the fixed simplex, and what it is to read.
 
-    Else one component, of probability 1, which nothing can be read of.
+    If there can be none: one component, of probability 1, which nothing can be read of.
     """
     n_samples, latent_dim = codes.mean.shape
+    if loss is not None:
+        if teacher_proba is None:
+            raise ValueError(
+                "teacher_proba must be given with witness: the posteriors that it is "
+                "to read off the mean."
+            )
+        witness = simplex_witness(*simplex_of(loss))
+        check_shapes(codes.mean, np.asarray(teacher_proba), witness.weights.shape)
+        return witness, check_teacher_proba(teacher_proba, n_samples)
     if teacher_proba is not None:
         proba = check_teacher_proba(teacher_proba, n_samples)
         n_components = proba.shape[1]

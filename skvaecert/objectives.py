@@ -1,21 +1,27 @@
 """Loss terms with gradients, one value a sample, in nats (theory sections 2 and 11).
 
 Sums run over features and latent dimensions; means over samples are taken last.
+:class:`AlignmentLoss` and :class:`LagrangeWeight` are for any training loop.
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from skorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skvaecert._posterior import teacher_posterior
 from skvaecert.networks import GaussianPosterior, Pass
+from skvaecert.simplex import check_number, resolve_witness_scale, simplex_vertices
+from skvaecert.witnesses import simplex_of, simplex_witness
 
 __all__ = [
     "AlignedELBO",
+    "AlignmentLoss",
     "LagrangeWeight",
     "Objective",
     "Terms",
@@ -134,7 +140,10 @@ def bernoulli_loss(x: Tensor, output: Tensor) -> Tensor:
 
 
 def alignment(
-    teacher_proba: Tensor, latent_mean: Tensor, vertices: Tensor, scale: float
+    teacher_proba: Tensor,
+    latent_mean: Tensor,
+    vertices: Tensor,
+    scale: float | Tensor,
 ) -> Tensor:
     """KL(T_i || softmax(beta S mu_i)); minus its gradient is the escape force.
 
@@ -166,8 +175,209 @@ def alignment(
     >>> alignment(teacher_proba, torch.zeros(1, 1), torch.tensor([[1.0], [-1.0]]), 1.0)
     tensor([0.3681])
     """
-    log_q = functional.log_softmax(scale * latent_mean @ vertices.T, dim=1)
+    log_q = _witness_log_proba(latent_mean, vertices, scale)
     return functional.kl_div(log_q, teacher_proba, reduction="none").sum(dim=1)
+
+
+def _witness_log_proba(
+    latent_mean: Tensor, vertices: Tensor, scale: float | Tensor
+) -> Tensor:
+    return functional.log_softmax(scale * latent_mean @ vertices.T, dim=1)
+
+
+_REDUCTIONS = ("mean", "sum", "none")
+
+
+class AlignmentLoss(nn.Module):
+    """A = mean_i KL(T_i || softmax(beta S mu_i)), a term for any training loop.
+
+    Add it, times a weight, to the loss of a VAE: it pushes latent means apart as far as
+    the teacher tells the samples apart. :class:`skvaecert.CollapseCertifier` and
+    :func:`skvaecert.diagnose` take it as `witness`, and so certify with the very
+    witness that was trained against.
+
+    There are no parameters, only buffers: `to` moves them, `state_dict` saves them.
+    They stay in float32, also where a model is turned to 16 bits, and the loss is
+    computed in float32, or in float64 for codes of that type, also under autocast.
+
+    Parameters
+    ----------
+    vertices : array-like of shape (n_components, latent_dim)
+        S, from :func:`skvaecert.simplex.simplex_vertices`.
+    scale : float
+        beta, above 0.
+
+    Attributes
+    ----------
+    vertices : Tensor of shape (n_components, latent_dim)
+        S.
+    scale : Tensor of shape ()
+        beta.
+
+    Raises
+    ------
+    ValueError
+        If the vertices are no regular simplex or the scale is not valid.
+
+    See Also
+    --------
+    LagrangeWeight : A weight for this term that finds itself.
+    skvaecert.datasets.WithPosterior : Keeps samples and posteriors together.
+
+    References
+    ----------
+    Theory sections 2 and 4; arXiv:2605.18224.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_iris
+    >>> from skvaecert import GMMTeacher
+    >>> from skvaecert.objectives import AlignmentLoss
+    >>> X = load_iris().data
+    >>> teacher = GMMTeacher(n_components=3, random_state=0).fit(X)
+    >>> loss_fn = AlignmentLoss.from_teacher(teacher, X, latent_dim=2)
+    >>> teacher_proba = torch.as_tensor(teacher.predict_proba(X))
+
+    In the loop, with the means of a batch and the posteriors of the same samples:
+
+    >>> mean = torch.zeros(150, 2, requires_grad=True)
+    >>> loss = 30 * loss_fn(mean, teacher_proba)  # + the loss that you have
+    >>> loss.backward()
+    """
+
+    vertices: Tensor
+    scale: Tensor
+
+    def __init__(self, vertices: ArrayLike, scale: float) -> None:
+        super().__init__()
+        self.register_buffer("vertices", torch.as_tensor(vertices).float().clone())
+        self.register_buffer("scale", torch.as_tensor(scale).float().clone())
+        # Checks them, as they are in float32.
+        simplex_witness(*simplex_of(self))
+
+    @classmethod
+    def from_teacher(
+        cls,
+        teacher: Any,
+        X: Any,
+        latent_dim: int,
+        scale: str | float = "prior",
+    ) -> Self:
+        """Make the loss for a fitted teacher.
+
+        Parameters
+        ----------
+        teacher : estimator
+            Fitted, with `predict_proba`, or `transform`, that returns posteriors:
+            :class:`skvaecert.GMMTeacher`, or a pipeline that ends in one.
+        X : array-like of shape (n_samples, n_features)
+            Training samples, or whatever the teacher takes.
+        latent_dim : int
+            Number of latent dimensions, at least n_components - 1.
+        scale : "prior" or float, default="prior"
+            beta, above 0; "prior" is the scale at which the analytic code of these
+            samples is as wide as the prior.
+
+        Returns
+        -------
+        AlignmentLoss
+            On the CPU; ``.to(device)`` moves it.
+
+        Raises
+        ------
+        ValueError
+            If the teacher returns no posteriors, if they are the same for all samples,
+            or if `latent_dim` is too small for its components.
+        """
+        proba = teacher_posterior(teacher, X)
+        vertices = simplex_vertices(proba.shape[1], latent_dim)
+        return cls(vertices, resolve_witness_scale(scale, proba, name="scale"))
+
+    def forward(
+        self, mean: Tensor, teacher_proba: Tensor, reduction: str = "mean"
+    ) -> Tensor:
+        """Compute the loss of a batch.
+
+        Parameters
+        ----------
+        mean : Tensor of shape (n_samples, latent_dim)
+            The encoder's means, not drawn codes.
+        teacher_proba : Tensor of shape (n_samples, n_components)
+            Posteriors of the same samples, in any precision, on any device.
+        reduction : {"mean", "sum", "none"}, default="mean"
+            Over the samples.
+
+        Returns
+        -------
+        Tensor of shape () or (n_samples,)
+            Nats, at least 0.
+
+        Raises
+        ------
+        ValueError
+            If shapes do not fit, or `reduction` is none of these.
+        """
+        if reduction not in _REDUCTIONS:
+            raise ValueError(
+                f"reduction must be one of {_REDUCTIONS}, got {reduction!r}."
+            )
+        mean = self._checked(mean)
+        proba = torch.as_tensor(teacher_proba).to(mean)
+        if proba.shape != (len(mean), len(self.vertices)):
+            raise ValueError(
+                "teacher_proba must have shape (n_samples, n_components) = "
+                f"{(len(mean), len(self.vertices))}, got {tuple(proba.shape)}. Pass "
+                "the posteriors of the samples of this batch."
+            )
+        with torch.autocast(mean.device.type, enabled=False):
+            losses = alignment(proba, mean, self.vertices.to(mean), self.scale)
+        if reduction == "none":
+            return losses
+        return losses.mean() if reduction == "mean" else losses.sum()
+
+    def witness_log_proba(self, mean: Tensor) -> Tensor:
+        """Compute log softmax(beta S mu), what the witness reads off the means.
+
+        Parameters
+        ----------
+        mean : Tensor of shape (n_samples, latent_dim)
+            The encoder's means.
+
+        Returns
+        -------
+        Tensor of shape (n_samples, n_components)
+            Natural logarithms of probabilities.
+
+        Raises
+        ------
+        ValueError
+            If the shape does not fit.
+        """
+        mean = self._checked(mean)
+        with torch.autocast(mean.device.type, enabled=False):
+            return _witness_log_proba(mean, self.vertices.to(mean), self.scale)
+
+    def _checked(self, mean: Tensor) -> Tensor:
+        """Return means of the right shape, in float32 or better."""
+        latent_dim = self.vertices.shape[1]
+        if mean.ndim != 2 or mean.shape[1] != latent_dim:
+            raise ValueError(
+                f"mean must have shape (n_samples, latent_dim) = (n_samples, "
+                f"{latent_dim}), got {tuple(mean.shape)}. Flatten it, or make the loss "
+                "for its latent_dim."
+            )
+        return mean.to(torch.promote_types(mean.dtype, torch.float32))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move the buffers but keep their dtype: in 16 bits they are no simplex."""
+        kept = self.vertices, self.scale
+        super()._apply(fn, recurse)
+        self.vertices, self.scale = (
+            tensor.to(moved.device)
+            for tensor, moved in zip(kept, (self.vertices, self.scale), strict=True)
+        )
+        return self
 
 
 class Objective(BaseEstimator):
@@ -179,9 +389,6 @@ class Objective(BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
-
-    # Whether each step trains encoder and decoder together.
-    trains_jointly: ClassVar[bool] = True
 
     def check(self, likelihood: str) -> None:
         """Check the parameters, also against the likelihood.
@@ -288,7 +495,7 @@ class Terms(NamedTuple):
     alignment: Tensor
 
 
-class LagrangeWeight:
+class LagrangeWeight(nn.Module):
     """Weight w that holds the margin at a share of the teacher information.
 
     w is the multiplier of the constraint A <= (1 - m) I_T. After each step
@@ -299,40 +506,81 @@ class LagrangeWeight:
     with a running mean of A over batches. So the weight rises faster when the margin
     is below its target than it falls when the margin is above.
 
+    In a loop of your own it takes the place of a number: call it with the alignment
+    loss of a batch, once a step.
+
     Parameters
     ----------
     target_margin : float
         m, the relative margin to hold, in (0, 1).
     information : float
-        I_T of the samples whose margin is held, nats, above 0.
-    device : torch.device
-        Device of the losses.
+        I_T of the samples whose margin is held, nats, above 0:
+        :func:`skvaecert.metrics.teacher_information`.
 
     Attributes
     ----------
     weight : Tensor of shape ()
-        w, in [0.1, 1e6]. It starts at 1.
+        w, in [0.1, 1e6]. It starts at 1. Like `average` it is a buffer.
+    average : Tensor of shape ()
+        The running mean of A, nats; NaN before the first step.
     gap : float
         A of the samples whose margin is held minus A of the training samples, nats.
-        The training sets it.
+        Set it after an epoch to hold the margin of other samples than those trained on.
+
+    Notes
+    -----
+    In distributed training each process has a weight of its own, and what counts is
+    their mean.
 
     References
     ----------
     Theory section 10.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skvaecert.objectives import LagrangeWeight
+    >>> guard = LagrangeWeight(target_margin=0.9, information=1.5)
+    >>> alignment_loss = torch.tensor(1.5, requires_grad=True)  # of a constant code
+    >>> guard(alignment_loss).backward()  # + the loss that you have
+    >>> guard.weight > 1
+    tensor(True)
     """
+
+    weight: Tensor
+    average: Tensor
 
     _RATE, _FADING, _URGENCY = 0.05, 0.1, 8.0
     # A weight that has gone down further would take too long to come back.
     _LEAST, _MOST = 0.1, 1e6
 
-    def __init__(
-        self, target_margin: float, information: float, device: torch.device
-    ) -> None:
-        self.target_margin = target_margin
-        self.information = information
-        self.weight = torch.ones((), device=device)
+    def __init__(self, target_margin: float, information: float) -> None:
+        super().__init__()
+        self.target_margin = check_number(
+            "target_margin", target_margin, above=0, below=1
+        )
+        self.information = check_number("information", information, above=0)
+        self.register_buffer("weight", torch.ones(()))
+        self.register_buffer("average", torch.full((), torch.nan))
         self.gap = 0.0
-        self._mean: Tensor | None = None
+
+    def forward(self, alignment: Tensor) -> Tensor:
+        """Return the weighted loss; in training mode, update the weight for the next.
+
+        Parameters
+        ----------
+        alignment : Tensor of shape ()
+            A of a batch, nats.
+
+        Returns
+        -------
+        Tensor of shape ()
+            w A.
+        """
+        weighted = self.weight.clone() * alignment
+        if self.training:
+            self.update(alignment)
+        return weighted
 
     def resume_from(self, earlier: "LagrangeWeight") -> None:
         """Take over the state of another weight, for a new target or new samples.
@@ -345,6 +593,7 @@ class LagrangeWeight:
         self.weight.copy_(earlier.weight)
         self.gap = earlier.gap
 
+    @torch.no_grad()
     def update(self, alignment: Tensor) -> None:
         """Update the weight from the alignment loss of one batch.
 
@@ -353,10 +602,9 @@ class LagrangeWeight:
         alignment : Tensor of shape ()
             A, nats. This does not synchronise with the device.
         """
-        if self._mean is None:
-            self._mean = alignment.clone()
-        self._mean.lerp_(alignment, self._FADING)
-        excess = (self._mean + self.gap) / self.information - (1 - self.target_margin)
+        earlier = torch.where(self.average.isnan(), alignment, self.average)
+        self.average.copy_(earlier.lerp(alignment.to(earlier), self._FADING))
+        excess = (self.average + self.gap) / self.information - (1 - self.target_margin)
         urgent = torch.maximum(excess, self._URGENCY * excess)
         self.weight *= torch.exp(self._RATE * urgent.clamp(-1, 1))
         self.weight.clamp_(self._LEAST, self._MOST)

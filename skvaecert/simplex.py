@@ -861,7 +861,9 @@ def budget_temperature(
     return 1.0 if high == 1 else float(brentq(excess, high / _STEP, high, xtol=1e-9))
 
 
-def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
+def resolve_witness_scale(
+    witness_scale: str | float, proba: Floats, *, name: str = "witness_scale"
+) -> float:
     """Return the value of the witness scale beta.
 
     Parameters
@@ -870,6 +872,8 @@ def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
         "prior" for :func:`prior_matched_scale`, or beta itself.
     proba : ndarray of shape (n_samples, n_components)
         Teacher posteriors of the training samples.
+    name : str, default="witness_scale"
+        Name of the parameter in error messages.
 
     Returns
     -------
@@ -889,15 +893,15 @@ def resolve_witness_scale(witness_scale: str | float, proba: Floats) -> float:
     2.0
     """
     if not isinstance(witness_scale, str):
-        return check_number("witness_scale", witness_scale, above=0)
+        return check_number(name, witness_scale, above=0)
     if witness_scale != "prior":
         raise ValueError(
-            f"witness_scale must be 'prior' or a number above 0, got {witness_scale!r}."
+            f"{name} must be 'prior' or a number above 0, got {witness_scale!r}."
         )
     scale = prior_matched_scale(proba)
     if scale == 0:
         raise ValueError(
-            "witness_scale must be a number for this teacher: every posterior is "
+            f"{name} must be a number for this teacher: every posterior is "
             "uniform, and 'prior' gives 0. Such a teacher has no information and "
             "certifies nothing. Use another teacher."
         )

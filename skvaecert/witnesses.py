@@ -7,6 +7,7 @@ the others are fitted after training, for encoders that were trained without a w
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +33,7 @@ __all__ = [
     "fit_linear",
     "fit_procrustes",
     "fit_strength",
+    "simplex_of",
     "simplex_witness",
 ]
 
@@ -221,6 +223,36 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
             "simplex_vertices."
         )
     return LinearWitness(scale * simplex, np.zeros(n), "raw")
+
+
+def simplex_of(loss: Any) -> tuple[Floats, float]:
+    """Return the vertices and the scale that a model was trained against.
+
+    Parameters
+    ----------
+    loss : AlignmentLoss
+        Or anything else with `vertices` and `scale`; tensors may be on any device.
+
+    Returns
+    -------
+    vertices : ndarray of shape (n_components, latent_dim)
+        S, in float64.
+    scale : float
+        beta.
+
+    Examples
+    --------
+    >>> from skvaecert.objectives import AlignmentLoss
+    >>> from skvaecert.simplex import simplex_vertices
+    >>> from skvaecert.witnesses import simplex_of, simplex_witness
+    >>> loss_fn = AlignmentLoss(simplex_vertices(3, 2), 2.0)
+    >>> simplex_witness(*simplex_of(loss_fn)).weights.shape
+    (3, 2)
+    """
+    vertices = loss.vertices
+    if hasattr(vertices, "numpy"):
+        vertices = vertices.numpy(force=True)
+    return np.asarray(vertices, dtype=np.float64), float(loss.scale)
 
 
 def fit_procrustes(

@@ -332,7 +332,6 @@ class LookedAt(Net):
     def __init__(self):
         self.history = History()
         self.criterion_ = SimpleNamespace(guard=None)
-        self.processes = SimpleNamespace(first=lambda value: value)
         watched = SimpleNamespace(checksum=lambda: 1)
         self.monitor = SimpleNamespace(watched_=watched)
         self.callbacks_ = [("validation", self.monitor)]

@@ -1,9 +1,18 @@
+import pickle
+
 import numpy as np
 import pytest
+import torch
 from sklearn import datasets as sklearn_datasets
 from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from skvaecert.datasets import load_digits, load_patches, toy_encoders
+from skvaecert.datasets import (
+    WithPosterior,
+    load_digits,
+    load_patches,
+    toy_encoders,
+)
 
 
 def test_digits_are_cut_once_and_evenly():
@@ -135,3 +144,65 @@ def test_a_seed_makes_the_same_toy_encoders():
 def test_toy_encoders_refuse(params, message):
     with pytest.raises(ValueError, match=message):
         toy_encoders(**params)
+
+
+class Numbers:
+    """Items that know their place, and no `__getitems__`."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        return torch.tensor([float(index)]), f"label {index}"
+
+
+class ManyNumbers(Numbers):
+    def __getitems__(self, index):
+        return [self[i] for i in index]
+
+
+def places(n_items=50):
+    """Posteriors that tell the place of their item."""
+    share = (np.arange(n_items) + 1) / (n_items + 1)
+    return np.column_stack([share, 1 - share])
+
+
+@pytest.mark.parametrize("kind", [Numbers, ManyNumbers])
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_posteriors_stay_with_their_samples(tmp_path, kind, on_disk):
+    proba = places()
+    if on_disk:
+        np.save(tmp_path / "posteriors.npy", proba)
+    dataset = WithPosterior(kind(), tmp_path / "posteriors.npy" if on_disk else proba)
+    part = Subset(dataset, range(10, 45))
+    seen = []
+    for (number, label), posterior in DataLoader(part, batch_size=8, shuffle=True):
+        expected = proba[number[:, 0].int()]
+        np.testing.assert_allclose(posterior, expected, rtol=1e-6)
+        assert [f"label {int(i)}" for i in number] == list(label)
+        seen += number[:, 0].int().tolist()
+    assert seen != sorted(seen)
+    assert sorted(seen) == list(range(10, 45))
+
+
+@pytest.mark.slow
+def test_workers_open_the_posteriors_themselves(tmp_path):
+    np.save(tmp_path / "posteriors.npy", np.tile(places(), (2000, 1)))
+    whole = TensorDataset(torch.arange(100_000))
+    dataset = WithPosterior(whole, tmp_path / "posteriors.npy")
+    without = len(pickle.dumps(whole)) + 1000
+    assert len(pickle.dumps(dataset)) < without  # 1.6 MB of posteriors are not in it
+    loader = DataLoader(Subset(dataset, [7, 49]), num_workers=1)
+    posteriors = [posterior for _, posterior in loader]
+    np.testing.assert_allclose(torch.cat(posteriors), places()[[7, 49]], rtol=1e-6)
+
+
+def test_posteriors_must_be_those_of_the_items(tmp_path):
+    with pytest.raises(ValueError, match="one row per item of dataset, 50, got 49"):
+        WithPosterior(Numbers(), places(49))
+    wrong = places()
+    wrong[-1] = 2.0
+    np.save(tmp_path / "wrong.npy", wrong)
+    for given in (wrong, tmp_path / "wrong.npy"):
+        with pytest.raises(ValueError, match="teacher_proba must"):
+            WithPosterior(Numbers(), given)

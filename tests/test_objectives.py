@@ -116,7 +116,7 @@ def test_without_weight_alignment_is_not_computed(proba, mean, generator):
 
 
 def test_guard_follows_its_rule():
-    guard = LagrangeWeight(0.6, 2.0, torch.device("cpu"))
+    guard = LagrangeWeight(0.6, 2.0)
     log_w, mean = 0.0, None
     for loss, gap in [(1.5, 0.0), (0.3, 0.0), (0.1, 0.0), (0.2, 0.7), (5.0, 0.0)]:
         guard.gap = gap
@@ -129,7 +129,7 @@ def test_guard_follows_its_rule():
 
 @pytest.mark.parametrize(("loss", "limit"), [(0.0, 0.1), (9.0, 1e6)])
 def test_guard_stays_within_limits(loss, limit):
-    guard = LagrangeWeight(0.5, 1.0, torch.device("cpu"))
+    guard = LagrangeWeight(0.5, 1.0)
     weights = []
     for _ in range(400):
         guard.update(torch.tensor(loss))
@@ -139,7 +139,7 @@ def test_guard_stays_within_limits(loss, limit):
 
 
 def test_guard_gives_its_weight_to_the_loss(proba, mean, generator):
-    guard = LagrangeWeight(0.5, 1.0, torch.device("cpu"))
+    guard = LagrangeWeight(0.5, 1.0)
     objective = AlignedELBO("gaussian", torch.as_tensor(VERTICES), SCALE, 1.0, guard)
     given, x = result(mean, generator), torch.zeros(N, 3)
     terms = objective.terms(given, x, torch.as_tensor(proba))

@@ -272,7 +272,7 @@ def test_training_rows_are_forgotten(rows, proba):
 
 def test_a_net_pickled_on_a_gpu_loads_without_one(rows, proba, monkeypatch):
     """skorch sees to it; the guard's tensors are none of the module."""
-    guard = LagrangeWeight(0.5, 1.0, CPU)
+    guard = LagrangeWeight(0.5, 1.0)
     net = trained(rows, proba, criterion__alignment_weight=guard)
     with monkeypatch.context() as on_gpu:
         on_gpu.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")

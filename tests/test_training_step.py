@@ -80,7 +80,7 @@ def without_alignment(vae, criterion, x, proba):
 
 
 def guarded(vae, criterion, x, proba):
-    criterion.set_alignment(LagrangeWeight(0.5, 1.0, torch.device("cpu")))
+    criterion.set_alignment(LagrangeWeight(0.5, 1.0))
     criterion.guard.weight.fill_(7.0)
 
 

@@ -94,7 +94,7 @@ class Annealed(Callback):
 
 
 def guard():
-    return LagrangeWeight(0.7, 1.0, CPU)
+    return LagrangeWeight(0.7, 1.0)
 
 
 @pytest.mark.slow

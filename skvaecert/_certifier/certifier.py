@@ -31,7 +31,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
 
 from skvaecert._certificate.certificate import Certificate
-from skvaecert._certificate.sums import MeanSums
+from skvaecert._certificate.sums import MeanSums, check_shapes
 from skvaecert._certifier.calibration import (
     WITNESS_FITS,
     calibrate,
@@ -60,13 +60,14 @@ from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.diagnosis import Diagnosis, Loss, diagnosis_of
 from skvaecert.exceptions import NonFiniteLossError
+from skvaecert.objectives import AlignmentLoss
 from skvaecert.simplex import (
     Floats,
     check_count,
     resolve_witness_scale,
     simplex_vertices,
 )
-from skvaecert.witnesses import simplex_witness
+from skvaecert.witnesses import simplex_of, simplex_witness
 
 __all__ = ["CollapseCertifier", "drawn_margin"]
 
@@ -108,10 +109,12 @@ class CollapseCertifier(
     teacher : estimator or None, default=None
         Used if the estimator has no `teacher_` of its own; None for
         ``GMMTeacher()``.
-    witness : {"raw", "procrustes", "linear"}, default="raw"
+    witness : {"raw", "procrustes", "linear"} or AlignmentLoss, default="raw"
         What reads the code. "raw" is the fixed simplex, for encoders that were trained
-        with it. The others are for encoders trained without: they are fitted after
-        training, on half of the samples of :meth:`fit`, and certify other samples.
+        with it: a `CertifiedVAE` has its own, and a model that was trained in another
+        loop has a :class:`skvaecert.objectives.AlignmentLoss`, to be given here. The
+        others are for encoders trained without: they are fitted after training, on
+        half of the samples of :meth:`fit`, and certify other samples.
         "procrustes" rotates, shifts and scales the code; "linear" is any softmax of a
         linear map. They prove as much, that the mean is not constant, but they are not
         the certificate of the papers, and they detect variation that is tiny compared
@@ -132,9 +135,9 @@ class CollapseCertifier(
     teacher_ : estimator or None
         The teacher; None after a fit with `teacher_proba`.
     vertices_ : ndarray of shape (n_components, latent_dim)
-        S, for the witness "raw".
+        S, for the fixed simplex.
     witness_scale_ : float
-        beta, for the witness "raw".
+        beta, for the fixed simplex.
     witness_ : LinearWitness
         What reads the code.
     mean_proba_ : ndarray of shape (n_components,)
@@ -182,7 +185,10 @@ class CollapseCertifier(
             HasMethods(["get_params", "fit", "transform"]),
             None,
         ],
-        "witness": [StrOptions({"raw", "procrustes", "linear"})],
+        "witness": [
+            StrOptions({"raw", "procrustes", "linear"}),
+            AlignmentLoss,
+        ],
         "safety_margin": [Interval(Real, 0, None, closed="left")],
         "warm_start": ["boolean"],
         "random_state": ["random_state"],
@@ -193,7 +199,7 @@ class CollapseCertifier(
         estimator: Any = None,
         *,
         teacher: Any = None,
-        witness: str = "raw",
+        witness: str | AlignmentLoss = "raw",
         safety_margin: float = 0.0,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
@@ -666,7 +672,7 @@ class CollapseCertifier(
         return teacher
 
     def _fit_witness(self, samples: EncodedSamples, warm: bool) -> None:
-        """Take the witness of the encoder; one that has none gets one."""
+        """Take the witness that was trained against, or make one."""
         means, proba = samples.means, samples.posterior
         if self.witness in WITNESS_FITS:
             fitted, _ = split_for_witness(self.witness, len(means))
@@ -674,7 +680,10 @@ class CollapseCertifier(
             self.witness_ = fit(means[fitted], proba[fitted])
             return
         encoder = fitted_encoder(self.estimator_)
-        if hasattr(encoder, "vertices_"):
+        if isinstance(self.witness, AlignmentLoss):
+            self.vertices_, self.witness_scale_ = simplex_of(self.witness)
+            check_shapes(means, proba, self.vertices_.shape)
+        elif hasattr(encoder, "vertices_"):
             self.vertices_ = encoder.vertices_
             self.witness_scale_ = encoder.witness_scale_
         elif not (warm and hasattr(self, "vertices_")):
@@ -767,7 +776,7 @@ class CollapseCertifier(
     def __set_fitted__(self, state: dict[str, Any]) -> None:
         """Take a fitted state, which may be a stranger's, and check it."""
         self._validate_params()
-        check_certifier(state, self.witness)
+        check_certifier(state, self.witness if isinstance(self.witness, str) else "raw")
         put(self, state, FITTED)
         self._calibration = state["calibration"]
         self._certified_on, self._origin = state["certified_on"], state["origin"]

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import _num_samples
 
+from skvaecert._posterior import posterior_of
 from skvaecert._samples import take_samples
-from skvaecert._teacher.posterior import posterior_of
 from skvaecert.simplex import Floats, check_real
 
 __all__ = ["EncodedSamples", "decode", "encode", "fitted_encoder", "read"]

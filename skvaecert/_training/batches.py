@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from skvaecert._training.processes import ALONE, Processes
 from skvaecert.simplex import Floats
 
 __all__ = [
@@ -166,12 +165,9 @@ class TrainingSet(Dataset[Tensor]):
 class Batches:
     """Batches of a training set, in random order."""
 
-    def __init__(
-        self, dataset: TrainingSet, batch_size: int, processes: Processes = ALONE
-    ) -> None:
+    def __init__(self, dataset: TrainingSet, batch_size: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
-        self.processes = processes
         size, n_larger = divmod(len(dataset), len(self))
         self.sizes = [size + (i < n_larger) for i in range(len(self))]
 
@@ -180,9 +176,8 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.dataset))
-        self.processes.copy_first([order])
         batches = order.to(self.dataset.rows.index_device).tensor_split(len(self))
-        return map(self.dataset.take, map(self.processes.share, batches))
+        return map(self.dataset.take, batches)
 
 
 def resolve_batch_size(batch_size: int | str, n_samples: int) -> int:

@@ -3,19 +3,14 @@
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from skvaecert._training.batches import Batches, TrainingSet
-from skvaecert._training.device import seeded
 from skvaecert._training.monitors import Observer
 from skvaecert._training.net import VAENet
-from skvaecert._training.processes import ALONE, Processes
 from skvaecert.objectives import ReleasedCallback
 
 __all__ = ["prefit", "train"]
@@ -42,26 +37,19 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
             optimizer.step()
 
 
-def train(
-    net: VAENet,
-    dataset: TrainingSet,
-    observer: Observer | None = None,
-    processes: Processes = ALONE,
-) -> None:
+def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -> None:
     """Train for `net.max_epochs` more epochs; Ctrl-C in the first is an error."""
-    net.processes, net.observer, net.ctrl_c = processes, observer, False
+    net.observer, net.ctrl_c = observer, False
     try:
         _train(net, dataset)
     finally:
-        del net.processes, net.observer, net.ctrl_c
+        del net.observer, net.ctrl_c
 
 
 def _train(net: VAENet, dataset: TrainingSet) -> None:
-    processes, n_epochs = net.processes, len(net.history)
-    processes.check_batches(len(dataset), net.batch_size)
-    processes.copy_first(_tensors(net))
+    n_epochs = len(net.history)
     try:
-        with _noting_ctrl_c(net), processes.holding_back_interrupts(), _own_codes(net):
+        with _noting_ctrl_c(net):
             net.partial_fit(dataset)
     finally:
         for _, callback in net.callbacks_:
@@ -69,7 +57,6 @@ def _train(net: VAENet, dataset: TrainingSet) -> None:
                 callback.release()
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt
-    _check_weights_agree(net)
 
 
 @contextmanager
@@ -94,33 +81,3 @@ def _noting_ctrl_c(net: VAENet) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _check_weights_agree(net: VAENet) -> None:
-    if net.processes.n_processes == 1:
-        return
-    if not net.processes.agree_on([_bits(tensor) for tensor in _tensors(net)]):
-        raise RuntimeError(
-            "Weights differ between processes at the end of the training, so they are "
-            "no good. Most likely a callback changed them on some processes only."
-        )
-
-
-def _tensors(net: VAENet) -> list[Tensor]:
-    """Return weights, buffers and moments."""
-    moments = [state.values() for state in net.optimizer_.state.values()]
-    tensors = [*net.module_.state_dict().values(), *chain(*moments)]
-    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
-
-
-def _bits(tensor: Tensor) -> bytes:
-    return tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _own_codes(net: VAENet) -> AbstractContextManager[None]:
-    """Seed each process separately; the first keeps the single-process seed."""
-    rank = net.processes.rank
-    if rank == 0:
-        return nullcontext()
-    seeds = np.random.SeedSequence([torch.initial_seed(), rank]).generate_state(1)
-    return seeded(int(seeds[0]), torch.device(net.device))

@@ -64,7 +64,7 @@ class MarginMonitor(ReleasedCallback):
         self.watched_ = Watched.of(X, CHUNK * max(1, most // CHUNK))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
-        margin = net.processes.first(self.watched_.margin(net))
+        margin = self.watched_.margin(net)
         information = self.watched_.information
         record_with_best(net, "margin", margin, lower_is_better=False)
         net.history.record("alignment_loss", information - margin)
@@ -93,7 +93,6 @@ class ValidationMonitor(ReleasedCallback):
         self.log_q_ = self.watched_.witness_log_proba(net)
         margin = collapse_margin(self.watched_.teacher_proba, self.log_q_)
         information = self.watched_.information
-        loss, margin = net.processes.first((loss, margin))
         record_with_best(net, "validation_loss", loss)
         net.history.record("validation_margin", margin)
         net.history.record("validation_information", information)
@@ -153,8 +152,7 @@ class Progress(ReleasedCallback):
     """A progress bar over epochs that shows loss and margin."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
-        shown = net.processes.rank == 0
-        self.bar_ = tqdm(total=net.max_epochs, unit="epoch", disable=not shown)
+        self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         row = net.history[-1]

@@ -25,7 +25,6 @@ from skvaecert._training.monitors import (
     record_with_best,
 )
 from skvaecert._training.optimizer import OneVector, can_step_as_one, drop_tiny_moments
-from skvaecert._training.processes import ALONE, Processes
 from skvaecert._training.step import (
     AutogradStep,
     NumpyStep,
@@ -67,7 +66,6 @@ class VAENet(NeuralNet):
     """
 
     # Set on the instance only while it trains, so that they are never pickled.
-    processes: Processes = ALONE
     observer: Observer | None = None
     ctrl_c = False
     _step: NumpyStep | AutogradStep | None = None
@@ -135,16 +133,16 @@ class VAENet(NeuralNet):
             stop = True
         if self.observer is not None:
             stop |= self.observer.end()
-        if self.processes.vote(stop):
-            raise KeyboardInterrupt if self.processes.interrupted else _StopEarly
+        if stop:
+            raise _StopEarly
 
     @property
     def _amid_an_epoch(self) -> bool:
         return len(self.history) > self._completed.n_epochs
 
     def get_iterator(self, dataset: TrainingSet, training: bool = False) -> Batches:
-        """Return the batches of an epoch, or the share of this process in them."""
-        return Batches(dataset, self.batch_size, self.processes)
+        """Return the batches of an epoch."""
+        return Batches(dataset, self.batch_size)
 
     def run_single_epoch(self, iterator: Any, *args: Any, **kwargs: Any) -> None:
         """Train on every batch once, without waiting for the device.
@@ -176,8 +174,6 @@ class VAENet(NeuralNet):
             self.module_.train()
         step = self._step or self._choose_step()
         losses = step(*batch)
-        if self.processes.n_processes > 1:
-            losses = self._sum_over_processes(losses, len(batch[0]))
         self._batch_losses.append(losses)
         named = TeeGenerator(self.get_all_learnable_params())
         self._notify_of("on_grad_computed", named_parameters=named, batch=batch)
@@ -207,7 +203,6 @@ class VAENet(NeuralNet):
             torch.device(self.device).type == "cpu"
             and self.forward_backend is None
             and not self.autocast
-            and self.processes.n_processes == 1
             and can_step_as_one(self.optimizer_, self.module_)
             and has_known_gradient(self.module_, self.criterion_)
         )
@@ -249,20 +244,6 @@ class VAENet(NeuralNet):
         if isinstance(self._step, NumpyStep):
             self._step.vector.release()
         self._step = None
-
-    def _sum_over_processes(
-        self, losses: tuple[Any, ...], n_share: int
-    ) -> tuple[Any, ...]:
-        """Make gradient and losses of a share those of the batch."""
-        n_batch = self._batch_sizes[len(self._batch_losses)]
-        learned = [p for _, p in self.get_all_learnable_params() if p.requires_grad]
-        # Processes must have the same tensors.
-        given = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
-        # Means over shares of unequal length do not weigh the same.
-        whole = self.processes.sum([*given, *losses], n_share / n_batch)
-        for parameter, gradient in zip(learned, whole, strict=False):
-            parameter.grad = gradient
-        return tuple(whole[len(learned) :])
 
     def get_loss(
         self, y_pred: Pass, y_true: Tensor, X: Tensor, training: bool = False
@@ -330,8 +311,6 @@ class VAENet(NeuralNet):
         self._record_losses([_numbers(column) for column in columns])
         if not all(p.isfinite().all() for p in self.module_.parameters()):
             raise _not_finite("weights", len(self.history))
-        # Means of batch normalisation are those of shares until here.
-        self.processes.copy_first(list(self.module_.buffers()))
 
     def _record_losses(self, values: Sequence[Sequence[float]]) -> None:
         """Record the parts of the loss of an epoch."""
@@ -349,8 +328,7 @@ class VAENet(NeuralNet):
 
     def complete_epoch(self) -> None:
         """Remember the weights, once everything of the epoch is recorded."""
-        seconds = time.perf_counter() - self._began
-        self.history.record("seconds", self.processes.first(seconds))
+        self.history.record("seconds", time.perf_counter() - self._began)
         self._completed = Snapshot(self, with_optimizer=False)
 
 

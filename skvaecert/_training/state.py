@@ -155,7 +155,7 @@ def saved_alignment(
         return float(state["alignment_weight"])
     saved = state["guard"]
     check_state("guard", saved, _GUARD, {})
-    guard = LagrangeWeight(saved["target_margin"], saved["information"], device)
+    guard = LagrangeWeight(saved["target_margin"], saved["information"]).to(device)
     guard.weight.fill_(state["alignment_weight"])
     guard.gap = saved["gap"]
     return guard

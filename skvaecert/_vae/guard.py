@@ -27,7 +27,7 @@ def make_guard(
     """Return a guard for these posteriors; it goes on from an earlier one."""
     information = teacher_information(proba)
     if information >= _NO_INFORMATION:
-        guard = LagrangeWeight(target_margin, information, device)
+        guard = LagrangeWeight(target_margin, information).to(device)
         if earlier is not None:
             guard.resume_from(earlier)
         return guard

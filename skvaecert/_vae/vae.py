@@ -31,10 +31,10 @@ from skvaecert._estimator import (
     warn_user,
     with_callbacks,
 )
+from skvaecert._posterior import posterior_of
 from skvaecert._samples import Index, lazy_part, open_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
-from skvaecert._teacher.posterior import posterior_of
 from skvaecert._training.batches import Standardisation, resolve_batch_size
 from skvaecert._training.device import resolve_backend, resolve_device, seeded
 from skvaecert._training.inference import decode, encode, evidence_bound, posterior
@@ -46,7 +46,6 @@ from skvaecert._training.net import (
     make_net,
     resume_net,
 )
-from skvaecert._training.processes import ALONE, Processes, join_processes
 from skvaecert._training.state import (
     device_for,
     fill_net,
@@ -59,7 +58,6 @@ from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
 from skvaecert._vae.guard import make_guard, warn_if_unreached
 from skvaecert._vae.history import Epochs, history_table
 from skvaecert._vae.prefit import Prefit
-from skvaecert._vae.shared import check_shareable
 from skvaecert._vae.state import FITTED, check_vae
 from skvaecert._vae.teacher import fit_teacher
 from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
@@ -181,11 +179,6 @@ class CertifiedVAE(
         keep their meaning.
     device : str, default="auto"
         A torch device, or "auto" for the first available one of cuda, mps and cpu.
-    accelerate : bool, default=False
-        Whether to train on all processes that torchrun has started, each with a share
-        of every batch and, on GPUs, a device of its own. All of them call :meth:`fit`
-        with the same samples and end with the same model. With one process nothing
-        changes.
     warm_start : bool, default=False
         Whether :meth:`fit` continues from the present weights, with the same teacher
         and witness. Between warm fits
@@ -196,9 +189,9 @@ class CertifiedVAE(
         alignment_weight, target_margin, kl_weight, prefit,   teacher, latent_dim,
         learning_rate, batch_size, max_epochs,                hidden_sizes, encoder,
         callbacks, torch_compile, autocast,                   decoder, image_shape,
-        accelerate, memory,                                   likelihood, objective,
-        verbose,                                              witness_scale, device,
-        random_state                                          validation_fraction
+        memory, verbose,                                      likelihood, objective,
+        random_state                                          witness_scale, device,
+                                                              validation_fraction
         ====================================================  =====================
 
         and a change on the right is an error.
@@ -322,7 +315,6 @@ class CertifiedVAE(
         "torch_compile": ["boolean", str],
         "autocast": ["boolean"],
         "device": [str],
-        "accelerate": ["boolean"],
         "warm_start": ["boolean"],
         "callbacks": [list, tuple, None],
         "verbose": ["verbose"],
@@ -353,7 +345,6 @@ class CertifiedVAE(
         torch_compile: bool | str = False,
         autocast: bool = False,
         device: str = "auto",
-        accelerate: bool = False,
         warm_start: bool = False,
         callbacks: Sequence[Any] | None = None,
         verbose: int = 0,
@@ -380,7 +371,6 @@ class CertifiedVAE(
         self.torch_compile = torch_compile
         self.autocast = autocast
         self.device = device
-        self.accelerate = accelerate
         self.warm_start = warm_start
         self.callbacks = callbacks
         self.verbose = verbose
@@ -783,7 +773,7 @@ class CertifiedVAE(
         # What is fitted is set on a copy; the user's generator is not drawn from.
         vae = copy.copy(self)
         vae.random_state = copy.deepcopy(self.random_state)
-        data, _ = vae._prepare(X, teacher_proba, ALONE, warm=False)
+        data, _ = vae._prepare(X, teacher_proba, warm=False)
         simplex_vertices(data.proba.shape[1], self.latent_dim)  # does it fit?
         scale = resolve_witness_scale(self.witness_scale, data.proba)
         return data.samples, data.proba, scale
@@ -804,48 +794,37 @@ class CertifiedVAE(
             return first and isinstance(error, NonFiniteLossError) and self.n_iter_ > 0
 
         with restored_on_error(self, unless=keeps_progress):
-            processes = join_processes(self.accelerate, self.device)
-            data, seed = self._prepare(X, teacher_proba, processes, warm=warm)
+            data, seed = self._prepare(X, teacher_proba, warm=warm)
             before = Snapshot(self.net_) if warm else None
             # A warm fit draws other batches and codes than the epochs before it.
             seed += 0 if before is None else before.n_epochs
-            device = resolve_device(processes.device_name(self.device))
+            device = resolve_device(self.device)
             with seeded(seed % _SEEDS, device):
                 if warm:
                     self._resume(data, n_epochs)
                 else:
                     self._build(data, device, n_epochs)
-                self._train(data, tasks, before, processes)
+                self._train(data, tasks, before)
         tasks.end_fit()
         if self.net_.interrupted_:
             warn_user(_interruption(self.n_iter_, n_epochs))
         return data
 
     def _prepare(
-        self,
-        X: ArrayLike,
-        teacher_proba: ArrayLike | None,
-        processes: Processes,
-        *,
-        warm: bool,
+        self, X: ArrayLike, teacher_proba: ArrayLike | None, *, warm: bool
     ) -> tuple[Data, int]:
         """Check all that is given, ask the teacher; return data and a seed."""
         samples = open_samples(self, X, reset=not warm, ensure_min_samples=2)
-        teacher_seed, seed, split_seed = processes.first(_seeds(self.random_state))
+        teacher_seed, seed, split_seed = _seeds(self.random_state)
         if warm:
             self._check_warm(teacher_proba)
         else:
             self._split_seed = split_seed
         self._check_early()
-        net = self.net_ if warm else None
-        params = self.get_params(deep=False)
-        check_shareable(processes, params, net, samples, teacher_proba)
         n_samples, fraction = len(samples), self.validation_fraction
         training, held_out = split(n_samples, fraction, self._split_seed)
         if not warm:
             self._begin(X, samples, teacher_proba, training, teacher_seed)
-            for name in ("teacher_", "_standardisation"):
-                setattr(self, name, processes.first(getattr(self, name)))
         proba = posterior_of(
             self.teacher_,
             X,
@@ -982,17 +961,11 @@ class CertifiedVAE(
         dataset = self._preprocessor.training_set(data.samples, targets, device)
         prefit(self.net_, dataset, wanted.epochs)
 
-    def _train(
-        self,
-        data: Data,
-        tasks: FitTasks,
-        before: Snapshot | None,
-        processes: Processes,
-    ) -> None:
+    def _train(self, data: Data, tasks: FitTasks, before: Snapshot | None) -> None:
         """Train; a fit that goes on from `before` returns to it on an error."""
         dataset = self._preprocessor.training_sets(data, torch.device(self.net_.device))
         try:
-            train(self.net_, dataset, Epochs(tasks, self._history), processes)
+            train(self.net_, dataset, Epochs(tasks, self._history))
             self._take_history(before)
         except BaseException:
             if before is not None:

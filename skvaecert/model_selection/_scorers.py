@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.certifier import CollapseCertifier, drawn_margin
 from skvaecert._certifier.partial import PartialCertificate
-from skvaecert._teacher.posterior import posterior_of
+from skvaecert._posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.bounds import betting_bound
 from skvaecert.exceptions import NotCertifiedError

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._teacher.posterior import posterior_of
+from skvaecert._posterior import posterior_of
 from skvaecert.simplex import Floats
 from skvaecert.witnesses import LinearWitness, simplex_witness
 
