@@ -114,8 +114,8 @@ LAST = {"object": -1}
     ("where", "key", "value"),
     [
         (lambda content: content, "format", "other"),
-        (lambda content: content, "schema", 2),
-        (lambda content: content, "schema", 4),
+        (lambda content: content, "schema", 3),
+        (lambda content: content, "schema", 5),
         (lambda content: content, "objects", []),
         (lambda content: content, "objects", None),
         (lambda content: content["objects"][-1], "type", "os.system"),
@@ -184,8 +184,8 @@ def test_other_json_is_refused(path, where, key, value):
     ("change", "reason"),
     [
         (lambda text: text.replace("{", '{"a": 1, "a": 2, ', 1), "same key twice"),
-        (lambda text: text.replace('"schema": 3', '"schema": NaN'), "not finite"),
-        (lambda text: text.replace('"schema": 3', '"schema": 1e999'), "not finite"),
+        (lambda text: text.replace('"schema": 4', '"schema": NaN'), "not finite"),
+        (lambda text: text.replace('"schema": 4', '"schema": 1e999'), "not finite"),
         (lambda text: "[" * 10**5 + "]" * 10**5, "RecursionError"),
         (lambda text: text[:-1], "JSONDecodeError"),
         (lambda text: "null", "TypeError"),

@@ -776,7 +776,7 @@ class CollapseCertifier(
     def __set_fitted__(self, state: dict[str, Any]) -> None:
         """Take a fitted state, which may be a stranger's, and check it."""
         self._validate_params()
-        check_certifier(state, self.witness if isinstance(self.witness, str) else "raw")
+        check_certifier(state, self.witness)
         put(self, state, FITTED)
         self._calibration = state["calibration"]
         self._certified_on, self._origin = state["certified_on"], state["origin"]

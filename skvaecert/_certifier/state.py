@@ -30,7 +30,8 @@ from skvaecert._teacher.state import check_teacher
 from skvaecert._training.state import OwnModuleError
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.information import InformationBracket
-from skvaecert.witnesses import LinearWitness
+from skvaecert.objectives import AlignmentLoss
+from skvaecert.witnesses import LinearWitness, simplex_of
 
 __all__ = ["FITTED", "AbsentEncoder", "check_certifier", "is_foreign"]
 
@@ -119,15 +120,18 @@ def is_foreign(encoder: Any) -> bool:
     return type(inner) not in (CertifiedVAE, GMMTeacher)
 
 
-def check_certifier(state: Mapping[str, Any], witness: str) -> None:
+def check_certifier(state: Mapping[str, Any], witness: str | AlignmentLoss) -> None:
     """Check the fitted state of a certifier whose parameter is `witness`."""
+    name = witness if isinstance(witness, str) else "raw"
     sizes: dict[str, int] = {}
     check_state("CollapseCertifier", state, FITTED | _HIDDEN, sizes)
     check_state("certified_on", state["certified_on"], _CERTIFIED_ON, {})
     _check_encoder(state, sizes)
-    _check_witnesses(state, witness, sizes)
+    _check_witnesses(state, name, sizes)
+    if isinstance(witness, AlignmentLoss):
+        _check_loss(state, witness)
     check_state("Certificate", vars(state["certificate_"]), _CERTIFICATE, sizes)
-    _check_certificate(state["certificate_"], witness)
+    _check_certificate(state["certificate_"], name)
 
 
 def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
@@ -177,6 +181,14 @@ def _check_witnesses(
         check_simplex(vertices, scale)
         if witness.bias.any() or not np.array_equal(witness.weights, scale * vertices):
             raise ValueError("witness_ must be that of vertices_ and witness_scale_.")
+
+
+def _check_loss(state: Mapping[str, Any], loss: AlignmentLoss) -> None:
+    vertices, scale = simplex_of(loss)
+    if state["witness_scale_"] != scale or not np.array_equal(
+        state["vertices_"], vertices
+    ):
+        raise ValueError("witness must have the vertices_ and witness_scale_ of fit.")
 
 
 def _check_certificate(c: Certificate, witness: str) -> None:

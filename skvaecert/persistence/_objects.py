@@ -20,6 +20,7 @@ from torch import nn
 from skvaecert._certifier.state import AbsentEncoder, is_foreign
 from skvaecert._state import check_state, held, put
 from skvaecert._training.state import OwnModuleError
+from skvaecert.objectives import AlignmentLoss
 from skvaecert.persistence._file import Arrays, Budget
 from skvaecert.persistence._registry import (
     ADVICE,
@@ -31,6 +32,7 @@ from skvaecert.persistence._registry import (
     check_params,
     sklearn_table,
 )
+from skvaecert.witnesses import simplex_of
 
 __all__ = ["Brought", "Modules", "Packer", "Unpacker"]
 
@@ -183,6 +185,8 @@ class Packer:
 def _params(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, AlignmentLoss):
+        return dict(zip(("vertices", "scale"), simplex_of(value), strict=True))
     names = SOME_PARAMS.get(type(value)) or value.get_params(deep=False)
     return {name: getattr(value, name) for name in names}
 

@@ -32,7 +32,7 @@ __all__ = ["Path", "load", "naming", "save"]
 
 Path = str | os.PathLike[str]
 
-SCHEMA = 3
+SCHEMA = 4
 _PACKAGES = ("skvaecert", "numpy", "scikit-learn", "torch", "skorch")
 
 # torch imports hundreds of modules with its first optimizer: load imports none.
