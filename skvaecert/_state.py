@@ -99,8 +99,8 @@ def check_state(
     """Check that a state has the names in a table, and values as their rules ask.
 
     A rule is an array, a size, an interval, options, methods, the exact type, None,
-    ABSENT, or a tuple of such. Equal names of sizes are equal sizes; those found are added to
-    `sizes`.
+    ABSENT, or a tuple of such. Equal names of sizes are equal sizes; those found are
+    added to `sizes`.
     """
     if unknown := state.keys() - table.keys():
         raise ValueError(f"a {owner} has no {', '.join(sorted(unknown))[:80]}.")

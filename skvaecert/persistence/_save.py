@@ -79,10 +79,11 @@ def save(estimator: BaseEstimator, path: Path) -> None:
     optimizer's moments are in the file, so that a warm start continues where the fit
     ended. The losses of single batches in the history of `net_` are not.
 
-    Of a certifier of another model, such as a :class:`skvaecert.wrappers.TrainedEncoder`,
-    everything is saved but the model: certificate, witness, teacher, calibration, and
-    hashes of the samples and of the weights of torch modules. With the model,
-    :func:`load` and :func:`verify` take up where :meth:`CollapseCertifier.fit` ended.
+    Of a certifier of another model, a :class:`skvaecert.wrappers.TrainedEncoder` for
+    example, everything is saved but the model: certificate, witness, teacher,
+    calibration, and hashes of the samples and of the weights of torch modules. With
+    the model, :func:`load` gives back the certifier, and :func:`verify` makes the
+    certificate again.
 
     Examples
     --------
@@ -134,9 +135,7 @@ def _check_loads(data: bytes, brought: Brought) -> None:
         ) from error
 
 
-def load(
-    path: Path, *, estimator: Any = None, modules: Modules | None = None
-) -> Any:
+def load(path: Path, *, estimator: Any = None, modules: Modules | None = None) -> Any:
     """Load an estimator from a file of :func:`save`, which may be a stranger's.
 
     Nothing in the file is imported or run. Memory is at most 64 MiB and four times the
