@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from hashlib import blake2b, sha256
 from typing import Any
 
+import joblib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import config_context
@@ -26,11 +27,13 @@ __all__ = [
     "CHUNK",
     "DatasetSamples",
     "Index",
+    "check_features",
     "count_samples",
     "cut_pieces",
     "digest_samples",
     "digests",
     "fingerprint_samples",
+    "is_sequence",
     "lazy_part",
     "numpy_only",
     "open_samples",
@@ -222,6 +225,26 @@ def _within_limits(samples: NDArray[np.floating]) -> NDArray[np.floating]:
     return samples
 
 
+def is_sequence(X: Any) -> bool:
+    """Tell a list of samples, or a column that holds no numbers, from a table.
+
+    Nested lists of floats are a table, as in scikit-learn. One sample decides, so that
+    parts of a list are read as the whole is.
+    """
+    if isinstance(X, list | tuple):
+        sample = X[0] if len(X) else ()
+        values = sample if isinstance(sample, list | tuple) else ()
+        return not any(isinstance(value, float) for value in values)
+    has_one_axis = hasattr(X, "__array__") and getattr(X, "ndim", 0) == 1
+    return has_one_axis and np.asarray(X[:1]).dtype.kind in "OSTU"
+
+
+def check_features(estimator: BaseEstimator, X: Any, *, reset: bool = False) -> None:
+    """Check number and names of features; samples in a list may have any length."""
+    if not is_sequence(X):
+        validate_data(estimator, X, reset=reset, skip_check_array=True)
+
+
 # Take some.
 
 
@@ -306,6 +329,9 @@ def _sample_bytes(X: Any) -> Iterator[bytes]:
     """Yield each sample as bytes: its values in float64, else what they print as."""
     for start in range(0, count_samples(X), _HASHED_TOGETHER):
         piece = take_samples(X, slice(start, start + _HASHED_TOGETHER))
+        if is_sequence(X):
+            yield from map(_item_bytes, piece)
+            continue
         try:
             # Adding 0 turns -0 into 0.
             samples = np.asarray(_dense(piece), dtype=np.float64) + 0.0
@@ -318,6 +344,16 @@ def _sample_bytes(X: Any) -> Iterator[bytes]:
 
 def _dense(piece: Any) -> Any:
     return piece.toarray() if hasattr(piece, "toarray") else piece
+
+
+def _item_bytes(sample: Any) -> bytes:
+    """Return one sample as bytes, whatever the others are."""
+    if isinstance(sample, str | bytes):
+        return repr(sample).encode()
+    try:
+        return (np.asarray(sample, dtype=np.float64) + 0.0).tobytes()
+    except (TypeError, ValueError, RuntimeError):
+        return str(joblib.hash(sample)).encode()
 
 
 def digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:
@@ -339,7 +375,7 @@ def digest_samples(X: ArrayLike) -> str | None:
         try:
             for part in parts(X):
                 digest.update(part)
-        except (AttributeError, TypeError, ValueError, IndexError):
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
             continue
         return digest.hexdigest()
     return None

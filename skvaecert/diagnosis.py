@@ -7,7 +7,7 @@ to be expected.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -277,17 +277,16 @@ def diagnose(
     >>> print(diagnose(mean, np.full((450, 2), 0.1), random_state=0))
     Informative: ...
     """
-    n_samples = len(check_codes("mean", mean))
-    if X is not None:
-        X = _check_samples(X, n_samples)
-    loss = Loss(likelihood, noise_variance, reduction, kl_weight)
-    codes = Codes(np.asarray(mean), std, sample_weight)
-    return diagnosis_of(
-        codes,
-        lambda: _certificate(codes, teacher_proba, witness),
-        loss,
-        decode=decode,
+    return diagnose_codes(
+        Codes(np.asarray(mean), std, sample_weight),
         X=X,
+        teacher_proba=teacher_proba,
+        witness=witness,
+        likelihood=likelihood,
+        noise_variance=noise_variance,
+        reduction=reduction,
+        kl_weight=kl_weight,
+        decode=decode,
         negligible=negligible,
         confidence=confidence,
         n_draws=n_draws,
@@ -345,6 +344,34 @@ class Codes:
         return origin, code.astype(np.float32 if is_small else np.float64)
 
 
+def diagnose_codes(
+    codes: "Codes",
+    *,
+    X: ArrayLike | None = None,
+    teacher_proba: ArrayLike | None = None,
+    witness: Any = None,
+    likelihood: str = "gaussian",
+    noise_variance: float | None = None,
+    reduction: str = "sum",
+    kl_weight: float | None = None,
+    **settings: Any,
+) -> Diagnosis:
+    """Diagnose posteriors, of which it may be known how far another batch moves them.
+
+    The arguments are those of :func:`diagnose`.
+    """
+    n_samples = len(check_codes("mean", codes.mean))
+    if X is not None:
+        X = _check_samples(X, n_samples)
+    return diagnosis_of(
+        codes,
+        lambda information: _certificate(codes, teacher_proba, witness, information),
+        Loss(likelihood, noise_variance, reduction, kl_weight),
+        X=X,
+        **settings,
+    )
+
+
 @dataclass(frozen=True)
 class Loss:
     """What is known of the loss that a VAE was trained with.
@@ -373,15 +400,15 @@ class Loss:
 
 def diagnosis_of(
     codes: Codes,
-    certificate: Callable[[], Certificate],
+    certificate: Callable[[InformationBracket | None], Certificate],
     loss: Loss,
     *,
-    decode: Callable[[Any], Any] | None,
-    X: Any,
-    negligible: float,
-    confidence: float,
-    n_draws: int,
-    random_state: int | np.random.Generator | None,
+    decode: Callable[[Any], Any] | None = None,
+    X: Any = None,
+    negligible: float = 0.05,
+    confidence: float = 0.999999,
+    n_draws: int = 40_000,
+    random_state: int | np.random.Generator | None = None,
 ) -> Diagnosis:
     """Bring together what codes, certificate and decoder tell."""
     check_number("negligible", negligible, above=0)
@@ -402,7 +429,7 @@ def diagnosis_of(
         if decode is not None:
             decoder = _measured(codes, loss, decode, X, n_draws, random_state)
     threshold = None if X is None else loss.threshold(codes.counted(X))
-    mean = replace(certificate(), information=information)
+    mean = replace(certificate(information), information=information)
     state = _state(information, decoder, negligible)
     return Diagnosis(
         state=state,
@@ -434,13 +461,16 @@ def _state(
 
 
 def _certificate(
-    codes: Codes, teacher_proba: ArrayLike | None, loss: Any
+    codes: Codes,
+    teacher_proba: ArrayLike | None,
+    loss: Any,
+    information: InformationBracket | None,
 ) -> Certificate:
     witness, proba = _witness(codes, teacher_proba, loss)
     sums = MeanSums(witness).update(proba, codes.mean, codes.sample_weight)
     if codes.std is not None:
         sums.codes.update(codes.mean, codes.std, codes.sample_weight)
-    return sums.certificate()
+    return sums.certificate(latent_noise=codes.moved, information=information)
 
 
 def _witness(
@@ -490,11 +520,8 @@ def _measured(
     sums, spread = OutputSums(likelihood), SpreadSums()
     n_decoded = max(_LEAST_DECODED, int(_DECODED_SHARE * n_draws))
     origin, code = codes.draw(n_decoded, np.random.default_rng(random_state))
-    n_groups = max(_LEAST_GROUPS, -(-n_decoded // _MOST_IN_GROUP))
-    for group in np.array_split(np.arange(n_decoded), n_groups):
-        output = check_real("decode", decode(code[group]))
+    for group, output in _decoded(decode, code):
         output = check_output(likelihood, output, name="decode")
-        _check_outputs(len(output), len(group))
         target = _targets(X, origin[group], output.shape) if learned else None
         sums.add(output, target)
         if target is not None:
@@ -508,6 +535,19 @@ def _measured(
         )
         return None
     return sums.information(loss.noise_variance)
+
+
+def _decoded(
+    decode: Callable[[Any], Any], codes: NDArray[Any]
+) -> Iterator[tuple[NDArray[np.intp], Any]]:
+    """Decode as many codes at a time as networks like, and yield smaller groups."""
+    n_calls = -(-len(codes) // _MOST_IN_GROUP)
+    n_groups = -(-_LEAST_GROUPS // n_calls)
+    for part in np.array_split(np.arange(len(codes)), n_calls):
+        output = check_real("decode", decode(codes[part]))
+        _check_outputs(len(output), len(part))
+        for group in np.array_split(np.arange(len(part)), n_groups):
+            yield part[group], output[group]
 
 
 def _targets(X: Any, origin: NDArray[np.intp], shape: tuple[int, ...]) -> Floats:

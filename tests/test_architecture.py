@@ -16,12 +16,13 @@ PACKAGE = Path(skvaecert.__file__).parent
 FLOORS = [
     {"exceptions", "simplex", "networks", "_precision"},
     {"metrics", "diagnostics", "_estimator", "_posterior", "_samples", "_state"},
-    {"_rounding", "bounds", "witnesses", "forecast", "wrappers", "datasets"},
-    {"information", "objectives"},
+    {"_rounding", "bounds", "witnesses", "forecast", "datasets"},
+    {"_loaders", "information", "objectives"},
     {"_certificate", "baselines"},
     {"_training", "_teacher"},
     {"_vae", "diagnosis"},
     {"_certifier"},
+    {"wrappers"},
     {"persistence", "model_selection", "callbacks", "plotting"},
     {"report"},
 ]
@@ -41,6 +42,7 @@ MATHS = {
 ONLY_IN = {
     "skorch": {"_training", "baselines", "callbacks", "objectives"},
     "torch": {
+        "_loaders",
         "_precision",
         "_training",
         "_vae",

@@ -272,6 +272,10 @@ HOLDERS = {
         lambda module: TrainedEncoder(partial(module.named)),
         lambda fitted: fitted.encoder.func.__self__,
     ),
+    "decorated": (
+        lambda module: FrozenEstimator(TrainedEncoder(torch.no_grad()(module.named))),
+        lambda fitted: fitted.estimator.encoder.__wrapped__.__self__,
+    ),
     "pipeline": (
         lambda module: make_pipeline(StandardScaler(), TrainedEncoder(module)),
         lambda fitted: fitted[-1].encoder,

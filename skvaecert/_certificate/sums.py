@@ -24,7 +24,7 @@ from skvaecert._certificate.verdict import (
 )
 from skvaecert._rounding import RoundingSums
 from skvaecert.bounds import MeanBounds
-from skvaecert.information import InformationSums
+from skvaecert.information import InformationBracket, InformationSums
 from skvaecert.metrics import (
     MarginSums,
     SpreadSums,
@@ -135,9 +135,16 @@ class MeanSums(Sums):
         return summation_error(self.alignment, self.witness, self._means.mean_norm)
 
     def certificate(
-        self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
+        self,
+        *,
+        safety_margin: float = 0.0,
+        latent_noise: float = 0.0,
+        information: InformationBracket | None = None,
     ) -> Certificate:
-        """Return the certificate of all samples so far."""
+        """Return the certificate of all samples so far.
+
+        What drawn codes carry is computed where it is not known yet.
+        """
         check_number("latent_noise", latent_noise, least=0)
         margin, arithmetic = self.margin, self.summation_error
         noise = max(self._means.rounding_noise, latent_noise)
@@ -152,7 +159,7 @@ class MeanSums(Sums):
             dispersion=spread.dispersion,
             dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
             latent_noise=noise,
-            **self.codes.findings(self.n_samples, spread),
+            **self.codes.findings(self.n_samples, spread, information),
         )
 
 
@@ -187,14 +194,19 @@ class CodeSums:
         self._weight += other._weight
         self._variances = self._variances + other._variances
 
-    def findings(self, n_samples: int, spread: SpreadSums) -> dict[str, Any]:
+    def findings(
+        self,
+        n_samples: int,
+        spread: SpreadSums,
+        information: InformationBracket | None = None,
+    ) -> dict[str, Any]:
         """Return fields of a certificate of so many samples."""
         if self._information.n_samples != n_samples:
             return {}
         ratio = spread.variance / (self._variances / self._weight)
         return {
             "dispersion_in_noise": float(np.sqrt(ratio.sum())),
-            "information": self._information.bracket(),
+            "information": information or self._information.bracket(),
         }
 
 

@@ -28,7 +28,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, has_fit_parameter, validate_data
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certificate.sums import MeanSums, check_shapes
@@ -41,6 +41,7 @@ from skvaecert._certifier.diagnosed import codes_of, model_of
 from skvaecert._certifier.encoded import EncodedSamples, encode, fitted_encoder
 from skvaecert._certifier.kinds import MeanKind, make_kind, seed_of
 from skvaecert._certifier.partial import PartialCertificate
+from skvaecert._certifier.refusals import check_encoder, check_teacher
 from skvaecert._certifier.state import FITTED, check_certifier
 from skvaecert._certifier.weights import digest_weights
 from skvaecert._estimator import (
@@ -54,7 +55,8 @@ from skvaecert._estimator import (
     seed_unset,
     with_callbacks,
 )
-from skvaecert._samples import cut_pieces, digests
+from skvaecert._loaders import flat_batches, flat_samples
+from skvaecert._samples import check_features, cut_pieces, digests
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._vae.vae import CertifiedVAE
@@ -155,6 +157,14 @@ class CollapseCertifier(
     Certificate : The result.
     skvaecert.certify : The same on arrays.
 
+    Notes
+    -----
+    `X` may be a torch tensor, a map-style Dataset or a DataLoader, too. Read is the
+    first part of each item or batch, and samples are flattened. A DataLoader that may
+    shuffle is refused where posteriors, weights or returned values belong to samples.
+    For an encoder and a teacher that take them, `X` may be a list, of strings or of
+    sequences of different lengths.
+
     References
     ----------
     Theory section 2; arXiv:2605.05813, arXiv:2605.18224.
@@ -240,6 +250,7 @@ class CollapseCertifier(
             If training broke down. An earlier fit stays usable; in a first fit the
             epochs that the estimator has kept are certified.
         """
+        X = flat_samples(X, in_order=y is not None or teacher_proba is not None)
         breakdown = None
         tasks = FitTasks(self, X, y, n_parts=1)
         with restored_on_error(self):
@@ -256,7 +267,7 @@ class CollapseCertifier(
                     raise
                 breakdown = error
             self.estimator_ = estimator
-            validate_data(self, X, reset=not warm, skip_check_array=True)
+            check_features(self, X, reset=not warm)
             self.teacher_ = self._fitted_teacher(X, teacher_proba, warm)
             samples = EncodedSamples(estimator, self.teacher_, X, teacher_proba)
             self.mean_proba_ = samples.posterior.mean(axis=0)
@@ -287,8 +298,9 @@ class CollapseCertifier(
             Latent means.
         """
         check_is_fitted(self)
+        X = flat_samples(X, in_order=True)
         means = encode(self.estimator_, X)
-        validate_data(self, X, reset=False, skip_check_array=True)
+        check_features(self, X)
         return means
 
     @available_if(_has_inverse)
@@ -365,6 +377,7 @@ class CollapseCertifier(
             gives contributions that average to the score.
         """
         check_is_fitted(self)
+        X = flat_samples(X, in_order=True)
         log_mean, parts = np.log(self.mean_proba_), []
         for samples in self._pieces(X, teacher_proba):
             log_ratio = self.witness_.log_proba(samples.means) - log_mean
@@ -516,13 +529,14 @@ class CollapseCertifier(
         Theory sections 15 to 18.
         """
         check_is_fitted(self)
+        X = _given(X, teacher_proba, sample_weight)
         pieces = list(self._pieces(X, teacher_proba, sample_weight))
         certificate = self._collect(pieces, "mean", 8, 0.95).certificate()
         given = Loss(likelihood, noise_variance, reduction, kl_weight)
         loss, decode, samples = model_of(self.estimator_, X, given)
         return diagnosis_of(
             codes_of(pieces, sample_weight),
-            lambda: certificate,
+            lambda information: certificate,
             loss,
             decode=decode,
             X=samples,
@@ -548,9 +562,9 @@ class CollapseCertifier(
 
         Parameters
         ----------
-        batches : iterable of array-like of shape (n_samples, n_features)
+        batches : DataLoader, or iterable of array-like of shape (n_samples, n_features)
             Samples, best some thousands at a time: some of each batch are encoded
-            twice.
+            twice. Small batches of a DataLoader are joined.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
             As in :meth:`certify`.
         n_draws : int, default=8
@@ -575,7 +589,7 @@ class CollapseCertifier(
         UnstableEncoderWarning
             As :meth:`certify`.
         """
-        pieces = chain.from_iterable(map(self._pieces, batches))
+        pieces = chain.from_iterable(map(self._pieces, flat_batches(batches)))
         return self._collect(pieces, kind, n_draws, confidence).certificate()
 
     def partial_certificate(
@@ -642,6 +656,11 @@ class CollapseCertifier(
     @property
     def _n_features_out(self) -> int:
         return self.witness_.weights.shape[1]
+
+    def _validate_params(self) -> None:
+        check_encoder(self.estimator)
+        check_teacher(self.teacher)
+        super()._validate_params()
 
     def _estimator_to_fit(self, warm: bool) -> Any:
         template = _template(self)
@@ -710,10 +729,11 @@ class CollapseCertifier(
         sample_weight: ArrayLike | None = None,
     ) -> Iterator[EncodedSamples]:
         """Yield X in pieces that fit into memory, and check its features."""
+        X = _given(X, teacher_proba, sample_weight)
         for piece in cut_pieces(X, teacher_proba, sample_weight):
             yield EncodedSamples(self.estimator_, self.teacher_, *piece)
         # Last, because the errors of the estimator say more.
-        validate_data(self, X, reset=False, skip_check_array=True)
+        check_features(self, X)
 
     def _collect(
         self,
@@ -787,6 +807,7 @@ class CollapseCertifier(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
     ) -> Certificate | None:
         """Make the training certificate again; None on samples other than those."""
+        X = flat_samples(X, in_order=True)
         given = digests(X, teacher_proba)
         if given["rows"] is None or not given.items() <= self._certified_on.items():
             return None
@@ -801,6 +822,12 @@ def drawn_margin(certifier: CollapseCertifier, X: ArrayLike, n_draws: int) -> fl
     pieces = certifier._pieces(X)
     part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
     return part.collected.conclude(0.0).margin
+
+
+def _given(X: Any, *per_sample: ArrayLike | None) -> Any:
+    """Return flat samples, in a known order if other values belong to them."""
+    in_order = any(values is not None for values in per_sample)
+    return flat_samples(X, in_order=in_order)
 
 
 def _check_template(template: Any) -> None:

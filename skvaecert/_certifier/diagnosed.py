@@ -10,7 +10,7 @@ from sklearn.pipeline import Pipeline
 
 from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
 from skvaecert._certifier.kinds import SampledKind
-from skvaecert._samples import take_samples
+from skvaecert._samples import is_sequence, take_samples
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.diagnosis import Codes, Loss
 
@@ -21,8 +21,8 @@ def codes_of(
     pieces: Sequence[EncodedSamples], sample_weight: ArrayLike | None
 ) -> Codes:
     """Return the posteriors of all samples; means only where there is no more."""
-    means = np.concatenate([piece.means for piece in pieces])
     if not all(piece.has_distribution for piece in pieces):
+        means = np.concatenate([piece.means for piece in pieces])
         return Codes(means, None, sample_weight)
     means, deviations = (
         np.concatenate([piece.distribution[part] for piece in pieces])
@@ -62,6 +62,8 @@ def _own_loss(encoder: Any) -> Loss | None:
 
 def _is_numeric(X: Any) -> bool:
     """Tell samples that can be compared with outputs of a decoder."""
+    if is_sequence(X):
+        return False
     try:
         return bool(np.asarray(take_samples(X, slice(0, 1)), dtype=np.float64).size)
     except (TypeError, ValueError):

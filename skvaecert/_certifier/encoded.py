@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import _num_samples
 
 from skvaecert._posterior import posterior_of
 from skvaecert._samples import take_samples
 from skvaecert.simplex import Floats, check_real
+
+_ENCODE = (
+    "estimator must have a method encode(X), which returns means and standard "
+    'deviations of q(z|x), for kind="sampled"'
+)
 
 __all__ = ["EncodedSamples", "decode", "encode", "fitted_encoder", "read"]
 
@@ -39,12 +45,17 @@ class EncodedSamples:
             X, encoder = encoder[:-1].transform(X), encoder[-1]
         if not hasattr(encoder, "encode"):
             raise ValueError(
-                "estimator must have a method encode(X), which returns means and "
-                f'standard deviations of q(z|x), for kind="sampled"; '
-                f"{type(encoder).__name__} has none. Use CertifiedVAE, or wrap the "
-                "model in one that has."
+                f"{_ENCODE}; {type(encoder).__name__} has none. Use CertifiedVAE, or "
+                "wrap the encoder in skvaecert.wrappers.TrainedEncoder."
             )
-        mean, deviation = encoder.encode(X)
+        posterior = encoder.encode(X)
+        if not (isinstance(posterior, tuple | list) and len(posterior) == 2):
+            raise ValueError(
+                f"{_ENCODE}; that of {type(encoder).__name__} returned "
+                f"{type(posterior).__name__}. skvaecert.wrappers.TrainedEncoder makes "
+                "an estimator of an encoder that returns something else."
+            )
+        mean, deviation = posterior
         return (
             np.asarray(check_real("latent_mean", mean)),
             np.asarray(check_real("latent_std", deviation)),
@@ -126,10 +137,17 @@ def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
     if not hasattr(estimator, "inverse_transform"):
         raise ValueError(
             "estimator must have an inverse_transform, its decoder, for "
-            f'kind="round_trip"; {type(estimator).__name__} has none.'
+            f'kind="round_trip"; {_name(estimator)} has none. Give it a decoder: '
+            "TrainedEncoder(encoder, decoder)."
         )
     decoded = estimator.inverse_transform(means)
     return np.asarray(check_real("inverse_transform", decoded))
+
+
+def _name(estimator: Any) -> str:
+    inner = fitted_encoder(estimator)
+    frozen = isinstance(inner, FrozenEstimator)
+    return type(inner.estimator if frozen else inner).__name__
 
 
 def read(teacher: Any, reconstruction: NDArray[np.floating]) -> Floats:

@@ -139,7 +139,7 @@ def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
     encoder = state["estimator_"]
     if is_foreign(encoder):
         _check_weights(encoder, state["certified_on"]["weights"])
-        check_teacher(state["teacher_"], sizes.get("p"), sizes["K"])
+        check_teacher(state["teacher_"], sizes.get("p", 0), sizes["K"])
         return
     check_is_fitted(encoder)
     is_teacher = hasattr(encoder, "predict_proba")

@@ -40,9 +40,9 @@ def _inside(value: Any) -> Any:
         return value.values()
     if isinstance(value, list | tuple):
         return value
-    owner = getattr(value, "__self__", None)
-    if owner is not None:
-        return [owner]
+    for name in ("__self__", "__wrapped__"):
+        if getattr(value, name, None) is not None:
+            return [getattr(value, name)]
     # A skorch net has no transform.
     holds = hasattr(value, "transform") or hasattr(value, "module_")
     return getattr(value, "__dict__", {}).values() if holds else ()

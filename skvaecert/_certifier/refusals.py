@@ -1,0 +1,78 @@
+"""Refuse what is no estimator or no teacher, and say how to make one of it."""
+
+from typing import Any
+
+from sklearn.frozen import FrozenEstimator
+
+__all__ = ["check_encoder", "check_teacher"]
+
+
+def check_encoder(estimator: Any) -> None:
+    """Fail for a model that has to be wrapped first."""
+    inner = _thawed(estimator)
+    _check_instance("estimator", inner)
+    described = "" if hasattr(inner, "transform") else _foreign(inner)
+    if described:
+        raise ValueError(
+            f"estimator must have a method transform, got {described}. Wrap it: "
+            f"CollapseCertifier(FrozenEstimator(TrainedEncoder({_arguments(inner)}))), "
+            "with TrainedEncoder from skvaecert.wrappers."
+        )
+
+
+def check_teacher(teacher: Any) -> None:
+    """Fail for an estimator that gives no posteriors."""
+    inner = _thawed(teacher)
+    _check_instance("teacher", inner)
+    is_fitted_by_us = hasattr(inner, "fit") and hasattr(inner, "get_params")
+    gives = hasattr(inner, "predict_proba") or hasattr(inner, "transform")
+    if is_fitted_by_us and not gives:
+        raise ValueError(
+            "teacher must have a method predict_proba, or a transform that returns "
+            f"posteriors, got {type(inner).__name__}. Use skvaecert.GMMTeacher."
+        )
+
+
+def _thawed(estimator: Any) -> Any:
+    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
+
+
+def _check_instance(name: str, value: Any) -> None:
+    if isinstance(value, type):
+        given = value.__name__
+        raise ValueError(
+            f"{name} must be an instance, got the class {given}: write {given}(...)."
+        )
+
+
+def _foreign(model: Any) -> str:
+    """Describe a model of another library; "" for what is none."""
+    kind = type(model).__name__
+    if _is_module(model):
+        return f"the torch module {kind}"
+    if hasattr(model, "module_"):
+        return f"the net {kind} of skorch"
+    named = getattr(model, "__qualname__", kind).rpartition("<locals>.")[2]
+    return f"the callable {named}" if callable(model) else ""
+
+
+def _arguments(model: Any) -> str:
+    """Return what to write into TrainedEncoder(...)."""
+    owner = getattr(model, "__self__", None)
+    if _is_module(owner):
+        return f"model.{model.__name__}" + _part(", model", owner, "decode", "decoder")
+    if not (_is_module(model) or hasattr(model, "module_")):
+        return "encode"
+    name = "net.module_" if hasattr(model, "module_") else "model"
+    module = getattr(model, "module_", model)
+    encoder = _part(name, module, "encode", "encoder") or name
+    return encoder + _part(f", {name}", module, "decode", "decoder")
+
+
+def _part(name: str, module: Any, *parts: str) -> str:
+    """Return how to write the first of these parts that a module has."""
+    return next((f"{name}.{part}" for part in parts if hasattr(module, part)), "")
+
+
+def _is_module(value: Any) -> bool:
+    return hasattr(value, "state_dict") and hasattr(value, "named_buffers")

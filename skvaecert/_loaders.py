@@ -1,0 +1,183 @@
+"""Samples of torch: tensors, Datasets and DataLoaders, as arrays or lists."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+)
+
+from skvaecert.datasets import WithPosterior
+
+__all__ = ["as_samples", "flat_batches", "flat_samples"]
+
+# Samples of a loader that are certified together: some are encoded twice each time.
+_TOGETHER = 2048
+
+
+def as_samples(X: Any, *, in_order: bool) -> Any:
+    """Return tensors as arrays, and what a Dataset or a DataLoader holds.
+
+    Anything else is returned as it is. `in_order` refuses loaders that may shuffle.
+    """
+    if isinstance(X, Tensor):
+        return _array(X)
+    if isinstance(X, DataLoader):
+        if in_order:
+            _check_order(X)
+        with _same_generators(X):
+            return _joined(_batches(X))
+    if isinstance(X, Dataset | WithPosterior):
+        return _joined([_items(X)])
+    return X
+
+
+def flat_samples(X: Any, *, in_order: bool) -> Any:
+    """Return the same, with the values of each sample in a row."""
+    X = as_samples(X, in_order=in_order)
+    is_flat = not isinstance(X, np.ndarray) or X.ndim <= 2
+    return X if is_flat else X.reshape(len(X), -1)
+
+
+def flat_batches(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches with flat samples; small ones of a loader are joined."""
+    if isinstance(batches, DataLoader):
+        batches = _larger(_batches(batches))
+    return (flat_samples(batch, in_order=False) for batch in batches)
+
+
+def _larger(batches: Iterable[Any]) -> Iterator[Any]:
+    parts: list[Any] = []
+    for batch in batches:
+        parts.append(batch)
+        if sum(map(len, parts)) >= _TOGETHER:
+            yield _joined(parts)
+            parts = []
+    if parts:
+        yield _joined(parts)
+
+
+def _check_order(loader: DataLoader[Any]) -> None:
+    sampler = loader.sampler
+    is_usual = type(loader.batch_sampler) in (BatchSampler, type(None))
+    kind = type(sampler if is_usual else loader.batch_sampler).__name__
+    if not loader.in_order:
+        kind += " and in_order=False"
+    if kind != SequentialSampler.__name__:
+        raise ValueError(
+            "X must come in a known order here, since other values belong to its "
+            f"samples, got a DataLoader with a {kind}. Use a DataLoader with "
+            "shuffle=False and without a sampler, or give arrays."
+        )
+
+
+@contextmanager
+def _same_generators(loader: DataLoader[Any]) -> Iterator[None]:
+    """Put the generators back that a pass through a loader draws from."""
+    own = loader.generator
+    state = None if own is None else own.get_state()
+    with torch.random.fork_rng([]):
+        try:
+            yield
+        finally:
+            if state is not None:
+                own.set_state(state)
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield the samples of each batch: its first part, where it has several."""
+    n_read = 0
+    for batch in loader:
+        samples = _first(batch)
+        n_read += len(samples)
+        yield _array(samples) if isinstance(samples, Tensor) else samples
+    expected = _n_expected(loader)
+    if expected not in (None, n_read):
+        raise ValueError(
+            "X must be a DataLoader whose batches are samples, or begin with them, got "
+            f"{n_read} samples from {expected} items. A list of sequences of different "
+            "lengths must be padded to one length in collate_fn."
+        )
+
+
+def _n_expected(loader: DataLoader[Any]) -> int | None:
+    """Return how many samples a loader reads, where that can be known."""
+    is_usual = type(loader.batch_sampler) is BatchSampler
+    if not is_usual or isinstance(loader.dataset, IterableDataset):
+        return None
+    n_samples = len(loader.sampler)  # type: ignore[arg-type]
+    size = loader.batch_size or 1
+    return n_samples // size * size if loader.drop_last else n_samples
+
+
+def _first(batch: Any) -> Any:
+    """Return the samples of a batch, which may come with labels and other values."""
+    while isinstance(batch, tuple | list) and _is_nested(batch):
+        batch = batch[0]
+    if isinstance(batch, dict) or not hasattr(batch, "__len__"):
+        raise ValueError(
+            "X must be a DataLoader whose batches are samples, or begin with them, got "
+            f"{type(batch).__name__}. Take out what the encoder gets: "
+            '(batch["x"] for batch in loader) for certify_batches, '
+            'torch.cat([batch["x"] for batch in loader]) elsewhere.'
+        )
+    return batch
+
+
+def _is_nested(batch: Any) -> bool:
+    return len(batch) > 0 and isinstance(batch[0], Tensor | np.ndarray | tuple | list)
+
+
+def _items(dataset: Any) -> Any:
+    """Return the samples of a Dataset: an array if all have one shape, or a list."""
+    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise ValueError(
+            f"X must have a length, got {type(dataset).__name__}. Put it into a "
+            "DataLoader."
+        )
+    samples = [_sample(dataset[i]) for i in range(len(dataset))]
+    arrays = [np.asarray(s) for s in samples if isinstance(s, np.ndarray | float | int)]
+    one_shape = len({array.shape for array in arrays}) == 1
+    return np.stack(arrays) if one_shape and len(arrays) == len(samples) else samples
+
+
+def _sample(item: Any) -> Any:
+    while isinstance(item, tuple):
+        item = item[0]
+    if isinstance(item, dict):
+        raise ValueError(
+            "X must be a Dataset whose items are samples, or tuples that begin with "
+            "them, got items of dict. Give a list of what the encoder gets."
+        )
+    return _array(item) if isinstance(item, Tensor) else item
+
+
+def _array(tensor: Tensor) -> Any:
+    values = tensor.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _joined(batches: Iterable[Any]) -> Any:
+    """Return all samples: one array, or one list."""
+    parts = list(batches)
+    if not parts:
+        raise ValueError("X must have samples, got a DataLoader without batches.")
+    if not all(isinstance(part, np.ndarray) for part in parts):
+        return list(chain.from_iterable(parts))
+    shapes = {part.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            "X must have samples of one shape, got a DataLoader with batches of "
+            f"{' and '.join(map(str, sorted(shapes)))}. Pad all samples to one length, "
+            "since padding that depends on the batch lets means depend on it."
+        )
+    return np.concatenate(parts)

@@ -1,0 +1,394 @@
+"""What an encoder or a decoder returns, read as means and standard deviations."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from skvaecert._estimator import warn_user
+
+__all__ = ["Outputs", "check_names", "joined", "read_posterior", "read_samples"]
+
+Values = NDArray[np.floating]
+
+_MEASURES = ("log_variance", "std", "variance")
+# What they are called in returned objects, by pythae and diffusers among others.
+_NAMES = {
+    "mean": ("mean", "mu", "loc", "embedding"),
+    "log_variance": ("log_variance", "logvar", "log_var", "log_covariance"),
+    "std": ("std", "scale"),
+    "variance": ("variance",),
+}
+_SAMPLES = ("reconstruction", "sample", "loc", "mean")
+# How many outputs an error lists.
+_MOST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Means, and what measures the spread of a Gaussian around them, if there is one.
+
+    `keys` are the places or names of both. `returned` describes all that came back, and
+    `distribution` names what kind of one it was, if any.
+    """
+
+    mean: Any
+    spread: Any = None
+    measure: str = ""
+    keys: tuple[Any, Any] = (0, 1)
+    returned: str = ""
+    distribution: str = ""
+
+    def arrays(self, name: str, n_samples: int) -> "Outputs":
+        """Return both as arrays with a row for each sample."""
+        mean = _rows(name, self.mean, n_samples, self.returned)
+        if self.spread is None:
+            return replace(self, mean=mean)
+        spread = _floats(name, self.spread)
+        if self.distribution:
+            spread = np.broadcast_to(spread, mean.shape)
+        if spread.shape != mean.shape:
+            raise ValueError(
+                f"{name} must return a {self.measure} of the shape of the mean, "
+                f"{mean.shape}, got shape {spread.shape} in {self.returned}."
+                + (_naming() if name == "encoder" else "")
+            )
+        return replace(self, mean=mean, spread=spread)
+
+    def first(self, n_samples: int) -> "Outputs":
+        """Return copies of the first, since memory may be used again."""
+        spread = None if self.spread is None else self.spread[:n_samples].copy()
+        return replace(self, mean=self.mean[:n_samples].copy(), spread=spread)
+
+    def flat(self) -> "Outputs":
+        """Return both with shape (n_samples, latent_dim)."""
+        n_samples, *shape = self.mean.shape
+        if not shape:
+            raise ValueError(
+                "encoder must return means of shape (n_samples, latent_dim), got "
+                "(n_samples,). Return one dimension as a column."
+            )
+        spread = None if self.spread is None else self.spread.reshape(n_samples, -1)
+        return replace(self, mean=self.mean.reshape(n_samples, -1), spread=spread)
+
+    @property
+    def is_gaussian(self) -> bool:
+        """Whether :meth:`std` must give standard deviations, or say why it cannot."""
+        return self.spread is not None or bool(self.distribution)
+
+    def std(self) -> Values:
+        """Return standard deviations."""
+        if self.spread is None:
+            raise ValueError(self._no_gaussian())
+        smallest, largest = self.spread.min(), self.spread.max()
+        if self.measure == "log_variance":
+            if smallest > 0 and not self.distribution:
+                self._warn(smallest, largest)
+            return np.asarray(np.exp(self.spread / 2))
+        if not smallest > 0:
+            raise ValueError(
+                f"encoder must return values above 0 as {self.measure}, got a smallest "
+                f"one of {smallest:.3g}. If they are logarithms of variances, set "
+                f"{self._named('log_variance')} in TrainedEncoder."
+            )
+        return self.spread if self.measure == "std" else np.sqrt(self.spread)
+
+    def _no_gaussian(self) -> str:
+        if self.distribution:
+            way_out = (
+                f"A {self.distribution} is not read as a Gaussian with independent "
+                "dimensions."
+            )
+        else:
+            way_out = (
+                "If they are there, name them in TrainedEncoder, for example "
+                f'outputs={{"mean": {self.keys[0]!r}, "log_variance": ...}}, or "std" '
+                'or "variance".'
+            )
+        return (
+            "encoder must return (mean, log_variance), or another Gaussian posterior, "
+            f'for encode and kind="sampled", got {self.returned}. {way_out} transform '
+            'and kind="mean" need the mean only.'
+        )
+
+    def _warn(self, smallest: Any, largest: Any) -> None:
+        warn_user(
+            f"Output {self.keys[1]!r} of encoder is read as log variances, and all its "
+            f"values are above 0, from {smallest:.3g} to {largest:.3g}: posteriors "
+            f"would be {np.exp(smallest / 2):.3g} wide or more. If they are standard "
+            f"deviations or variances, set {self._named('std')} in TrainedEncoder, or "
+            '"variance" in the place of "std".'
+        )
+
+    def _named(self, measure: str) -> str:
+        mean, spread = self.keys
+        return f'outputs={{"mean": {mean!r}, "{measure}": {spread!r}}}'
+
+
+def joined(name: str, batches: Sequence[Outputs]) -> Outputs:
+    """Return the outputs for all batches, which must be of one kind and finite."""
+    kinds = {batch.measure for batch in batches}
+    if len(kinds) > 1:
+        raise ValueError(
+            f"{name} must return the same outputs for each batch, got spreads as "
+            f"{' and '.join(kind or 'none' for kind in sorted(kinds, reverse=True))}."
+        )
+    first = batches[0]
+    mean = _concatenated(name, "values", [batch.mean for batch in batches])
+    if first.spread is None:
+        return replace(first, mean=mean)
+    what = "values as " + first.measure
+    spread = _concatenated(name, what, [batch.spread for batch in batches])
+    return replace(first, mean=mean, spread=spread)
+
+
+def _concatenated(name: str, what: str, batches: list[Values]) -> Values:
+    values = np.concatenate(batches)
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} must return finite {what}, got NaN or infinity for "
+            f"{np.count_nonzero(~finite)} of {len(values)} samples."
+        )
+    return values
+
+
+def check_names(outputs: Any) -> None:
+    """Check the parameter `outputs`."""
+    if outputs is None:
+        return
+    allowed = {"mean", *_MEASURES}
+    is_mapping = isinstance(outputs, Mapping)
+    names = set(outputs) if is_mapping else set()
+    right = names == {"posterior"} or (
+        "mean" in names and names <= allowed and len(names) <= 2
+    )
+    if not right or any(type(key) not in (int, str) for key in outputs.values()):
+        raise ValueError(
+            "outputs must be None or a dict that names outputs by their place or their "
+            'name: "mean" and maybe one of "log_variance", "std", "variance", or '
+            '"posterior" alone for one that holds both. For example '
+            f'{{"mean": 1, "log_variance": 2}}. Got {outputs!r}.'
+        )
+
+
+def read_posterior(result: Any, names: Mapping[str, Any] | None) -> Outputs:
+    """Return the outputs of an encoder: those that are named, or all that is known."""
+    found = _picked(result, names) if names else _found(result)
+    return replace(found, returned=_described(result))
+
+
+def read_samples(result: Any) -> Outputs:
+    """Return the output of a decoder: the mean of its likelihood."""
+    returned = _described(result)
+    found = Outputs(None)
+    if _is_array(result):
+        found = Outputs(result)
+    elif _is_distribution(result):
+        found = Outputs(_mean_of("decoder", result))
+    elif _has_places(result):
+        if len(result) in (1, 2):
+            mean, spread = (*result, None)[:2]
+            found = Outputs(mean, spread, "spread")
+    else:
+        known = [_entry(result, name) for name in _SAMPLES]
+        found = Outputs(next((value for value in known if value is not None), None))
+    if not _is_array(found.mean):
+        raise ValueError(
+            "decoder must return samples, an object with reconstruction, sample or "
+            f"loc, or a distribution, got {returned}."
+        )
+    return replace(found, returned=returned)
+
+
+def _found(result: Any) -> Outputs:
+    """Find means and spreads without being told where."""
+    inner = _entry(result, "latent_dist")
+    result = result if inner is None else inner
+    if _is_array(result):
+        return Outputs(result)
+    if _is_distribution(result):
+        return _of_distribution(result)
+    if _has_places(result):
+        return _by_place(result)
+    return _by_name(result)
+
+
+def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
+    values = {name: _at(result, key) for name, key in names.items()}
+    missing = [names[name] for name, value in values.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"outputs must name what encoder returns, got {missing[0]!r}, and it "
+            f"returns {_described(result)}."
+        )
+    if "posterior" in values:
+        return _found(values["posterior"])
+    measure = next((name for name in names if name != "mean"), "")
+    keys = names["mean"], names.get(measure)
+    for name, value in values.items():
+        if not _is_array(value):
+            raise ValueError(
+                f"outputs must name arrays, got {name!r} for {_described(value)}. Name "
+                'a distribution, or a tuple of both, "posterior".'
+            )
+    return Outputs(values["mean"], values.get(measure), measure, keys)
+
+
+def _at(result: Any, key: int | str) -> Any:
+    """Return an output by its place or its name; None where there is none."""
+    if isinstance(key, str):
+        return None if _is_array(result) else _entry(result, key)
+    has_place = isinstance(result, tuple | list) and -len(result) <= key < len(result)
+    return result[key] if has_place else None
+
+
+def _by_place(result: Any) -> Outputs:
+    if len(result) not in (1, 2) or not all(map(_is_array, result)):
+        raise ValueError(
+            "encoder must return the mean, or (mean, log_variance), got "
+            f"{_described(result)}.{_naming(*_pair(result))}"
+        )
+    mean, spread = (*result, None)[:2]
+    return Outputs(mean, spread, "log_variance" if len(result) == 2 else "")
+
+
+def _by_name(result: Any) -> Outputs:
+    found = {role: _only(result, *names) for role, names in _NAMES.items()}
+    mean = found["mean"]
+    if mean is None:
+        raise ValueError(
+            "encoder must return the mean, or (mean, log_variance), or an object with "
+            f"them by name, or a Normal distribution, got {_described(result)}."
+            + _naming()
+        )
+    measure = next((m for m in _MEASURES if found[m] is not None), "")
+    spread = found[measure] if measure else None
+    values = None if spread is None else _entry(result, spread)
+    return Outputs(_entry(result, mean), values, measure, (mean, spread))
+
+
+def _only(result: Any, *names: str) -> str | None:
+    """Return the one of these names that the result has."""
+    present = [name for name in names if _is_array(_entry(result, name))]
+    if len(present) > 1:
+        raise ValueError(
+            f"encoder must return one output of a kind, got {_described(result)}, and "
+            f"{' and '.join(present)} could both be meant." + _naming(present[0])
+        )
+    return present[0] if present else None
+
+
+def _of_distribution(result: Any) -> Outputs:
+    """Read a Normal distribution of torch, or of another library, and no other.
+
+    Others have a `loc` and a `scale` as well, which are no mean or standard deviation.
+    """
+    normal = result
+    while type(normal).__name__ == "Independent":
+        normal = normal.base_dist
+    if all(base.__name__ != "Normal" for base in type(normal).__mro__):
+        kind = type(normal).__name__
+        return Outputs(_mean_of("encoder", result), distribution=kind)
+    return Outputs(normal.loc, normal.scale, "std", distribution="Normal")
+
+
+def _mean_of(name: str, distribution: Any) -> Any:
+    try:
+        mean = distribution.mean
+        # Other libraries have methods.
+        return mean() if callable(mean) and not _is_array(mean) else mean
+    except (AttributeError, NotImplementedError) as error:
+        raise ValueError(
+            f"{name} must return a distribution that has a mean, got "
+            f"{_described(distribution)}."
+        ) from error
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
+
+
+def _is_distribution(value: Any) -> bool:
+    return callable(getattr(value, "log_prob", None))
+
+
+def _has_places(value: Any) -> bool:
+    """Tell tuples and lists; outputs with names are read by name only."""
+    return isinstance(value, tuple | list) and not hasattr(value, "_fields")
+
+
+def _entry(result: Any, name: str) -> Any:
+    if isinstance(result, Mapping):
+        return result.get(name)
+    value = None if _is_array(result) else getattr(result, name, None)
+    return None if callable(value) and not _is_array(value) else value
+
+
+def _pair(result: Any) -> tuple[Any, Any]:
+    """Return the places of two outputs that could be mean and log variance."""
+    shapes = [getattr(value, "shape", None) for value in result]
+    pairs = ((i, i + 1) for i in range(len(shapes) - 1) if shapes[i] is not None)
+    return next((p for p in pairs if shapes[p[0]] == shapes[p[1]]), (..., ...))
+
+
+def _naming(mean: Any = ..., spread: Any = ...) -> str:
+    mean, spread = ("..." if key is ... else repr(key) for key in (mean, spread))
+    return (
+        " Say which is which in TrainedEncoder, for example "
+        f'outputs={{"mean": {mean}, "log_variance": {spread}}}.'
+    )
+
+
+def _rows(name: str, values: Any, n_samples: int, returned: str) -> Values:
+    array = _floats(name, values)
+    if array.ndim == 0 or len(array) != n_samples:
+        raise ValueError(
+            f"{name} must return one row per sample of its batch, {n_samples}, got "
+            f"{returned}."
+        )
+    return array
+
+
+def _floats(name: str, values: Any) -> Values:
+    """Return values as floats, in float32 if they have that precision or less."""
+    if isinstance(values, np.ma.MaskedArray) or "float8" in str(
+        getattr(values, "dtype", "")
+    ):
+        raise ValueError(
+            f"{name} must return real values of 16 bits or more, none of them masked, "
+            f"got {_described(values)}."
+        )
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        # NumPy does not know all of torch's small types.
+        if values.is_floating_point() and values.dtype != torch.float64:
+            values = values.float()
+    only_dlpack = hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
+    array = np.from_dlpack(values) if only_dlpack else np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{name} must return real values, got {_described(values)}.")
+    small = array.dtype in (np.float16, np.float32)
+    return array.astype(np.float32 if small else np.float64, copy=False)
+
+
+def _described(result: Any) -> str:
+    """Return the type of a result, with its shape or its parts."""
+    kind = type(result).__name__
+    if hasattr(result, "shape") and not callable(result.shape):
+        dtype = f" of {result.dtype}" if hasattr(result, "dtype") else ""
+        return f"{kind}{dtype}, shape {tuple(result.shape)}"
+    if isinstance(result, Mapping):
+        return f"{kind} with {', '.join(map(str, result)) or 'nothing'}"
+    if hasattr(result, "_fields"):
+        return f"{kind} with {', '.join(result._fields)}"
+    if isinstance(result, tuple | list):
+        parts = [f"{i}: {_described(v)}" for i, v in enumerate(result[:_MOST_SHOWN])]
+        return f"{kind} of {len(result)} ({'; '.join(parts) or 'nothing'})"
+    if _is_distribution(result) or not getattr(result, "__dict__", None):
+        return kind
+    return f"{kind} with {', '.join(vars(result))}"
