@@ -19,7 +19,7 @@ from sphinx_gallery.sorting import FileNameSortKey
 import skvaecert
 
 DOCS = Path(__file__).parent
-FIRST = ["quickstart", "foreign_models", "tabular", "images"]
+FIRST = ["quickstart", "foreign_models", "text_vae", "tabular", "images"]
 
 
 class ReadingOrder(FileNameSortKey):

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -18,9 +18,11 @@ from skvaecert.exceptions import InconsistentVersionWarning
 __all__ = [
     "CallbackSupportMixin",
     "FitTasks",
+    "HTMLMixin",
     "NestedDefaultMixin",
     "VersionedMixin",
     "check_unchanged",
+    "interrupted",
     "remember_params",
     "restored_on_error",
     "seed_unset",
@@ -85,6 +87,37 @@ class VersionedMixin:
         super().__setstate__(state)  # type: ignore[misc]
 
 
+class HTMLMixin:
+    """What scikit-learn's HTML shows besides: link to the reference, and the verdict.
+
+    The link is to the documentation that the metadata of the package name; there is
+    none as long as they name none.
+    """
+
+    _doc_link_module = "skvaecert"
+
+    @property
+    def _doc_link_template(self) -> str:
+        urls = metadata("skvaecert").get_all("Project-URL") or []
+        site = dict(url.split(", ", 1) for url in urls).get("Documentation")
+        page = "reference/{estimator_module}.{estimator_name}.html"
+        return f"{site.rstrip('/')}/{page}" if site else ""
+
+    def _repr_html_inner(self) -> str:
+        return super()._repr_html_inner() + self._verdict_html  # type: ignore[misc]
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        bundle = super()._repr_mimebundle_(**kwargs)  # type: ignore[misc]
+        if "text/html" in bundle:
+            bundle["text/html"] += self._verdict_html
+        return bundle
+
+    @property
+    def _verdict_html(self) -> str:
+        certificate = getattr(self, "certificate_", None)
+        return "" if certificate is None else str(certificate._repr_html_())
+
+
 class FitTasks:
     """Tells scikit-learn's callbacks of a fit and its parts; nobody before 1.9."""
 
@@ -136,6 +169,17 @@ def restored_on_error(
             vars(estimator).clear()
             vars(estimator).update(before)
         raise
+
+
+def interrupted(estimator: Any, message: str) -> KeyboardInterrupt:
+    """Return what a fit raises on Ctrl-C once its estimator keeps what was done.
+
+    Not of a class of its own: a script that ends by one has another exit status, by
+    which a loop in the shell takes Ctrl-C for handled, and goes on.
+    """
+    error = KeyboardInterrupt(message)
+    error.estimator = estimator  # type: ignore[attr-defined]
+    return error
 
 
 def seed_unset(estimator: BaseEstimator, seed: int) -> None:

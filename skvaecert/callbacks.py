@@ -135,11 +135,17 @@ class StopWhenCertified(Callback):
         Raises
         ------
         ValueError
-            If a parameter is not valid, or `confidence` is given and the validation
-            samples steer more than this callback.
+            If a parameter is not valid, there are no validation samples to read, or
+            `confidence` is given and they steer more than this callback.
         """
         name = type(self).__name__
         validate_parameter_constraints(_CONSTRAINTS, self.get_params(), name)
+        if _reads_validation(self) and _validation(net).watched_ is None:
+            raise ValueError(
+                "validation_fraction of the CertifiedVAE must be given for "
+                f"{name}(monitor={self.monitor!r}, patience={self.patience}, "
+                f"confidence={self.confidence}), got None. Set it, for example to 0.1."
+            )
         if self.confidence is not None:
             for refusal in self._refusals(net):
                 raise ValueError(refusal)
@@ -164,14 +170,7 @@ class StopWhenCertified(Callback):
         """
         if self.confidence is not None:
             self._look(net, self.confidence)
-        row = net.history[-1]
-        if self.monitor not in row or (self.patience and "validation_loss" not in row):
-            raise ValueError(
-                "validation_fraction of the CertifiedVAE must be given for "
-                f"StopWhenCertified(monitor={self.monitor!r}, "
-                f"patience={self.patience}), got None. Set it, for example to 0.1."
-            )
-        self._count(row)
+        self._count(net.history[-1])
         if self.n_held_ >= self.n_epochs and self.n_waited_ >= (self.patience or 0):
             raise KeyboardInterrupt
 
@@ -192,12 +191,6 @@ class StopWhenCertified(Callback):
         """Yield why the validation samples prove nothing, and the way out."""
         asked = f"StopWhenCertified(confidence={self.confidence})"
         alone = "the validation samples must steer nothing else"
-        watched = _validation(net).watched_
-        if watched is None:
-            yield (
-                f"validation_fraction of the CertifiedVAE must be given for {asked}, "
-                "got None. Set it, for example to 0.1."
-            )
         if self.patience is not None:
             yield (
                 f"patience must be None for {asked}, got {self.patience}: {alone}. "
@@ -217,7 +210,7 @@ class StopWhenCertified(Callback):
                     "'margin', or leave confidence out."
                 )
         earlier = {row.get("validation_samples") for row in net.history}
-        if earlier - {watched.checksum()}:
+        if earlier - {_validation(net).watched_.checksum()}:
             yield (
                 f"callbacks must have had {asked} from the first epoch on, with the "
                 "same validation samples; got a fit that goes on from epochs without. "

@@ -596,7 +596,8 @@ def _advice_on_collapse(loss: Loss, threshold: float | None) -> str:
         )
     align = (
         "train on with the alignment loss (CertifiedVAE with warm_start=True and a "
-        "larger alignment_weight, or skvaecert.objectives.alignment in your own loop)"
+        "larger alignment_weight, or skvaecert.objectives.AlignmentLoss in a loop of "
+        "your own)"
     )
     if threshold is None or loss.kl_weight is None or loss.kl_weight < threshold:
         return f"Lower kl_weight, or {align}."

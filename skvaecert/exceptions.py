@@ -1,14 +1,10 @@
 """What the estimators warn of and raise, beyond scikit-learn's own errors."""
 
-from typing import Any
-
 __all__ = [
     "InconsistentVersionWarning",
-    "InterruptedFitWarning",
     "InvalidFileError",
     "KnownSamplesWarning",
     "NonFiniteLossError",
-    "NotCertifiedError",
     "NotCertifiedWarning",
     "NotSavedWarning",
     "UninformativeTeacherWarning",
@@ -31,14 +27,6 @@ class UnstableTeacherWarning(UserWarning):
 
     Raised by :meth:`GMMTeacher.fit` when no candidate of a search reaches
     `min_agreement`. Certificates remain valid, but the groups may be due to chance.
-    """
-
-
-class InterruptedFitWarning(UserWarning):
-    """A fit was interrupted; its completed part is kept.
-
-    Raised by :meth:`CertifiedVAE.fit` on Ctrl-C after at least one full epoch, and by
-    :meth:`GMMTeacher.fit` on Ctrl-C after at least one candidate of a search.
     """
 
 
@@ -80,35 +68,6 @@ class NotCertifiedWarning(UserWarning):
 
     Raised by the refit rules of :mod:`skvaecert.model_selection`.
     """
-
-
-class NotCertifiedError(Exception):
-    """What had to be certified is not.
-
-    Raised by :func:`skvaecert.model_selection.require_certified`, and by the refit
-    rules with ``if_none="raise"``. It is not a ValueError, so that code which catches
-    errors in data does not catch it.
-
-    Parameters
-    ----------
-    message : str
-        Why.
-    certificate : Certificate or None, default=None
-        The certificate; None for a search, which has many.
-
-    Attributes
-    ----------
-    certificate : Certificate or None
-        As given.
-    """
-
-    def __init__(self, message: str, certificate: Any = None) -> None:
-        super().__init__(message)
-        self.certificate = certificate
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Keep the certificate on the way from another process."""
-        return type(self), (*self.args, self.certificate)
 
 
 class InvalidFileError(ValueError):

@@ -530,7 +530,8 @@ class LagrangeWeight(nn.Module):
     Notes
     -----
     In distributed training each process has a weight of its own, and what counts is
-    their mean.
+    their mean. As an attribute of the module that ``DistributedDataParallel`` wraps,
+    it is the first process's at the start of each forward pass.
 
     References
     ----------

@@ -77,12 +77,30 @@ def test_readme_runs():
 
 def blocks(page):
     """Code, and why it is not run if it says so."""
-    fenced = r"(?:<!-- not run: (.*?) -->\n)?```python\n(.*?)```"
+    fenced = r"(?:<!-- (?:not run: |lines of )(.*?) -->\n)?```python\n(.*?)```"
     return [(code, why) for why, code in re.findall(fenced, page.read_text(), re.S)]
 
 
 def runnable(page):
     return [code for code, why in blocks(page) if not why]
+
+
+QUOTED = [
+    (page, script, code)
+    for page in [ROOT / "README.md", *PAGES]
+    for script, code in re.findall(
+        r"<!-- lines of (.*?) -->\n```python\n(.*?)```", page.read_text(), re.S
+    )
+]
+
+
+@pytest.mark.parametrize(("page", "script", "code"), QUOTED)
+def test_lines_that_are_quoted_are_those_of_the_script(page, script, code):
+    assert code in (ROOT / script).read_text()
+
+
+def test_scripts_are_quoted():
+    assert {page.stem for page, _, _ in QUOTED} >= {"guide", "index"}
 
 
 @pytest.fixture

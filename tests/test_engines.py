@@ -22,7 +22,7 @@ from skorch.callbacks import Callback
 from threadpoolctl import threadpool_limits
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
-from skvaecert.model_selection import best_certified, certificate_scorers
+from skvaecert.model_selection import BestCertified, certificate_scorers
 from skvaecert.wrappers import TrainedEncoder
 
 pytestmark = pytest.mark.slow
@@ -114,9 +114,8 @@ def make_search(folds):
         return GridSearchCV(
             CollapseCertifier(vae.set_params(**params)),
             {"estimator__alignment_weight": [0.0, 1.0, 10.0]},
-            scoring=certificate_scorers,
-            refit=best_certified,
             cv=folds,
+            **BestCertified().search_params,
         )
 
     return make
@@ -350,7 +349,7 @@ def test_finished_candidates_survive_a_kill(
         "X": rows,
         "folds": folds,
         "search": make_search(callbacks=[Fatal(str(tmp_path))]),
-        "best_certified": best_certified,
+        "BestCertified": BestCertified,
         "certificate_scorers": certificate_scorers,
     }
     arm(tmp_path)

@@ -1,11 +1,11 @@
-"""Scorers, refit rules and the demand for a certificate."""
+"""Scorers, rules for searches, and the certificate of what they score."""
 
 import copy
 import pickle
-from functools import partial
 
 import numpy as np
 import pytest
+import sklearn
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
@@ -23,14 +23,13 @@ from sklearn.preprocessing import StandardScaler
 
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert.bounds import bernstein_bound, betting_bound
-from skvaecert.exceptions import (
-    KnownSamplesWarning,
-    NotCertifiedError,
-    NotCertifiedWarning,
-)
+from skvaecert.exceptions import KnownSamplesWarning, NotCertifiedWarning
 from skvaecert.model_selection import (
     LOWEST_SCORE,
-    best_certified,
+    BestCertified,
+    CertificateScorer,
+    SmallestCertifyingWeight,
+    certificate_of,
     certificate_scorers,
     certified_scorer,
     elbo_scorer,
@@ -38,9 +37,7 @@ from skvaecert.model_selection import (
     margin_scorer,
     reconstruction_scorer,
     relative_margin_scorer,
-    require_certified,
     sampled_information_scorer,
-    smallest_certifying_weight,
 )
 
 SCORERS = {
@@ -89,23 +86,33 @@ def test_scores_are_those_they_are_named_after(fitted, blobs):
     assert all(type(score) is float for score in together.values())
 
 
-def test_scorers_are_functions_with_names():
+def test_scorers_are_objects_that_copy_and_pickle(fitted, blobs):
     for name, scorer in SCORERS.items():
-        assert scorer.__name__ == f"{name}_scorer"
-        assert pickle.loads(pickle.dumps(scorer)) is scorer
-    assert len({scorer.__doc__ for scorer in SCORERS.values()}) == len(SCORERS)
+        assert repr(scorer) == f"CertificateScorer('{name}')"
+    scorer = CertificateScorer("lower_bound", confidence=0.9)
+    assert repr(scorer) == "CertificateScorer('lower_bound', confidence=0.9)"
+    for again in (pickle.loads(pickle.dumps(scorer)), copy.deepcopy(scorer)):
+        assert repr(again) == repr(scorer)
+        assert again(fitted, blobs[1::2]) == scorer(fitted, blobs[1::2])
 
 
 def test_scores_have_options(fitted, blobs):
     X = blobs[1::2]
     bounds = [
-        partial(lower_bound_scorer, confidence=0.999),
-        partial(lower_bound_scorer, bound=bernstein_bound),
+        CertificateScorer("lower_bound", confidence=0.999),
+        CertificateScorer("lower_bound", bound=bernstein_bound),
     ]
     for scorer in bounds:
         assert scorer(fitted, X) < lower_bound_scorer(fitted, X)
-    more = sampled_information_scorer(fitted, X, n_draws=50)
+    more = CertificateScorer("sampled_information", n_draws=50)(fitted, X)
     assert more == fitted.certify(X, kind="sampled", n_draws=50).margin
+
+
+def test_what_is_no_score_or_option_is_refused_at_once():
+    with pytest.raises(ValueError, match=r"'margin', .*got 'marginal'"):
+        CertificateScorer("marginal")
+    with pytest.raises(TypeError, match=r"score 'margin': .*'confidence'"):
+        CertificateScorer("margin", confidence=0.9)
 
 
 def test_drawn_codes_of_the_fit_have_a_training_score(fitted, blobs):
@@ -116,6 +123,13 @@ def test_drawn_codes_of_the_fit_have_a_training_score(fitted, blobs):
     assert sampled_information_scorer(fitted, seen) == pytest.approx(held_out, abs=0.3)
 
 
+class SearchOfAnotherLibrary:
+    """All that they have in common."""
+
+    def __init__(self, best):
+        self.best_estimator_ = best
+
+
 @pytest.mark.slow
 def test_samples_go_through_earlier_steps(quick, blobs):
     pipeline = make_pipeline(StandardScaler(), CollapseCertifier(quick))
@@ -123,7 +137,9 @@ def test_samples_go_through_earlier_steps(quick, blobs):
     search = GridSearchCV(pipeline, grid, cv=FOLDS).fit(blobs)
     best = search.best_estimator_
     expected = certificate_scorers(best[-1], best[0].transform(blobs))
-    for estimator in (best, search, FrozenEstimator(best), make_pipeline(best)):
+    other = SearchOfAnotherLibrary(best)
+    nested = FrozenEstimator(best), make_pipeline(best), make_pipeline(other)
+    for estimator in (best, search, other, *nested):
         assert certificate_scorers(estimator, blobs) == expected
         assert margin_scorer(estimator, blobs) == expected["margin"]
     assert expected["margin"] != certificate_scorers(best[-1], blobs)["margin"]
@@ -152,8 +168,9 @@ def test_what_has_no_score_says_what_is_missing(blobs):
     with pytest.raises(ValueError, match="must have a method encode"):
         sampled_information_scorer(certifier, blobs)
     scores = certificate_scorers(certifier, blobs[1::2])
-    names = "certified", "margin", "relative_margin", "lower_bound", "reconstruction"
-    assert set(scores) == set(names)
+    assert scores.keys() == SCORERS.keys() - {"elbo"}
+    # The same names for all candidates, also where the encoder cannot tell.
+    assert scores["sampled_information"] == LOWEST_SCORE
     assert scores["certified"] == 1
     # The witness knows half of these rows.
     with pytest.warns(KnownSamplesWarning, match="30 of 60"):
@@ -238,7 +255,7 @@ def test_reconstruction_of_the_mean_is_minus_one(blobs):
 @pytest.mark.slow
 def test_scores_in_cross_validation(quick, blobs):
     certifier = CollapseCertifier(quick.set_params(max_epochs=5))
-    scoring = SCORERS | {"loose": partial(lower_bound_scorer, confidence=0.5)}
+    scoring = SCORERS | {"loose": CertificateScorer("lower_bound", confidence=0.5)}
     results = cross_validate(certifier, blobs, scoring=scoring, cv=FOLDS)
     both = cross_validate(certifier, blobs, scoring=certificate_scorers, cv=FOLDS)
     for name in SCORERS:
@@ -253,18 +270,21 @@ GRID_OF_WEIGHTS = {"estimator__alignment_weight": [0.0, 1.0, 100.0]}
 
 @pytest.mark.slow
 def test_rules_choose_less_than_the_margin(quick, blobs):
-    settings = {"scoring": certificate_scorers, "cv": FOLDS, "return_train_score": True}
     search = GridSearchCV(
-        CollapseCertifier(quick), GRID_OF_WEIGHTS, refit=best_certified, **settings
+        CollapseCertifier(quick),
+        GRID_OF_WEIGHTS,
+        cv=FOLDS,
+        return_train_score=True,
+        **BestCertified().search_params,
     )
     results = search.fit(blobs).cv_results_
     assert results["mean_test_certified"].tolist()[1:] == [1, 1]
     assert np.isfinite(results["mean_train_sampled_information"]).all()
     assert search.best_params_["estimator__alignment_weight"] == 1
-    assert smallest_certifying_weight(results) == 1
+    assert SmallestCertifyingWeight().choose(results) == 1
     assert results["mean_test_margin"].argmax() == 2
     margin = results["split0_test_margin"][1] + 1e-6
-    assert best_certified(results, min_margin=margin) == 2
+    assert BestCertified(min_margin=margin).choose(results) == 2
     assert certified_scorer(search, blobs) == 1
 
 
@@ -305,22 +325,18 @@ def test_every_fold_must_be_certified():
     elbo = {"mean_test_elbo": [9, 8, 7, np.nan]}
     folds = [[1, 1, 1, np.nan], [0, 1, 1, 1]]
     results = results_of(folds, [2.0, 0.3, 0.4, 0.9], **elbo)
-    assert best_certified(results) == 1
-    assert best_certified(results, min_margin=0.35) == 2
-    assert best_certified(results, by="margin") == 2
+    assert BestCertified().choose(results) == 1
+    assert BestCertified(min_margin=0.35).choose(results) == 2
+    assert BestCertified(by="margin").choose(results) == 2
 
 
 def test_a_search_without_certified_candidates_keeps_its_results():
     margins = [[-1.0, 0.3, 0.1, np.nan], [-1.0, -0.5, 0.0, np.nan]]
     weights = {"param_alignment_weight": [1, 2, 3, 4], "mean_test_elbo": [1, 2, 3, 4]}
     results = results_of(0, margins, **weights)
-    for rule in (best_certified, smallest_certifying_weight):
+    for rule in (BestCertified(), SmallestCertifyingWeight()):
         with pytest.warns(NotCertifiedWarning, match=r"highest.* is 0, at index 2"):
-            assert rule(results) == 2
-        with pytest.raises(NotCertifiedError, match="No candidate is certified"):
-            rule(results, if_none="raise")
-        with pytest.raises(ValueError, match="if_none must be 'warn' or 'raise'"):
-            rule(results, if_none="ignore")
+            assert rule.choose(results) == 2
 
 
 def test_the_smallest_weight_that_certifies():
@@ -328,40 +344,91 @@ def test_the_smallest_weight_that_certifies():
     weights = np.ma.array([10.0, 1, 1.0, 0.1], dtype=object)
     columns = {"param_vae__alignment_weight": weights, "mean_test_elbo": [9, 1, 2, 3]}
     columns["param_vae__kl_weight"] = [1, 1, 8, 1]
-    assert smallest_certifying_weight(results_of(certified, margin, **columns)) == 2
-    # Without an ELBO, the margin decides between equal weights: the first here.
-    del columns["mean_test_elbo"]
     results = results_of(certified, margin, **columns)
-    assert smallest_certifying_weight(results) == 1
-    assert smallest_certifying_weight(results, min_margin=0.6) == 0
+    assert SmallestCertifyingWeight().choose(results) == 2
+    # Without an ELBO, the margin decides between equal weights: the first here.
+    del results["mean_test_elbo"]
+    assert SmallestCertifyingWeight().choose(results) == 1
+    assert SmallestCertifyingWeight(min_margin=0.6).choose(results) == 0
 
 
-def test_weights_that_are_no_numbers_are_left_out():
+def test_weights_that_are_no_numbers_come_last():
     weights = np.ma.array(["auto", 0.0, 5.0, 1], mask=[0, 1, 0, 0], dtype=object)
     results = results_of(1, 0.5, param_alignment_weight=weights)
-    assert smallest_certifying_weight(results) == 3
+    assert SmallestCertifyingWeight().choose(results) == 3
+    results = results_of([1, 0, 0, 0], 0.5, param_alignment_weight=weights)
+    assert SmallestCertifyingWeight().choose(results) == 0
 
 
-def test_columns_that_are_missing_are_named():
-    results = results_of(1, 0.5)
-    with pytest.raises(ValueError, match=r"'mean_test_elbo'.*certificate_scorers"):
-        best_certified(results)
-    with pytest.raises(ValueError, match="'split0_test_certified'"):
-        best_certified({"mean_test_elbo": [1.0]})
-    with pytest.raises(ValueError, match="must have one parameter"):
-        smallest_certifying_weight(results)
-    names = "a__alignment_weight", "b__alignment_weight"
-    weights = dict(zip(names, ([1, 2, 3, 4], [4, 3, 2, 1]), strict=True))
-    results |= {f"param_{name}": values for name, values in weights.items()}
-    with pytest.raises(ValueError, match=r"b__alignment_weight.*Give its name"):
-        smallest_certifying_weight(results)
-    assert smallest_certifying_weight(results, parameter=names[1]) == 3
+NAMES = "a__alignment_weight", "b__alignment_weight"
+TWO_WEIGHTS = dict(zip(NAMES, ([1, 2, 3, 4], [4, 3, 2, 1]), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rule", "columns", "chosen", "missing"),
+    [
+        (BestCertified("elbo"), {"elbo": [np.nan] * 4}, 2, r"'elbo'.*'reconstruction'"),
+        (BestCertified("sampled_information"), {"elbo": [1, 2, 3, 4]}, 3, "'elbo'"),
+        (SmallestCertifyingWeight(), {}, 2, "ends in 'alignment_weight'"),
+        (SmallestCertifyingWeight("c"), TWO_WEIGHTS, 2, "r c,"),
+        (SmallestCertifyingWeight(), TWO_WEIGHTS, 2, NAMES[1]),
+    ],
+)
+def test_what_the_results_lack_is_a_warning(rule, columns, chosen, missing):
+    """An error would throw away a search, after all its fits."""
+    results = results_of(1, 0.5, mean_test_reconstruction=[-3, -2, -1, -2])
+    for name, values in columns.items():
+        results[f"param_{name}" if "_" in name else f"mean_test_{name}"] = values
+    with pytest.warns(UserWarning, match=missing):
+        assert rule.choose(results) == chosen
+
+
+def test_a_parameter_that_is_named_is_taken():
+    results = results_of(1, 0.5, **{f"param_{k}": v for k, v in TWO_WEIGHTS.items()})
+    assert SmallestCertifyingWeight(NAMES[1]).choose(results) == 3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BestCertified("elb"), "by must be .*'elbo', .*got 'elb'"),
+        (lambda: BestCertified(min_margin=np.nan), "min_margin must be .*got nan"),
+        (lambda: SmallestCertifyingWeight(min_margin="1"), "min_margin must be"),
+        (
+            lambda: BestCertified(scoring=margin_scorer),
+            r"scorers, .*'margin'",
+        ),
+    ],
+)
+def test_options_are_checked_before_a_search(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+class NeverFitted(Projection):
+    def fit(self, X, y=None):
+        raise AssertionError("it was fitted")
+
+
+@pytest.mark.parametrize("search", [GridSearchCV, HalvingGridSearchCV])
+def test_a_rule_without_its_scoring_is_refused_before_the_first_fit(blobs, search):
+    certifier = CollapseCertifier(NeverFitted())
+    grid = {"safety_margin": [0.0, 1.0]}
+    with pytest.raises(ValueError, match=r"'refit' parameter .*BestCertified"):
+        search(certifier, grid, refit=BestCertified()).fit(blobs)
+    with pytest.raises(TypeError, match=r"multiple values .*'scoring'"):
+        search(certifier, grid, scoring=None, **BestCertified().search_params)
+
+
+def test_results_without_certificates_are_named():
+    with pytest.raises(ValueError, match=r"'margin'.*got mean_test_score"):
+        BestCertified().choose({"mean_test_score": [1], "split0_test_score": [1]})
 
 
 def test_the_warning_points_at_the_search(quick, blobs):
     vae = quick.set_params(max_epochs=1, alignment_weight=0, kl_weight=1e3)
     grid = {"estimator__random_state": [0, 1]}
-    settings = {"scoring": certificate_scorers, "refit": best_certified, "cv": FOLDS}
+    settings = {"cv": FOLDS, **BestCertified().search_params}
     search = GridSearchCV(CollapseCertifier(vae), grid, **settings)
     with pytest.warns(NotCertifiedWarning) as warned:
         search.fit(blobs)
@@ -369,25 +436,145 @@ def test_the_warning_points_at_the_search(quick, blobs):
     assert "mean_test_margin" in search.cv_results_
 
 
-def test_required_certificates(fitted, blobs):
+def test_metadata_reach_the_certificate(fitted, blobs):
+    X, rng = blobs[1::2], np.random.default_rng(0)
+    proba = rng.dirichlet(np.ones(4), len(X))
+    given = {"teacher_proba": proba, "sample_weight": rng.uniform(1, 2, len(X))}
+    whole = fitted.certify(X, **given)
+    scores = certificate_scorers(fitted, X, **given)
+    drawn = fitted.certify(X, kind="sampled", **given)
+    assert scores.keys() == SCORERS.keys() - {"lower_bound"}
+    assert scores["certified"] == whole.certified == 0
+    assert scores["margin"] == pytest.approx(whole.margin)
+    assert scores["relative_margin"] == pytest.approx(whole.relative_margin)
+    assert scores["sampled_information"] == drawn.margin
+    assert certified_scorer(fitted, X) == 1
+    bound = lower_bound_scorer(fitted, X, teacher_proba=proba)
+    log_q = fitted.estimator_.witness_log_proba(X)
+    assert bound == betting_bound(proba, log_q)
+    with pytest.raises(ValueError, match="sample_weight must be left out"):
+        lower_bound_scorer(fitted, X, **given)
+
+
+def test_weights_count_samples_several_times(fitted, blobs):
+    X, weight = blobs[1:20:2], np.arange(10)
+    repeated = np.repeat(X, weight, axis=0)
+    for name in ("margin", "relative_margin", "elbo", "reconstruction"):
+        scorer = SCORERS[name]
+        score = scorer(fitted, X, sample_weight=weight)
+        # The draws of the ELBO differ.
+        tolerance = 0.1 if name == "elbo" else 1e-6
+        assert score == pytest.approx(scorer(fitted, repeated), rel=tolerance), name
+        assert score != pytest.approx(scorer(fitted, X), rel=1e-3), name
+
+
+@pytest.fixture
+def routing():
+    with sklearn.config_context(enable_metadata_routing=True):
+        yield
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("routing")
+def test_a_search_cuts_posteriors_and_weights_for_the_scorers(quick, blobs):
+    rng = np.random.default_rng(0)
+    proba = GMMTeacher(4, random_state=0).fit_transform(blobs)
+    weight = rng.integers(0, 2, len(blobs))
+    certifier = CollapseCertifier(quick.set_params(max_epochs=3))
+    certifier.set_fit_request(teacher_proba=True)
+    scorer = certificate_scorers.set_score_request(
+        teacher_proba=True, sample_weight="of_scores"
+    )
+    dictionary = {
+        name: CertificateScorer(name).set_score_request(
+            teacher_proba=True, sample_weight="of_scores"
+        )
+        for name in ("certified", "margin")
+    }
+    pipeline = make_pipeline(StandardScaler(), certifier)
+    margins = []
+    for scoring in (scorer, dictionary):
+        search = GridSearchCV(
+            pipeline,
+            {"collapsecertifier__safety_margin": [0.0]},
+            cv=FOLDS,
+            error_score="raise",
+            **BestCertified().search_params | {"scoring": scoring},
+        )
+        search.fit(blobs, teacher_proba=proba, of_scores=weight)
+        margins.append(search.cv_results_["split0_test_margin"][0])
+    train, test = next(FOLDS.split(blobs))
+    fitted = pipeline.fit(blobs[train], teacher_proba=proba[train])
+    given = {"teacher_proba": proba[test], "sample_weight": weight[test]}
+    expected = certificate_of(fitted, blobs[test], **given).margin
+    assert margins == [pytest.approx(expected)] * 2
+
+
+@pytest.mark.usefixtures("routing")
+def test_metadata_that_nobody_asked_for_are_no_secret(blobs):
+    certifier = CollapseCertifier(NeverFitted())
+    certifier.set_fit_request(teacher_proba=True)
+    search = GridSearchCV(certifier, {"safety_margin": [0]}, scoring=margin_scorer)
+    proba = np.full((len(blobs), 2), 0.5)
+    with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError, match="'margin'"):
+        search.fit(blobs, teacher_proba=proba)
+    # What one search asks for, another does not.
+    asking = margin_scorer.set_score_request(teacher_proba=True)
+    assert asking.get_metadata_routing().score.requests["teacher_proba"] is True
+    assert margin_scorer.get_metadata_routing().score.requests["teacher_proba"] is None
+
+
+def test_a_request_that_nothing_routes_is_refused():
+    with pytest.raises(RuntimeError, match="enable_metadata_routing=True"):
+        margin_scorer.set_score_request(teacher_proba=True)
+
+
+class Constant(Projection):
+    def transform(self, X):
+        return np.full((len(X), 3), 0.1)
+
+
+@pytest.mark.parametrize("witness", ["procrustes", "linear"])
+def test_no_metadata_certify_a_constant_encoder(blobs, witness):
+    """Twin: posteriors that say something certify an encoder that varies."""
+    X, rng = blobs[1::2], np.random.default_rng(0)
+    weights = [None, rng.uniform(size=len(X)), np.arange(len(X)) > 30]
+    for encoder, certified in ((Constant(), 0), (PCA(3), 1)):
+        certifier = CollapseCertifier(encoder, teacher=GMMTeacher(4), witness=witness)
+        certifier.fit(blobs[::2])
+        search = make_pipeline(SearchOfAnotherLibrary(certifier))
+        for weight in weights:
+            given = {
+                "teacher_proba": certifier.teacher_.predict_proba(X),
+                "sample_weight": weight,
+            }
+            assert certified_scorer(search, X, **given) == certified
+            given["teacher_proba"] = rng.dirichlet(np.ones(4), len(X))
+            assert certified_scorer(search, X, **given) == 0
+
+
+def test_errors_in_data_are_no_score(fitted, blobs):
+    with pytest.raises(ValueError, match="sample_weight"):
+        certified_scorer(fitted, blobs, sample_weight=np.full(len(blobs), -1.0))
+
+
+def test_certificates_of_what_is_scored(fitted, blobs):
     X, vae = blobs[1::2], fitted.estimator_
-    assert require_certified(fitted, X) == fitted.certify(X)
-    assert require_certified(vae, X).margin == fitted.score(X)
+    assert certificate_of(fitted, X) == fitted.certify(X)
+    assert certificate_of(vae, X).margin == fitted.score(X)
     proba = fitted.teacher_.predict_proba(X)
     for estimator in (fitted, vae):
-        certificate = require_certified(estimator, X, teacher_proba=proba)
+        certificate = certificate_of(estimator, X, teacher_proba=proba)
         assert certificate.margin == fitted.score(X)
-    assert require_certified(fitted, X, kind="sampled").kind == "sampled"
+    assert certificate_of(fitted, X, kind="sampled").kind == "sampled"
     with pytest.raises(TypeError, match="got PCA"):
-        require_certified(PCA(2).fit(X), X)
+        certificate_of(PCA(2).fit(X), X)
 
 
-def test_a_missing_certificate_stops_a_script(fitted, blobs):
-    X, careful = blobs[1::2], copy.deepcopy(fitted).set_params(safety_margin=3.0)
-    with pytest.raises(NotCertifiedError, match=r"^Not certified\. \w+: on") as caught:
-        require_certified(careful, X)
-    certificate = caught.value.certificate
-    assert certificate == careful.certify(X)
-    assert str(certificate) in str(caught.value)
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert again.certificate == certificate
+def test_the_certificate_of_a_pipeline_whatever_the_verdict(fitted, blobs):
+    X, scaler = blobs[1::2], StandardScaler(with_mean=False, with_std=False)
+    careful = copy.deepcopy(fitted).set_params(safety_margin=3.0)
+    for certifier, verdict in ((fitted, "certified"), (careful, "varies")):
+        pipeline = make_pipeline(scaler.fit(X), certifier)
+        assert certificate_of(pipeline, X) == certifier.certify(X)
+        assert certificate_of(pipeline, X).verdict == verdict

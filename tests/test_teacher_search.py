@@ -18,7 +18,7 @@ from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 from skvaecert._teacher import search as module
 from skvaecert._teacher.candidate import default_budget
 from skvaecert.datasets import load_patches
-from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
+from skvaecert.exceptions import UnstableTeacherWarning
 from skvaecert.simplex import prior_matched_scale
 
 GRID = {
@@ -216,8 +216,9 @@ def test_what_cannot_be_refitted_stays_as_it_was_found(digits, monkeypatch):
 @pytest.mark.usefixtures("two_rounds")
 def test_ctrl_c_in_the_second_round_keeps_the_first(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 12 + 2)
-    with pytest.warns(InterruptedFitWarning, match="after 12 of 12 candidates"):
-        teacher = searching().fit(digits[0])
+    teacher = searching()
+    with pytest.raises(KeyboardInterrupt, match="after 12 of 12 candidates"):
+        teacher.fit(digits[0])
     n_samples = teacher.search_results_["n_samples"]
     assert sorted(set(n_samples)) == [450, 1010]
     assert (n_samples == 1010).sum() == 1
@@ -589,9 +590,10 @@ def interrupted_at(monkeypatch, place):
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_candidates_done(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 5 + 1)  # three restarts a candidate
-    with pytest.warns(InterruptedFitWarning, match="after 5 of 12 candidates") as w:
-        teacher = searching().fit(digits[0])
-    assert w[0].filename == __file__
+    teacher = searching()
+    with pytest.raises(KeyboardInterrupt, match="after 5 of 12 candidates") as error:
+        teacher.fit(digits[0])
+    assert error.value.estimator is teacher
     assert list(teacher.search_results_["error"] == "interrupted") == 5 * [
         False
     ] + 7 * [True]
@@ -611,9 +613,9 @@ def test_ctrl_c_before_any_candidate_leaves_the_earlier_fit(digits, monkeypatch)
 @pytest.mark.slow
 def test_ctrl_c_in_the_last_fit_keeps_the_search(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 12 + 1)
-    with pytest.warns(InterruptedFitWarning, match="found on 1010 sam") as record:
-        teacher = searching().fit(digits[0])
-    assert record[0].filename == __file__
+    teacher = searching()
+    with pytest.raises(KeyboardInterrupt, match="found on 1010 sam"):
+        teacher.fit(digits[0])
     assert (teacher.search_results_["error"] == "").all()
     assert np.isfinite(teacher.transform(digits[1])).all()
 
@@ -633,8 +635,9 @@ def test_ctrl_c_with_threads(digits, monkeypatch):
     )
     monkeypatch.setattr(module, "_report", report := Report(stop_after=3))
     before = set(threading.enumerate())
-    with pytest.warns(InterruptedFitWarning, match="after 3 of 12 candidates"):
-        teacher = searching(n_jobs=2).fit(digits[0])
+    teacher = searching(n_jobs=2)
+    with pytest.raises(KeyboardInterrupt, match="after 3 of 12 candidates"):
+        teacher.fit(digits[0])
     assert report.seen == 3
     done = teacher.search_results_["error"] == ""
     assert done.sum() == 3

@@ -4,7 +4,7 @@ import copy
 import inspect
 import pickle
 import signal
-import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from skorch.callbacks import Callback, EarlyStopping, LRScheduler
 from torch import nn
 
 from skvaecert import CertifiedVAE, GMMTeacher
-from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert.exceptions import NonFiniteLossError
 
 
 def state(vae, X):
@@ -152,19 +152,18 @@ class Interrupt(Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-def fit_and_get_warning(fit, *args):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(*args)
-    (warning,) = caught
-    assert warning.category is InterruptedFitWarning
-    assert warning.filename == __file__
-    return str(warning.message)
+@contextmanager
+def interrupted(vae, n_epochs):
+    with pytest.raises(KeyboardInterrupt, match=f"that of {n_epochs}") as error:
+        yield
+    # A subclass would give scripts another exit status.
+    assert error.type is KeyboardInterrupt
+    assert error.value.estimator is vae
 
 
 def test_interrupt_keeps_the_epochs_done(blobs, vae):
-    message = fit_and_get_warning(vae.set_params(callbacks=[Interrupt(4)]).fit, blobs)
-    assert "3 completed epochs out of 5" in message
+    with interrupted(vae, "3 completed epochs out of 5"):
+        vae.set_params(callbacks=[Interrupt(4)]).fit(blobs)
     assert vae.n_iter_ == len(vae.history_) == 3
     assert vae.transform(blobs).shape == (120, 4)
     vae.set_params(callbacks=None, warm_start=True).fit(blobs)
@@ -205,7 +204,8 @@ class InterruptedInEvaluation(nn.Module):
 
 def test_interrupt_of_the_monitor(blobs, vae):
     vae.set_params(encoder=InterruptedInEvaluation)
-    assert "2 completed epochs out of 5" in fit_and_get_warning(vae.fit, blobs)
+    with interrupted(vae, 2):
+        vae.fit(blobs)
     assert len(vae.history_) == 2
 
 
@@ -232,7 +232,8 @@ class Raise(Callback):
 @pytest.mark.parametrize("where", ["on_epoch_begin", "on_batch_end"])
 def test_interrupt_by_code(blobs, vae, where):
     vae.set_params(callbacks=[Raise(where)])
-    assert "3 completed epochs" in fit_and_get_warning(vae.fit, blobs)
+    with interrupted(vae, 3):
+        vae.fit(blobs)
     assert len(vae.history_) == 3
 
 
@@ -245,8 +246,8 @@ class InterruptAtTheEnd(Callback):
 
 def test_interrupt_of_partial_fit_keeps_a_complete_epoch(blobs, vae):
     vae.set_params(callbacks=[InterruptAtTheEnd()])
-    message = fit_and_get_warning(vae.partial_fit, blobs)
-    assert "1 completed epochs out of 1" in message
+    with interrupted(vae, "1 completed epochs out of 1"):
+        vae.partial_fit(blobs)
     assert len(vae.history_) == 1
 
 

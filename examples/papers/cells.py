@@ -23,7 +23,6 @@ from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 import skvaecert
-from skvaecert.exceptions import InterruptedFitWarning
 
 MODULES = (skvaecert, torch, sklearn, numpy, scipy, skorch)
 VERSIONS = {"python": platform.python_version()} | {
@@ -122,15 +121,11 @@ def finish(cell, store, places):
         torch.set_num_threads(1)
         with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            # What Ctrl-C has cut short is no result to keep.
-            warnings.simplefilter("error", InterruptedFitWarning)
             result = cell.experiment.compute(
                 Lab(cell.setting, **places), **cell.options
             )
         told = sorted({warning.category.__name__ for warning in caught})
         store.save(cell.name, result | {"warnings": told})
-    except InterruptedFitWarning as warning:
-        raise KeyboardInterrupt from warning
     except Exception:  # the other cells go on
         return f"{cell.setting.data}, {cell.options}:\n{traceback.format_exc()}"
     return None

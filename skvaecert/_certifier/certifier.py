@@ -47,9 +47,11 @@ from skvaecert._certifier.weights import digest_weights
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
+    HTMLMixin,
     NestedDefaultMixin,
     VersionedMixin,
     check_unchanged,
+    interrupted,
     remember_params,
     restored_on_error,
     seed_unset,
@@ -82,9 +84,17 @@ def _has_inverse(certifier: "CollapseCertifier") -> bool:
     return hasattr(_template(certifier), "inverse_transform")
 
 
+def _trains_in_chunks(certifier: "CollapseCertifier") -> bool:
+    template = _template(certifier)
+    # A frozen estimator would hand the call on to the one inside, and train it.
+    trains = hasattr(template, "get_params") and not _is_frozen(template)
+    return trains and hasattr(template, "partial_fit")
+
+
 class CollapseCertifier(
     VersionedMixin,
     CallbackSupportMixin,
+    HTMLMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,
     MetaEstimatorMixin,
@@ -109,8 +119,8 @@ class CollapseCertifier(
         :class:`sklearn.frozen.FrozenEstimator`, or without `get_params`, it is taken
         as it is.
     teacher : estimator or None, default=None
-        Used if the estimator has no `teacher_` of its own; None for
-        ``GMMTeacher()``.
+        For estimators that have no `teacher_` of their own; None for
+        ``GMMTeacher()``. That of a :class:`CertifiedVAE` is its own parameter.
     witness : {"raw", "procrustes", "linear"} or AlignmentLoss, default="raw"
         What reads the code. "raw" is the fixed simplex, for encoders that were trained
         with it: a `CertifiedVAE` has its own, and a model that was trained in another
@@ -126,7 +136,7 @@ class CollapseCertifier(
     warm_start : bool, default=False
         Whether :meth:`fit` continues with the fitted estimator, with its parameters
         set to those of `estimator`: the way to rescue a collapsed encoder. The
-        estimator itself must have a parameter `warm_start`.
+        estimator itself must have a parameter `warm_start`, which counts as True.
     random_state : int, RandomState instance or None, default=None
         Seeds estimator and teacher where their own `random_state` is None.
 
@@ -249,23 +259,68 @@ class CollapseCertifier(
         NonFiniteLossError
             If training broke down. An earlier fit stays usable; in a first fit the
             epochs that the estimator has kept are certified.
+        KeyboardInterrupt
+            On Ctrl-C. The epochs that a :class:`CertifiedVAE` has kept are certified
+            before, and the error has this certifier as attribute `estimator`. If there
+            are none, or at Ctrl-C anywhere else, nothing has changed.
         """
+        return self._fit(X, y, teacher_proba, partial=False)
+
+    @available_if(_trains_in_chunks)
+    @with_callbacks
+    @_fit_context(prefer_skip_nested_validation=False)
+    def partial_fit(
+        self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
+    ) -> Self:
+        """Go on with the encoder's `partial_fit` on a chunk, and certify on that chunk.
+
+        For estimators that have `partial_fit`. The first call fits the teacher, if the
+        estimator has none of its own, and a simplex for "raw"; both stay. What is
+        fitted to codes is fitted anew, to this chunk alone, because the encoder has
+        changed: a witness "procrustes" or "linear", and what :meth:`certify` needs for
+        drawn codes. So `certificate_` and `mean_proba_` are about this chunk, and
+        :meth:`certify` leaves out samples of this chunk only. For samples of all chunks
+        use :meth:`certify_batches` afterwards.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            A chunk of training samples.
+        y : array-like of shape (n_samples,), default=None
+            Passed to the estimator.
+        teacher_proba : array-like of shape (n_samples, n_components), default=None
+            Posteriors to use instead of a teacher, in all calls or in none.
+
+        Returns
+        -------
+        self : CollapseCertifier
+            The fitted certifier.
+
+        Raises
+        ------
+        ValueError, NonFiniteLossError, KeyboardInterrupt
+            As :meth:`fit`.
+        """
+        return self._fit(X, y, teacher_proba, partial=True)
+
+    def _fit(
+        self, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None, *, partial: bool
+    ) -> Self:
         X = flat_samples(X, in_order=y is not None or teacher_proba is not None)
-        breakdown = None
+        ended: BaseException | None = None
         tasks = FitTasks(self, X, y, n_parts=1)
         with restored_on_error(self):
             first = not hasattr(self, "estimator_")
-            warm = self.warm_start and not first
-            estimator = self._estimator_to_fit(warm)
+            warm = (partial or self.warm_start) and not first
+            estimator = self._estimator_to_fit(warm, partial)
             tasks.begin("fit-estimator")
             try:
                 with tasks.handed_on(estimator):
-                    _fit_encoder(estimator, X, y, teacher_proba)
-            except NonFiniteLossError as error:
-                # A first fit has nothing to go back to but the epochs that it kept.
-                if not (first and hasattr(estimator, "net_")):
+                    _fit_encoder(estimator, X, y, teacher_proba, partial)
+            except (NonFiniteLossError, KeyboardInterrupt) as error:
+                if not _keeps_epochs(estimator, error, first):
                     raise
-                breakdown = error
+                ended = error
             self.estimator_ = estimator
             check_features(self, X, reset=not warm)
             self.teacher_ = self._fitted_teacher(X, teacher_proba, warm)
@@ -278,8 +333,10 @@ class CollapseCertifier(
             self._certified_on["weights"] = digest_weights(estimator)
             # Of this fit alone: parts of a certificate are merged within one.
             self._origin = uuid4().hex
-        if breakdown is not None:
-            raise breakdown
+        if isinstance(ended, KeyboardInterrupt):
+            raise interrupted(self, str(ended))
+        if ended is not None:
+            raise ended
         tasks.end()
         tasks.end_fit()
         return self
@@ -662,11 +719,36 @@ class CollapseCertifier(
         check_teacher(self.teacher)
         super()._validate_params()
 
-    def _estimator_to_fit(self, warm: bool) -> Any:
+    def _estimator_to_fit(self, warm: bool, partial: bool) -> Any:
         template = _template(self)
         _check_template(template)
+        self._check_heeded(template, partial)
         estimator = _seeded_copy(template, self.random_state)
-        return _continued(self.estimator_, estimator) if warm else estimator
+        return _continued(self.estimator_, estimator, partial) if warm else estimator
+
+    def _check_heeded(self, template: Any, partial: bool) -> None:
+        """Fail if a fit would ignore a parameter, before it trains."""
+        # Inside a search, or by itself.
+        encoder = getattr(template, "estimator", template)
+        if isinstance(encoder, CertifiedVAE) and not _is_frozen(template):
+            self._check_teacher_unset(encoder)
+        goes_on = partial or self.warm_start
+        if _own_params(template).get("warm_start") and not goes_on:
+            raise ValueError(
+                "warm_start of the CollapseCertifier must be True for an estimator "
+                "with warm_start=True, got False: every fit would train a new clone of "
+                "the estimator from the beginning. Set it, or set "
+                "estimator__warm_start=False."
+            )
+
+    def _check_teacher_unset(self, encoder: Any) -> None:
+        if self.teacher is not None:
+            name = type(encoder).__name__
+            raise ValueError(
+                f"teacher of the CollapseCertifier must be None for a {name}, which "
+                f"has a teacher of its own, got {self.teacher!r}. Give it to the "
+                f"{name}, or leave it out."
+            )
 
     def _fitted_teacher(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, warm: bool
@@ -675,6 +757,7 @@ class CollapseCertifier(
         encoder = fitted_encoder(self.estimator_)
         theirs = getattr(encoder, "teacher_", None)
         if theirs is not None:
+            self._check_teacher_unset(encoder)
             return theirs
         template = GMMTeacher() if self.teacher is None else self.teacher
         if warm:
@@ -817,9 +900,15 @@ class CollapseCertifier(
         return again._certify_training(samples)
 
 
-def drawn_margin(certifier: CollapseCertifier, X: ArrayLike, n_draws: int) -> float:
+def drawn_margin(
+    certifier: CollapseCertifier,
+    X: ArrayLike,
+    n_draws: int,
+    teacher_proba: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
     """Return the margin of drawn codes, of samples of the fit too: no certificate."""
-    pieces = certifier._pieces(X)
+    pieces = certifier._pieces(X, teacher_proba, sample_weight)
     part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
     return part.collected.conclude(0.0).margin
 
@@ -842,26 +931,48 @@ def _check_template(template: Any) -> None:
         )
 
 
+def _is_frozen(estimator: Any) -> bool:
+    return isinstance(estimator, FrozenEstimator)
+
+
 def _seeded_copy(template: Any, random_state: Any) -> Any:
     """Return an unfitted copy of an estimator, seeded if it is not."""
     if not hasattr(template, "get_params"):
         return template
     estimator = clone(template)
-    if random_state is not None and not isinstance(estimator, FrozenEstimator):
+    if random_state is not None and not _is_frozen(estimator):
         seed_unset(estimator, int(check_random_state(random_state).randint(2**31 - 1)))
     return estimator
 
 
-def _continued(fitted: Any, template: Any) -> Any:
+def _own_params(estimator: Any) -> dict[str, Any]:
+    has_params = hasattr(estimator, "get_params")
+    return estimator.get_params(deep=False) if has_params else {}
+
+
+def _continued(fitted: Any, template: Any, partial: bool) -> Any:
     """Return a copy of the fitted estimator with the parameters of `template`."""
-    own = template.get_params(deep=False) if hasattr(template, "get_params") else {}
-    if "warm_start" not in own:
+    own = _own_params(template)
+    if not partial and "warm_start" not in own:
         raise ValueError(
             "warm_start=True needs an estimator with a parameter warm_start, got "
             f"{type(template).__name__}."
         )
-    # A copy, so that a fit that fails leaves the fitted one as it is.
-    return copy.deepcopy(fitted).set_params(**own | {"warm_start": True})
+    params = own if partial else own | {"warm_start": True}
+    estimator = copy.copy(fitted).set_params(**params)
+    # Its state is a copy, so that a fit that fails leaves the fitted one as it is; its
+    # parameters are those of the template, such as callbacks that cannot be copied.
+    state = {k: v for k, v in vars(estimator).items() if k not in own}
+    vars(estimator).update(copy.deepcopy(state))
+    return estimator
+
+
+def _keeps_epochs(estimator: Any, error: BaseException, first: bool) -> bool:
+    """Tell whether an estimator whose fit raised an error has epochs to certify."""
+    if isinstance(error, KeyboardInterrupt):
+        return getattr(error, "estimator", None) is estimator
+    # Only a first fit has nothing else to go back to.
+    return first and hasattr(estimator, "net_")
 
 
 def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
@@ -870,14 +981,18 @@ def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
         raise ValueError(
             "teacher_proba must be "
             + ("given again" if teacher_proba is None else "left out")
-            + ": warm_start continues a fit "
+            + ": this continues a fit "
             + ("without" if teacher_proba is None else "with")
             + " a teacher."
         )
 
 
 def _fit_encoder(
-    estimator: Any, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None
+    estimator: Any,
+    X: ArrayLike,
+    y: Any,
+    teacher_proba: ArrayLike | None,
+    partial: bool,
 ) -> None:
     """Fit an encoder; one without parameters is taken as it is."""
     if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
@@ -887,7 +1002,8 @@ def _fit_encoder(
             "teacher_proba must be left out for a search inside the certifier, which "
             "would not pass it on. Put the certifier inside the search."
         )
+    fit = estimator.partial_fit if partial else estimator.fit
     if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
-        estimator.fit(X, y, teacher_proba=teacher_proba)
+        fit(X, y, teacher_proba=teacher_proba)
     else:
-        estimator.fit(X, y)
+        fit(X, y)

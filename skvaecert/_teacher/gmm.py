@@ -22,7 +22,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._estimator import VersionedMixin, restored_on_error, warn_user
+from skvaecert._estimator import (
+    HTMLMixin,
+    VersionedMixin,
+    interrupted,
+    restored_on_error,
+    warn_user,
+)
 from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
@@ -67,7 +73,11 @@ _AUTO_COMPONENTS, _AUTO_SAMPLES = (2, 10), 5
 
 
 class GMMTeacher(
-    VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    HTMLMixin,
+    VersionedMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""Teacher posterior from a Gaussian mixture on principal components.
 
@@ -300,6 +310,10 @@ class GMMTeacher(
         ValueError
             If `X` is not valid, is constant, or has fewer samples than `n_components`;
             if all candidates of a search fail or none fits `energy_budget`.
+        KeyboardInterrupt
+            On Ctrl-C. After at least one candidate of a search the teacher is fitted,
+            as the best of those that were done, and is the attribute `estimator` of the
+            error. Otherwise nothing has changed.
 
         Warns
         -----
@@ -311,9 +325,6 @@ class GMMTeacher(
             If candidates of a search failed.
         ConvergenceWarning
             If the mixture did not converge.
-        InterruptedFitWarning
-            If Ctrl-C ended a search after at least one candidate. The teacher is the
-            best of the candidates that were done.
         """
         with restored_on_error(self), numpy_only():
             samples = open_samples(self, X, ensure_min_samples=2)
@@ -322,10 +333,12 @@ class GMMTeacher(
             self._fit_pca(samples, configurations, random_state)
             projected = self._project(samples)
             drawn = projected[_draw(len(projected), self.subsample, random_state)]
-            self._fit_mixture(drawn, configurations, random_state)
+            cut_short = self._fit_mixture(drawn, configurations, random_state)
             self._measure(projected[:, : self.pca_.n_components_])
         if self.information_ < _LITTLE_INFORMATION:
             warn_user(self._little_information())
+        if cut_short:
+            raise interrupted(self, cut_short)
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.floating]:
@@ -473,9 +486,10 @@ class GMMTeacher(
         samples: Floats,
         configurations: list[Configuration],
         random_state: np.random.RandomState,
-    ) -> None:
+    ) -> str:
+        """Choose and fit the mixture; return what Ctrl-C cut short."""
         self.search_results_: dict[str, NDArray[Any]] | None = None
-        best = self._search(samples, configurations, random_state)
+        best, cut_short = self._search(samples, configurations, random_state)
         configuration = configurations[0] if best is None else best.configuration
         self.n_components_, n_kept, covariance_type = configuration
         self.pca_, samples = _truncated(self.pca_, n_kept), samples[:, :n_kept]
@@ -490,21 +504,22 @@ class GMMTeacher(
         if best is None:
             self.mixture_.fit(samples)
         else:
-            self._refit(samples, best)
+            cut_short = self._refit(samples, best) or cut_short
         self.n_iter_ = self.mixture_.n_iter_
         self._set_temperature(samples, configuration)
+        return cut_short
 
     def _search(
         self,
         samples: Floats,
         configurations: list[Configuration],
         random_state: np.random.RandomState,
-    ) -> Candidate | None:
+    ) -> tuple[Candidate | None, str]:
         """Return the best candidate, None if there is nothing to choose from."""
         if len(configurations) == 1:
-            return None
+            return None, ""
         try:
-            best, self.search_results_ = search_teacher(
+            best, self.search_results_, cut_short = search_teacher(
                 samples,
                 configurations,
                 self._criterion(),
@@ -519,9 +534,9 @@ class GMMTeacher(
             # Nothing but the covariance type was searched, and that by default.
             is_default = len(configurations) == len(_COVARIANCE_TYPES)
             if self._has_auto_covariance() and is_default:
-                return None
+                return None, ""
             raise
-        return best
+        return best, cut_short
 
     def _criterion(self) -> Criterion:
         return Criterion(
@@ -531,8 +546,8 @@ class GMMTeacher(
     def _fitter(self) -> Fitter:
         return Fitter(self.reg_covar, self.max_iter)
 
-    def _refit(self, samples: Floats, best: Candidate) -> None:
-        mixture = refit_on_all(samples, best, self._fitter())
+    def _refit(self, samples: Floats, best: Candidate) -> str:
+        mixture, cut_short = refit_on_all(samples, best, self._fitter())
         _set_fitted(self.mixture_, mixture)
         if not mixture.converged:
             message = (
@@ -540,6 +555,7 @@ class GMMTeacher(
                 "iterations. Raise max_iter, or check that X has structure."
             )
             warn_user(ConvergenceWarning(message))
+        return cut_short
 
     def _set_temperature(self, samples: Floats, configuration: Configuration) -> None:
         criterion = self._criterion()

@@ -24,7 +24,7 @@ from skvaecert._estimator import warn_user
 from skvaecert._samples import numpy_only
 from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
 from skvaecert._teacher.em import Mixture, expect, fit_fast, log_joint
-from skvaecert.exceptions import InterruptedFitWarning, UnstableTeacherWarning
+from skvaecert.exceptions import UnstableTeacherWarning
 from skvaecert.metrics import teacher_information
 from skvaecert.simplex import Floats, analytic_energy, temper
 
@@ -116,8 +116,8 @@ def search_teacher(
     n_jobs: int | None,
     verbose: int,
     random_state: np.random.RandomState,
-) -> tuple[Candidate, dict[str, NDArray[Any]]]:
-    """Return the best candidate, and the table of all."""
+) -> tuple[Candidate, dict[str, NDArray[Any]], str]:
+    """Return the best candidate, the table of all, and what Ctrl-C cut short."""
     samples, scale = _normalised(samples)
     split = train_test_split(samples, test_size=_HELD_OUT, random_state=random_state)
     seeds = random_state.randint(2**31 - 1, size=max(_LEAST_RESTARTS, n_init))
@@ -130,24 +130,35 @@ def search_teacher(
         order = _rank(candidates, criterion)
     candidates = [_in_original_units(candidate, scale) for candidate in candidates]
     best = candidates[order[0]]
-    for warning in _findings(candidates, best, criterion, interrupted):
+    for warning in _findings(candidates, best, criterion):
         warn_user(warning)  # at the call of GMMTeacher.fit
-    return best, _table(candidates, order, criterion)
+    cut_short = _interruption(candidates, best) if interrupted else ""
+    return best, _table(candidates, order, criterion), cut_short
 
 
-def refit_on_all(samples: Floats, found: Candidate, fitter: Fitter) -> Mixture:
+def refit_on_all(
+    samples: Floats, found: Candidate, fitter: Fitter
+) -> tuple[Mixture, str]:
     """Continue the fit of the chosen mixture on all samples.
 
-    Where that is not possible, the mixture is returned as the search found it.
+    Where that is not possible, the mixture is returned as the search found it. What
+    Ctrl-C cut short is returned too.
     """
     assert found.mixture is not None
     samples, scale = _normalised(samples)
     start = found.mixture.rescaled(1 / scale)
+    stays = f"{found.configuration} stays as it was found on {found.n_samples} samples."
     try:
-        return fitter.resume(samples, start).rescaled(scale)
-    except (KeyboardInterrupt, np.linalg.LinAlgError) as error:
-        warn_user(_not_refitted(found, error))
-    return found.mixture
+        return fitter.resume(samples, start).rescaled(scale), ""
+    except np.linalg.LinAlgError as error:
+        warn_user(
+            FitFailedWarning(
+                f"A covariance collapsed ({error}): {stays} Raise reg_covar."
+            )
+        )
+    except KeyboardInterrupt:
+        return found.mixture, f"The last fit was interrupted: {stays}"
+    return found.mixture, ""
 
 
 class _Split(NamedTuple):
@@ -416,10 +427,7 @@ def _rank(candidates: list[Candidate], criterion: Criterion) -> list[int]:
 
 
 def _findings(
-    candidates: list[Candidate],
-    best: Candidate,
-    criterion: Criterion,
-    interrupted: bool,
+    candidates: list[Candidate], best: Candidate, criterion: Criterion
 ) -> Iterator[Warning]:
     """Yield what the user has to be warned of."""
     failed = [c for c in candidates if c.error and c.error != _INTERRUPTED]
@@ -428,12 +436,6 @@ def _findings(
         yield FitFailedWarning(
             f"{len(failed)} of {len(candidates)} candidates failed. They are left out, "
             f"or stay as they were found on fewer samples: {errors}"
-        )
-    if interrupted:
-        n_done = sum(c.error != _INTERRUPTED for c in candidates)
-        yield InterruptedFitWarning(
-            f"The search was interrupted after {n_done} of {len(candidates)} "
-            f"candidates. The best of them is {best.configuration}."
         )
     if not criterion.is_stable(best):
         yield UnstableTeacherWarning(
@@ -445,12 +447,11 @@ def _findings(
         )
 
 
-def _not_refitted(found: Candidate, error: BaseException) -> Warning:
-    stays = f"{found.configuration} stays as it was found on {found.n_samples} samples."
-    if isinstance(error, KeyboardInterrupt):
-        return InterruptedFitWarning(f"The last fit was interrupted: {stays}")
-    return FitFailedWarning(
-        f"A covariance collapsed ({error}): {stays} Raise reg_covar."
+def _interruption(candidates: list[Candidate], best: Candidate) -> str:
+    n_done = sum(c.error != _INTERRUPTED for c in candidates)
+    return (
+        f"The search was interrupted after {n_done} of {len(candidates)} candidates. "
+        f"The best of them is {best.configuration}."
     )
 
 

@@ -53,6 +53,15 @@ _STEPS_BETWEEN_CLEANINGS = 256
 # What a callback may hear of every batch.
 _EVENTS = "on_batch_begin", "on_grad_computed", "on_batch_end"
 
+# What is noted of held-out samples, and skorch's own names for it.
+_HELD_OUT = (
+    "validation_loss",
+    "validation_loss_best",
+    "validation_margin",
+    "validation_information",
+)
+_OF_SKORCH = "valid_loss", "valid_loss_best"
+
 # What is noted of every batch.
 _PARTS = ("train_loss", *Terms._fields)
 
@@ -85,6 +94,8 @@ class VAENet(NeuralNet):
     def __getstate__(self) -> dict[str, Any]:
         state = super(VAENet, self._ordinary()).__getstate__()
         if self.initialized_:
+            # The others are the user's own, and every fit is given them anew.
+            state |= {"callbacks": None, "callbacks_": self._own_callbacks}
             # The same as `module_`, which skorch pickles for any device.
             del state["module"]
         return state
@@ -111,6 +122,11 @@ class VAENet(NeuralNet):
             ("validation", ValidationMonitor()),
             ("completion", Completion()),
         ]
+
+    @property
+    def _own_callbacks(self) -> list[tuple[str, Callback]]:
+        # skorch puts them first.
+        return self.callbacks_[: len(self._default_callbacks)]
 
     @property
     def monitored(self) -> Tensor:
@@ -406,11 +422,13 @@ def resume_net(
 
 def _all_callbacks(callbacks: Sequence[Any] | None, verbose: int) -> list[Any]:
     own = [("progress", Progress())] if verbose else []
-    return [*own, *map(_copied, callbacks or [])]
+    return [*own, *(callbacks or [])]
 
 
-def check_callbacks(callbacks: Sequence[Any] | None) -> None:
-    """Check that callbacks are of skorch."""
+def check_callbacks(
+    callbacks: Sequence[Any] | None, validation_fraction: float | None
+) -> None:
+    """Check that callbacks are of skorch, and that there is what they monitor."""
     for given in callbacks or []:
         callback = _unnamed(given)
         is_class = isinstance(callback, type) and issubclass(callback, Callback)
@@ -419,6 +437,23 @@ def check_callbacks(callbacks: Sequence[Any] | None) -> None:
                 "callbacks must be callbacks of skorch, or pairs (name, callback), "
                 f"got {given!r}."
             )
+        _check_monitor(callback, validation_fraction)
+
+
+def _check_monitor(callback: Any, validation_fraction: float | None) -> None:
+    monitor = str(getattr(callback, "monitor", None))
+    asked = f"{type(callback).__name__}(monitor={monitor!r})"
+    if monitor in _HELD_OUT and validation_fraction is None:
+        raise ValueError(
+            f"validation_fraction must be given for {asked}, got None. Set it, for "
+            "example to 0.1, or monitor 'train_loss' or 'margin'."
+        )
+    if monitor in _OF_SKORCH:
+        raise ValueError(
+            f"callbacks must monitor what is recorded, got {asked}, a name of skorch. "
+            f"Here it is {monitor.replace('valid', 'validation')!r}, and needs a "
+            "validation_fraction."
+        )
 
 
 def _listens(callback: Callback) -> bool:
@@ -430,14 +465,6 @@ def _listens(callback: Callback) -> bool:
 
 def _unnamed(given: Any) -> Any:
     return given[1] if isinstance(given, tuple) and len(given) == 2 else given
-
-
-def _copied(given: Any) -> Any:
-    """Copy a callback, or a pair of name and callback, if it can be copied."""
-    try:
-        return copy.deepcopy(given)
-    except TypeError:  # it holds a lock or a file
-        return given
 
 
 def _numbers(values: Sequence[Any]) -> list[float]:

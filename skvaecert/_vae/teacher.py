@@ -1,6 +1,5 @@
 """The teacher of a VAE: seeded, and fitted once where results are remembered."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ from sklearn.utils.validation import check_memory
 
 from skvaecert._estimator import seed_unset
 from skvaecert._teacher.gmm import GMMTeacher, counts_of
-from skvaecert.exceptions import InterruptedFitWarning
 
 __all__ = ["fit_teacher"]
 
@@ -46,12 +44,6 @@ def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
 
 def _fitted(teacher: Any, X: ArrayLike) -> Any:
     """Fit a teacher; a function of its own, so that joblib can cache it."""
-    # A search that was cut short must not end in the cache.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", InterruptedFitWarning)
-        try:
-            # FrozenEstimator.fit asks for y; some return nothing.
-            teacher.fit(X, None)
-        except InterruptedFitWarning as warning:
-            raise KeyboardInterrupt from warning
+    # FrozenEstimator.fit asks for y; some return nothing.
+    teacher.fit(X, None)
     return teacher

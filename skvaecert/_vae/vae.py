@@ -23,16 +23,18 @@ from sklearn.utils.validation import check_is_fitted
 from skvaecert._estimator import (
     CallbackSupportMixin,
     FitTasks,
+    HTMLMixin,
     NestedDefaultMixin,
     VersionedMixin,
     check_unchanged,
+    interrupted,
     remember_params,
     restored_on_error,
     warn_user,
     with_callbacks,
 )
 from skvaecert._posterior import posterior_of
-from skvaecert._samples import Index, lazy_part, open_samples
+from skvaecert._samples import CHUNK, Index, lazy_part, open_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._training.batches import Standardisation, resolve_batch_size
@@ -54,13 +56,13 @@ from skvaecert._training.state import (
     saved_alignment,
 )
 from skvaecert._vae.data import Data, Preprocessor, fit_standardisation, split
-from skvaecert._vae.escape import EscapeReport, as_it_was, report_escape
 from skvaecert._vae.guard import make_guard, warn_if_unreached
 from skvaecert._vae.history import Epochs, history_table
 from skvaecert._vae.prefit import Prefit
 from skvaecert._vae.state import FITTED, check_vae
 from skvaecert._vae.teacher import fit_teacher
-from skvaecert.exceptions import InterruptedFitWarning, NonFiniteLossError
+from skvaecert.escape import EscapeReport, differentiating, report_escape
+from skvaecert.exceptions import NonFiniteLossError
 from skvaecert.forecast import ForecastCurve, forecast_curve
 from skvaecert.networks import (
     VAE,
@@ -73,6 +75,7 @@ from skvaecert.objectives import LagrangeWeight, Objective
 from skvaecert.simplex import (
     Floats,
     analytic_code,
+    check_sample_weight,
     resolve_witness_scale,
     simplex_vertices,
     witness_log_proba,
@@ -82,11 +85,13 @@ __all__ = ["CertifiedVAE"]
 
 
 _SEEDS = 2**31 - 1
+_TARGET_MARGIN = 0.6
 
 
 class CertifiedVAE(
     VersionedMixin,
     CallbackSupportMixin,
+    HTMLMixin,
     NestedDefaultMixin,
     ClassNamePrefixFeaturesOutMixin,
     TransformerMixin,
@@ -129,9 +134,10 @@ class CertifiedVAE(
         standardised: the mean of each feature is subtracted, and all features are
         divided by the same scale.
     image_shape : sequence of int or None, default=None
-        (channels, height, width), height and width above 4. Only for "conv": samples
-        are images that are flattened in this order. Flatten images of shape (height,
-        width, channels) by ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
+        (channels, height, width), height and width above 4. For "conv", and for
+        pictures of reconstructions: samples are images that are flattened in this
+        order. Flatten images of shape (height, width, channels) by
+        ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         "gaussian": one variance, learned, for all features; data of any scale.
         "bernoulli": data in [0, 1], or bytes from 0 to 255.
@@ -196,11 +202,13 @@ class CertifiedVAE(
 
         and a change on the right is an error.
     callbacks : sequence or None, default=None
-        Callbacks of skorch, or (name, callback) pairs; copied at each fit if they can
-        be copied. They can monitor "train_loss", "margin", "kl", "reconstruction" and,
-        with a `validation_fraction`, "validation_loss" and "validation_margin", for
-        example ``EarlyStopping("validation_loss", load_best=True)`` for the weights of
-        the best epoch.
+        Callbacks of skorch, or (name, callback) pairs. They can monitor "train_loss",
+        "margin", "kl", "reconstruction" and, with a `validation_fraction`,
+        "validation_loss" and "validation_margin", for example
+        ``EarlyStopping("validation_loss", load_best=True)`` for the weights of the best
+        epoch. :meth:`fit` calls the objects given, not copies. Clones, as in a search
+        or a :class:`CollapseCertifier`, have clones of them, or what their
+        `__sklearn_clone__` returns.
     verbose : int, default=0
         Above 0 for a progress bar that shows loss and margin.
     random_state : int, RandomState instance or None, default=None
@@ -333,7 +341,7 @@ class CertifiedVAE(
         likelihood: str = "gaussian",
         objective: Objective | None = None,
         alignment_weight: float | str = 10.0,
-        target_margin: float = 0.6,
+        target_margin: float = _TARGET_MARGIN,
         kl_weight: float = 1.0,
         prefit: str | dict[str, Any] | None = None,
         witness_scale: str | float = "prior",
@@ -406,12 +414,13 @@ class CertifiedVAE(
             If the loss or the weights became infinite or not a number. The weights of
             the last completed epoch are kept, or those of an earlier fit if there is
             one.
+        KeyboardInterrupt
+            On Ctrl-C, once the estimator is fitted: its model is that of the completed
+            epochs, and `warm_start` goes on from there. The error has it as attribute
+            `estimator`. Before the first epoch is complete, nothing has changed.
 
         Warns
         -----
-        InterruptedFitWarning
-            If Ctrl-C ended training after at least one epoch. The model is that of
-            the completed epochs.
         UnreachedMarginWarning
             If ``alignment_weight="auto"`` left the relative margin more than 0.05
             below `target_margin`.
@@ -419,7 +428,7 @@ class CertifiedVAE(
         warm = self.warm_start and hasattr(self, "net_")
         tasks = FitTasks(self, X, y, self.max_epochs)
         data = self._fit(X, teacher_proba, tasks, warm=warm, n_epochs=self.max_epochs)
-        if self._guarded and not self.net_.interrupted_:
+        if self._guarded:
             self._warn_of_margin(data)
         return self
 
@@ -541,7 +550,9 @@ class CertifiedVAE(
         codes = check_random_state(random_state).standard_normal(shape)
         return self.inverse_transform(codes)
 
-    def score(self, X: ArrayLike, y: Any = None) -> float:
+    def score(
+        self, X: ArrayLike, y: Any = None, *, sample_weight: ArrayLike | None = None
+    ) -> float:
         """Return the mean evidence lower bound, E[log p(x|z)] - KL(q(z|x) || N(0, I)).
 
         One code is drawn per sample, with a fixed seed; `kl_weight` plays no part.
@@ -552,6 +563,8 @@ class CertifiedVAE(
             Samples.
         y : Ignored
             Present by convention.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weights of the mean; uniform when None.
 
         Returns
         -------
@@ -567,8 +580,8 @@ class CertifiedVAE(
                 evidence_bound(self.net_, inputs.standardisation.apply(chunk))
                 for chunk in inputs.check(samples)
             ]
-        mean = np.concatenate(bounds).mean(dtype=np.float64)
-        return float(mean - inputs.log_unit)
+        weight = check_sample_weight(sample_weight, len(samples))
+        return float(weight @ np.concatenate(bounds) - inputs.log_unit)
 
     def witness_log_proba(self, X: ArrayLike) -> Floats:
         """Return log softmax(beta S mu(x)), the log-probabilities of the witness.
@@ -709,17 +722,18 @@ class CertifiedVAE(
         """
         check_is_fitted(self)
         samples, proba = self._open(X, teacher_proba)
-        device = torch.device(self.net_.device)
+        module, device = self.net_.module_, torch.device(self.net_.device)
         # An encoder of one's own may draw, also in evaluation mode.
-        with seeded(0, device), as_it_was(self.net_.module_):
+        with seeded(0, device), differentiating(module):
+            chunks = self._preprocessor.standardise(samples)
             return report_escape(
-                self.net_.module_,
-                self._preprocessor.standardise(samples),
+                module,
+                lambda x: module.encode(x.to(device))[0],
+                (x for chunk in chunks for x in chunk.split(CHUNK)),
                 self._means(samples).astype(np.float64),
                 proba,
                 self.vertices_,
                 self.witness_scale_,
-                device,
             )
 
     def __sklearn_tags__(self) -> Tags:
@@ -807,7 +821,12 @@ class CertifiedVAE(
                 self._train(data, tasks, before)
         tasks.end_fit()
         if self.net_.interrupted_:
-            warn_user(_interruption(self.n_iter_, n_epochs))
+            raise interrupted(
+                self,
+                f"Training was interrupted: the model is that of {self.n_iter_} "
+                f"completed epochs out of {n_epochs}. To go on from it, set "
+                "warm_start=True and fit again.",
+            )
         return data
 
     def _prepare(
@@ -837,11 +856,16 @@ class CertifiedVAE(
     def _check_early(self) -> None:
         """Find what is wrong before a teacher is fitted, which may take long."""
         Prefit.of(self.prefit)
-        check_callbacks(self.callbacks)
+        check_callbacks(self.callbacks, self.validation_fraction)
         resolve_backend(self.torch_compile)
+        self._warn_of_ignored()
         for name, given in (("encoder", self.encoder), ("decoder", self.decoder)):
             if isinstance(given, str):
                 check_image_shape(name, given, self.image_shape, self.n_features_in_)
+
+    def _warn_of_ignored(self) -> None:
+        if self.target_margin != _TARGET_MARGIN and not self._guarded:
+            warn_user("target_margin is not used: it is for alignment_weight='auto'.")
 
     def _check_warm(self, teacher_proba: ArrayLike | None) -> None:
         check_unchanged(self)
@@ -1035,10 +1059,3 @@ def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
             f"hidden_sizes must be integers above 0, got {tuple(hidden_sizes)!r}."
         )
     return tuple(int(size) for size in hidden_sizes)
-
-
-def _interruption(n_iter: int, n_epochs: int) -> InterruptedFitWarning:
-    return InterruptedFitWarning(
-        f"Training was interrupted: the model is that of {n_iter} completed epochs out "
-        f"of {n_epochs}. To go on from it, set warm_start=True and fit again."
-    )

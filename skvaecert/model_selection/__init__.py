@@ -1,8 +1,9 @@
-"""Choosing a model: scores without labels, refit rules for searches."""
+"""Choosing a model: scores without labels, rules for searches, certificates of both."""
 
-from skvaecert.model_selection._refit import best_certified, smallest_certifying_weight
+from skvaecert.model_selection._refit import BestCertified, SmallestCertifyingWeight
+from skvaecert.model_selection._scored import LOWEST_SCORE, certificate_of
 from skvaecert.model_selection._scorers import (
-    LOWEST_SCORE,
+    CertificateScorer,
     certificate_scorers,
     certified_scorer,
     elbo_scorer,
@@ -10,13 +11,15 @@ from skvaecert.model_selection._scorers import (
     margin_scorer,
     reconstruction_scorer,
     relative_margin_scorer,
-    require_certified,
     sampled_information_scorer,
 )
 
 __all__ = [
     "LOWEST_SCORE",
-    "best_certified",
+    "BestCertified",
+    "CertificateScorer",
+    "SmallestCertifyingWeight",
+    "certificate_of",
     "certificate_scorers",
     "certified_scorer",
     "elbo_scorer",
@@ -24,7 +27,5 @@ __all__ = [
     "margin_scorer",
     "reconstruction_scorer",
     "relative_margin_scorer",
-    "require_certified",
     "sampled_information_scorer",
-    "smallest_certifying_weight",
 ]

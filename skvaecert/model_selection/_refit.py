@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from numbers import Real
 from typing import Any
 
@@ -10,203 +11,252 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skvaecert._estimator import warn_user
-from skvaecert.exceptions import NotCertifiedError, NotCertifiedWarning
+from skvaecert.exceptions import NotCertifiedWarning
+from skvaecert.model_selection._scorers import CertificateScorer, certificate_scorers
 from skvaecert.simplex import Floats
 
-__all__ = ["best_certified", "smallest_certifying_weight"]
+__all__ = ["BestCertified", "SmallestCertifyingWeight"]
+
+Indices = NDArray[np.intp]
+
+_NAMES = (
+    "elbo",
+    "reconstruction",
+    "margin",
+    "relative_margin",
+    "lower_bound",
+    "sampled_information",
+)
 
 
-def best_certified(
-    cv_results: Mapping[str, Any],
-    *,
-    by: str = "elbo",
-    min_margin: float = 0.0,
-    if_none: str = "warn",
-) -> int:
+@dataclass(frozen=True)
+class _Rule:
+    """What the rules share. Not callable: `refit` is never given without `scoring`."""
+
+    _: KW_ONLY
+    min_margin: float = 0.0
+    scoring: CertificateScorer = certificate_scorers
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.min_margin, Real) or not math.isfinite(self.min_margin):
+            raise ValueError(
+                f"min_margin must be a finite number of nats, got {self.min_margin!r}."
+            )
+        if getattr(self.scoring, "score", None) != "all":
+            raise ValueError(
+                "scoring must be certificate_scorers, or what its set_score_request "
+                f"returns, got {self.scoring!r}."
+            )
+
+    @property
+    def search_params(self) -> dict[str, Any]:
+        """Parameters `scoring` and `refit` of a search, which belong together."""
+        return {"scoring": self.scoring, "refit": self.choose}
+
+    def choose(self, cv_results: Mapping[str, Any]) -> int:
+        """Return the index of the chosen candidate.
+
+        Parameters
+        ----------
+        cv_results : dict of ndarray
+            `cv_results_` of a search with ``scoring=certificate_scorers``, or with a
+            dict that has the scores "certified" and "margin".
+
+        Returns
+        -------
+        int
+            Index of the candidate.
+
+        Raises
+        ------
+        ValueError
+            If the search has no scores "certified" and "margin".
+
+        Warns
+        -----
+        NotCertifiedWarning
+            If no candidate is certified.
+        UserWarning
+            If the results lack what the rule goes by.
+        """
+        lowest = _fold_scores(cv_results, "margin").min(axis=0)
+        in_folds = (_fold_scores(cv_results, "certified") == 1).all(axis=0)
+        certified = in_folds & (lowest >= self.min_margin)
+        if not certified.any():
+            return self._nearest(lowest)
+        return self._among(cv_results, np.flatnonzero(certified))
+
+    def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
+        raise NotImplementedError
+
+    def _nearest(self, lowest: Floats) -> int:
+        """Warn and return the candidate that is nearest to being certified."""
+        index = int(lowest.argmax())
+        warn_user(
+            NotCertifiedWarning(
+                f"No candidate is certified in every fold with a margin of "
+                f"{self.min_margin} nats or more. The highest margin that one reaches "
+                f"in all folds is {lowest[index]:.3g}, at index {index}. Try larger "
+                "alignment weights or more epochs. The teacher's information_ is the "
+                "largest possible margin."
+            )
+        )
+        return index
+
+
+@dataclass(frozen=True)
+class BestCertified(_Rule):
     """Choose the best candidate among those that are certified in every fold.
 
-    Use as ``GridSearchCV(..., scoring=certificate_scorers, refit=best_certified)``, and
-    set options with ``functools.partial(best_certified, min_margin=0.5)``.
+    Use as ``GridSearchCV(estimator, grid, **BestCertified().search_params)``. This sets
+    `scoring` and `refit` together, since scikit-learn calls a function given as `refit`
+    only after all fits and keeps no results if it fails. Options are checked here. What
+    a search turns out to lack is a warning, so that its results are kept. A search by
+    successive halving takes one score, and no rule.
 
     Parameters
     ----------
-    cv_results : dict of ndarray
-        With the scores "certified" and "margin", and that named by `by`.
-    by : str, default="elbo"
-        The score whose mean over folds decides.
+    by : str or None, default=None
+        The score whose mean over folds decides. None for "elbo", or "reconstruction"
+        if there is no ELBO, or else "margin".
     min_margin : float, default=0.0
         Nats that the margin must reach in every fold, in addition to being certified.
-    if_none : {"warn", "raise"}, default="warn"
-        If no candidate is certified, "warn" takes the one whose lowest margin is
-        highest, with a warning. An error loses all results of the search, because
-        scikit-learn keeps them only after the choice.
-
-    Returns
-    -------
-    int
-        Index of the candidate.
+    scoring : CertificateScorer, default=certificate_scorers
+        For metadata routing, what ``certificate_scorers.set_score_request`` returns.
 
     Raises
     ------
     ValueError
-        If a score is missing or an option is not valid.
-    NotCertifiedError
-        If no candidate is certified and `if_none` is "raise".
-
-    Warns
-    -----
-    NotCertifiedWarning
-        If no candidate is certified.
+        If an option is not valid.
 
     See Also
     --------
-    smallest_certifying_weight : The same without an ELBO.
+    SmallestCertifyingWeight : Goes by the alignment weight.
 
     Examples
     --------
-    >>> from skvaecert.model_selection import best_certified
+    >>> from skvaecert.model_selection import BestCertified
     >>> results = {
     ...     "mean_test_elbo": [3.0, 2.0, 1.0],
     ...     "split0_test_certified": [1, 1, 1], "split1_test_certified": [0, 1, 1],
     ...     "split0_test_margin": [0.1, 0.7, 0.9], "split1_test_margin": [0, 0.7, 0.9]}
-    >>> best_certified(results)
+    >>> BestCertified().choose(results)
     1
+    >>> BestCertified(min_margin=0.8).choose(results)
+    2
     """
-    scores = _means_of(cv_results, by)
-    certified = _are_certified(cv_results, min_margin)
-    if not certified.any():
-        return _nearest(cv_results, min_margin, if_none)
-    return int(np.where(certified, scores, -np.inf).argmax())
+
+    by: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.by not in (None, *_NAMES):
+            raise ValueError(f"by must be None or one of {_NAMES}, got {self.by!r}.")
+
+    def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
+        return int(certified[_deciding(cv_results, self.by)[certified].argmax()])
 
 
-def smallest_certifying_weight(
-    cv_results: Mapping[str, Any],
-    *,
-    parameter: str | None = None,
-    min_margin: float = 0.0,
-    if_none: str = "warn",
-) -> int:
+@dataclass(frozen=True)
+class SmallestCertifyingWeight(_Rule):
     """Choose the smallest alignment weight that is certified in every fold.
 
-    Among candidates with the same weight, the highest mean ELBO decides, or the highest
-    margin if there is no ELBO. Weights are compared as given, also where `kl_weight`
-    varies: they compete with the reconstruction, whose weight is 1. Candidates whose
-    weight is not a number, such as "auto", are left out.
+    Use as :class:`BestCertified`. Among candidates with the same weight, the highest
+    mean ELBO decides, or without one the reconstruction, or else the margin. Weights
+    are compared as given, also where `kl_weight` varies: they compete with the
+    reconstruction, whose weight is 1. A weight that is not a number, such as "auto",
+    comes after all others.
 
     Parameters
     ----------
-    cv_results : dict of ndarray
-        With the scores "certified" and "margin".
-    parameter : str, default=None
-        Name of the weight; None for the only one that ends in "alignment_weight".
+    parameter : str or None, default=None
+        Name of the weight in the grid; None for the only one that ends in
+        "alignment_weight".
     min_margin : float, default=0.0
-        As in :func:`best_certified`.
-    if_none : {"warn", "raise"}, default="warn"
-        As in :func:`best_certified`.
-
-    Returns
-    -------
-    int
-        Index of the candidate.
+        As in :class:`BestCertified`.
+    scoring : CertificateScorer, default=certificate_scorers
+        As in :class:`BestCertified`.
 
     Raises
     ------
     ValueError
-        If scores or the parameter are missing, or an option is not valid.
-    NotCertifiedError
-        If no candidate is certified and `if_none` is "raise".
+        If an option is not valid.
 
-    Warns
-    -----
-    NotCertifiedWarning
-        If no candidate is certified.
+    See Also
+    --------
+    BestCertified : Goes by another score.
 
     Examples
     --------
-    >>> from skvaecert.model_selection import smallest_certifying_weight
+    >>> from skvaecert.model_selection import SmallestCertifyingWeight
     >>> results = {
     ...     "param_estimator__alignment_weight": [10.0, 1.0, 0.1],
     ...     "mean_test_margin": [0.9, 0.7, -0.2],
     ...     "split0_test_certified": [1, 1, 0], "split0_test_margin": [0.9, 0.7, -0.2]}
-    >>> smallest_certifying_weight(results)
+    >>> SmallestCertifyingWeight().choose(results)
     1
     """
-    weights = _weights(cv_results, parameter)
-    tie = "elbo" if "mean_test_elbo" in cv_results else "margin"
-    scores = _means_of(cv_results, tie)
-    certified = _are_certified(cv_results, min_margin) & np.isfinite(weights)
-    if not certified.any():
-        return _nearest(cv_results, min_margin, if_none)
-    return int(np.lexsort((-scores, np.where(certified, weights, np.inf)))[0])
+
+    parameter: str | None = None
+
+    def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
+        weights = _weights(cv_results, self.parameter)[certified]
+        scores = _deciding(cv_results)[certified]
+        return int(certified[np.lexsort((-scores, weights))[0]])
 
 
-def _means_of(cv_results: Mapping[str, Any], name: str) -> Floats:
-    return _lowest_if_nan(_column(cv_results, f"mean_test_{name}"))
+def _deciding(cv_results: Mapping[str, Any], by: str | None = None) -> Floats:
+    """Return the mean scores that decide among certified candidates."""
+    present = [
+        name
+        for name in (by, "elbo", "reconstruction", "margin")
+        if not np.isnan(_floats(cv_results.get(f"mean_test_{name}", math.nan))).all()
+    ]
+    if by not in (None, present[0]):
+        _tell_missing(cv_results, f"score {by!r}", f"{present[0]!r}")
+    return _lowest_if_nan(cv_results[f"mean_test_{present[0]}"])
 
 
-def _column(cv_results: Mapping[str, Any], key: str) -> Any:
-    if key not in cv_results:
-        raise ValueError(
-            f"cv_results must have a column {key!r}, got {_names(cv_results)}. Search "
-            "with scoring=certificate_scorers, or a dict with such a scorer."
-        )
-    return cv_results[key]
+def _weights(cv_results: Mapping[str, Any], parameter: str | None) -> Floats:
+    """Return the alignment weights: infinity if not a number, 0 if there are none."""
+    pattern = r"(.*__)?alignment_weight" if parameter is None else re.escape(parameter)
+    keys = [key for key in cv_results if re.fullmatch(f"param_{pattern}", key)]
+    if len(keys) != 1:
+        name = "one parameter " + (parameter or "that ends in 'alignment_weight'")
+        _tell_missing(cv_results, name, "the best score, as BestCertified")
+        return np.zeros(len(cv_results["mean_test_margin"]))
+    values = np.ma.asarray(cv_results[keys[0]]).tolist()
+    return _floats([v if isinstance(v, Real) else math.inf for v in values])
 
 
-def _names(cv_results: Mapping[str, Any]) -> str:
-    return ", ".join(k for k in cv_results if k.startswith(("mean_test", "param_")))
-
-
-def _lowest_if_nan(values: Any) -> Floats:
-    """Rank candidates whose fit failed last."""
-    scores = np.asarray(values, dtype=np.float64)
-    return np.where(np.isnan(scores), -np.inf, scores)
+def _tell_missing(cv_results: Mapping[str, Any], missing: str, instead: str) -> None:
+    names = ", ".join(k for k in cv_results if k.startswith(("mean_test", "param_")))
+    warn_user(
+        f"The search has not {missing}, but {names}. The candidate is chosen by "
+        f"{instead}. To choose again, call the method choose of another rule on "
+        "cv_results_."
+    )
 
 
 def _fold_scores(cv_results: Mapping[str, Any], name: str) -> Floats:
     """Return scores of shape (n_splits, n_candidates)."""
     pattern = re.compile(rf"split\d+_test_{name}")
     folds = [v for k, v in cv_results.items() if pattern.fullmatch(k)]
-    return _lowest_if_nan(folds or [_column(cv_results, f"split0_test_{name}")])
+    if not folds:
+        raise ValueError(
+            f"cv_results must have the score {name!r} of each fold, got "
+            f"{', '.join(k for k in cv_results if k.startswith('mean_test'))}. Search "
+            "with **BestCertified().search_params. If you did, scoring failed in every "
+            'fold, with a warning: error_score="raise" stops at the first.'
+        )
+    return _lowest_if_nan(folds)
 
 
-def _are_certified(
-    cv_results: Mapping[str, Any], min_margin: float
-) -> NDArray[np.bool_]:
-    in_fold = _fold_scores(cv_results, "certified") == 1
-    enough = _fold_scores(cv_results, "margin") >= min_margin
-    return np.asarray((in_fold & enough).all(axis=0))
+def _lowest_if_nan(values: Any) -> Floats:
+    """Rank candidates whose fit failed last."""
+    scores = _floats(values)
+    return np.where(np.isnan(scores), -np.inf, scores)
 
 
-def _weights(cv_results: Mapping[str, Any], parameter: str | None) -> Floats:
-    """Return the alignment weight of each candidate, NaN where it is not a number."""
-    key = f"param_{parameter}"
-    if parameter is None:
-        keys = [k for k in cv_results if re.search("(^param_|__)alignment_weight$", k)]
-        if len(keys) != 1:
-            raise ValueError(
-                "cv_results must have one parameter whose name ends in "
-                f"'alignment_weight', got {keys or _names(cv_results)}. Give its name "
-                "as parameter."
-            )
-        (key,) = keys
-    values = np.ma.asarray(_column(cv_results, key)).tolist()
-    return np.array([v if isinstance(v, Real) else math.nan for v in values])
-
-
-def _nearest(cv_results: Mapping[str, Any], min_margin: float, if_none: str) -> int:
-    """Warn, or raise, and return the candidate that is nearest to being certified."""
-    if if_none not in ("warn", "raise"):
-        raise ValueError(f"if_none must be 'warn' or 'raise', got {if_none!r}.")
-    lowest = _fold_scores(cv_results, "margin").min(axis=0)
-    index = int(lowest.argmax())
-    message = (
-        f"No candidate is certified in every fold with a margin of {min_margin} nats "
-        f"or more. The highest margin that one reaches in all folds is "
-        f"{lowest[index]:.3g}, at index {index}. Try larger alignment weights or more "
-        "epochs. The teacher's information_ is the largest possible margin."
-    )
-    if if_none == "raise":
-        raise NotCertifiedError(message)
-    warn_user(NotCertifiedWarning(message))
-    return index
+def _floats(values: Any) -> Floats:
+    return np.asarray(values, dtype=np.float64)

@@ -63,7 +63,7 @@ class ParetoDisplay:
 
     See Also
     --------
-    skvaecert.model_selection.certificate_scorers : Scores for such a search.
+    skvaecert.model_selection.BestCertified : Such a search.
 
     Examples
     --------

@@ -21,7 +21,13 @@ from skvaecert._certifier.kinds import MeanKind, SampledKind
 from skvaecert._estimator import VersionedMixin
 from skvaecert._loaders import as_samples
 from skvaecert.diagnosis import Codes, Diagnosis, diagnose_codes
-from skvaecert.wrappers._inputs import evaluate, open_samples, unchanged_generators
+from skvaecert.escape import EscapeReport
+from skvaecert.wrappers._inputs import (
+    escape_of,
+    evaluate,
+    open_samples,
+    unchanged_generators,
+)
 from skvaecert.wrappers._outputs import (
     Outputs,
     check_names,
@@ -331,21 +337,75 @@ class TrainedEncoder(
         mean, std = encoded.distribution if is_gaussian else (encoded.means, None)
         return Codes(mean, std, sample_weight, kind.stability.moved)
 
+    def escape_report(
+        self, X: ArrayLike, teacher_proba: ArrayLike, *, witness: Any = None
+    ) -> EscapeReport:
+        """Report whether the alignment loss can move the means apart, and if not, why.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, ...), list, Dataset or DataLoader
+            Samples, as in :meth:`transform`.
+        teacher_proba : array-like of shape (n_samples, n_components)
+            Posteriors of a teacher for the same samples.
+        witness : AlignmentLoss or None, default=None
+            The loss to train with. None for the fixed simplex at the prior-matched
+            scale of `teacher_proba`.
+
+        Returns
+        -------
+        EscapeReport
+            Verdict, forces, norm of the gradient and dead units; prints as a sentence.
+
+        Raises
+        ------
+        ValueError
+            If the encoder is no torch module or method of one, computes in 16 bits,
+            switches gradients off or has one that is not finite; if posteriors do not
+            fit; or as :meth:`transform`.
+
+        Notes
+        -----
+        It takes three passes through the encoder, in evaluation mode, and leaves the
+        module as it was. Parameters that are frozen, or that the means do not depend
+        on, do not count.
+
+        References
+        ----------
+        Theory section 4; arXiv:2605.18224.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import torch
+        >>> from skvaecert.wrappers import TrainedEncoder
+        >>> X = np.random.default_rng(0).normal(size=(100, 3))
+        >>> teacher_proba = np.where(X[:, :1] > 0, [0.9, 0.1], [0.1, 0.9])
+        >>> encoder = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU())
+        >>> _ = encoder.append(torch.nn.Linear(8, 1))
+        >>> _ = torch.nn.init.constant_(encoder[0].bias, -100.0)
+        >>> print(TrainedEncoder(encoder).escape_report(X, teacher_proba))
+        Stuck: ... Hidden features are dead in 1: ...
+        """
+        samples = self._opened(X)
+        return escape_of(self.encoder, samples, teacher_proba, witness, **self._reading)
+
     def _opened(self, X: Any) -> Any:
         self._validate_params()
         return open_samples(self, X, in_order=True)
 
     def _outputs(self, samples: Any) -> Outputs:
         """Return means of shape (n_samples, latent_dim), with what else there is."""
-        found = evaluate(
-            "encoder",
-            self.encoder,
-            samples,
-            size=self.batch_size,
-            read=lambda result: read_posterior(result, self.outputs),
-            shape=self.input_shape,
-        )
-        return found.flat()
+        return evaluate("encoder", self.encoder, samples, **self._reading).flat()
+
+    @property
+    def _reading(self) -> dict[str, Any]:
+        """What turns samples into batches, and results into outputs."""
+        return {
+            "size": self.batch_size,
+            "read": lambda result: read_posterior(result, self.outputs),
+            "shape": self.input_shape,
+        }
 
     def _validate_params(self) -> None:
         super()._validate_params()

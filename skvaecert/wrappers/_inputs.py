@@ -17,9 +17,18 @@ from torch import Tensor, nn
 from skvaecert._loaders import as_samples
 from skvaecert._precision import full_float32
 from skvaecert._samples import DatasetSamples, is_sequence
+from skvaecert._training.device import seeded
+from skvaecert.escape import EscapeReport, differentiating, report_escape
+from skvaecert.simplex import (
+    Floats,
+    check_teacher_proba,
+    prior_matched_scale,
+    simplex_vertices,
+)
+from skvaecert.witnesses import simplex_of
 from skvaecert.wrappers._outputs import Outputs, joined
 
-__all__ = ["evaluate", "open_samples", "unchanged_generators"]
+__all__ = ["escape_of", "evaluate", "open_samples", "unchanged_generators"]
 
 
 def open_samples(
@@ -69,6 +78,48 @@ def evaluate(
             result = _call(name, function, _padded(batch, size), module)
             found.append(read(result).arrays(name, size).first(len(batch)))
     return joined(name, found)
+
+
+def escape_of(
+    encoder: Any,
+    X: Any,
+    teacher_proba: Any,
+    witness: Any,
+    *,
+    size: int,
+    read: Callable[[Any], Outputs],
+    shape: Any = None,
+) -> EscapeReport:
+    """Report whether the gradient of a torch encoder moves its means apart."""
+    module = _module_of(encoder)
+    if module is None:
+        raise ValueError(
+            "encoder must be a torch module, or a method of one, for an escape report, "
+            "since the gradient of other functions is not known. Got "
+            f"{encoder!r}: pass the torch module or its method, such as vae.encode."
+        )
+
+    def encode(batch: Any) -> Tensor:
+        mean = read(_call("encoder", encoder, batch, module)).mean
+        return torch.as_tensor(mean).flatten(1)
+
+    with seeded(0, _device_of(module)), _evaluation_mode(module):
+        found = evaluate("encoder", encoder, X, size=size, read=read, shape=shape)
+        latent_mean = found.flat().mean.astype(np.float64)
+        proba = check_teacher_proba(teacher_proba, len(latent_mean))
+        simplex = _simplex(witness, proba, latent_mean.shape[1])
+        batches = (_batch(X, index, shape) for index in gen_batches(len(X), size))
+        with differentiating(module):
+            return report_escape(module, encode, batches, latent_mean, proba, *simplex)
+
+
+def _simplex(witness: Any, proba: Floats, latent_dim: int) -> tuple[Floats, float]:
+    """Return vertices and scale, without a witness of the fixed simplex."""
+    if witness is not None:
+        return simplex_of(witness)
+    # Uniform posteriors say nothing at any scale.
+    scale = prior_matched_scale(proba) or 1.0
+    return simplex_vertices(proba.shape[1], latent_dim), scale
 
 
 def _batch(X: Any, index: slice, shape: Any) -> Any:

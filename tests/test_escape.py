@@ -11,8 +11,7 @@ from sklearn.base import clone
 from torch import nn
 from torch.nn import functional
 
-from skvaecert import CollapseCertifier, GMMTeacher
-from skvaecert._vae import escape
+from skvaecert import CollapseCertifier, GMMTeacher, escape
 from skvaecert.baselines import BatchNormVAE
 from skvaecert.datasets import DatasetSamples
 
@@ -235,7 +234,7 @@ def test_encoders_that_multiply_by_0(vae, encoder, verdict):
 
 
 def test_what_cancels_between_chunks_is_flat_too(vae, monkeypatch):
-    monkeypatch.setattr("skvaecert._vae.escape.CHUNK", 1)
+    monkeypatch.setattr("skvaecert._vae.vae.CHUNK", 1)
     some = np.arange(4000) % 100 < 2
     X, proba = SIGNS[some], OF_GROUP[some]
     vae.set_params(encoder=gain_on(1), max_epochs=1).fit(X, teacher_proba=proba)
@@ -367,7 +366,7 @@ def test_the_first_order_step_lowers_the_loss_as_told(tiny, blobs):
 
 def test_chunks_make_no_difference(collapsed, blobs, monkeypatch):
     whole = dataclasses.asdict(collapsed.escape_report(blobs))
-    monkeypatch.setattr("skvaecert._vae.escape.CHUNK", 7)
+    monkeypatch.setattr("skvaecert._vae.vae.CHUNK", 7)
     pieces = dataclasses.asdict(collapsed.escape_report(blobs))
     names = [name for name, value in whole.items() if isinstance(value, float)]
     assert len(names) == 8
@@ -379,16 +378,16 @@ def test_chunks_make_no_difference(collapsed, blobs, monkeypatch):
 def test_units_that_vary_between_chunks_only_are_alive():
     units = escape._Units()
     for value in (0.0, 1.0):
-        units.begin(None, (torch.zeros(2, 1),))
-        units.see("layer", None, None, torch.tensor([[value, 3.0]] * 2))
+        units.begin(2)
+        units.see("layer", nn.ReLU(), None, torch.tensor([[value, 3.0]] * 2))
     assert units.shares() == {"layer": 0.5}
 
 
 def seen(*outputs):
     units = escape._Units()
-    units.begin(None, (torch.zeros(2, 1),))
+    units.begin(2)
     for output in outputs:
-        units.see("layer", None, None, torch.tensor(output))
+        units.see("layer", nn.ReLU(), None, torch.tensor(output))
     return units.shares()
 
 

@@ -1,0 +1,236 @@
+"""What is scored: a fitted certifier or VAE, found inside pipelines and searches."""
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from skvaecert._certificate.certificate import Certificate
+from skvaecert._certifier.certifier import CollapseCertifier, drawn_margin
+from skvaecert._certifier.partial import PartialCertificate
+from skvaecert._posterior import posterior_of
+from skvaecert._vae.vae import CertifiedVAE
+from skvaecert.bounds import betting_bound
+from skvaecert.simplex import Floats, check_sample_weight
+
+__all__ = ["LOWEST_SCORE", "Scored", "certificate_of"]
+
+# The score where there is no value: NaN would spoil means, infinity their spread.
+LOWEST_SCORE = float(np.finfo(np.float32).min)
+
+
+class Scored:
+    """A fitted estimator and samples; each public method is a score."""
+
+    def __init__(
+        self,
+        estimator: Any,
+        X: ArrayLike,
+        teacher_proba: ArrayLike | None,
+        sample_weight: ArrayLike | None,
+    ) -> None:
+        inner, self._samples = certifying_part(estimator, X)
+        self._metadata: dict[str, Any] = {
+            "teacher_proba": teacher_proba,
+            "sample_weight": sample_weight,
+        }
+        self._has_certifier = isinstance(inner, CollapseCertifier)
+        self._certifier = with_certifier(inner, self._samples, teacher_proba)
+        check_is_fitted(self._certifier)
+
+    @cached_property
+    def _means(self) -> NDArray[np.floating]:
+        return np.asarray(self._certifier.transform(self._samples))
+
+    @cached_property
+    def _part(self) -> PartialCertificate:
+        return self._certifier.partial_certificate(
+            self._samples, part=0, **self._metadata
+        )
+
+    @cached_property
+    def _certificate(self) -> Certificate:
+        """The certificate, also of samples of the fit: for scores, not for verdicts."""
+        return self._part.collected.conclude(self._part.safety_margin)
+
+    @property
+    def _encoder(self) -> Any:
+        encoder = self._certifier.estimator_
+        encoder = getattr(encoder, "best_estimator_", encoder)
+        return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
+
+    def certified(self) -> float:
+        if self._part.n_known and not self._part.n_samples:
+            return 0.0  # the witness was fitted on all of them
+        return float(self._part.certificate().certified)
+
+    def margin(self) -> float:
+        return self._certificate.margin
+
+    def relative_margin(self) -> float:
+        return _finite(self._certificate.relative_margin)
+
+    def lower_bound(
+        self,
+        bound: Callable[..., float] = betting_bound,
+        confidence: float = 0.95,
+        floor: float = 1e-3,
+    ) -> float:
+        if self._metadata["sample_weight"] is not None:
+            raise ValueError(
+                "sample_weight must be left out for the score 'lower_bound', which "
+                "counts each sample once, as drawn from the population."
+            )
+        proba = posterior_of(
+            self._certifier.teacher_,
+            self._samples,
+            self._metadata["teacher_proba"],
+            n_samples=len(self._means),
+        )
+        log_q = self._certifier.witness_.log_proba(self._means)
+        return _finite(bound(proba, log_q, confidence=confidence, floor=floor))
+
+    def elbo(self) -> float:
+        if not isinstance(self._encoder, CertifiedVAE):
+            raise TypeError(
+                "estimator must have a CertifiedVAE as its encoder for the ELBO, got "
+                f"{type(self._encoder).__name__}, whose likelihood is unknown. Use "
+                "reconstruction_scorer or sampled_information_scorer."
+            )
+        weight = self._metadata["sample_weight"]
+        return _finite(self._encoder.score(self._samples, sample_weight=weight))
+
+    def reconstruction(self) -> float:
+        if not hasattr(self._certifier, "inverse_transform"):
+            raise TypeError(
+                "estimator must have an inverse_transform, its decoder, to be scored "
+                f"by reconstruction; {type(self._encoder).__name__} has none."
+            )
+        output = np.asarray(self._certifier.inverse_transform(self._means))
+        samples: Floats = np.asarray(self._samples, dtype=np.float64)
+        weight = check_sample_weight(self._metadata["sample_weight"], len(samples))
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            error = weight @ np.square(samples - output)
+            variance = weight @ np.square(samples - weight @ samples)
+            return _finite(-error.sum() / variance.sum())
+
+    def sampled_information(self, n_draws: int = 8) -> float:
+        if not self._has_certifier:
+            name = type(self._encoder).__name__
+            raise TypeError(
+                "estimator must be a CollapseCertifier to be scored by drawn codes, "
+                f"because its fit tempers the witness; got {name}. Use "
+                f"CollapseCertifier({name}(...))."
+            )
+        return drawn_margin(self._certifier, self._samples, n_draws, **self._metadata)
+
+    def all(self) -> dict[str, float]:
+        names = ["certified", "margin", "relative_margin"]
+        if self._metadata["sample_weight"] is None:
+            names.append("lower_bound")
+        if hasattr(self._certifier, "inverse_transform"):
+            names.append("reconstruction")
+        if isinstance(self._encoder, CertifiedVAE):
+            names.append("elbo")
+        scores = {name: float(getattr(self, name)()) for name in names}
+        if self._has_certifier:
+            scores["sampled_information"] = LOWEST_SCORE
+            # Encoders without standard deviations fail here, each in its own way.
+            with suppress(Exception):
+                scores["sampled_information"] = self.sampled_information()
+        return scores
+
+
+def certifying_part(estimator: Any, X: ArrayLike) -> tuple[Any, Any]:
+    """Return the certifier or VAE within an estimator, and the samples it is given."""
+    if isinstance(estimator, CollapseCertifier | CertifiedVAE):
+        return estimator, X
+    if isinstance(estimator, Pipeline):
+        # The steps look at X first: their errors say more.
+        X = estimator[:-1].transform(X) if len(estimator) > 1 else X
+        return certifying_part(estimator[-1], X)
+    if isinstance(estimator, FrozenEstimator):
+        return certifying_part(estimator.estimator, X)
+    if hasattr(estimator, "best_estimator_"):
+        return certifying_part(estimator.best_estimator_, X)
+    name = type(estimator).__name__
+    if hasattr(estimator, "estimator"):
+        raise NotFittedError(
+            f"This {name} has no best_estimator_. Call fit, and leave refit switched "
+            "on."
+        )
+    raise TypeError(
+        "estimator must be a CollapseCertifier or a CertifiedVAE, a Pipeline that ends "
+        f"in one, or a search over one, got {name}. Wrap an encoder of another kind: "
+        "CollapseCertifier(encoder)."
+    )
+
+
+def with_certifier(
+    inner: Any, samples: Any, teacher_proba: ArrayLike | None
+) -> CollapseCertifier:
+    """Put a VAE into a certifier, whose witness is the fixed one of the VAE."""
+    if isinstance(inner, CollapseCertifier):
+        return inner
+    certifier = CollapseCertifier(FrozenEstimator(inner))
+    return certifier.fit(samples, teacher_proba=teacher_proba)
+
+
+def _finite(score: float) -> float:
+    return max(float(score), LOWEST_SCORE) if math.isfinite(score) else LOWEST_SCORE
+
+
+def certificate_of(estimator: Any, X: ArrayLike, **options: Any) -> Certificate:
+    """Certify a fitted certifier or VAE on `X`, also inside a pipeline or search.
+
+    To stop a script or a test unless the model is certified:
+    ``assert certificate_of(estimator, X).certified``.
+
+    Parameters
+    ----------
+    estimator : fitted estimator
+        A :class:`CollapseCertifier` or :class:`CertifiedVAE`, a Pipeline that ends in
+        one, or a search over one: anything with `best_estimator_`.
+    X : array-like of shape (n_samples, n_features)
+        Samples, preferably held out. They pass through the steps before the certifier.
+    **options : dict
+        Passed to :meth:`CollapseCertifier.certify`: `kind`, `teacher_proba`, ...
+
+    Returns
+    -------
+    Certificate
+        Verdict and values, whatever they are.
+
+    Raises
+    ------
+    TypeError
+        If the estimator is of another kind.
+    ValueError
+        As :meth:`CollapseCertifier.certify`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from sklearn.preprocessing import StandardScaler
+    >>> from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+    >>> from skvaecert.model_selection import certificate_of
+    >>> X = load_iris().data
+    >>> vae = CertifiedVAE(
+    ...     GMMTeacher(n_components=3), latent_dim=2, max_epochs=50, device="cpu",
+    ...     random_state=0)
+    >>> pipeline = make_pipeline(StandardScaler(), CollapseCertifier(vae)).fit(X[::2])
+    >>> certificate_of(pipeline, X[1::2]).verdict
+    'certified'
+    """
+    inner, samples = certifying_part(estimator, X)
+    certifier = with_certifier(inner, samples, options.get("teacher_proba"))
+    return certifier.certify(samples, **options)

@@ -1,0 +1,154 @@
+"""Ctrl-C ends what the user started, and loses nothing that was done."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback
+
+from skvaecert import CollapseCertifier
+
+
+class CtrlC(Callback):
+    """Presses Ctrl-C amid an epoch of a fit; never for epoch None. Counts epochs."""
+
+    def __init__(self, epoch):
+        self.epoch, self.n_epochs_ = epoch, 0
+
+    def __sklearn_clone__(self):
+        return self
+
+    def on_batch_end(self, net, **kwargs):
+        if len(net.history) == self.epoch:
+            signal.raise_signal(signal.SIGINT)
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n_epochs_ += 1
+
+
+def searched(search, X):
+    return search.fit(X).best_score_
+
+
+SEARCHES = {
+    "grid": lambda vae, X: searched(
+        GridSearchCV(vae, {"alignment_weight": [1.0, 10.0]}, cv=2), X
+    ),
+    "grid of certifiers": lambda vae, X: searched(
+        GridSearchCV(CollapseCertifier(vae), {"safety_margin": [0.0, 0.1]}, cv=2), X
+    ),
+    "halving": lambda vae, X: searched(
+        HalvingGridSearchCV(vae, {"alignment_weight": [1.0, 10.0]}, cv=2), X
+    ),
+    "cross_val_score": lambda vae, X: cross_val_score(
+        make_pipeline(StandardScaler(), CollapseCertifier(vae)), X, cv=2
+    ).mean(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SEARCHES)
+def test_ctrl_c_ends_a_search(blobs, vae, kind):
+    press = CtrlC(3)
+    with pytest.raises(KeyboardInterrupt, match="2 completed epochs out of 5"):
+        SEARCHES[kind](vae.set_params(callbacks=[press]), blobs)
+    # That of no second fit.
+    assert press.n_epochs_ == 2
+    press.epoch = None
+    assert np.isfinite(SEARCHES[kind](vae, blobs))
+
+
+SCRIPT = """
+    import signal, sys, numpy as np
+    from skorch.callbacks import Callback
+    from sklearn.model_selection import GridSearchCV
+    from skvaecert import CertifiedVAE, GMMTeacher
+
+    class Tell(Callback):
+        def on_train_begin(self, net, **kwargs):
+            print("fit", flush=True)
+
+        def on_epoch_end(self, net, **kwargs):
+            if len(net.history) == 2:
+                print("two epochs", flush=True)
+
+    if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        X = np.random.default_rng(0).normal(size=(200, 4))
+        vae = CertifiedVAE(
+            GMMTeacher(2, covariance_type="diag"), hidden_sizes=(8,), latent_dim=2,
+            max_epochs=1_000_000, device="cpu", callbacks=[Tell()], random_state=0)
+        n_jobs = int(sys.argv[1])
+        search = GridSearchCV(vae, {"kl_weight": [0.1, 1, 10]}, cv=2, n_jobs=n_jobs)
+        search.fit(X)
+        print("scored", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_ctrl_c_in_a_terminal_ends_a_script(tmp_path, n_jobs):
+    """It goes to all processes. The exit status is that of Ctrl-C, for the shell."""
+    (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
+    process = subprocess.Popen(
+        [sys.executable, "script.py", str(n_jobs)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        told = []
+        while told.count("two epochs\n") < n_jobs:
+            told.append(process.stdout.readline())
+            assert told[-1], process.stderr.read()
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in err
+    assert "scored" not in out
+    assert (*told, *out.splitlines()).count("fit\n") == n_jobs
+    assert "fit" not in out.splitlines()
+
+
+def test_a_certifier_certifies_the_epochs_done(blobs, vae):
+    certifier = CollapseCertifier(vae.set_params(callbacks=[CtrlC(4)]), warm_start=True)
+    with pytest.raises(KeyboardInterrupt, match="3 completed epochs") as error:
+        certifier.fit(blobs)
+    assert error.type is KeyboardInterrupt
+    assert error.value.estimator is certifier
+    assert certifier.estimator_.n_iter_ == 3
+    first = certifier.score(blobs)
+    assert certifier.certificate_.margin == first
+    # A warm fit keeps its epochs too.
+    vae.set_params(callbacks=[CtrlC(6)])
+    with pytest.raises(KeyboardInterrupt, match="2 completed epochs"):
+        certifier.fit(blobs)
+    assert len(certifier.estimator_.history_) == 5
+    assert certifier.certificate_.margin == certifier.score(blobs) != first
+
+
+def test_ctrl_c_before_an_epoch_leaves_a_certifier_as_it_was(blobs, vae):
+    certifier = CollapseCertifier(vae.set_params(callbacks=[CtrlC(1)]), warm_start=True)
+    with pytest.raises(KeyboardInterrupt):
+        certifier.fit(blobs)
+    assert not hasattr(certifier, "estimator_")
+    vae.set_params(callbacks=[CtrlC(6)])
+    certifier.fit(blobs)
+    before = vars(certifier).copy()
+    with pytest.raises(KeyboardInterrupt) as error:
+        certifier.fit(blobs)
+    assert not hasattr(error.value, "estimator")
+    assert vars(certifier) == before

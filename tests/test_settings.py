@@ -1,0 +1,102 @@
+"""No parameter is ignored in silence."""
+
+import pytest
+from sklearn.base import BaseEstimator
+from sklearn.decomposition import PCA
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import GridSearchCV
+from skorch.callbacks import Checkpoint, EarlyStopping, LRScheduler
+
+from skvaecert import CollapseCertifier, GMMTeacher
+from skvaecert.callbacks import StopWhenCertified
+
+
+class NotAsked(BaseEstimator):
+    """A teacher that must not be fitted, since the fit has to fail before."""
+
+    def fit(self, X, y=None):
+        raise AssertionError("a teacher was fitted")
+
+    def predict_proba(self, X):
+        raise AssertionError("a teacher was asked")
+
+
+MONITORS = [
+    EarlyStopping("validation_loss"),
+    Checkpoint("validation_loss_best"),
+    LRScheduler("ReduceLROnPlateau", monitor="validation_margin"),
+    StopWhenCertified(monitor="validation_margin"),
+]
+
+
+@pytest.mark.parametrize("callback", MONITORS)
+def test_monitors_of_held_out_samples_need_some(
+    blobs, vae, callback, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # a checkpoint goes there
+    vae.set_params(teacher=NotAsked(), callbacks=[("named", callback)])
+    match = f"validation_fraction must be given for {type(callback).__name__}"
+    with pytest.raises(ValueError, match=match + r"\(monitor='valid.*0\.1"):
+        vae.fit(blobs)
+    vae.set_params(teacher=GMMTeacher(4), validation_fraction=0.2, max_epochs=1)
+    assert vae.fit(blobs).n_iter_ == 1
+
+
+@pytest.mark.parametrize("callback", [EarlyStopping(), Checkpoint()])
+def test_names_of_skorch_are_told_from_ours(blobs, vae, callback):
+    vae.set_params(teacher=NotAsked(), callbacks=[callback], validation_fraction=0.2)
+    with pytest.raises(ValueError, match=r"'valid_loss.* Here it is 'validation_loss"):
+        vae.fit(blobs)
+
+
+IN_VAIN = {
+    "default": lambda vae, X: None,
+    "vae": lambda vae, X: vae.set_params(teacher=NotAsked()),
+    "search": lambda vae, X: GridSearchCV(vae, {"kl_weight": [1.0]}, cv=2),
+    "frozen": lambda vae, X: FrozenEstimator(vae.fit(X)),
+}
+
+
+@pytest.mark.parametrize("kind", IN_VAIN)
+def test_the_certifier_has_no_teacher_for_a_vae_with_its_own(blobs, vae, kind):
+    estimator = IN_VAIN[kind](vae, blobs)
+    certifier = CollapseCertifier(estimator, teacher=GMMTeacher(3))
+    match = r"teacher of the Coll.* must be None .*got GMMTeacher\(n_components=3\)"
+    with pytest.raises(ValueError, match=match):
+        certifier.fit(blobs)
+    certifier.set_params(teacher=None)
+    if kind in ("search", "frozen"):
+        certifier.fit(blobs)
+        assert len(certifier.mean_proba_) == 4
+
+
+def test_the_certifier_has_a_teacher_for_those_without(blobs, vae):
+    """The twins: another encoder, and a VAE that was fitted with posteriors."""
+    proba = GMMTeacher(4, random_state=0).fit(blobs).predict_proba(blobs)
+    vae.set_params(max_epochs=1).fit(blobs, teacher_proba=proba)
+    for encoder in (PCA(4), FrozenEstimator(vae)):
+        certifier = CollapseCertifier(encoder, teacher=GMMTeacher(4)).fit(blobs)
+        assert len(certifier.mean_proba_) == 4
+
+
+def test_a_warm_start_of_the_estimator_alone_is_none(blobs, vae):
+    certifier = CollapseCertifier(vae).set_params(estimator__warm_start=True)
+    with pytest.raises(ValueError, match=r"^warm_start of the Coll.* must be True"):
+        certifier.fit(blobs)
+    vae.set_params(max_epochs=2)
+    certifier.set_params(warm_start=True).fit(blobs).fit(blobs)
+    assert len(certifier.estimator_.history_) == 4
+    frozen = FrozenEstimator(certifier.estimator_)
+    assert CollapseCertifier(frozen).fit(blobs).estimator_ is frozen
+
+
+def test_a_target_without_the_guard_is_warned_of(blobs, vae):
+    vae.set_params(target_margin=0.8)
+    with pytest.warns(
+        UserWarning, match="target_margin is not used: .*'auto'"
+    ) as record:
+        vae.fit(blobs)
+    assert [warning.filename for warning in record] == [__file__]
+    assert (
+        vae.set_params(alignment_weight="auto", max_epochs=40).fit(blobs).n_iter_ == 40
+    )
