@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from importlib.metadata import metadata
+from importlib.metadata import metadata, version
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -13,11 +13,14 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 
+from skvaecert.exceptions import InconsistentVersionWarning
+
 __all__ = [
     "CallbackSupportMixin",
     "FitTasks",
     "HTMLMixin",
     "NestedDefaultMixin",
+    "VersionedMixin",
     "check_unchanged",
     "interrupted",
     "remember_params",
@@ -27,6 +30,7 @@ __all__ = [
     "with_callbacks",
 ]
 
+VERSION = version("skvaecert")
 
 try:
     from sklearn.callback import CallbackSupportMixin, with_callbacks
@@ -60,6 +64,27 @@ class NestedDefaultMixin:
                     **{k: v for k, v in params.items() if k != name},
                 }
         return super().set_params(**params)  # type: ignore[misc]
+
+
+class VersionedMixin:
+    """Notes in pickles which version wrote them, and warns if another reads them."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {**state, "_skvaecert_version": VERSION}  # type: ignore[dict-item]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        written = state.pop("_skvaecert_version", "unknown")
+        if written != VERSION:
+            warn_user(
+                InconsistentVersionWarning(
+                    f"This {type(self).__name__} was pickled by skvaecert {written} "
+                    f"and is read by {VERSION}: it may fail, or give other values. Fit "
+                    "it again, or read it by that version."
+                )
+            )
+        super().__setstate__(state)  # type: ignore[misc]
 
 
 class HTMLMixin:
@@ -246,7 +271,7 @@ def _array(tensor: Any) -> Any:
 
 
 # Packages whose frames stand between a warning and the line of the user.
-_BETWEEN = ("skvaecert", "sklearn", "skorch", "joblib")
+_BETWEEN = ("skvaecert", "sklearn", "skorch", "joblib", "pickle")
 
 
 def warn_user(warning: Warning | str) -> None:

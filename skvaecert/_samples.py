@@ -1,5 +1,6 @@
 """The user's X, in the one place that opens, checks, cuts, takes and hashes it."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -331,15 +332,18 @@ def _sample_bytes(X: Any) -> Iterator[bytes]:
         if is_sequence(X):
             yield from map(_item_bytes, piece)
             continue
-        dense = piece.toarray() if hasattr(piece, "toarray") else piece
         try:
             # Adding 0 turns -0 into 0.
-            samples = np.asarray(dense, dtype=np.float64) + 0.0
+            samples = np.asarray(_dense(piece), dtype=np.float64) + 0.0
         except (TypeError, ValueError):
-            samples = np.asarray(dense, dtype=object)
+            samples = np.asarray(piece, dtype=object)
             yield from (repr(sample).encode() for sample in samples.tolist())
         else:
             yield from (sample.tobytes() for sample in samples)
+
+
+def _dense(piece: Any) -> Any:
+    return piece.toarray() if hasattr(piece, "toarray") else piece
 
 
 def _item_bytes(sample: Any) -> bytes:
@@ -359,27 +363,45 @@ def digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | No
 
 
 def digest_samples(X: ArrayLike) -> str | None:
-    """Return the SHA-256 of a numeric table, whatever holds it; None of others.
+    """Return the SHA-256 of samples, whatever holds them; None of what JSON cannot say.
 
-    Hashed are the line ``skvaecert rows 1 DTYPE N_SAMPLES N_FEATURES``, with its
-    newline, and the values row after row, little-endian: float32 where `X` is, float64
-    otherwise.
+    Of a numeric table the line ``skvaecert rows 1 DTYPE N_SAMPLES N_FEATURES``, with
+    its newline, and the values row after row are hashed, little-endian: float32 where
+    `X` is, float64 otherwise. Of other samples, such as texts, it is the line
+    ``skvaecert rows 1 json N_SAMPLES`` and each of them in a line of JSON.
     """
-    digest = sha256()
-    try:
-        for part in _canonical_bytes(X if hasattr(X, "shape") else np.asarray(X)):
-            digest.update(part)
-    except (TypeError, ValueError, IndexError):
-        return None
-    return digest.hexdigest()
+    for parts in (_canonical_bytes, _json_lines):
+        digest = sha256()
+        try:
+            for part in parts(X):
+                digest.update(part)
+        except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+            continue
+        return digest.hexdigest()
+    return None
 
 
-def _canonical_bytes(table: Any) -> Iterator[Any]:
+def _canonical_bytes(X: Any) -> Iterator[Any]:
+    table = X if hasattr(X, "shape") else np.asarray(X)
     n_samples = table.shape[0]
     for piece in gen_batches(n_samples, _HASHED_TOGETHER):
-        samples = np.asarray(take_samples(table, piece))
+        samples = np.asarray(_dense(take_samples(table, piece)))
         dtype = np.dtype("<f4" if samples.dtype == np.float32 else "<f8")
         if piece.start == 0:
             shape = f"{n_samples} {samples.shape[1]}"
             yield f"skvaecert rows 1 {dtype.name} {shape}\n".encode()
         yield np.ascontiguousarray(samples, dtype=dtype).data
+
+
+def _json_lines(X: Any) -> Iterator[bytes]:
+    n_samples = _num_samples(X)
+    yield f"skvaecert rows 1 json {n_samples}\n".encode()
+    for batch in gen_batches(n_samples, _HASHED_TOGETHER):
+        piece = take_samples(X, batch)
+        # The items of a table of pandas are its columns.
+        for sample in piece.to_numpy() if hasattr(piece, "to_numpy") else piece:
+            yield json.dumps(sample, default=_as_list).encode() + b"\n"
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist()

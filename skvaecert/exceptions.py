@@ -1,6 +1,7 @@
 """What the estimators warn of and raise, beyond scikit-learn's own errors."""
 
 __all__ = [
+    "InconsistentVersionWarning",
     "InvalidFileError",
     "KnownSamplesWarning",
     "NonFiniteLossError",
@@ -74,6 +75,15 @@ class InvalidFileError(ValueError):
 
     Raised by :func:`skvaecert.persistence.load` and `verify`. Nothing in the file was
     run.
+    """
+
+
+class InconsistentVersionWarning(UserWarning):
+    """A pickle was written by another version of this package.
+
+    Raised by ``pickle.load`` and ``joblib.load``. scikit-learn has a warning of
+    this name for its own estimators. Files of :func:`skvaecert.persistence.save` have
+    a schema instead: they are read right, or refused.
     """
 
 

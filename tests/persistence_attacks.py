@@ -312,6 +312,20 @@ def with_vertices(*shape):
     return change
 
 
+def with_loss(*shape):
+    """A loss as witness, whose vertices make a table of their squared number."""
+
+    def change(content, arrays):
+        arrays["loss"] = np.zeros(shape)
+        params = {"vertices": {"array": "loss"}, "scale": 1.0}
+        root = content["objects"].pop()
+        root["params"]["witness"] = {"object": len(content["objects"])}
+        loss = {"type": "AlignmentLoss", "params": params, "fitted": None}
+        content["objects"] += [loss, root]
+
+    return change
+
+
 def with_texts(n_texts):
     def change(content, arrays):
         arrays["texts"] = np.full((n_texts, 1), 0x4E00, np.uint32)
@@ -341,6 +355,7 @@ def memory(path):
         "many layers": with_json("CertifiedVAE", "hidden_sizes", f"[{'1,' * 900}1]"),
         "many vertices": with_vertices(50_000, 1),
         "no vertices": with_vertices(0, 10**9),
+        "many vertices of a loss": with_loss(50_000, 1),
         "texts": with_texts(380_000),
         "more texts": with_texts(10**6),
     }

@@ -5,6 +5,7 @@ import threading
 import warnings
 from functools import partial
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.base import BaseEstimator, clone
@@ -23,8 +24,9 @@ from skvaecert._estimator import (
     seed_unset,
 )
 from skvaecert.baselines import FreeBits
-from skvaecert.exceptions import UnreachedMarginWarning
+from skvaecert.exceptions import InconsistentVersionWarning, UnreachedMarginWarning
 from skvaecert.networks import mlp
+from skvaecert.wrappers import TrainedEncoder
 
 
 def test_setting_a_nested_parameter_makes_a_default_of_its_own():
@@ -256,3 +258,42 @@ def test_warnings_point_at_the_line_of_the_user(blobs, vae, around):
     assert {w.category for w in caught} == {UnreachedMarginWarning}
     lines = {(w.filename, linecache.getline(w.filename, w.lineno)) for w in caught}
     assert lines == {(__file__, "        model.fit(blobs)  # here\n")}
+
+
+ESTIMATORS = [
+    GMMTeacher,
+    CertifiedVAE,
+    CollapseCertifier,
+    lambda: TrainedEncoder(np.tanh),
+]
+
+
+@pytest.mark.parametrize("make", ESTIMATORS)
+def test_pickles_of_another_version_are_read_with_a_warning(
+    make, tmp_path, monkeypatch
+):
+    estimator = make()
+    name = type(estimator).__name__
+    with monkeypatch.context() as earlier:
+        earlier.setattr("skvaecert._estimator.VERSION", "0.0.9")
+        joblib.dump(estimator, tmp_path / "file")
+    said = f"This {name} was pickled by skvaecert 0.0.9 and is read by"
+    with pytest.warns(InconsistentVersionWarning, match=said) as caught:
+        loaded = joblib.load(tmp_path / "file")
+    assert caught[0].filename == __file__
+    assert repr(loaded) == repr(estimator)
+    assert vars(loaded).keys() == vars(estimator).keys()
+
+
+@pytest.mark.parametrize("make", ESTIMATORS)
+def test_copies_and_pickles_of_the_same_version_are_silent(make):
+    estimator = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        copies = [
+            copy.deepcopy(estimator),
+            pickle.loads(pickle.dumps(estimator)),
+            clone(estimator),
+        ]
+    assert all(vars(copied).keys() == vars(estimator).keys() for copied in copies)
+    assert len({joblib.hash(e) for e in [estimator, *copies]}) == 1

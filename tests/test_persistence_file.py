@@ -114,8 +114,8 @@ LAST = {"object": -1}
     ("where", "key", "value"),
     [
         (lambda content: content, "format", "other"),
-        (lambda content: content, "schema", 2),
-        (lambda content: content, "schema", 4),
+        (lambda content: content, "schema", 3),
+        (lambda content: content, "schema", 5),
         (lambda content: content, "objects", []),
         (lambda content: content, "objects", None),
         (lambda content: content["objects"][-1], "type", "os.system"),
@@ -184,8 +184,8 @@ def test_other_json_is_refused(path, where, key, value):
     ("change", "reason"),
     [
         (lambda text: text.replace("{", '{"a": 1, "a": 2, ', 1), "same key twice"),
-        (lambda text: text.replace('"schema": 3', '"schema": NaN'), "not finite"),
-        (lambda text: text.replace('"schema": 3', '"schema": 1e999'), "not finite"),
+        (lambda text: text.replace('"schema": 4', '"schema": NaN'), "not finite"),
+        (lambda text: text.replace('"schema": 4', '"schema": 1e999'), "not finite"),
         (lambda text: "[" * 10**5 + "]" * 10**5, "RecursionError"),
         (lambda text: text[:-1], "JSONDecodeError"),
         (lambda text: "null", "TypeError"),
@@ -212,6 +212,79 @@ def test_estimators_within_estimators_without_end_are_refused(path, last):
 
     attacks.forge(path, change)
     assert_refused(path, f"what a {last} holds must be")
+
+
+def with_loss(content, arrays, vertices, scale):
+    """Say that the witness was the loss of a model's training."""
+    arrays["loss"] = vertices
+    params = {"vertices": {"array": "loss"}, "scale": scale}
+    root = content["objects"].pop()
+    root["params"]["witness"] = {"object": len(content["objects"])}
+    loss = {"type": "AlignmentLoss", "params": params, "fitted": None}
+    content["objects"] += [loss, root]
+
+
+def sound_loss(arrays):
+    """Vertices of the file, as they are in a loss."""
+    return arrays["estimator.vertices_"].astype(np.float32).astype(np.float64)
+
+
+def as_witness(content, arrays, vertices, scale):
+    """Make all parts of a certifier agree with a loss."""
+    state = CERTIFIER(content)
+    state["witness_scale_"] = scale
+    arrays["estimator.vertices_"] = vertices
+    arrays["estimator.witness_.weights"] = scale * vertices
+    with_loss(content, arrays, vertices.copy(), scale)
+
+
+def test_a_loss_as_witness_that_goes_with_the_rest_is_taken(path):
+    attacks.forge(path, lambda c, a: as_witness(c, a, sound_loss(a), 2.0))
+    assert load(path).witness.scale == 2.0
+
+
+@pytest.mark.parametrize(
+    ("change", "scale", "reason"),
+    [
+        (lambda v: v, 1.5, "witness must have the vertices_"),
+        (lambda v: v[::-1], 2.0, "must be those of simplex_vertices"),
+        (lambda v: 1.1 * v, 2.0, "must be those of simplex_vertices"),
+        (lambda v: np.full_like(v, np.nan), 2.0, "vertices of a AlignmentLoss"),
+        (lambda v: v.astype(np.float32), 2.0, "vertices of a AlignmentLoss"),
+        (lambda v: np.zeros((50_000, 1)), 2.0, "at most 1024"),
+        (lambda v: np.zeros((0, HUGE)), 2.0, "vertices of a AlignmentLoss"),
+        (lambda v: v, -2.0, "scale of a AlignmentLoss"),
+        (lambda v: v, 1e200, "must be below"),
+        (lambda v: v, {"float": "nan"}, "scale of a AlignmentLoss"),
+        (lambda v: v, "2", "scale of a AlignmentLoss"),
+    ],
+)
+def test_a_loss_as_witness_is_checked(path, change, scale, reason):
+    attacks.forge(path, lambda c, a: as_witness(c, a, sound_loss(a), 2.0))
+
+    def edit(content, arrays):
+        (loss,) = [n for n in content["objects"] if n["type"] == "AlignmentLoss"]
+        loss["params"]["scale"] = scale
+        arrays["loss"] = change(arrays["loss"])
+
+    attacks.forge(path, edit)
+    assert_refused(path, reason)
+
+
+@pytest.mark.parametrize("value", [None, 1, "ab", {"module": "encoder"}])
+@pytest.mark.parametrize("key", ["estimator_", "weights", "teacher_"])
+def test_encoders_that_are_not_in_the_file_are_brought_as_such_only(path, key, value):
+    def change(content, arrays):
+        CERTIFIER(content)["estimator_"] = {"module": "estimator"}
+        content["objects"] = [content["objects"][-1]]
+        CERTIFIER(content)["teacher_"] = None
+        where = CERTIFIER(content)
+        where = where["certified_on"]["dict"] if key == "weights" else where
+        where[key] = value
+
+    attacks.forge(path, change)
+    with pytest.raises(ValueError, match=r"must be a file|modules must have the enc"):
+        load(path)
 
 
 # What arrays may be.

@@ -213,9 +213,6 @@ def test_the_digest_is_that_of_its_description(dtype):
 
 
 def test_the_digest_does_not_depend_on_the_form(form, monkeypatch):
-    if sparse.issparse(form):
-        assert digest_samples(form) is None
-        return
     whole = digest_samples(X)
     monkeypatch.setattr("skvaecert._samples._HASHED_TOGETHER", 7)
     assert digest_samples(form) == whole
@@ -226,6 +223,32 @@ def test_the_digest_does_not_depend_on_the_form(form, monkeypatch):
     assert digest_samples(X[::-1]) != whole
 
 
-def test_what_holds_no_numbers_has_no_digest():
-    for samples in ([["a"]], np.zeros(3), 3, None):
+TEXTS = ["a", 'b"\n', "\u00e9"]
+
+
+@pytest.mark.parametrize(
+    "form", [list, tuple, np.array, pd.Series, lambda t: np.array(t, object)]
+)
+def test_texts_have_the_digest_of_the_description(form, monkeypatch):
+    lines = "skvaecert rows 1 json 3\n" + '"a"\n"b\\"\\n"\n"\\u00e9"\n'
+    monkeypatch.setattr("skvaecert._samples._HASHED_TOGETHER", 2)
+    assert digest_samples(form(TEXTS)) == sha256(lines.encode()).hexdigest()
+
+
+def test_other_samples_have_other_digests():
+    others = [
+        *(TEXTS, TEXTS[::-1], TEXTS[:2], [["a"], ["b"]], [["a", "b"]], ["ab"]),
+        *([[1, 2], [3]], [[1], [2, 3]], [[1.0, 2], [3]], np.zeros(3), np.zeros(4)),
+        pd.DataFrame({"x": ["a", "b"], "y": [1, 2]}),
+        pd.DataFrame({"x": ["a", "b"], "y": [1, 3]}),
+        [np.arange(2000), np.arange(3)],
+        [np.arange(2000)[::-1], np.arange(3)],
+    ]
+    found = [digest_samples(samples) for samples in others]
+    assert None not in found
+    assert len(set(found)) == len(found)
+
+
+def test_what_json_cannot_say_has_no_digest():
+    for samples in ([object()], [{1, 2}], 3, None):
         assert digest_samples(samples) is None

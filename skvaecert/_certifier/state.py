@@ -6,12 +6,14 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.calibration import Calibration, Tempering
+from skvaecert._certifier.weights import digest_weights
 from skvaecert._state import (
     ABSENT,
     COUNT,
@@ -25,17 +27,19 @@ from skvaecert._state import (
 )
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._teacher.state import check_teacher
+from skvaecert._training.state import OwnModuleError
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.information import InformationBracket
-from skvaecert.witnesses import LinearWitness
+from skvaecert.objectives import AlignmentLoss
+from skvaecert.witnesses import LinearWitness, simplex_of
 
-__all__ = ["FITTED", "check_certifier"]
+__all__ = ["FITTED", "AbsentEncoder", "check_certifier", "is_foreign"]
 
 # Attributes that are saved, and what has no public name.
 FITTED = {
     "n_features_in_": (Size("p"), ABSENT),
     "feature_names_in_": (Array("p", object), ABSENT),
-    "estimator_": (CertifiedVAE, GMMTeacher, FrozenEstimator),
+    "estimator_": HasMethods("transform"),
     "teacher_": (GMMTeacher, FrozenEstimator, None),
     "vertices_": (Array("K d"), ABSENT),
     "witness_scale_": (POSITIVE, ABSENT),
@@ -44,7 +48,11 @@ FITTED = {
     "certificate_": Certificate,
 }
 _HIDDEN = {"calibration": Calibration, "certified_on": dict, "origin": str}
-_CERTIFIED_ON = {"rows": (str, None), "teacher_proba": (str, None)}
+_CERTIFIED_ON = {
+    "rows": (str, None),
+    "teacher_proba": (str, None),
+    "weights": str,
+}
 _WITNESS = {"weights": Array("K d"), "bias": Array("K"), "name": str}
 _CALIBRATION = {
     "rows": Array("*", np.uint64),
@@ -94,20 +102,45 @@ _INFORMATION = {
 }
 
 
-def check_certifier(state: Mapping[str, Any], witness: str) -> None:
+class AbsentEncoder(BaseEstimator):
+    """Stands for an encoder that is not in the file, until it is brought along."""
+
+    def transform(self, X: Any) -> Any:
+        """Raise an error that says how to bring it along."""
+        raise OwnModuleError(
+            "estimator must be given to encode samples: the file has the certificate "
+            "of a model, and not the model. Get it from the author, and pass "
+            "estimator=... to load or verify."
+        )
+
+
+def is_foreign(encoder: Any) -> bool:
+    """Tell whether an encoder, frozen or not, is one whose fit is not saved."""
+    inner = encoder.estimator if type(encoder) is FrozenEstimator else encoder
+    return type(inner) not in (CertifiedVAE, GMMTeacher)
+
+
+def check_certifier(state: Mapping[str, Any], witness: str | AlignmentLoss) -> None:
     """Check the fitted state of a certifier whose parameter is `witness`."""
+    name = witness if isinstance(witness, str) else "raw"
     sizes: dict[str, int] = {}
     check_state("CollapseCertifier", state, FITTED | _HIDDEN, sizes)
     check_state("certified_on", state["certified_on"], _CERTIFIED_ON, {})
     _check_encoder(state, sizes)
-    _check_witnesses(state, witness, sizes)
+    _check_witnesses(state, name, sizes)
+    if isinstance(witness, AlignmentLoss):
+        _check_loss(state, witness)
     check_state("Certificate", vars(state["certificate_"]), _CERTIFICATE, sizes)
-    _check_certificate(state["certificate_"], witness)
+    _check_certificate(state["certificate_"], name)
 
 
 def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
     """Check that encoder and teacher are fitted, and of one number of features."""
     encoder = state["estimator_"]
+    if is_foreign(encoder):
+        _check_weights(encoder, state["certified_on"]["weights"])
+        check_teacher(state["teacher_"], sizes.get("p", 0), sizes["K"])
+        return
     check_is_fitted(encoder)
     is_teacher = hasattr(encoder, "predict_proba")
     found = {
@@ -118,6 +151,15 @@ def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
         if sizes.setdefault(name, size) != size:
             raise ValueError(f"estimator_ must have sizes {sizes}, got {found}.")
     check_teacher(state["teacher_"], found["p"], sizes["K"])
+
+
+def _check_weights(encoder: Any, certified: str) -> None:
+    """Check that an encoder that is not in the file is the one that was certified."""
+    if not isinstance(encoder, AbsentEncoder) and digest_weights(encoder) != certified:
+        raise OwnModuleError(
+            "estimator must have the weights that were certified, in the same wrapper, "
+            "got others. If it was trained on since, fit the certifier again."
+        )
 
 
 def _check_witnesses(
@@ -139,6 +181,14 @@ def _check_witnesses(
         check_simplex(vertices, scale)
         if witness.bias.any() or not np.array_equal(witness.weights, scale * vertices):
             raise ValueError("witness_ must be that of vertices_ and witness_scale_.")
+
+
+def _check_loss(state: Mapping[str, Any], loss: AlignmentLoss) -> None:
+    vertices, scale = simplex_of(loss)
+    if state["witness_scale_"] != scale or not np.array_equal(
+        state["vertices_"], vertices
+    ):
+        raise ValueError("witness must have the vertices_ and witness_scale_ of fit.")
 
 
 def _check_certificate(c: Certificate, witness: str) -> None:

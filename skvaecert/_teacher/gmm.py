@@ -22,7 +22,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.random import sample_without_replacement
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert._estimator import HTMLMixin, interrupted, restored_on_error, warn_user
+from skvaecert._estimator import (
+    HTMLMixin,
+    VersionedMixin,
+    interrupted,
+    restored_on_error,
+    warn_user,
+)
 from skvaecert._samples import DatasetSamples, numpy_only, open_samples, read_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.candidate import Candidate, Configuration, Criterion
@@ -67,7 +73,11 @@ _AUTO_COMPONENTS, _AUTO_SAMPLES = (2, 10), 5
 
 
 class GMMTeacher(
-    HTMLMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+    HTMLMixin,
+    VersionedMixin,
+    ClassNamePrefixFeaturesOutMixin,
+    TransformerMixin,
+    BaseEstimator,
 ):
     r"""Teacher posterior from a Gaussian mixture on principal components.
 

@@ -25,6 +25,7 @@ from skvaecert._estimator import (
     FitTasks,
     HTMLMixin,
     NestedDefaultMixin,
+    VersionedMixin,
     check_unchanged,
     interrupted,
     remember_params,
@@ -88,6 +89,7 @@ _TARGET_MARGIN = 0.6
 
 
 class CertifiedVAE(
+    VersionedMixin,
     CallbackSupportMixin,
     HTMLMixin,
     NestedDefaultMixin,

@@ -17,8 +17,10 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import nn
 
+from skvaecert._certifier.state import AbsentEncoder, is_foreign
 from skvaecert._state import check_state, held, put
 from skvaecert._training.state import OwnModuleError
+from skvaecert.objectives import AlignmentLoss
 from skvaecert.persistence._file import Arrays, Budget
 from skvaecert.persistence._registry import (
     ADVICE,
@@ -30,10 +32,13 @@ from skvaecert.persistence._registry import (
     check_params,
     sklearn_table,
 )
+from skvaecert.witnesses import simplex_of
 
-__all__ = ["Modules", "Packer", "Unpacker"]
+__all__ = ["Brought", "Modules", "Packer", "Unpacker"]
 
 Modules = Mapping[str, nn.Module | Callable[[int, int], nn.Module]]
+# Those, and under "estimator" a model of the user's own.
+Brought = Mapping[str, Any]
 Node = Any
 
 # A row of a table is a dict, and may be so twice: in the history of a net and of a VAE.
@@ -66,7 +71,7 @@ def _generator(state: list[Any]) -> np.random.RandomState:
 
 @dataclasses.dataclass(frozen=True)
 class _Module:
-    """Stands for an encoder or decoder of the user's own."""
+    """Stands for an encoder, decoder or estimator of the user's own."""
 
     name: str
 
@@ -157,10 +162,14 @@ class Packer:
         # The parameters of a fitted estimator are not part of its fit.
         inner = fitted and not isinstance(value, ROOTS)
         params = {k: self._param(k, v) for k, v in _params(value).items()}
+        state = _fitted(value) if fitted else None
+        if state and "estimator_" in state and is_foreign(state["estimator_"]):
+            self.modules["estimator"] = state["estimator_"]
+            params["estimator"] = state["estimator_"] = _Module("estimator")
         return {
             "type": type(value).__name__,
             "params": self._items(params, path, inner),
-            "fitted": self._items(_fitted(value), path, True) if fitted else None,
+            "fitted": self._items(state, path, True),
         }
 
     def _param(self, name: str, value: Any) -> Any:
@@ -176,6 +185,8 @@ class Packer:
 def _params(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, AlignmentLoss):
+        return dict(zip(("vertices", "scale"), simplex_of(value), strict=True))
     names = SOME_PARAMS.get(type(value)) or value.get_params(deep=False)
     return {name: getattr(value, name) for name in names}
 
@@ -190,8 +201,9 @@ def _fitted(value: Any) -> dict[str, Any] | None:
 class Unpacker:
     """Makes estimators of JSON values and arrays, all of which may be wrong."""
 
-    def __init__(self, arrays: Arrays, modules: Modules, budget: Budget) -> None:
-        self._arrays, self._modules, self._budget = arrays, modules, budget
+    def __init__(self, arrays: Arrays, brought: Brought, budget: Budget) -> None:
+        self._arrays, self._brought, self._budget = arrays, brought, budget
+        self._needless = set(brought)
         self._made: list[Any] = []
         self._used: set[int] = set()
         self._kinds: dict[str, Callable[[Any], Any]] = {
@@ -214,6 +226,11 @@ class Unpacker:
         check_is_fitted(root)
         if self._arrays or len(self._used) < len(self._made) - 1:
             raise ValueError("it has arrays or objects that nothing refers to.")
+        if self._needless:
+            names = " and ".join(sorted(self._needless))
+            raise OwnModuleError(
+                f"{names} must be left out: the file has the author's own."
+            )
         return root
 
     def _make(self, type: str, params: Any, fitted: Any) -> Any:
@@ -261,13 +278,16 @@ class Unpacker:
         return codes.view(f"U{codes.shape[1]}")[:, 0].astype(object)
 
     def _module(self, name: str) -> Any:
-        if name not in self._modules:
+        self._needless.discard(name)
+        if name == "estimator":
+            return self._brought.get(name, AbsentEncoder())
+        if name not in self._brought:
             raise OwnModuleError(
                 f"modules must have the {name}, a class, function or module of its "
                 "author's own, whose code is not in the file. Get it from the author "
                 f'and load with modules={{"{name}": ...}}.'
             )
-        return self._modules[name]
+        return self._brought[name]
 
     def _rows(self, content: Any) -> list[dict[str, Any]]:
         n_rows, columns = content

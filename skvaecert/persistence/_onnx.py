@@ -22,33 +22,42 @@ __all__ = ["export_onnx"]
 
 Path = str | os.PathLike[str]
 
+_DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
 
 class _Served(nn.Module):
-    """What is exported: from raw rows to latent means and log-probabilities."""
+    """What is exported: from raw samples to latent means and log-probabilities."""
 
     location: Tensor
     factor: Tensor
     weights: Tensor
     bias: Tensor
 
-    def __init__(self, vae: CertifiedVAE, witness: LinearWitness) -> None:
+    def __init__(
+        self, vae: CertifiedVAE, witness: LinearWitness, dtype: torch.dtype
+    ) -> None:
         super().__init__()
         state = vae.__get_fitted__()
-        location, scale = state["location"], state["scale"]
+        buffers = {
+            "location": state["location"],
+            "factor": 1 / state["scale"],
+            "weights": witness.weights.T,
+            "bias": witness.bias,
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, torch.tensor(value, dtype=dtype))
         self.module = copy.deepcopy(vae.net_.module_).cpu().eval()
-        self.register_buffer("location", torch.from_numpy(location))
-        self.register_buffer("factor", torch.tensor(1 / scale, dtype=torch.float64))
-        self.register_buffer("weights", torch.from_numpy(witness.weights.T.copy()))
-        self.register_buffer("bias", torch.from_numpy(witness.bias))
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both, the network in float32 and all around it in float64."""
+        """Compute both, the network in float32 and all around it in the dtype of X."""
         standard = ((X - self.location) * self.factor).float()
-        mean = self.module.encode(standard)[0].double()
+        mean = self.module.encode(standard)[0].to(self.location.dtype)
         return mean, torch.log_softmax(mean @ self.weights + self.bias, dim=1)
 
 
-def export_onnx(estimator: CertifiedVAE | CollapseCertifier, path: Path) -> None:
+def export_onnx(
+    estimator: CertifiedVAE | CollapseCertifier, path: Path, *, dtype: str = "float64"
+) -> None:
     """Export latent means and the witness's log-probabilities for serving, as ONNX.
 
     Parameters
@@ -58,11 +67,14 @@ def export_onnx(estimator: CertifiedVAE | CollapseCertifier, path: Path) -> None
         witness is taken.
     path : str or path
         Where; a file that is there is replaced.
+    dtype : {"float64", "float32"}, default="float64"
+        Of input and outputs. With "float32" nothing in the file is in float64, which
+        many accelerators lack.
 
     Raises
     ------
     ValueError
-        If the encoder is something else.
+        If the encoder is something else, or `dtype` is none of these.
     sklearn.exceptions.NotFittedError
         If the estimator is not fitted.
     ImportError
@@ -70,9 +82,10 @@ def export_onnx(estimator: CertifiedVAE | CollapseCertifier, path: Path) -> None
 
     Notes
     -----
-    The input "X", of shape (n, n_features) in float64, takes rows as they are:
-    standardisation is part of the model. Outputs, both float64, are "latent_mean" of
-    shape (n, latent_dim) and "witness_log_proba" of shape (n, n_components).
+    The input "X", of shape (n, n_features), takes samples as they are: standardisation
+    is part of the model. Outputs are "latent_mean" of shape (n, latent_dim), as
+    `transform` returns it for samples of that dtype, and "witness_log_proba" of shape
+    (n, n_components).
 
     Examples
     --------
@@ -84,6 +97,8 @@ def export_onnx(estimator: CertifiedVAE | CollapseCertifier, path: Path) -> None
     """
     check_is_fitted(estimator)
     vae, witness = _encoder_and_witness(estimator)
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {[*_DTYPES]}, got {dtype!r}.")
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -91,8 +106,8 @@ def export_onnx(estimator: CertifiedVAE | CollapseCertifier, path: Path) -> None
         raise ImportError(
             "export_onnx needs onnx and onnxscript: pip install 'skvaecert[onnx]'."
         ) from error
-    served = _Served(vae, witness).eval()
-    rows = torch.zeros(2, vae.n_features_in_, dtype=torch.float64)
+    served = _Served(vae, witness, _DTYPES[dtype]).eval()
+    rows = torch.zeros(2, vae.n_features_in_, dtype=_DTYPES[dtype])
     with _quiet():
         program = torch.onnx.export(
             served,

@@ -13,11 +13,20 @@ import skvaecert.baselines as baselines
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.calibration import Calibration, Tempering
 from skvaecert._certifier.certifier import CollapseCertifier
-from skvaecert._state import ABSENT, COUNT, NUMBER, Array, Size
+from skvaecert._state import (
+    ABSENT,
+    COUNT,
+    NUMBER,
+    POSITIVE,
+    Array,
+    Size,
+    check_simplex,
+    check_state,
+)
 from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.information import InformationBracket
-from skvaecert.objectives import Objective
+from skvaecert.objectives import AlignmentLoss, Objective
 from skvaecert.witnesses import LinearWitness
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "NOT_SAVED",
     "ROOTS",
     "SOME_PARAMS",
+    "TRUSTED_TYPES",
     "TYPES",
     "check_inside",
     "check_params",
@@ -32,10 +42,11 @@ __all__ = [
 ]
 
 ADVICE = (
-    "What can be saved is a GMMTeacher, a CertifiedVAE, or a CollapseCertifier of one, "
-    "with objectives of skvaecert.baselines, FrozenEstimator around estimators, and "
-    "modules of your own as encoder and decoder. For others use pickle, for yourself "
-    "only, or export_onnx."
+    "What can be saved is a GMMTeacher, a CertifiedVAE with objectives of "
+    "skvaecert.baselines and modules of your own as encoder and decoder, or a "
+    "CollapseCertifier of any model. The teacher must be a GMMTeacher: in the place of "
+    "another pass its posteriors to fit, as teacher_proba. For others use pickle, for "
+    "yourself only, or export_onnx."
 )
 ROOTS = (CertifiedVAE, CollapseCertifier, GMMTeacher)
 _BASELINES = [getattr(baselines, name) for name in baselines.__all__]
@@ -43,7 +54,7 @@ _OBJECTIVES = [Objective, *(kind for kind in _BASELINES if isinstance(kind, type
 _INSIDE: dict[type, list[type]] = {
     CollapseCertifier: [
         *(CertifiedVAE, GMMTeacher),
-        *(Calibration, Certificate, LinearWitness),
+        *(AlignmentLoss, Calibration, Certificate, LinearWitness),
     ],
     CertifiedVAE: [GMMTeacher, *_OBJECTIVES],
     GMMTeacher: [PCA, GaussianMixture],
@@ -54,6 +65,30 @@ _INSIDE: dict[type, list[type]] = {
 TYPES = {kind.__name__: kind for kinds in _INSIDE.values() for kind in kinds} | {
     kind.__name__: kind for kind in _INSIDE
 }
+# What else skops finds in fitted estimators. It cannot write an AlignmentLoss.
+_OTHERS = [
+    "builtins.ValueError",
+    "functools.partial",
+    "skorch.dataset.Dataset",
+    "skorch.history.History",
+    "skorch.setter.optimizer_setter",
+    "skvaecert._training.batches.Standardisation",
+    "skvaecert._training.monitors.Completion",
+    "skvaecert._training.monitors.MarginMonitor",
+    "skvaecert._training.monitors.ValidationMonitor",
+    "skvaecert._training.net.VAENet",
+    "skvaecert.baselines._EncoderFirst",
+    "skvaecert.baselines._OptimalNoise",
+    "skvaecert.objectives.AlignedELBO",
+    "torch.optim.adam.Adam",
+    "torch.utils.data.dataloader.DataLoader",
+]
+_OURS = [
+    f"{kind.__module__}.{kind.__qualname__}"
+    for kind in TYPES.values()
+    if kind is not AlignmentLoss and kind.__module__.startswith("skvaecert.")
+]
+TRUSTED_TYPES = sorted(_OTHERS + _OURS)
 NOT_SAVED = ("callbacks", "memory")
 # What GMMTeacher sets; the rest of their parameters is as scikit-learn has it.
 SOME_PARAMS: dict[type, list[str]] = {
@@ -76,6 +111,7 @@ _PCA = {
     "explained_variance_ratio_": Array("c"),
     "singular_values_": Array("c"),
 }
+_LOSS = {"vertices": Array("K d"), "scale": POSITIVE}
 _COVARIANCES = {"full": "K c c", "tied": "c c", "diag": "K c", "spherical": "K"}
 
 
@@ -114,6 +150,9 @@ def check_inside(owner: type, value: Any) -> None:
 
 def check_params(kind: type, params: Mapping[str, Any]) -> None:
     """Check that parameters are those that are saved: plain values, or a few."""
+    if kind is AlignmentLoss:
+        check_state("AlignmentLoss", params, _LOSS, {})
+        check_simplex(**params)
     if not issubclass(kind, BaseEstimator):
         return
     for name, value in params.items():

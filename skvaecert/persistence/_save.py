@@ -25,14 +25,14 @@ from skvaecert.persistence._file import (
     to_bytes,
     write_bytes,
 )
-from skvaecert.persistence._objects import Modules, Packer, Unpacker
+from skvaecert.persistence._objects import Brought, Modules, Packer, Unpacker
 from skvaecert.persistence._registry import ADVICE
 
 __all__ = ["Path", "load", "naming", "save"]
 
 Path = str | os.PathLike[str]
 
-SCHEMA = 3
+SCHEMA = 4
 _PACKAGES = ("skvaecert", "numpy", "scikit-learn", "torch", "skorch")
 
 # torch imports hundreds of modules with its first optimizer: load imports none.
@@ -48,7 +48,7 @@ def save(estimator: BaseEstimator, path: Path) -> None:
     Parameters
     ----------
     estimator : GMMTeacher, CertifiedVAE or CollapseCertifier
-        Fitted.
+        Fitted. A certifier may be of any encoder.
     path : str or path
         Where to write. A regular file that is there is replaced once the new one is
         complete; its mode is kept, and so is a symbolic link to it.
@@ -78,6 +78,12 @@ def save(estimator: BaseEstimator, path: Path) -> None:
     The weights of your own modules are saved; :func:`load` needs the modules. The
     optimizer's moments are in the file, so that a warm start continues where the fit
     ended. The losses of single batches in the history of `net_` are not.
+
+    Of a certifier of another model, a :class:`skvaecert.wrappers.TrainedEncoder` for
+    example, everything is saved but the model: certificate, witness, teacher,
+    calibration, and hashes of the samples and of the weights of torch modules. With
+    the model, :func:`load` gives back the certifier, and :func:`verify` makes the
+    certificate again.
 
     Examples
     --------
@@ -113,7 +119,7 @@ def save(estimator: BaseEstimator, path: Path) -> None:
         )
 
 
-def _check_loads(data: bytes, modules: Modules) -> None:
+def _check_loads(data: bytes, brought: Brought) -> None:
     """Load what is to be written, so that no file is written that cannot be loaded."""
     budget = Budget()
     try:
@@ -121,7 +127,7 @@ def _check_loads(data: bytes, modules: Modules) -> None:
         for node in content["objects"]:
             if "device" in node["params"]:
                 node["params"]["device"] = "cpu"  # an accelerator may be full
-        _restore(content, arrays, checksum, modules, budget)
+        _restore(content, arrays, checksum, brought, budget)
     except Exception as error:
         raise ValueError(
             "estimator must be one that load can read again, got one that it cannot: "
@@ -129,7 +135,7 @@ def _check_loads(data: bytes, modules: Modules) -> None:
         ) from error
 
 
-def load(path: Path, *, modules: Modules | None = None) -> Any:
+def load(path: Path, *, estimator: Any = None, modules: Modules | None = None) -> Any:
     """Load an estimator from a file of :func:`save`, which may be a stranger's.
 
     Nothing in the file is imported or run. Memory is at most 64 MiB and four times the
@@ -140,6 +146,11 @@ def load(path: Path, *, modules: Modules | None = None) -> Any:
     ----------
     path : str or path
         The file.
+    estimator : estimator or None, default=None
+        The certified model, if it is not a `CertifiedVAE` or `GMMTeacher`: it is not in
+        the file. Pass it fitted, in the wrapper that it was certified in. Its torch
+        modules must have the weights that were certified. Without it the certificate,
+        the witness and the teacher can be used, and nothing can be encoded.
     modules : dict or None, default=None
         Under "encoder" and "decoder" the classes, functions or modules that the VAE
         was made of, if they were your own; they get the weights in the file.
@@ -155,7 +166,7 @@ def load(path: Path, *, modules: Modules | None = None) -> Any:
     InvalidFileError
         If the file is not one that :func:`save` wrote.
     ValueError
-        If `modules` are not those that the file needs.
+        If `estimator` or `modules` are not those that the file needs.
     OSError
         If the file cannot be opened.
     ImportError
@@ -171,10 +182,11 @@ def load(path: Path, *, modules: Modules | None = None) -> Any:
             "modules must have keys among 'encoder' and 'decoder', got "
             f"{sorted(unknown)}."
         )
+    brought = {**modules, **({} if estimator is None else {"estimator": estimator})}
     safetensors()
     budget = Budget()
     with naming(path):
-        return _restore(*from_bytes(read_bytes(path), budget), modules, budget)
+        return _restore(*from_bytes(read_bytes(path), budget), brought, budget)
 
 
 @contextmanager
@@ -193,7 +205,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def _restore(
-    content: Any, arrays: Arrays, checksum: str, modules: Modules, budget: Budget
+    content: Any, arrays: Arrays, checksum: str, brought: Brought, budget: Budget
 ) -> Any:
     if content["format"] != "skvaecert" or content["schema"] != SCHEMA:
         raise ValueError(
@@ -206,4 +218,4 @@ def _restore(
         objects[-1]["fitted"]["origin"] = checksum
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Unpacker(arrays, modules, budget).unpack(objects)
+        return Unpacker(arrays, brought, budget).unpack(objects)

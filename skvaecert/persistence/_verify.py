@@ -96,15 +96,16 @@ class Verification:
     def __str__(self) -> str:
         if self.recomputed is None:
             return (
-                "Not confirmed: these are other samples than those of the certificate, "
-                "which says nothing about them. Give the samples of the fit, all of "
-                "them and in their order, and its teacher_proba if there was one."
+                "Not confirmed: these samples do not have the hash that the file "
+                "gives, and of others the certificate says nothing. Give the samples "
+                "of the fit, all of them and in their order, and its teacher_proba if "
+                "there was one."
             )
         if self.agrees:
             return (
-                f"Confirmed: on these samples, those of the certificate, the model is "
-                f"{self.stored.verdict} with margin {self.stored.margin:.6g} nats, as "
-                "the certificate says."
+                "Confirmed: on these samples, those of the certificate, the model has "
+                f'the verdict "{self.stored.verdict}" and the margin '
+                f"{self.stored.margin:.6g} nats, as the certificate says."
             )
         told = "; ".join(map(self._told, self.differences))
         return f"Not confirmed: on the samples of the certificate, {told}."
@@ -142,6 +143,7 @@ def verify(
     X: ArrayLike,
     *,
     teacher_proba: ArrayLike | None = None,
+    estimator: Any = None,
     modules: Modules | None = None,
 ) -> Verification:
     """Load a certifier and make its training certificate again.
@@ -155,6 +157,8 @@ def verify(
         the certificate is on half of them.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
         The posteriors of its `fit`, if there were any.
+    estimator : estimator or None, default=None
+        As in :func:`load`.
     modules : dict or None, default=None
         As in :func:`load`.
 
@@ -168,7 +172,7 @@ def verify(
     InvalidFileError
         If the file is not valid or holds no certifier.
     ValueError
-        If `modules` are not those that the file needs.
+        If `estimator` or `modules` are not those that the file needs.
 
     Examples
     --------
@@ -186,13 +190,14 @@ def verify(
     >>> verification.confirmed
     True
     """
-    certifier = load(path, modules=modules)
+    certifier = load(path, estimator=estimator, modules=modules)
     if not isinstance(certifier, CollapseCertifier):
         raise InvalidFileError(
             f"{os.fspath(path)} must hold a CollapseCertifier to be verified, got a "
             f"{type(certifier).__name__}, which has no certificate."
         )
     # Samples that were certified once are not to blame if they cannot be any more.
-    with contextlib.nullcontext() if modules else naming(path):
+    is_theirs = estimator is None and not modules
+    with naming(path) if is_theirs else contextlib.nullcontext():
         recomputed = certifier.__recertify__(X, teacher_proba)
     return Verification(certifier.certificate_, recomputed)

@@ -18,6 +18,7 @@ from sklearn.utils.metaestimators import available_if
 
 from skvaecert._certifier.encoded import EncodedSamples
 from skvaecert._certifier.kinds import MeanKind, SampledKind
+from skvaecert._estimator import VersionedMixin
 from skvaecert._loaders import as_samples
 from skvaecert.diagnosis import Codes, Diagnosis, diagnose_codes
 from skvaecert.escape import EscapeReport
@@ -43,7 +44,9 @@ def _has_decoder(wrapper: "TrainedEncoder") -> bool:
     return wrapper.decoder is not None
 
 
-class TrainedEncoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class TrainedEncoder(
+    VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
+):
     """Wrap an encoder trained elsewhere, and its decoder, as a transformer.
 
     `encoder` is called on batches of samples and returns latent means, best with log
