@@ -14,6 +14,7 @@ left alone in the same seed.
 
 import argparse
 import contextlib
+import math
 import os
 import runpy
 import tempfile
@@ -63,8 +64,9 @@ def main(n_seeds):
         cost = 100 * ([one["10 draws"] for one in values] / least - 1)
         print(f"| {name} | {states} | {' | '.join(ranges)} | {in_range(cost, 1)} |")
     highest = max(results["left alone"][0].information.high for results in runs)
+    highest = math.ceil(100 * highest) / 100
     most = [results["rescued"][0].mean.teacher_information for results in runs]
-    print(f"\nLeft alone, drawn codes carry at most {highest:.3f} nats.")
+    print(f"\nLeft alone, drawn codes carry at most {highest} nats.")
     print(f"The topics have {in_range(most)} nats.")
 
 
