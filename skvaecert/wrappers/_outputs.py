@@ -43,37 +43,31 @@ class Outputs:
     returned: str = ""
     distribution: str = ""
 
-    def arrays(self, name: str, n_samples: int) -> "Outputs":
-        """Return both as arrays with a row for each sample."""
-        mean = _rows(name, self.mean, n_samples, self.returned)
-        if self.spread is None:
-            return replace(self, mean=mean)
-        spread = _floats(name, self.spread)
-        if self.distribution:
-            spread = np.broadcast_to(spread, mean.shape)
-        if spread.shape != mean.shape:
+    def arrays(self, name: str, size: int, n_samples: int) -> "Outputs":
+        """Return both as arrays of shape (n_samples, n_values).
+
+        Copies of the first `n_samples` of a batch, since memory may be used again.
+        """
+        mean, spread = _floats(name, self.mean), self.spread
+        if mean.ndim < 2 or len(mean) != size:
             raise ValueError(
-                f"{name} must return a {self.measure} of the shape of the mean, "
-                f"{mean.shape}, got shape {spread.shape} in {self.returned}."
-                + (_naming() if name == "encoder" else "")
+                f"{name} must return an array with an entry for each sample of its "
+                f"batch, shape ({size}, ...), got {self.returned}. Return one value "
+                "for each sample as a column."
             )
+        if spread is not None:
+            spread = _floats(name, spread)
+            if self.distribution:
+                spread = np.broadcast_to(spread, mean.shape)
+            if spread.shape != mean.shape:
+                raise ValueError(
+                    f"{name} must return a {self.measure} of the shape of the mean, "
+                    f"{mean.shape}, got shape {spread.shape} in {self.returned}."
+                    + _naming()
+                )
+            spread = spread[:n_samples].reshape(n_samples, -1).copy()
+        mean = mean[:n_samples].reshape(n_samples, -1).copy()
         return replace(self, mean=mean, spread=spread)
-
-    def first(self, n_samples: int) -> "Outputs":
-        """Return copies of the first, since memory may be used again."""
-        spread = None if self.spread is None else self.spread[:n_samples].copy()
-        return replace(self, mean=self.mean[:n_samples].copy(), spread=spread)
-
-    def flat(self) -> "Outputs":
-        """Return both with shape (n_samples, latent_dim)."""
-        n_samples, *shape = self.mean.shape
-        if not shape:
-            raise ValueError(
-                "encoder must return means of shape (n_samples, latent_dim), got "
-                "(n_samples,). Return one dimension as a column."
-            )
-        spread = None if self.spread is None else self.spread.reshape(n_samples, -1)
-        return replace(self, mean=self.mean.reshape(n_samples, -1), spread=spread)
 
     @property
     def is_gaussian(self) -> bool:
@@ -184,25 +178,22 @@ def read_posterior(result: Any, names: Mapping[str, Any] | None) -> Outputs:
 
 def read_samples(result: Any) -> Outputs:
     """Return the output of a decoder: the mean of its likelihood."""
-    returned = _described(result)
-    found = Outputs(None)
+    mean = None
     if _is_array(result):
-        found = Outputs(result)
+        mean = result
     elif _is_distribution(result):
-        found = Outputs(_mean_of("decoder", result))
-    elif _has_places(result):
-        if len(result) in (1, 2):
-            mean, spread = (*result, None)[:2]
-            found = Outputs(mean, spread, "spread")
-    else:
-        known = [_entry(result, name) for name in _SAMPLES]
-        found = Outputs(next((value for value in known if value is not None), None))
-    if not _is_array(found.mean):
+        mean = _mean_of("decoder", result)
+    elif not _has_places(result):
+        known = (_entry(result, name) for name in _SAMPLES)
+        mean = next((value for value in known if value is not None), None)
+    elif len(result) in (1, 2):
+        mean = result[0]
+    if not _is_array(mean):
         raise ValueError(
             "decoder must return samples, an object with reconstruction, sample or "
-            f"loc, or a distribution, got {returned}."
+            f"loc, or a distribution, got {_described(result)}."
         )
-    return replace(found, returned=returned)
+    return Outputs(mean, returned=_described(result))
 
 
 def _found(result: Any) -> Outputs:
@@ -342,16 +333,6 @@ def _naming(mean: Any = ..., spread: Any = ...) -> str:
         " Say which is which in TrainedEncoder, for example "
         f'outputs={{"mean": {mean}, "log_variance": {spread}}}.'
     )
-
-
-def _rows(name: str, values: Any, n_samples: int, returned: str) -> Values:
-    array = _floats(name, values)
-    if array.ndim == 0 or len(array) != n_samples:
-        raise ValueError(
-            f"{name} must return one row per sample of its batch, {n_samples}, got "
-            f"{returned}."
-        )
-    return array
 
 
 def _floats(name: str, values: Any) -> Values:
