@@ -16,11 +16,11 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 
+from skvaecert._certifier.diagnosed import codes_of
 from skvaecert._certifier.encoded import EncodedSamples
-from skvaecert._certifier.kinds import MeanKind, SampledKind
 from skvaecert._estimator import VersionedMixin
 from skvaecert._loaders import as_samples
-from skvaecert.diagnosis import Codes, Diagnosis, diagnose_codes
+from skvaecert.diagnosis import Diagnosis, diagnose_codes
 from skvaecert.escape import EscapeReport
 from skvaecert.wrappers._inputs import Network, open_samples
 from skvaecert.wrappers._outputs import (
@@ -311,25 +311,19 @@ class TrainedEncoder(
         in_order = teacher_proba is not None or sample_weight is not None
         with self._encoder.seeded(), self._decoder.seeded():
             samples = as_samples(X, in_order=in_order)
+            opened = open_samples(self, samples)
+            encoded = EncodedSamples(self, None, samples, weight=sample_weight)
+            is_gaussian = self._encoder.outputs(opened[:1]).is_gaussian
+            codes, stability = codes_of([encoded], is_gaussian, sample_weight)
+            stability.warn_if_unstable()
             return diagnose_codes(
-                self._codes(samples, sample_weight),
-                X=_floats(open_samples(self, samples)),
+                codes,
+                X=_floats(opened),
                 decode=None if self.decoder is None else self.inverse_transform,
                 teacher_proba=teacher_proba,
                 witness=witness,
                 **options,
             )
-
-    def _codes(self, samples: Any, sample_weight: ArrayLike | None) -> Codes:
-        """Return the posteriors, and how far other batches move them."""
-        encoded = EncodedSamples(self, None, samples, weight=sample_weight)
-        is_gaussian = self._encoder.outputs(open_samples(self, samples)[:1]).is_gaussian
-        kind = SampledKind(None) if is_gaussian else MeanKind(None)
-        kind.look_again(encoded)
-        kind.finish()
-        kind.stability.warn_if_unstable()
-        mean, std = encoded.distribution if is_gaussian else (encoded.means, None)
-        return Codes(mean, std, sample_weight, kind.stability.moved)
 
     def escape_report(
         self, X: ArrayLike, teacher_proba: ArrayLike, *, witness: Any = None
