@@ -210,32 +210,33 @@ def _found(result: Any) -> Outputs:
 
 
 def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
-    values = {name: _at(result, key) for name, key in names.items()}
-    missing = [names[name] for name, value in values.items() if value is None]
-    if missing:
-        raise ValueError(
-            f"outputs must name what encoder returns, got {missing[0]!r}, and it "
-            f"returns {_described(result)}."
-        )
+    """Take the outputs that are named."""
+    values = {role: _at(result, key) for role, key in names.items()}
     if "posterior" in values:
         return _found(values["posterior"])
-    measure = next((name for name in names if name != "mean"), "")
-    keys = names["mean"], names.get(measure)
-    for name, value in values.items():
+    for value in values.values():
         if not _is_array(value):
             raise ValueError(
-                f"outputs must name arrays, got {name!r} for {_described(value)}. Name "
+                f"outputs must name arrays, got {names} for {_described(value)}. Name "
                 'a distribution, or a tuple of both, "posterior".'
             )
+    measure = next((name for name in names if name != "mean"), "")
+    keys = names["mean"], names.get(measure)
     return Outputs(values["mean"], values.get(measure), measure, keys)
 
 
 def _at(result: Any, key: int | str) -> Any:
-    """Return an output by its place or its name; None where there is none."""
-    if isinstance(key, str):
-        return None if _is_array(result) else _entry(result, key)
-    has_place = isinstance(result, tuple | list) and -len(result) <= key < len(result)
-    return result[key] if has_place else None
+    """Return an output by its place or its name."""
+    value = _entry(result, key) if isinstance(key, str) else None
+    is_place = isinstance(key, int) and isinstance(result, tuple | list)
+    if is_place and -len(result) <= key < len(result):
+        value = result[key]
+    if value is None:
+        raise ValueError(
+            f"outputs must name what encoder returns, got {key!r}, and it returns "
+            f"{_described(result)}."
+        )
+    return value
 
 
 def _by_place(result: Any) -> Outputs:
@@ -249,7 +250,7 @@ def _by_place(result: Any) -> Outputs:
 
 
 def _by_name(result: Any) -> Outputs:
-    found = {role: _only(result, *names) for role, names in _NAMES.items()}
+    found = {role: _only(result, names) for role, names in _NAMES.items()}
     mean = found["mean"]
     if mean is None:
         raise ValueError(
@@ -257,13 +258,13 @@ def _by_name(result: Any) -> Outputs:
             f"them by name, or a Normal distribution, got {_described(result)}."
             + _naming()
         )
-    measure = next((m for m in _MEASURES if found[m] is not None), "")
-    spread = found[measure] if measure else None
-    values = None if spread is None else _entry(result, spread)
+    measure = next((m for m in _MEASURES if found[m]), "")
+    spread = found.get(measure)
+    values = _entry(result, spread) if spread else None
     return Outputs(_entry(result, mean), values, measure, (mean, spread))
 
 
-def _only(result: Any, *names: str) -> str | None:
+def _only(result: Any, names: Sequence[str]) -> str | None:
     """Return the one of these names that the result has."""
     present = [name for name in names if _is_array(_entry(result, name))]
     if len(present) > 1:
@@ -363,13 +364,11 @@ def _described(result: Any) -> str:
     if hasattr(result, "shape") and not callable(result.shape):
         dtype = f" of {result.dtype}" if hasattr(result, "dtype") else ""
         return f"{kind}{dtype}, shape {tuple(result.shape)}"
-    if isinstance(result, Mapping):
-        return f"{kind} with {', '.join(map(str, result)) or 'nothing'}"
-    if hasattr(result, "_fields"):
-        return f"{kind} with {', '.join(result._fields)}"
-    if isinstance(result, tuple | list):
+    if _has_places(result):
         parts = [f"{i}: {_described(v)}" for i, v in enumerate(result[:_MOST_SHOWN])]
         return f"{kind} of {len(result)} ({'; '.join(parts) or 'nothing'})"
-    if _is_distribution(result) or not getattr(result, "__dict__", None):
+    names = getattr(result, "_fields", getattr(result, "__dict__", ()))
+    names = result if isinstance(result, Mapping) else names
+    if _is_distribution(result) or not names:
         return kind
-    return f"{kind} with {', '.join(vars(result))}"
+    return f"{kind} with {', '.join(map(str, names))}"
