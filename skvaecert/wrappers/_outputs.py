@@ -227,9 +227,10 @@ def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
 
 def _at(result: Any, key: int | str) -> Any:
     """Return an output by its place or its name."""
-    value = _entry(result, key) if isinstance(key, str) else None
-    is_place = isinstance(key, int) and isinstance(result, tuple | list)
-    if is_place and -len(result) <= key < len(result):
+    value = None
+    if isinstance(key, str):
+        value = _entry(result, key)
+    elif isinstance(result, tuple | list) and -len(result) <= key < len(result):
         value = result[key]
     if value is None:
         raise ValueError(
