@@ -271,7 +271,7 @@ def _array(tensor: Any) -> Any:
 
 
 # Packages whose frames stand between a warning and the line of the user.
-_BETWEEN = ("skvaecert", "sklearn", "skorch", "joblib", "pickle")
+_BETWEEN = ("skvaecert", "functools", "sklearn", "skorch", "joblib", "pickle")
 
 
 def warn_user(warning: Warning | str) -> None:

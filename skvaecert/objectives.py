@@ -188,7 +188,21 @@ def _witness_log_proba(
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-class AlignmentLoss(nn.Module):
+class _InItsOwnPrecision(nn.Module):
+    """A module whose buffers move with a model, but not into 16 bits with it.
+
+    There vertices are no simplex, and a weight cannot change by less than 0.4 %.
+    """
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, tensor in kept.items():
+            setattr(self, name, tensor.to(getattr(self, name).device))
+        return self
+
+
+class AlignmentLoss(_InItsOwnPrecision):
     """A = mean_i KL(T_i || softmax(beta S mu_i)), a term for any training loop.
 
     Add it, times a weight, to the loss of a VAE: it pushes latent means apart as far as
@@ -369,16 +383,6 @@ class AlignmentLoss(nn.Module):
             )
         return mean.to(torch.promote_types(mean.dtype, torch.float32))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move the buffers but keep their dtype: in 16 bits they are no simplex."""
-        kept = self.vertices, self.scale
-        super()._apply(fn, recurse)
-        self.vertices, self.scale = (
-            tensor.to(moved.device)
-            for tensor, moved in zip(kept, (self.vertices, self.scale), strict=True)
-        )
-        return self
-
 
 class Objective(BaseEstimator):
     """The ELBO, in parts that a mitigation of collapse can replace one by one.
@@ -495,7 +499,7 @@ class Terms(NamedTuple):
     alignment: Tensor
 
 
-class LagrangeWeight(nn.Module):
+class LagrangeWeight(_InItsOwnPrecision):
     """Weight w that holds the margin at a share of the teacher information.
 
     w is the multiplier of the constraint A <= (1 - m) I_T. After each step
@@ -522,7 +526,8 @@ class LagrangeWeight(nn.Module):
     Attributes
     ----------
     weight : Tensor of shape ()
-        w, in [0.1, 1e6]. It starts at 1. Like `average` it is a buffer.
+        w, in [0.1, 1e6]. It starts at 1. Like `average` it is a buffer, and stays in
+        float32 where a model is turned to 16 bits.
     average : Tensor of shape ()
         The running mean of A, nats; NaN before the first step.
     gap : float

@@ -244,6 +244,17 @@ def test_the_guard_is_saved_with_a_model():
     assert guard.average == other.average
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_guard_learns_as_well_in_a_model_of_16_bits(dtype):
+    guard, half = (LagrangeWeight(0.5, 1.0) for _ in range(2))
+    nn.ModuleDict({"guard": half}).to(dtype)
+    for _ in range(50):
+        for each in (guard, half):
+            each(torch.tensor(0.4))  # the margin is held, by little
+    assert guard.weight < 0.9  # in steps of 0.5 %
+    assert half.weight == guard.weight
+
+
 @pytest.mark.parametrize(
     ("target", "information", "name"),
     [(0.0, 1.0, "target_margin"), (1.0, 1.0, "target_margin"), (0.5, 0.0, "inform")],
