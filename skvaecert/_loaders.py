@@ -54,7 +54,8 @@ def flat_batches(batches: Iterable[Any]) -> Iterator[Any]:
     if isinstance(batches, DataLoader):
         batches = _larger(_batches(batches))
     elif isinstance(batches, Dataset | WithPosterior):
-        batches = [batches]
+        # What streams may come in batches.
+        batches = batches if isinstance(batches, IterableDataset) else [batches]
     return (flat_samples(batch, in_order=False) for batch in batches)
 
 

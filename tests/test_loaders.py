@@ -219,6 +219,7 @@ def test_small_batches_of_a_loader_are_joined(monkeypatch):
 
 def test_batches_are_flat():
     assert len(next(flat_batches(PAIRS))) == 8
+    assert [len(sample) for sample in flat_batches(Sequences([5, 6]))] == [5, 6]
     for batches in (X.split(3), iter(X.split(3))):
         found = list(flat_batches(batches))
         assert [batch.shape for batch in found] == [(3, 6), (3, 6), (2, 6)]

@@ -86,8 +86,6 @@ class Outputs:
             raise ValueError(self._no_gaussian())
         smallest, largest = self.spread.min(), self.spread.max()
         if self.measure == "log_variance":
-            if smallest > 0 and not self.distribution:
-                self._warn(smallest, largest)
             with np.errstate(over="ignore"):
                 std = np.asarray(np.exp(self.spread / 2))
             if not (std.min() > 0 and np.isfinite(std.max())):
@@ -96,6 +94,8 @@ class Outputs:
                     f"vanish nor overflow in {std.dtype}, got values from "
                     f"{smallest:.3g} to {largest:.3g}."
                 )
+            if smallest > 0 and not self.distribution:
+                self._warn(smallest, largest)
             return std
         if not smallest > 0:
             raise ValueError(
