@@ -12,6 +12,7 @@ on one CPU core and saves ``foreign_models.png``.
 
 import importlib.util
 from copy import deepcopy
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,7 +23,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.nn.functional import binary_cross_entropy
 
-from skvaecert import CollapseCertifier, GMMTeacher, diagnose
+from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert.plotting import InformationBracketDisplay
 from skvaecert.wrappers import TrainedEncoder
 
@@ -71,60 +72,42 @@ def train(module, loss, n_epochs=60):
             optimizer.zero_grad()
             loss(samples[index]).backward()
             optimizer.step()
-    return module.eval()
-
-
-def train_by_hand(kl_weight, reduction):
-    vae = VAE()
-    return train(vae, lambda x: vae.loss(x, kl_weight, reduction))
 
 
 # %%
 # Asked in one call
 # -----------------
-# ``diagnose`` takes arrays: means and standard deviations of the posterior. With the
-# decoder it also tells whether the decoder uses the code, and what is known of the
-# loss makes its advice better.
-
-
-def diagnose_module(encode, decoder, **loss):
-    with torch.no_grad():
-        mean, log_variance = encode(torch.from_numpy(X_test))
-
-    def decode(z):
-        with torch.no_grad():
-            return decoder(torch.as_tensor(z, dtype=torch.float32)).numpy()
-
-    found = diagnose(
-        mean.numpy(),
-        (log_variance / 2).exp().numpy(),
-        decode=decode,
-        X=X_test,
-        likelihood="bernoulli",
-        random_state=0,
-        **loss,
-    )
-    # What the decoder makes of a code of each of the first eight digits.
-    z = mean[:8] + (log_variance[:8] / 2).exp() * torch.randn(8, LATENT_DIM)
-    return found, decode(z)
-
+# ``TrainedEncoder`` takes the method that returns means and log variances, and the
+# decoder. Its ``diagnose`` also tells whether the decoder uses the code, and what is
+# known of the loss makes the advice better.
 
 LOSSES = {
     "healthy": {"kl_weight": 1, "reduction": "sum"},
     "KL weight 8": {"kl_weight": 8, "reduction": "sum"},
     "loss averaged\nover pixels": {"kl_weight": 1, "reduction": "mean"},
 }
-vaes = {name: train_by_hand(**loss) for name, loss in LOSSES.items()}
-results = {
-    name: diagnose_module(vae.encode, vae.decoder, **LOSSES[name])
-    for name, vae in vaes.items()
-}
+models, results = {}, {}
+for name, loss in LOSSES.items():
+    vae = VAE()
+    train(vae, partial(vae.loss, **loss))
+    models[name] = TrainedEncoder(vae.encode, vae.decoder)
 
-deaf = deepcopy(vaes["healthy"])
+deaf = deepcopy(models["healthy"])
 nn.init.zeros_(deaf.decoder[0].weight)
-results["deaf decoder"] = diagnose_module(
-    deaf.encode, deaf.decoder, **LOSSES["healthy"]
-)
+models["deaf decoder"] = deaf
+
+
+def look(name):
+    """Diagnose a model, and decode a code of each of the first eight digits."""
+    model, loss = models[name], LOSSES.get(name, LOSSES["healthy"])
+    found = model.diagnose(X_test, likelihood="bernoulli", random_state=0, **loss)
+    mean, std = model.encode(X_test[:8])
+    z = mean + std * torch.randn(8, LATENT_DIM).numpy()
+    results[name] = found, model.inverse_transform(z)
+
+
+for name in models:
+    look(name)
 
 if importlib.util.find_spec("pythae") is None:
     print("pythae is not installed: left out.\n")
@@ -135,15 +118,10 @@ else:
     config = VAEConfig((1, 8, 8), latent_dim=LATENT_DIM, reconstruction_loss="bce")
     other = PythaeVAE(config)
     train(other, lambda x: other({"data": x.reshape(-1, 1, 8, 8)}).loss)
-
-    def encode(x):
-        output = other.encoder(x.reshape(-1, 1, 8, 8))
-        return output.embedding, output.log_covariance
-
-    def decoder(z):
-        return other.decoder(z).reconstruction.reshape(-1, 64)
-
-    results["of pythae"] = diagnose_module(encode, decoder, **LOSSES["healthy"])
+    models["of pythae"] = TrainedEncoder(
+        other.encoder, other.decoder, input_shape=(1, 8, 8)
+    )
+    look("of pythae")
 
 for name, (found, _) in results.items():
     print(f"{name.replace(chr(10), ' ')}\n    {found}\n")
@@ -194,8 +172,9 @@ print("Saved foreign_models.png\n")
 
 teacher = GMMTeacher(n_components=10, random_state=0).fit(X_train)
 for name in ("healthy", "KL weight 8"):
-    encoder = TrainedEncoder(vaes[name].encode, vaes[name].decoder)
     certifier = CollapseCertifier(
-        FrozenEstimator(encoder), teacher=FrozenEstimator(teacher), witness="linear"
+        FrozenEstimator(models[name]),
+        teacher=FrozenEstimator(teacher),
+        witness="linear",
     ).fit(X_calibration)
     print(f"{name}\n    {certifier.certify(X_test)}\n")

@@ -9,11 +9,13 @@ after "medium". The settings are of the whole process.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["full_float32"]
+__all__ = ["device_of", "evaluating", "full_float32"]
 
 
 def _parts() -> list[Any]:
@@ -67,6 +69,31 @@ def full_float32() -> Iterator[None]:
         finally:
             # Ctrl-C may have stopped the first.
             _leave(block)
+
+
+def device_of(module: nn.Module | None) -> torch.device:
+    """Return the device that a module is on; the CPU for none."""
+    state = () if module is None else chain(module.parameters(), module.buffers())
+    return next((tensor.device for tensor in state), torch.device("cpu"))
+
+
+@contextmanager
+def evaluating(module: nn.Module | None) -> Iterator[None]:
+    """Evaluate a module in its own precision, and leave its modes as they are.
+
+    Without a module, what else computes inside does so in full precision.
+    """
+    # Each part by itself: some may have been frozen in evaluation mode.
+    parts = [] if module is None else list(module.modules())
+    modes = [part.training for part in parts]
+    try:
+        with full_float32(), torch.autocast(device_of(module).type, enabled=False):
+            if module is not None:
+                module.eval()
+            yield
+    finally:
+        for part, training in zip(parts, modes, strict=True):
+            part.training = training
 
 
 def _enter(block: object) -> None:

@@ -470,7 +470,8 @@ def _certificate(
     sums = MeanSums(witness).update(proba, codes.mean, codes.sample_weight)
     if codes.std is not None:
         sums.codes.update(codes.mean, codes.std, codes.sample_weight)
-    return sums.certificate(latent_noise=codes.moved, information=information)
+        sums.codes.known = information
+    return sums.certificate(latent_noise=codes.moved)
 
 
 def _witness(

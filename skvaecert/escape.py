@@ -1,6 +1,5 @@
 """Why a collapsed encoder does not escape: force, gradient and dead units."""
 
-import html
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from skvaecert._certificate.arrays import certify
-from skvaecert._precision import full_float32
+from skvaecert._certificate.record import as_html
+from skvaecert._precision import evaluating
 from skvaecert.metrics import escape_force, escape_force_rms
 from skvaecert.simplex import Floats
 
@@ -43,6 +43,37 @@ _LINEAR = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
 )
+
+# What each verdict says of a report.
+_SENTENCES = {
+    "not collapsed": (
+        "margin {0.margin:.3g} of at most {0.teacher_information:.3g} nats on these "
+        "{0.n_samples} samples."
+    ),
+    "can escape": (
+        "the margin is {0.margin:.3g} nats, but the alignment loss has a gradient that "
+        "moves the means apart (norm {0.escape_gradient_norm:.3g}, force "
+        "{0.latent_force:.3g} nats per latent unit). Train on with the alignment loss; "
+        "a large weight of the KL term may need a larger one of the alignment."
+    ),
+    "flat": (
+        "the samples are pushed apart (force {0.latent_force:.3g} nats per latent unit)"
+        " and some steps of the encoder's parameters move their means apart, but the "
+        "pushes cancel, so that the gradient of the alignment loss does not. Move the "
+        "parameters a little at random, or train with a reconstruction loss or another "
+        "teacher first."
+    ),
+    "stuck": (
+        "the samples are pushed apart (force {0.latent_force:.3g} nats per latent "
+        "unit), but to first order no step of the encoder's parameters moves their "
+        "means apart. {0._reason}"
+    ),
+    "uninformative": (
+        "the teacher tells these {0.n_samples} samples apart by only "
+        "{0.teacher_information:.3g} nats, so nothing pushes their means apart. Use "
+        "another teacher, or more samples."
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +129,7 @@ class EscapeReport:
     See Also
     --------
     CertifiedVAE.escape_report : Makes it.
-    wrappers.TrainedEncoder.escape_report : Makes it of models trained elsewhere.
+    skvaecert.wrappers.TrainedEncoder.escape_report : Makes it of other models.
 
     References
     ----------
@@ -139,60 +170,19 @@ class EscapeReport:
         return [name for name, share in self.dead_units.items() if share == 1]
 
     def __str__(self) -> str:
-        sentence = {
-            "not collapsed": self._certified_sentence,
-            "can escape": self._escape_sentence,
-            "flat": self._flat_sentence,
-            "stuck": self._stuck_sentence,
-            "uninformative": self._uninformative_sentence,
-        }[self.verdict]()
-        return f"{self.verdict.capitalize()}: {sentence}"
+        return f"{self.verdict.capitalize()}: {_SENTENCES[self.verdict].format(self)}"
 
     def _repr_html_(self) -> str:
-        numbers = {
-            name.replace("_", " "): f"{value:.3g}"
+        numbers = [
+            (name.replace("_", " "), f"{value:.3g}")
             for name, value in vars(self).items()
             if isinstance(value, float)
-        }
-        shares = {f"dead in {n}": f"{s:.0%}" for n, s in self.dead_units.items()}
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
-            f"<td>{html.escape(value)}</td></tr>"
-            for name, value in (numbers | shares).items()
-        )
-        return f"<div><p>{html.escape(str(self))}</p><table>{rows}</table></div>"
+        ]
+        shares = [(f"dead in {n}", f"{s:.0%}") for n, s in self.dead_units.items()]
+        colour = "seagreen" if self.can_escape else "crimson"
+        return as_html(str(self), numbers + shares, colour)
 
-    def _certified_sentence(self) -> str:
-        return (
-            f"margin {self.margin:.3g} of at most {self.teacher_information:.3g} nats "
-            f"on these {self.n_samples} samples."
-        )
-
-    def _escape_sentence(self) -> str:
-        return (
-            f"the margin is {self.margin:.3g} nats, but the alignment loss has a "
-            f"gradient that moves the means apart (norm {self.escape_gradient_norm:.3g}"
-            f", force {self.latent_force:.3g} nats per latent unit). Train on with the "
-            "alignment loss; a large weight of the KL term may need a larger one of "
-            "the alignment."
-        )
-
-    def _flat_sentence(self) -> str:
-        return (
-            f"the samples are pushed apart (force {self.latent_force:.3g} nats per "
-            "latent unit) and some steps of the encoder's parameters move their means "
-            "apart, but the pushes cancel, so that the gradient of the alignment loss "
-            "does not. Move the parameters a little at random, or train with a "
-            "reconstruction loss or another teacher first."
-        )
-
-    def _stuck_sentence(self) -> str:
-        return (
-            f"the samples are pushed apart (force {self.latent_force:.3g} nats per "
-            "latent unit), but to first order no step of the encoder's parameters "
-            f"moves their means apart. {self._reason()}"
-        )
-
+    @property
     def _reason(self) -> str:
         if not self.dead_layers:
             return (
@@ -206,13 +196,6 @@ class EscapeReport:
             f"Hidden features are dead in {first}{after}: reinitialise the weights "
             f"that lead into {first}, or use an activation with a gradient everywhere, "
             "such as SiLU."
-        )
-
-    def _uninformative_sentence(self) -> str:
-        return (
-            f"the teacher tells these {self.n_samples} samples apart by only "
-            f"{self.teacher_information:.3g} nats, so nothing pushes their means "
-            "apart. Use another teacher, or more samples."
         )
 
 
@@ -263,28 +246,21 @@ def report_escape(
 
 @contextmanager
 def differentiating(module: nn.Module) -> Iterator[None]:
-    """Evaluate a module in full precision with gradients; leave its modes as they are.
+    """Evaluate a module with gradients, and without torch.compile.
 
-    It is evaluated without torch.compile: what is compiled does not call new hooks, or
-    keeps calling them when they are gone.
+    What is compiled does not call new hooks, or keeps calling them when they are gone.
     """
-    modes = [(part, part.training) for part in module.modules()]
     with ExitStack() as stack:
         # Also where the caller has switched gradients off.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(full_float32())
         # As long as the compiler is not loaded, which takes a second, nothing uses it.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if any(isinstance(part, nn.RNNBase) for part, _ in modes):
+        if any(isinstance(part, nn.RNNBase) for part in module.modules()):
             stack.enter_context(_without_cudnn())
-        try:
-            module.eval()
-            yield
-        finally:
-            for part, mode in modes:
-                part.training = mode
+        stack.enter_context(evaluating(module))
+        yield
 
 
 @contextmanager

@@ -17,7 +17,8 @@ def as_json(fields: dict[str, Any]) -> str:
 def as_html(text: str, values: Iterable[tuple[str, str]], colour: str) -> str:
     """Return a paragraph and a table of names and values, with a coloured border."""
     body = "".join(
-        f"<tr><th style='text-align:left'>{name}</th><td>{html.escape(value)}</td></tr>"
+        f"<tr><th style='text-align:left'>{html.escape(name)}</th>"
+        f"<td>{html.escape(value)}</td></tr>"
         for name, value in values
     )
     return (

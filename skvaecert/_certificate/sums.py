@@ -135,16 +135,9 @@ class MeanSums(Sums):
         return summation_error(self.alignment, self.witness, self._means.mean_norm)
 
     def certificate(
-        self,
-        *,
-        safety_margin: float = 0.0,
-        latent_noise: float = 0.0,
-        information: InformationBracket | None = None,
+        self, *, safety_margin: float = 0.0, latent_noise: float = 0.0
     ) -> Certificate:
-        """Return the certificate of all samples so far.
-
-        What drawn codes carry is computed where it is not known yet.
-        """
+        """Return the certificate of all samples so far."""
         check_number("latent_noise", latent_noise, least=0)
         margin, arithmetic = self.margin, self.summation_error
         noise = max(self._means.rounding_noise, latent_noise)
@@ -159,7 +152,7 @@ class MeanSums(Sums):
             dispersion=spread.dispersion,
             dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
             latent_noise=noise,
-            **self.codes.findings(self.n_samples, spread, information),
+            **self.codes.findings(self.n_samples, spread),
         )
 
 
@@ -167,10 +160,11 @@ class CodeSums:
     """What drawn codes carry, and the noise that the spread of means is measured by.
 
     For encoders that give standard deviations; nothing is found if they do not, or not
-    for all samples.
+    for all samples. A bracket that is `known` is not computed again.
     """
 
     def __init__(self) -> None:
+        self.known: InformationBracket | None = None
         self._information = InformationSums()
         self._weight = 0.0
         self._variances: Floats | float = 0.0
@@ -194,19 +188,14 @@ class CodeSums:
         self._weight += other._weight
         self._variances = self._variances + other._variances
 
-    def findings(
-        self,
-        n_samples: int,
-        spread: SpreadSums,
-        information: InformationBracket | None = None,
-    ) -> dict[str, Any]:
+    def findings(self, n_samples: int, spread: SpreadSums) -> dict[str, Any]:
         """Return fields of a certificate of so many samples."""
         if self._information.n_samples != n_samples:
             return {}
         ratio = spread.variance / (self._variances / self._weight)
         return {
             "dispersion_in_noise": float(np.sqrt(ratio.sum())),
-            "information": information or self._information.bracket(),
+            "information": self.known or self._information.bracket(),
         }
 
 

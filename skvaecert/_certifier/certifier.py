@@ -63,6 +63,7 @@ from skvaecert._teacher.gmm import GMMTeacher
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.diagnosis import Diagnosis, Loss, diagnosis_of
 from skvaecert.exceptions import NonFiniteLossError
+from skvaecert.information import InformationBracket
 from skvaecert.objectives import AlignmentLoss
 from skvaecert.simplex import (
     Floats,
@@ -305,7 +306,7 @@ class CollapseCertifier(
     def _fit(
         self, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None, *, partial: bool
     ) -> Self:
-        X = flat_samples(X, in_order=y is not None or teacher_proba is not None)
+        X = _given(X, y, teacher_proba)
         ended: BaseException | None = None
         tasks = FitTasks(self, X, y, n_parts=1)
         with restored_on_error(self):
@@ -587,12 +588,19 @@ class CollapseCertifier(
         check_is_fitted(self)
         X = _given(X, teacher_proba, sample_weight)
         pieces = list(self._pieces(X, teacher_proba, sample_weight))
-        certificate = self._collect(pieces, "mean", 8, 0.95).certificate()
+        part = self._collect(pieces, "mean", 8, 0.95)
+
+        def certificate(information: InformationBracket | None) -> Certificate:
+            part.collected.sums.codes.known = information
+            return part.certificate()
+
         given = Loss(likelihood, noise_variance, reduction, kl_weight)
         loss, decode, samples = model_of(self.estimator_, X, given)
+        is_gaussian = all(piece.has_distribution for piece in pieces)
+        codes, _ = codes_of(pieces, is_gaussian, sample_weight)
         return diagnosis_of(
-            codes_of(pieces, sample_weight),
-            lambda information: certificate,
+            codes,
+            certificate,
             loss,
             decode=decode,
             X=samples,

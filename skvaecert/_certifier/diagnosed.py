@@ -9,7 +9,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
-from skvaecert._certifier.kinds import SampledKind
+from skvaecert._certifier.kinds import MeanKind, SampledKind, Stability
 from skvaecert._samples import is_sequence, take_samples
 from skvaecert._vae.vae import CertifiedVAE
 from skvaecert.diagnosis import Codes, Loss
@@ -18,21 +18,17 @@ __all__ = ["codes_of", "model_of"]
 
 
 def codes_of(
-    pieces: Sequence[EncodedSamples], sample_weight: ArrayLike | None
-) -> Codes:
-    """Return the posteriors of all samples; means only where there is no more."""
-    if not all(piece.has_distribution for piece in pieces):
-        means = np.concatenate([piece.means for piece in pieces])
-        return Codes(means, None, sample_weight)
-    means, deviations = (
-        np.concatenate([piece.distribution[part] for piece in pieces])
-        for part in range(2)
-    )
-    kind = SampledKind(None)
+    pieces: Sequence[EncodedSamples], is_gaussian: bool, weight: ArrayLike | None
+) -> tuple[Codes, Stability]:
+    """Return the posteriors of all samples, or their means, and how far they move."""
+    kind = SampledKind(None) if is_gaussian else MeanKind(None)
     for piece in pieces:
         kind.look_again(piece)
     kind.finish()
-    return Codes(means, deviations, sample_weight, kind.stability.moved)
+    found = [piece.distribution if is_gaussian else (piece.means,) for piece in pieces]
+    mean, *std = map(np.concatenate, zip(*found, strict=True))
+    codes = Codes(mean, std[0] if std else None, weight, kind.stability.moved)
+    return codes, kind.stability
 
 
 def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:

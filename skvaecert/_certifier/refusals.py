@@ -4,6 +4,8 @@ from typing import Any
 
 from sklearn.frozen import FrozenEstimator
 
+from skvaecert._certifier.weights import is_module
+
 __all__ = ["check_encoder", "check_teacher"]
 
 
@@ -48,7 +50,7 @@ def _check_instance(name: str, value: Any) -> None:
 def _foreign(model: Any) -> str:
     """Describe a model of another library; "" for what is none."""
     kind = type(model).__name__
-    if _is_module(model):
+    if is_module(model):
         return f"the torch module {kind}"
     if hasattr(model, "module_"):
         return f"the net {kind} of skorch"
@@ -59,9 +61,9 @@ def _foreign(model: Any) -> str:
 def _arguments(model: Any) -> str:
     """Return what to write into TrainedEncoder(...)."""
     owner = getattr(model, "__self__", None)
-    if _is_module(owner):
+    if is_module(owner):
         return f"model.{model.__name__}" + _part(", model", owner, "decode", "decoder")
-    if not (_is_module(model) or hasattr(model, "module_")):
+    if not (is_module(model) or hasattr(model, "module_")):
         return "encode"
     name = "net.module_" if hasattr(model, "module_") else "model"
     module = getattr(model, "module_", model)
@@ -72,7 +74,3 @@ def _arguments(model: Any) -> str:
 def _part(name: str, module: Any, *parts: str) -> str:
     """Return how to write the first of these parts that a module has."""
     return next((f"{name}.{part}" for part in parts if hasattr(module, part)), "")
-
-
-def _is_module(value: Any) -> bool:
-    return hasattr(value, "state_dict") and hasattr(value, "named_buffers")

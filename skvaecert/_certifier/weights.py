@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["digest_weights"]
+__all__ = ["digest_weights", "is_module"]
 
 
 def digest_weights(estimator: Any) -> str:
@@ -21,11 +21,16 @@ def digest_weights(estimator: Any) -> str:
     return blake2b("".join(found).encode(), digest_size=16).hexdigest() if found else ""
 
 
+def is_module(value: Any) -> bool:
+    """Tell a torch module, without an import of torch."""
+    return hasattr(value, "state_dict") and hasattr(value, "named_buffers")
+
+
 def _modules(value: Any, seen: set[int]) -> Iterator[Any]:
     if isinstance(value, type) or id(value) in seen:
         return
     seen.add(id(value))
-    if hasattr(value, "state_dict") and hasattr(value, "named_buffers"):
+    if is_module(value):
         yield value
     else:
         for inner in _inside(value):

@@ -16,18 +16,13 @@ from sklearn.utils import Tags, check_array
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.metaestimators import available_if
 
+from skvaecert._certifier.diagnosed import codes_of
 from skvaecert._certifier.encoded import EncodedSamples
-from skvaecert._certifier.kinds import MeanKind, SampledKind
 from skvaecert._estimator import VersionedMixin
 from skvaecert._loaders import as_samples
-from skvaecert.diagnosis import Codes, Diagnosis, diagnose_codes
+from skvaecert.diagnosis import Diagnosis, diagnose_codes
 from skvaecert.escape import EscapeReport
-from skvaecert.wrappers._inputs import (
-    escape_of,
-    evaluate,
-    open_samples,
-    unchanged_generators,
-)
+from skvaecert.wrappers._inputs import Network, open_samples
 from skvaecert.wrappers._outputs import (
     Outputs,
     check_names,
@@ -176,7 +171,9 @@ class TrainedEncoder(
             The wrapper.
         """
         samples = open_samples(self, X, reset=True)
-        self.latent_dim_ = self._outputs(samples[: self.batch_size]).mean.shape[1]
+        self.latent_dim_ = self._encoder.outputs(samples[: self.batch_size]).mean.shape[
+            1
+        ]
         return self
 
     def transform(self, X: ArrayLike) -> Any:
@@ -200,7 +197,7 @@ class TrainedEncoder(
             If the encoder returns anything else, or values that are not finite, or a
             DataLoader may shuffle: the order of the means would not be known.
         """
-        return self._outputs(self._opened(X)).mean
+        return self._encoder.outputs(self._opened(X)).mean
 
     def encode(self, X: ArrayLike) -> tuple[Values, Values]:
         """Return the parameters of the posterior q(z|x) = N(mean, diag(std^2)).
@@ -229,7 +226,7 @@ class TrainedEncoder(
         UserWarning
             If all log variances are above 0, as standard deviations and variances are.
         """
-        outputs = self._outputs(self._opened(X))
+        outputs = self._encoder.outputs(self._opened(X))
         return outputs.mean, outputs.std()
 
     @available_if(_has_decoder)
@@ -253,10 +250,7 @@ class TrainedEncoder(
         """
         self._validate_params()
         codes = check_array(Z, input_name="Z")
-        samples = evaluate(
-            "decoder", self.decoder, codes, size=self.batch_size, read=read_samples
-        ).mean
-        return samples.reshape(len(samples), -1)
+        return self._decoder.outputs(codes).mean
 
     def diagnose(
         self,
@@ -315,27 +309,21 @@ class TrainedEncoder(
         """
         self._validate_params()
         in_order = teacher_proba is not None or sample_weight is not None
-        with unchanged_generators(self.encoder, self.decoder):
+        with self._encoder.seeded(), self._decoder.seeded():
             samples = as_samples(X, in_order=in_order)
+            opened = open_samples(self, samples)
+            encoded = EncodedSamples(self, None, samples, weight=sample_weight)
+            is_gaussian = self._encoder.outputs(opened[:1]).is_gaussian
+            codes, stability = codes_of([encoded], is_gaussian, sample_weight)
+            stability.warn_if_unstable()
             return diagnose_codes(
-                self._codes(samples, sample_weight),
-                X=_floats(open_samples(self, samples)),
+                codes,
+                X=_floats(opened),
                 decode=None if self.decoder is None else self.inverse_transform,
                 teacher_proba=teacher_proba,
                 witness=witness,
                 **options,
             )
-
-    def _codes(self, samples: Any, sample_weight: ArrayLike | None) -> Codes:
-        """Return the posteriors, and how far other batches move them."""
-        encoded = EncodedSamples(self, None, samples, weight=sample_weight)
-        is_gaussian = self._outputs(open_samples(self, samples)[:1]).is_gaussian
-        kind = SampledKind(None) if is_gaussian else MeanKind(None)
-        kind.look_again(encoded)
-        kind.finish()
-        kind.stability.warn_if_unstable()
-        mean, std = encoded.distribution if is_gaussian else (encoded.means, None)
-        return Codes(mean, std, sample_weight, kind.stability.moved)
 
     def escape_report(
         self, X: ArrayLike, teacher_proba: ArrayLike, *, witness: Any = None
@@ -387,25 +375,22 @@ class TrainedEncoder(
         >>> print(TrainedEncoder(encoder).escape_report(X, teacher_proba))
         Stuck: ... Hidden features are dead in 1: ...
         """
-        samples = self._opened(X)
-        return escape_of(self.encoder, samples, teacher_proba, witness, **self._reading)
+        return self._encoder.escape_report(self._opened(X), teacher_proba, witness)
 
     def _opened(self, X: Any) -> Any:
         self._validate_params()
         return open_samples(self, X, in_order=True)
 
-    def _outputs(self, samples: Any) -> Outputs:
-        """Return means of shape (n_samples, latent_dim), with what else there is."""
-        return evaluate("encoder", self.encoder, samples, **self._reading).flat()
+    @property
+    def _encoder(self) -> Network:
+        def read(result: Any) -> Outputs:
+            return read_posterior(result, self.outputs)
+
+        return Network("encoder", self.encoder, self.batch_size, read, self.input_shape)
 
     @property
-    def _reading(self) -> dict[str, Any]:
-        """What turns samples into batches, and results into outputs."""
-        return {
-            "size": self.batch_size,
-            "read": lambda result: read_posterior(result, self.outputs),
-            "shape": self.input_shape,
-        }
+    def _decoder(self) -> Network:
+        return Network("decoder", self.decoder, self.batch_size, read_samples)
 
     def _validate_params(self) -> None:
         super()._validate_params()

@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -15,7 +16,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
 from skvaecert._loaders import as_samples
-from skvaecert._precision import full_float32
+from skvaecert._precision import device_of, evaluating
 from skvaecert._samples import DatasetSamples, is_sequence
 from skvaecert._training.device import seeded
 from skvaecert.escape import EscapeReport, differentiating, report_escape
@@ -28,7 +29,7 @@ from skvaecert.simplex import (
 from skvaecert.witnesses import simplex_of
 from skvaecert.wrappers._outputs import Outputs, joined
 
-__all__ = ["escape_of", "evaluate", "open_samples", "unchanged_generators"]
+__all__ = ["Network", "open_samples"]
 
 
 def open_samples(
@@ -59,58 +60,74 @@ def _checked(estimator: BaseEstimator, X: Any, reset: bool) -> Any:
     return check_array(X, estimator=estimator, input_name="X", allow_nd=True)
 
 
-def evaluate(
-    name: str,
-    function: Any,
-    X: Any,
-    *,
-    size: int,
-    read: Callable[[Any], Outputs],
-    shape: Any = None,
-) -> Outputs:
-    """Return what an encoder or a decoder makes of samples, in batches of one size."""
-    module, found = _module_of(function), []
-    # No inference mode: what a module keeps from its first pass, a table or lazy
-    # parameters, could not be trained later.
-    with torch.no_grad(), full_float32(), _evaluation_mode(module):
-        for index in gen_batches(len(X), size):
-            batch = _batch(X, index, shape)
-            result = _call(name, function, _padded(batch, size), module)
-            found.append(read(result).arrays(name, size).first(len(batch)))
-    return joined(name, found)
+@dataclass(frozen=True)
+class Network:
+    """An encoder or a decoder: how it is called, and how its results are read."""
 
+    name: str
+    function: Any
+    batch_size: int
+    read: Callable[[Any], Outputs]
+    input_shape: Any = None
 
-def escape_of(
-    encoder: Any,
-    X: Any,
-    teacher_proba: Any,
-    witness: Any,
-    *,
-    size: int,
-    read: Callable[[Any], Outputs],
-    shape: Any = None,
-) -> EscapeReport:
-    """Report whether the gradient of a torch encoder moves its means apart."""
-    module = _module_of(encoder)
-    if module is None:
-        raise ValueError(
-            "encoder must be a torch module, or a method of one, for an escape report, "
-            "since the gradient of other functions is not known. Got "
-            f"{encoder!r}: pass the torch module or its method, such as vae.encode."
-        )
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that it is, or is a method of."""
+        return _module_of(self.function)
 
-    def encode(batch: Any) -> Tensor:
-        mean = read(_call("encoder", encoder, batch, module)).mean
-        return torch.as_tensor(mean).flatten(1)
+    def seeded(self) -> AbstractContextManager[None]:
+        """Seed torch, and put its generators back."""
+        return seeded(0, device_of(self.module))
 
-    with seeded(0, _device_of(module)), _evaluation_mode(module):
-        found = evaluate("encoder", encoder, X, size=size, read=read, shape=shape)
-        latent_mean = found.flat().mean.astype(np.float64)
-        proba = check_teacher_proba(teacher_proba, len(latent_mean))
-        simplex = _simplex(witness, proba, latent_mean.shape[1])
-        batches = (_batch(X, index, shape) for index in gen_batches(len(X), size))
-        with differentiating(module):
-            return report_escape(module, encode, batches, latent_mean, proba, *simplex)
+    def outputs(self, X: Any) -> Outputs:
+        """Return what it makes of samples, in batches of one size."""
+        size, found = self.batch_size, []
+        # No inference mode: what a module keeps from its first pass, a table or lazy
+        # parameters, could not be trained later.
+        with torch.no_grad(), evaluating(self.module):
+            for batch in self._batches(X):
+                result = self.read(self._call(_padded(batch, size)))
+                found.append(result.arrays(self.name, size, len(batch)))
+        return joined(self.name, found)
+
+    def escape_report(self, X: Any, teacher_proba: Any, witness: Any) -> EscapeReport:
+        """Report whether the gradient of a torch encoder moves its means apart."""
+        module = self.module
+        if module is None:
+            raise ValueError(
+                "encoder must be a torch module, or a method of one, for an escape "
+                "report, since the gradient of other functions is not known. Got "
+                f"{self.function!r}: pass the torch module or its method, such as "
+                "vae.encode."
+            )
+        with self.seeded():
+            mean = self.outputs(X).mean.astype(np.float64)
+            proba = check_teacher_proba(teacher_proba, len(mean))
+            simplex = _simplex(witness, proba, mean.shape[1])
+            with differentiating(module):
+                batches = self._batches(X)
+                return report_escape(module, self._mean, batches, mean, proba, *simplex)
+
+    def _mean(self, batch: Any) -> Tensor:
+        return torch.as_tensor(self.read(self._call(batch)).mean).flatten(1)
+
+    def _batches(self, X: Any) -> Iterator[Any]:
+        for index in gen_batches(len(X), self.batch_size):
+            batch = X[index]
+            if isinstance(X, DatasetSamples):
+                batch = check_array(batch, input_name="X")
+            shape = self.input_shape
+            yield batch if shape is None else _reshaped(batch, shape)
+
+    def _call(self, batch: Any) -> Any:
+        module = self.module
+        try:
+            if module is None or isinstance(batch, list):
+                return self.function(batch)
+            return self.function(_tensor(batch, module))
+        except Exception as error:
+            error.add_note(_note(self.name, batch, module))
+            raise
 
 
 def _simplex(witness: Any, proba: Floats, latent_dim: int) -> tuple[Floats, float]:
@@ -120,13 +137,6 @@ def _simplex(witness: Any, proba: Floats, latent_dim: int) -> tuple[Floats, floa
     # Uniform posteriors say nothing at any scale.
     scale = prior_matched_scale(proba) or 1.0
     return simplex_vertices(proba.shape[1], latent_dim), scale
-
-
-def _batch(X: Any, index: slice, shape: Any) -> Any:
-    batch = X[index]
-    if isinstance(X, DatasetSamples):
-        batch = check_array(batch, input_name="X")
-    return batch if shape is None else _reshaped(batch, shape)
 
 
 def _reshaped(batch: Any, input_shape: Any) -> Any:
@@ -148,16 +158,6 @@ def _padded(batch: Any, size: int) -> Any:
     if isinstance(batch, list):
         return batch + batch[-1:] * missing
     return np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-
-
-def _call(name: str, function: Any, batch: Any, module: nn.Module | None) -> Any:
-    try:
-        if module is None or isinstance(batch, list):
-            return function(batch)
-        return function(_tensor(batch, module))
-    except Exception as error:
-        error.add_note(_note(name, batch, module))
-        raise
 
 
 def _note(name: str, batch: Any, module: nn.Module | None) -> str:
@@ -183,7 +183,7 @@ def _note(name: str, batch: Any, module: nn.Module | None) -> str:
 
 def _tensor(batch: Any, module: nn.Module) -> Tensor:
     """Return the batch on the device of the module, floats in its precision."""
-    device = _device_of(module)
+    device = device_of(module)
     if batch.dtype.kind in "iu":
         return torch.from_numpy(batch.astype(np.int64)).to(device)
     state = chain(module.parameters(), module.buffers())
@@ -202,33 +202,3 @@ def _module_of(function: Any) -> nn.Module | None:
     # torch.compile and decorators keep what they wrap.
     inner = getattr(function, "__wrapped__", None)
     return None if inner is None else _module_of(inner)
-
-
-@contextmanager
-def _evaluation_mode(module: nn.Module | None) -> Iterator[None]:
-    """Evaluate a module as it will be used, without autocast and in its precision."""
-    # Each part by itself: some may have been frozen in evaluation mode.
-    parts = [] if module is None else list(module.modules())
-    modes = [part.training for part in parts]
-    try:
-        if module is not None:
-            module.eval()
-        with torch.autocast(_device_of(module).type, enabled=False):
-            yield
-    finally:
-        for part, training in zip(parts, modes, strict=True):
-            part.training = training
-
-
-def _device_of(module: nn.Module | None) -> torch.device:
-    state = () if module is None else chain(module.parameters(), module.buffers())
-    return next((tensor.device for tensor in state), torch.device("cpu"))
-
-
-@contextmanager
-def unchanged_generators(*functions: Any) -> Iterator[None]:
-    """Put torch's generators back to where they were, on the CPU and on GPUs."""
-    devices = {_device_of(_module_of(function)) for function in functions}
-    gpus = [device.index or 0 for device in devices if device.type == "cuda"]
-    with torch.random.fork_rng(gpus):
-        yield

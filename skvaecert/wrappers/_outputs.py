@@ -43,37 +43,31 @@ class Outputs:
     returned: str = ""
     distribution: str = ""
 
-    def arrays(self, name: str, n_samples: int) -> "Outputs":
-        """Return both as arrays with a row for each sample."""
-        mean = _rows(name, self.mean, n_samples, self.returned)
-        if self.spread is None:
-            return replace(self, mean=mean)
-        spread = _floats(name, self.spread)
-        if self.distribution:
-            spread = np.broadcast_to(spread, mean.shape)
-        if spread.shape != mean.shape:
+    def arrays(self, name: str, size: int, n_samples: int) -> "Outputs":
+        """Return both as arrays of shape (n_samples, n_values).
+
+        Copies of the first `n_samples` of a batch, since memory may be used again.
+        """
+        mean, spread = _floats(name, self.mean), self.spread
+        if mean.ndim < 2 or len(mean) != size:
             raise ValueError(
-                f"{name} must return a {self.measure} of the shape of the mean, "
-                f"{mean.shape}, got shape {spread.shape} in {self.returned}."
-                + (_naming() if name == "encoder" else "")
+                f"{name} must return an array with an entry for each sample of its "
+                f"batch, shape ({size}, ...), got {self.returned}. Return one value "
+                "for each sample as a column."
             )
+        if spread is not None:
+            spread = _floats(name, spread)
+            if self.distribution:
+                spread = np.broadcast_to(spread, mean.shape)
+            if spread.shape != mean.shape:
+                raise ValueError(
+                    f"{name} must return a {self.measure} of the shape of the mean, "
+                    f"{mean.shape}, got shape {spread.shape} in {self.returned}."
+                    + _naming()
+                )
+            spread = spread[:n_samples].reshape(n_samples, -1).copy()
+        mean = mean[:n_samples].reshape(n_samples, -1).copy()
         return replace(self, mean=mean, spread=spread)
-
-    def first(self, n_samples: int) -> "Outputs":
-        """Return copies of the first, since memory may be used again."""
-        spread = None if self.spread is None else self.spread[:n_samples].copy()
-        return replace(self, mean=self.mean[:n_samples].copy(), spread=spread)
-
-    def flat(self) -> "Outputs":
-        """Return both with shape (n_samples, latent_dim)."""
-        n_samples, *shape = self.mean.shape
-        if not shape:
-            raise ValueError(
-                "encoder must return means of shape (n_samples, latent_dim), got "
-                "(n_samples,). Return one dimension as a column."
-            )
-        spread = None if self.spread is None else self.spread.reshape(n_samples, -1)
-        return replace(self, mean=self.mean.reshape(n_samples, -1), spread=spread)
 
     @property
     def is_gaussian(self) -> bool:
@@ -184,25 +178,22 @@ def read_posterior(result: Any, names: Mapping[str, Any] | None) -> Outputs:
 
 def read_samples(result: Any) -> Outputs:
     """Return the output of a decoder: the mean of its likelihood."""
-    returned = _described(result)
-    found = Outputs(None)
+    mean = None
     if _is_array(result):
-        found = Outputs(result)
+        mean = result
     elif _is_distribution(result):
-        found = Outputs(_mean_of("decoder", result))
-    elif _has_places(result):
-        if len(result) in (1, 2):
-            mean, spread = (*result, None)[:2]
-            found = Outputs(mean, spread, "spread")
-    else:
-        known = [_entry(result, name) for name in _SAMPLES]
-        found = Outputs(next((value for value in known if value is not None), None))
-    if not _is_array(found.mean):
+        mean = _mean_of("decoder", result)
+    elif not _has_places(result):
+        known = (_entry(result, name) for name in _SAMPLES)
+        mean = next((value for value in known if value is not None), None)
+    elif len(result) in (1, 2):
+        mean = result[0]
+    if not _is_array(mean):
         raise ValueError(
             "decoder must return samples, an object with reconstruction, sample or "
-            f"loc, or a distribution, got {returned}."
+            f"loc, or a distribution, got {_described(result)}."
         )
-    return replace(found, returned=returned)
+    return Outputs(mean, returned=_described(result))
 
 
 def _found(result: Any) -> Outputs:
@@ -219,32 +210,34 @@ def _found(result: Any) -> Outputs:
 
 
 def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
-    values = {name: _at(result, key) for name, key in names.items()}
-    missing = [names[name] for name, value in values.items() if value is None]
-    if missing:
-        raise ValueError(
-            f"outputs must name what encoder returns, got {missing[0]!r}, and it "
-            f"returns {_described(result)}."
-        )
+    """Take the outputs that are named."""
+    values = {role: _at(result, key) for role, key in names.items()}
     if "posterior" in values:
         return _found(values["posterior"])
-    measure = next((name for name in names if name != "mean"), "")
-    keys = names["mean"], names.get(measure)
-    for name, value in values.items():
+    for value in values.values():
         if not _is_array(value):
             raise ValueError(
-                f"outputs must name arrays, got {name!r} for {_described(value)}. Name "
+                f"outputs must name arrays, got {names} for {_described(value)}. Name "
                 'a distribution, or a tuple of both, "posterior".'
             )
+    measure = next((name for name in names if name != "mean"), "")
+    keys = names["mean"], names.get(measure)
     return Outputs(values["mean"], values.get(measure), measure, keys)
 
 
 def _at(result: Any, key: int | str) -> Any:
-    """Return an output by its place or its name; None where there is none."""
+    """Return an output by its place or its name."""
+    value = None
     if isinstance(key, str):
-        return None if _is_array(result) else _entry(result, key)
-    has_place = isinstance(result, tuple | list) and -len(result) <= key < len(result)
-    return result[key] if has_place else None
+        value = _entry(result, key)
+    elif isinstance(result, tuple | list) and -len(result) <= key < len(result):
+        value = result[key]
+    if value is None:
+        raise ValueError(
+            f"outputs must name what encoder returns, got {key!r}, and it returns "
+            f"{_described(result)}."
+        )
+    return value
 
 
 def _by_place(result: Any) -> Outputs:
@@ -258,7 +251,7 @@ def _by_place(result: Any) -> Outputs:
 
 
 def _by_name(result: Any) -> Outputs:
-    found = {role: _only(result, *names) for role, names in _NAMES.items()}
+    found = {role: _only(result, names) for role, names in _NAMES.items()}
     mean = found["mean"]
     if mean is None:
         raise ValueError(
@@ -266,13 +259,13 @@ def _by_name(result: Any) -> Outputs:
             f"them by name, or a Normal distribution, got {_described(result)}."
             + _naming()
         )
-    measure = next((m for m in _MEASURES if found[m] is not None), "")
-    spread = found[measure] if measure else None
-    values = None if spread is None else _entry(result, spread)
+    measure = next((m for m in _MEASURES if found[m]), "")
+    spread = found.get(measure)
+    values = _entry(result, spread) if spread else None
     return Outputs(_entry(result, mean), values, measure, (mean, spread))
 
 
-def _only(result: Any, *names: str) -> str | None:
+def _only(result: Any, names: Sequence[str]) -> str | None:
     """Return the one of these names that the result has."""
     present = [name for name in names if _is_array(_entry(result, name))]
     if len(present) > 1:
@@ -344,16 +337,6 @@ def _naming(mean: Any = ..., spread: Any = ...) -> str:
     )
 
 
-def _rows(name: str, values: Any, n_samples: int, returned: str) -> Values:
-    array = _floats(name, values)
-    if array.ndim == 0 or len(array) != n_samples:
-        raise ValueError(
-            f"{name} must return one row per sample of its batch, {n_samples}, got "
-            f"{returned}."
-        )
-    return array
-
-
 def _floats(name: str, values: Any) -> Values:
     """Return values as floats, in float32 if they have that precision or less."""
     if isinstance(values, np.ma.MaskedArray) or "float8" in str(
@@ -382,13 +365,11 @@ def _described(result: Any) -> str:
     if hasattr(result, "shape") and not callable(result.shape):
         dtype = f" of {result.dtype}" if hasattr(result, "dtype") else ""
         return f"{kind}{dtype}, shape {tuple(result.shape)}"
-    if isinstance(result, Mapping):
-        return f"{kind} with {', '.join(map(str, result)) or 'nothing'}"
-    if hasattr(result, "_fields"):
-        return f"{kind} with {', '.join(result._fields)}"
-    if isinstance(result, tuple | list):
+    if _has_places(result):
         parts = [f"{i}: {_described(v)}" for i, v in enumerate(result[:_MOST_SHOWN])]
         return f"{kind} of {len(result)} ({'; '.join(parts) or 'nothing'})"
-    if _is_distribution(result) or not getattr(result, "__dict__", None):
+    names = getattr(result, "_fields", getattr(result, "__dict__", ()))
+    names = result if isinstance(result, Mapping) else names
+    if _is_distribution(result) or not names:
         return kind
-    return f"{kind} with {', '.join(vars(result))}"
+    return f"{kind} with {', '.join(map(str, names))}"
