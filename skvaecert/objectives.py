@@ -188,21 +188,25 @@ def _witness_log_proba(
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-class _InItsOwnPrecision(nn.Module):
-    """A module whose buffers move with a model, but not into 16 bits with it.
+class _InFullPrecision(nn.Module):
+    """A module whose buffers move with a model but keep their dtype.
 
-    There vertices are no simplex, and a weight cannot change by less than 0.4 %.
+    In 16 bits vertices are no simplex, and a weight cannot rise in small steps.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        kept = dict(self.named_buffers(recurse=False))
+        kept = dict(self._buffers)
         super()._apply(fn, recurse)
-        for name, tensor in kept.items():
-            setattr(self, name, tensor.to(getattr(self, name).device))
+        for name, moved in self._buffers.items():
+            before = kept[name]
+            # What is on no device yet has no values to keep.
+            self._buffers[name] = (
+                moved.to(before.dtype) if before.is_meta else before.to(moved.device)
+            )
         return self
 
 
-class AlignmentLoss(_InItsOwnPrecision):
+class AlignmentLoss(_InFullPrecision):
     """A = mean_i KL(T_i || softmax(beta S mu_i)), a term for any training loop.
 
     Add it, times a weight, to the loss of a VAE: it pushes latent means apart as far as
@@ -499,7 +503,7 @@ class Terms(NamedTuple):
     alignment: Tensor
 
 
-class LagrangeWeight(_InItsOwnPrecision):
+class LagrangeWeight(_InFullPrecision):
     """Weight w that holds the margin at a share of the teacher information.
 
     w is the multiplier of the constraint A <= (1 - m) I_T. After each step
@@ -610,11 +614,13 @@ class LagrangeWeight(_InItsOwnPrecision):
         alignment : Tensor of shape ()
             A, nats. This does not synchronise with the device.
         """
-        earlier = torch.where(self.average.isnan(), alignment, self.average)
-        self.average.copy_(earlier.lerp(alignment.to(earlier), self._FADING))
+        # A batch that broke down, as mixed precision skips it, tells nothing.
+        known = torch.where(alignment.isfinite(), alignment, self.average)
+        earlier = torch.where(self.average.isnan(), known, self.average)
+        self.average.copy_(earlier.lerp(known.to(earlier), self._FADING))
         excess = (self.average + self.gap) / self.information - (1 - self.target_margin)
         urgent = torch.maximum(excess, self._URGENCY * excess)
-        self.weight *= torch.exp(self._RATE * urgent.clamp(-1, 1))
+        self.weight *= torch.exp(self._RATE * urgent.clamp(-1, 1).nan_to_num(0))
         self.weight.clamp_(self._LEAST, self._MOST)
 
 
