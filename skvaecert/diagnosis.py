@@ -516,7 +516,8 @@ def _measured(
     if learned and X is None:
         raise ValueError(
             "noise_variance or X must be given with decode for likelihood='gaussian': "
-            "without the noise of the outputs, nothing says how much they carry."
+            "without the noise of the outputs, nothing says how much they carry. "
+            "TrainedEncoder compares them with an X of floats only."
         )
     sums, spread = OutputSums(likelihood), SpreadSums()
     n_decoded = max(_LEAST_DECODED, int(_DECODED_SHARE * n_draws))
