@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
@@ -42,8 +41,6 @@ def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
 
 
 def _own_loss(encoder: Any) -> Loss | None:
-    if isinstance(encoder, FrozenEstimator):
-        encoder = encoder.estimator
     if not isinstance(encoder, CertifiedVAE):
         return None
     criterion = encoder.net_.criterion_

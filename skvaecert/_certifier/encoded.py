@@ -113,8 +113,9 @@ class EncodedSamples:
 
 
 def fitted_encoder(estimator: Any) -> Any:
-    """Return the fitted encoder itself, where the estimator is a search over it."""
-    return getattr(estimator, "best_estimator_", estimator)
+    """Return the fitted encoder itself, out of a search or a frozen estimator."""
+    encoder = getattr(estimator, "best_estimator_", estimator)
+    return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
 
 
 def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
@@ -135,19 +136,14 @@ def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
 def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
     """Return reconstructions."""
     if not hasattr(estimator, "inverse_transform"):
+        name = type(fitted_encoder(estimator)).__name__
         raise ValueError(
             "estimator must have an inverse_transform, its decoder, for "
-            f'kind="round_trip"; {_name(estimator)} has none. Give it a decoder: '
+            f'kind="round_trip"; {name} has none. Give it a decoder: '
             "TrainedEncoder(encoder, decoder)."
         )
     decoded = estimator.inverse_transform(means)
     return np.asarray(check_real("inverse_transform", decoded))
-
-
-def _name(estimator: Any) -> str:
-    inner = fitted_encoder(estimator)
-    frozen = isinstance(inner, FrozenEstimator)
-    return type(inner.estimator if frozen else inner).__name__
 
 
 def read(teacher: Any, reconstruction: NDArray[np.floating]) -> Floats:

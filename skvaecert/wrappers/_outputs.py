@@ -80,7 +80,7 @@ class Outputs:
             raise ValueError(self._no_gaussian())
         smallest, largest = self.spread.min(), self.spread.max()
         if self.measure == "log_variance":
-            if smallest > 0 and not self.distribution:
+            if smallest > 0:
                 self._warn(smallest, largest)
             return np.asarray(np.exp(self.spread / 2))
         if not smallest > 0:
@@ -227,10 +227,12 @@ def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
 
 def _at(result: Any, key: int | str) -> Any:
     """Return an output by its place or its name."""
-    value = _entry(result, key) if isinstance(key, str) else None
-    is_place = isinstance(key, int) and isinstance(result, tuple | list)
-    if is_place and -len(result) <= key < len(result):
-        value = result[key]
+    if isinstance(key, str):
+        value = _entry(result, key)
+    else:
+        has_places = isinstance(result, tuple | list)
+        is_there = has_places and -len(result) <= key < len(result)
+        value = result[key] if is_there else None
     if value is None:
         raise ValueError(
             f"outputs must name what encoder returns, got {key!r}, and it returns "
