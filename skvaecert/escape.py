@@ -129,7 +129,7 @@ class EscapeReport:
     See Also
     --------
     CertifiedVAE.escape_report : Makes it.
-    wrappers.TrainedEncoder.escape_report : Makes it of models trained elsewhere.
+    skvaecert.wrappers.TrainedEncoder.escape_report : Makes it of other models.
 
     References
     ----------

@@ -81,7 +81,7 @@ class InvalidFileError(ValueError):
 class InconsistentVersionWarning(UserWarning):
     """A pickle was written by another version of this package.
 
-    Raised by :func:`pickle.load` and :func:`joblib.load`. scikit-learn has a warning of
+    Raised by ``pickle.load`` and ``joblib.load``. scikit-learn has a warning of
     this name for its own estimators. Files of :func:`skvaecert.persistence.save` have
     a schema instead: they are read right, or refused.
     """
