@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from skvaecert import CertifiedVAE, CollapseCertifier, Diagnosis, GMMTeacher, diagnose
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.forecast import collapse_threshold
+from skvaecert.information import InformationSums
 from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertices
 from skvaecert.wrappers import TrainedEncoder
 
@@ -453,6 +454,21 @@ def test_the_decoder_is_measured_in_the_units_of_its_noise(digits):
 def test_an_estimator_must_be_fitted(small_vae, blobs):
     with pytest.raises(NotFittedError):
         CollapseCertifier(small_vae).diagnose(blobs)
+
+
+def test_the_bracket_is_computed_once(fitted, blobs, monkeypatch):
+    computed, bracket = [], InformationSums.bracket
+
+    def counted(sums):
+        computed.append(bracket(sums))
+        return computed[-1]
+
+    monkeypatch.setattr(InformationSums, "bracket", counted)
+    found = fitted.diagnose(blobs, n_draws=2000)
+    assert len(computed) == 1
+    assert found.mean.information is found.information
+    # The twin: a certificate alone computes its own.
+    assert fitted.certify(blobs).information is computed[1]
 
 
 @pytest.mark.slow
