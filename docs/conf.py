@@ -42,7 +42,7 @@ sphinx_gallery_conf = {
     "gallery_dirs": "auto_examples",
     "within_subsection_order": "_pages.ReadingOrder",
     "filename_pattern": r"/plot_",
-    "ignore_pattern": r"/(benchmarks|papers|loops)/|/optuna",
+    "ignore_pattern": r"/(benchmarks|papers)/",
     "show_memory": False,
     "parallel": 2,
     "min_reported_time": 0,

@@ -226,12 +226,11 @@ def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
 
 def _at(result: Any, key: int | str) -> Any:
     """Return an output by its place or its name."""
+    value = None
     if isinstance(key, str):
         value = _entry(result, key)
-    else:
-        has_places = isinstance(result, tuple | list)
-        is_there = has_places and -len(result) <= key < len(result)
-        value = result[key] if is_there else None
+    elif isinstance(result, tuple | list) and -len(result) <= key < len(result):
+        value = result[key]
     if value is None:
         raise ValueError(
             f"outputs must name what encoder returns, got {key!r}, and it returns "

@@ -5,7 +5,7 @@ collapsed VAE is no candidate, however good its ELBO. Optuna hears of the margin
 callback. ``CertifiedVAE.fit`` calls the callback given, not a copy of it. Run it by::
 
     pip install optuna
-    python examples/optuna_pruning.py
+    python examples/loops/optuna_pruning.py
 
 On 2026-11-28, with optuna 5.0.0, skorch 1.4.0 and torch 2.13.0 on one thread, it pruned
 7 of 30 trials; the best VAE had 25.5 nats of ELBO and was certified on test samples.
