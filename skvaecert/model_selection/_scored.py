@@ -211,7 +211,8 @@ def certificate_of(estimator: Any, X: ArrayLike, **options: Any) -> Certificate:
     Raises
     ------
     TypeError
-        If the estimator is of another kind.
+        If the estimator is of another kind, or a VAE and `kind` is not "mean": only the
+        fit of a certifier tempers the witness for drawn codes.
     ValueError
         As :meth:`CollapseCertifier.certify`.
 
@@ -231,5 +232,12 @@ def certificate_of(estimator: Any, X: ArrayLike, **options: Any) -> Certificate:
     'certified'
     """
     inner, samples = certifying_part(estimator, X)
+    kind = options.get("kind", "mean")
+    if kind != "mean" and isinstance(inner, CertifiedVAE):
+        raise TypeError(
+            f"estimator must be a CollapseCertifier for kind={kind!r}, because its fit "
+            "tempers the witness; got CertifiedVAE. Use CollapseCertifier("
+            "FrozenEstimator(vae)).fit(...) on samples other than these."
+        )
     certifier = with_certifier(inner, samples, options.get("teacher_proba"))
     return certifier.certify(samples, **options)
