@@ -516,7 +516,9 @@ class LagrangeWeight(_InFullPrecision):
     is below its target than it falls when the margin is above.
 
     In a loop of your own it takes the place of a number: call it with the alignment
-    loss of a batch, once a step.
+    loss of a batch. In training mode each call changes w. Where gradients of several
+    batches make one step, let one call in each step do so: ``guard.train(last)``.
+    Otherwise w runs ahead of the model and far above what it needs.
 
     Parameters
     ----------

@@ -750,3 +750,12 @@ def test_an_encoder_that_is_constant_in_each_piece_is_not_certified(teacher):
         certificate = certifier.certify_batches(np.array_split(X, 9))
     assert certificate.margin > 0
     assert certificate.verdict != "certified"
+
+
+@pytest.mark.parametrize("witness", ["procrustes", "linear"])
+def test_a_refit_without_the_simplex_forgets_it(blobs, teacher, witness):
+    certifier = CollapseCertifier(PCA(4), teacher=teacher).fit(blobs)
+    assert certifier.vertices_.shape == (4, 4)
+    certifier.set_params(witness=witness, teacher__n_components=3).fit(blobs)
+    assert not hasattr(certifier, "vertices_")
+    assert not hasattr(certifier, "witness_scale_")

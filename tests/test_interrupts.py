@@ -8,6 +8,7 @@ import textwrap
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.model_selection import GridSearchCV, HalvingGridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -121,6 +122,30 @@ def test_ctrl_c_in_a_terminal_ends_a_script(tmp_path, n_jobs):
     assert "scored" not in out
     assert (*told, *out.splitlines()).count("fit\n") == n_jobs
     assert "fit" not in out.splitlines()
+
+
+class AtTheEnd(Callback):
+    """Presses Ctrl-C while it puts things away, half way through loading weights."""
+
+    def on_train_end(self, net, **kwargs):
+        next(net.module_.parameters()).data.zero_()
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("n_before", [0, 2])
+def test_ctrl_c_when_the_epochs_are_over_keeps_them(blobs, vae, n_before):
+    vae.set_params(warm_start=True, max_epochs=2)
+    twin = clone(vae)
+    if n_before:
+        vae.fit(blobs)
+        twin.fit(blobs)
+    with pytest.raises(KeyboardInterrupt, match="2 completed epochs out of 2") as error:
+        vae.set_params(callbacks=[AtTheEnd()]).fit(blobs)
+    assert error.value.estimator is vae
+    assert len(vae.history_) == n_before + 2
+    np.testing.assert_array_equal(
+        vae.transform(blobs), twin.fit(blobs).transform(blobs)
+    )
 
 
 def test_a_certifier_certifies_the_epochs_done(blobs, vae):

@@ -518,6 +518,12 @@ def test_metadata_that_nobody_asked_for_are_no_secret(blobs):
     proba = np.full((len(blobs), 2), 0.5)
     with pytest.raises(sklearn.exceptions.UnsetMetadataPassedError, match="'margin'"):
         search.fit(blobs, teacher_proba=proba)
+    both = margin_scorer.set_score_request(teacher_proba=True)
+    both = both.set_score_request(sample_weight="w")
+    assert both.get_metadata_routing().score.requests == {
+        "teacher_proba": True,
+        "sample_weight": "w",
+    }
     # What one search asks for, another does not.
     asking = margin_scorer.set_score_request(teacher_proba=True)
     assert asking.get_metadata_routing().score.requests["teacher_proba"] is True
@@ -569,6 +575,9 @@ def test_certificates_of_what_is_scored(fitted, blobs):
     assert certificate_of(fitted, X, kind="sampled").kind == "sampled"
     with pytest.raises(TypeError, match="got PCA"):
         certificate_of(PCA(2).fit(X), X)
+    # Not that the samples were in fit, which they were not.
+    with pytest.raises(TypeError, match=r"for kind='sampled'.*FrozenEstimator\(vae\)"):
+        certificate_of(make_pipeline(vae), X, kind="sampled")
 
 
 def test_the_certificate_of_a_pipeline_whatever_the_verdict(fitted, blobs):

@@ -1,7 +1,7 @@
 """No parameter is ignored in silence."""
 
 import pytest
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, clone
 from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV
@@ -49,6 +49,19 @@ def test_names_of_skorch_are_told_from_ours(blobs, vae, callback):
         vae.fit(blobs)
 
 
+class OnHeldOut(EarlyStopping):
+    def __init__(self, monitor="validation_loss"):
+        super().__init__(monitor)
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, ("named", Checkpoint), OnHeldOut])
+def test_classes_monitor_what_their_instances_do(blobs, vae, kind):
+    vae.set_params(teacher=NotAsked(), callbacks=[kind])
+    name = (kind[1] if isinstance(kind, tuple) else kind).__name__
+    with pytest.raises(ValueError, match=rf"{name}\(monitor='valid"):
+        vae.fit(blobs)
+
+
 IN_VAIN = {
     "default": lambda vae, X: None,
     "vae": lambda vae, X: vae.set_params(teacher=NotAsked()),
@@ -68,6 +81,33 @@ def test_the_certifier_has_no_teacher_for_a_vae_with_its_own(blobs, vae, kind):
     if kind in ("search", "frozen"):
         certifier.fit(blobs)
         assert len(certifier.mean_proba_) == 4
+
+
+class Study(BaseEstimator):
+    """A search of another library."""
+
+    def __init__(self, estimator):
+        self.estimator = estimator
+
+    def fit(self, X, y=None):
+        self.best_estimator_ = clone(self.estimator).fit(X)
+        return self
+
+    def transform(self, X):
+        return self.best_estimator_.transform(X)
+
+
+@pytest.mark.parametrize("search", [Study, lambda vae: GridSearchCV(Study(vae), {})])
+def test_posteriors_that_a_search_would_not_pass_on(blobs, vae, search):
+    """Twin: where nothing inside takes them, they are for the certificate alone."""
+    proba = GMMTeacher(4, random_state=0).fit(blobs).predict_proba(blobs)
+    certifier = CollapseCertifier(search(vae.set_params(teacher=NotAsked())))
+    with pytest.raises(ValueError, match="teacher_proba must be left out for a search"):
+        certifier.fit(blobs, teacher_proba=proba)
+    certifier.set_params(estimator=GridSearchCV(PCA(), {"n_components": [4]}, cv=2))
+    certifier.fit(blobs, teacher_proba=proba)
+    assert certifier.teacher_ is None
+    assert certifier.certify(blobs, teacher_proba=proba) == certifier.certificate_
 
 
 def test_the_certifier_has_a_teacher_for_those_without(blobs, vae):

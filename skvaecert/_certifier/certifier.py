@@ -23,7 +23,6 @@ from sklearn.base import (
     clone,
 )
 from sklearn.frozen import FrozenEstimator
-from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline
 from sklearn.utils import Tags, check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -765,7 +764,7 @@ class CollapseCertifier(
         encoder = fitted_encoder(self.estimator_)
         theirs = getattr(encoder, "teacher_", None)
         if theirs is not None:
-            self._check_teacher_unset(encoder)
+            self._check_teacher_unset(getattr(encoder, "estimator", encoder))
             return theirs
         template = GMMTeacher() if self.teacher is None else self.teacher
         if warm:
@@ -785,6 +784,8 @@ class CollapseCertifier(
         """Take the witness that was trained against, or make one."""
         means, proba = samples.means, samples.posterior
         if self.witness in WITNESS_FITS:
+            for name in ("vertices_", "witness_scale_"):
+                self.__dict__.pop(name, None)  # of an earlier fit
             fitted, _ = split_for_witness(self.witness, len(means))
             fit = WITNESS_FITS[self.witness]
             self.witness_ = fit(means[fitted], proba[fitted])
@@ -995,6 +996,16 @@ def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
         )
 
 
+def _takes_posteriors(estimator: Any) -> bool:
+    return hasattr(estimator, "fit") and has_fit_parameter(estimator, "teacher_proba")
+
+
+def _hides_posteriors(search: Any) -> bool:
+    """Tell whether a search, whose fit takes no posteriors, is over what takes them."""
+    inner = None if _is_frozen(search) else getattr(search, "estimator", None)
+    return inner is not None and (_takes_posteriors(inner) or _hides_posteriors(inner))
+
+
 def _fit_encoder(
     estimator: Any,
     X: ArrayLike,
@@ -1005,13 +1016,15 @@ def _fit_encoder(
     """Fit an encoder; one without parameters is taken as it is."""
     if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
         return
-    if teacher_proba is not None and isinstance(estimator, BaseSearchCV):
+    fit = estimator.partial_fit if partial else estimator.fit
+    if teacher_proba is None:
+        fit(X, y)
+    elif _takes_posteriors(estimator):
+        fit(X, y, teacher_proba=teacher_proba)
+    elif _hides_posteriors(estimator):
         raise ValueError(
             "teacher_proba must be left out for a search inside the certifier, which "
             "would not pass it on. Put the certifier inside the search."
         )
-    fit = estimator.partial_fit if partial else estimator.fit
-    if teacher_proba is not None and has_fit_parameter(estimator, "teacher_proba"):
-        fit(X, y, teacher_proba=teacher_proba)
     else:
         fit(X, y)

@@ -135,6 +135,9 @@ class VAENet(NeuralNet):
 
     def notify(self, method_name: str, **kwargs: Any) -> None:
         """Call a method of all callbacks; stop early if one of them asks for it."""
+        if method_name == "on_train_end":
+            self._end_training(**kwargs)
+            return
         if method_name != "on_epoch_end":
             super().notify(method_name, **kwargs)
             return
@@ -151,6 +154,16 @@ class VAENet(NeuralNet):
             stop |= self.observer.end()
         if stop:
             raise _StopEarly
+
+    def _end_training(self, **kwargs: Any) -> None:
+        """Tell callbacks that the epochs are over; on Ctrl-C the epochs are kept."""
+        trained = Snapshot(self, with_optimizer=False)
+        try:
+            super().notify("on_train_end", **kwargs)
+        except KeyboardInterrupt:
+            # One may be half way through loading other weights.
+            trained.restore(self)
+            self.interrupted_ = True
 
     @property
     def _amid_an_epoch(self) -> bool:
@@ -432,7 +445,9 @@ def check_callbacks(
     for given in callbacks or []:
         callback = _unnamed(given)
         is_class = isinstance(callback, type) and issubclass(callback, Callback)
-        if not (is_class or isinstance(callback, Callback)):
+        if is_class:
+            callback = callback()  # as skorch will
+        if not isinstance(callback, Callback):
             raise ValueError(
                 "callbacks must be callbacks of skorch, or pairs (name, callback), "
                 f"got {given!r}."

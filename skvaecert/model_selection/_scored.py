@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.certifier import CollapseCertifier, drawn_margin
+from skvaecert._certifier.encoded import fitted_encoder
 from skvaecert._certifier.partial import PartialCertificate
 from skvaecert._posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
@@ -63,9 +64,7 @@ class Scored:
 
     @property
     def _encoder(self) -> Any:
-        encoder = self._certifier.estimator_
-        encoder = getattr(encoder, "best_estimator_", encoder)
-        return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
+        return fitted_encoder(self._certifier.estimator_)
 
     def certified(self) -> float:
         if self._part.n_known and not self._part.n_samples:
@@ -212,7 +211,8 @@ def certificate_of(estimator: Any, X: ArrayLike, **options: Any) -> Certificate:
     Raises
     ------
     TypeError
-        If the estimator is of another kind.
+        If the estimator is of another kind, or a VAE and `kind` is not "mean": only the
+        fit of a certifier tempers the witness for drawn codes.
     ValueError
         As :meth:`CollapseCertifier.certify`.
 
@@ -232,5 +232,12 @@ def certificate_of(estimator: Any, X: ArrayLike, **options: Any) -> Certificate:
     'certified'
     """
     inner, samples = certifying_part(estimator, X)
+    kind = options.get("kind", "mean")
+    if kind != "mean" and isinstance(inner, CertifiedVAE):
+        raise TypeError(
+            f"estimator must be a CollapseCertifier for kind={kind!r}, because its fit "
+            "tempers the witness; got CertifiedVAE. Use CollapseCertifier("
+            "FrozenEstimator(vae)).fit(...) on samples other than these."
+        )
     certifier = with_certifier(inner, samples, options.get("teacher_proba"))
     return certifier.certify(samples, **options)

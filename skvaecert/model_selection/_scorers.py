@@ -6,11 +6,12 @@ from typing import Any, Self
 
 from numpy.typing import ArrayLike
 from sklearn import get_config
-from sklearn.utils.metadata_routing import MetadataRequest
+from sklearn.utils.metadata_routing import UNCHANGED, MetadataRequest
 
 from skvaecert.model_selection._scored import Scored
 
 __all__ = [
+    "SCORES",
     "CertificateScorer",
     "certificate_scorers",
     "certified_scorer",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-_SCORES = sorted(name for name in vars(Scored) if not name.startswith("_"))
+SCORES = sorted(name for name in vars(Scored) if not name.startswith("_"))
 
 
 class CertificateScorer:
@@ -118,8 +119,8 @@ class CertificateScorer:
     """
 
     def __init__(self, score: str, **options: Any) -> None:
-        if score not in _SCORES:
-            raise ValueError(f"score must be one of {_SCORES}, got {score!r}.")
+        if score not in SCORES:
+            raise ValueError(f"score must be one of {SCORES}, got {score!r}.")
         try:
             signature(getattr(Scored, score)).bind(None, **options)
         except TypeError as error:
@@ -178,8 +179,8 @@ class CertificateScorer:
     def set_score_request(
         self,
         *,
-        teacher_proba: bool | str | None = None,
-        sample_weight: bool | str | None = None,
+        teacher_proba: bool | str | None = UNCHANGED,
+        sample_weight: bool | str | None = UNCHANGED,
     ) -> Self:
         """Return a copy that asks a search for metadata, cut with the folds.
 
@@ -187,9 +188,10 @@ class CertificateScorer:
 
         Parameters
         ----------
-        teacher_proba, sample_weight : bool, str or None, default=None
+        teacher_proba, sample_weight : bool, str or None, default=UNCHANGED
             As in scikit-learn's metadata routing: True if requested, False if not, a
-            str for another name, None for an error if it is given to the search.
+            str for another name, None for an error if it is given to the search. What
+            is left out stays as it is.
 
         Returns
         -------
@@ -207,10 +209,9 @@ class CertificateScorer:
                 "sklearn.set_config(enable_metadata_routing=True)."
             )
         other = copy(self)
-        other._aliases = {
-            "teacher_proba": teacher_proba,
-            "sample_weight": sample_weight,
-        }
+        asked = {"teacher_proba": teacher_proba, "sample_weight": sample_weight}
+        changed = {k: v for k, v in asked.items() if v != UNCHANGED}
+        other._aliases = self._aliases | changed
         other.get_metadata_routing()  # fails now if an alias is not valid
         return other
 
