@@ -78,7 +78,7 @@ class WithPosterior:
         if not hasattr(dataset, "__len__"):
             raise ValueError(
                 "dataset must have a length and items by number, got "
-                f"{type(dataset).__name__}. Let an IterableDataset yield posteriors "
+                f"{type(dataset).__name__}. An IterableDataset must yield posteriors "
                 "along with its samples."
             )
         if len(self._posteriors) != len(dataset):

@@ -195,14 +195,15 @@ class _InFullPrecision(nn.Module):
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        kept = dict(self._buffers)
+        kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        for name, moved in self._buffers.items():
-            before = kept[name]
+        for name, before in kept.items():
+            moved = self.get_buffer(name)
             # What is on no device yet has no values to keep.
-            self._buffers[name] = (
+            again = (
                 moved.to(before.dtype) if before.is_meta else before.to(moved.device)
             )
+            setattr(self, name, again)
         return self
 
 
