@@ -14,6 +14,7 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     SequentialSampler,
+    default_collate,
 )
 
 from skvaecert.datasets import WithPosterior
@@ -52,6 +53,9 @@ def flat_batches(batches: Iterable[Any]) -> Iterator[Any]:
     """Yield batches with flat samples; small ones of a loader are joined."""
     if isinstance(batches, DataLoader):
         batches = _larger(_batches(batches))
+    elif isinstance(batches, Dataset | WithPosterior):
+        # What streams may come in batches.
+        batches = batches if isinstance(batches, IterableDataset) else [batches]
     return (flat_samples(batch, in_order=False) for batch in batches)
 
 
@@ -83,21 +87,22 @@ def _check_order(loader: DataLoader[Any]) -> None:
 @contextmanager
 def _same_generators(loader: DataLoader[Any]) -> Iterator[None]:
     """Put the generators back that a pass through a loader draws from."""
-    own = loader.generator
-    state = None if own is None else own.get_state()
+    owners = loader, loader.sampler, loader.batch_sampler
+    own = [g for o in owners if (g := getattr(o, "generator", None)) is not None]
+    states = [generator.get_state() for generator in own]
     with torch.random.fork_rng([]):
         try:
             yield
         finally:
-            if state is not None:
-                own.set_state(state)
+            for generator, state in zip(own, states, strict=True):
+                generator.set_state(state)
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
     """Yield the samples of each batch: its first part, where it has several."""
     n_read = 0
     for batch in loader:
-        samples = _first(batch)
+        samples = _first(batch, loader)
         n_read += len(samples)
         yield _array(samples) if isinstance(samples, Tensor) else samples
     expected = _n_expected(loader)
@@ -119,9 +124,11 @@ def _n_expected(loader: DataLoader[Any]) -> int | None:
     return n_samples // size * size if loader.drop_last else n_samples
 
 
-def _first(batch: Any) -> Any:
+def _first(batch: Any, loader: DataLoader[Any]) -> Any:
     """Return the samples of a batch, which may come with labels and other values."""
     while isinstance(batch, tuple | list) and _is_nested(batch):
+        if loader.collate_fn is not default_collate:
+            _check_parts(batch, loader.batch_size)
         batch = batch[0]
     if isinstance(batch, dict) or not hasattr(batch, "__len__"):
         raise ValueError(
@@ -135,6 +142,20 @@ def _first(batch: Any) -> Any:
 
 def _is_nested(batch: Any) -> bool:
     return len(batch) > 0 and isinstance(batch[0], Tensor | np.ndarray | tuple | list)
+
+
+def _check_parts(batch: Any, batch_size: int | None) -> None:
+    """Fail for a list of samples, which has no first part to be read alone."""
+    kinds = {(type(p), getattr(p, "dtype", 0), getattr(p, "ndim", 1)) for p in batch}
+    if len(batch) == 1 or len(kinds) > 1 or getattr(batch[0], "ndim", 1) == 0:
+        return
+    if len({len(part) for part in batch}) > 1 or len(batch) == batch_size:
+        raise ValueError(
+            "X must be a DataLoader whose batches are samples, or begin with them, got "
+            f"a {type(batch).__name__} of {len(batch)} {type(batch[0]).__name__}. A "
+            "list of sequences of different lengths must be padded to one length in "
+            "collate_fn."
+        )
 
 
 def _items(dataset: Any) -> Any:

@@ -75,6 +75,12 @@ class WithPosterior:
         self.dataset = dataset
         self.teacher_proba = teacher_proba
         self._posteriors = _opened(teacher_proba)
+        if not hasattr(dataset, "__len__"):
+            raise ValueError(
+                "dataset must have a length and items by number, got "
+                f"{type(dataset).__name__}. Let an IterableDataset yield the posteriors "
+                "along with its samples."
+            )
         if len(self._posteriors) != len(dataset):
             raise ValueError(
                 "teacher_proba must have one row per item of dataset, "

@@ -188,7 +188,25 @@ def _witness_log_proba(
 _REDUCTIONS = ("mean", "sum", "none")
 
 
-class AlignmentLoss(nn.Module):
+class _InFullPrecision(nn.Module):
+    """A module whose buffers move with a model but keep their dtype.
+
+    In 16 bits vertices are no simplex, and a weight cannot rise in small steps.
+    """
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, moved in self._buffers.items():
+            before = kept[name]
+            # What is on no device yet has no values to keep.
+            self._buffers[name] = (
+                moved.to(before.dtype) if before.is_meta else before.to(moved.device)
+            )
+        return self
+
+
+class AlignmentLoss(_InFullPrecision):
     """A = mean_i KL(T_i || softmax(beta S mu_i)), a term for any training loop.
 
     Add it, times a weight, to the loss of a VAE: it pushes latent means apart as far as
@@ -369,16 +387,6 @@ class AlignmentLoss(nn.Module):
             )
         return mean.to(torch.promote_types(mean.dtype, torch.float32))
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Move the buffers but keep their dtype: in 16 bits they are no simplex."""
-        kept = self.vertices, self.scale
-        super()._apply(fn, recurse)
-        self.vertices, self.scale = (
-            tensor.to(moved.device)
-            for tensor, moved in zip(kept, (self.vertices, self.scale), strict=True)
-        )
-        return self
-
 
 class Objective(BaseEstimator):
     """The ELBO, in parts that a mitigation of collapse can replace one by one.
@@ -495,7 +503,7 @@ class Terms(NamedTuple):
     alignment: Tensor
 
 
-class LagrangeWeight(nn.Module):
+class LagrangeWeight(_InFullPrecision):
     """Weight w that holds the margin at a share of the teacher information.
 
     w is the multiplier of the constraint A <= (1 - m) I_T. After each step
@@ -507,7 +515,9 @@ class LagrangeWeight(nn.Module):
     is below its target than it falls when the margin is above.
 
     In a loop of your own it takes the place of a number: call it with the alignment
-    loss of a batch, once a step.
+    loss of a batch. In training mode each call changes w. Where gradients of several
+    batches make one step, let one call in each step do so: ``guard.train(last)``.
+    Otherwise w runs ahead of the model and far above what it needs.
 
     Parameters
     ----------
@@ -603,11 +613,13 @@ class LagrangeWeight(nn.Module):
         alignment : Tensor of shape ()
             A, nats. This does not synchronise with the device.
         """
-        earlier = torch.where(self.average.isnan(), alignment, self.average)
-        self.average.copy_(earlier.lerp(alignment.to(earlier), self._FADING))
+        # A batch that broke down, as mixed precision skips it, tells nothing.
+        known = torch.where(alignment.isfinite(), alignment, self.average)
+        earlier = torch.where(self.average.isnan(), known, self.average)
+        self.average.copy_(earlier.lerp(known.to(earlier), self._FADING))
         excess = (self.average + self.gap) / self.information - (1 - self.target_margin)
         urgent = torch.maximum(excess, self._URGENCY * excess)
-        self.weight *= torch.exp(self._RATE * urgent.clamp(-1, 1))
+        self.weight *= torch.exp(self._RATE * urgent.clamp(-1, 1).nan_to_num(0))
         self.weight.clamp_(self._LEAST, self._MOST)
 
 

@@ -249,6 +249,11 @@ def simplex_of(loss: Any) -> tuple[Floats, float]:
     >>> simplex_witness(*simplex_of(loss_fn)).weights.shape
     (3, 2)
     """
+    if not (hasattr(loss, "vertices") and hasattr(loss, "scale")):
+        raise ValueError(
+            "witness must be an AlignmentLoss, or have its vertices and scale, got "
+            f"{loss!r}."
+        )
     vertices = loss.vertices
     if hasattr(vertices, "numpy"):
         vertices = vertices.numpy(force=True)

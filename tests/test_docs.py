@@ -19,6 +19,7 @@ from skvaecert import (
     callbacks,
     datasets,
     diagnostics,
+    escape,
     exceptions,
     forecast,
     information,
@@ -30,6 +31,7 @@ from skvaecert import (
     plotting,
     report,
     simplex,
+    witnesses,
     wrappers,
 )
 
@@ -220,6 +222,7 @@ def test_tests_named_in_the_documents_exist(page, most):
         callbacks,
         datasets,
         diagnostics,
+        escape,
         exceptions,
         forecast,
         information,
@@ -231,6 +234,7 @@ def test_tests_named_in_the_documents_exist(page, most):
         plotting,
         report,
         simplex,
+        witnesses,
         wrappers,
     ],
 )

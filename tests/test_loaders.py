@@ -122,10 +122,13 @@ def test_in_order_they_keep_their_order():
     np.testing.assert_array_equal(samples, X[:6])
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("own", ["loader", "sampler", None])
 def test_generators_stay_where_they_were(own):
     generator = torch.Generator().manual_seed(3) if own else None
     loader = DataLoader(PAIRS, shuffle=True, generator=generator)
+    if own == "sampler":
+        sampler = WeightedRandomSampler([1.0] * 8, 8, generator=generator)
+        loader = DataLoader(PAIRS, sampler=sampler)
 
     def states():
         mine = generator.get_state().tolist() if own else None
@@ -151,7 +154,7 @@ def padded(batch):
         (DataLoader(StackDataset(x=X, y=LABELS)), r"got dict.*batch\[\"x\"\]"),
         (
             DataLoader(Words(RAGGED, False), batch_size=2, collate_fn=list),
-            "got 12 samples from 5 items.*padded to one length",
+            "got a list of 2 Tensor.*padded to one length",
         ),
         (
             DataLoader(Words(RAGGED), batch_size=2, collate_fn=padded),
@@ -168,6 +171,43 @@ def test_what_cannot_be_read_says_what_to_do(loader, message):
         as_samples(loader, in_order=True)
 
 
+class Sequences(IterableDataset):
+    """Sequences of vectors, of 4 or other lengths."""
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
+    def __iter__(self):
+        return (torch.zeros(n, 3) for n in self.lengths)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "batches"),
+    [
+        ([torch.zeros(4, 3)] * 8, {"batch_size": 4}),
+        (Sequences([4] * 8), {"batch_size": 4}),
+        (Sequences([2] * 8), {"batch_size": 4}),
+        (Sequences([1, 2] * 4), {"batch_size": 4}),
+        ([[1], [2, 3]] * 4, {"batch_sampler": [[0, 1], [2, 3]]}),
+    ],
+)
+@pytest.mark.parametrize("collate", [list, lambda items: (items, [0] * len(items))])
+def test_one_sample_is_not_taken_for_a_batch(dataset, batches, collate):
+    loader = DataLoader(dataset, collate_fn=collate, **batches)
+    with pytest.raises(ValueError, match="must be padded to one length"):
+        as_samples(loader, in_order=False)
+
+
+@pytest.mark.parametrize("n_items", [6, 8])
+def test_pairs_of_one_kind_are_samples_with_other_values(n_items):
+    """Also where the last batch has as many samples as parts."""
+    noisy = torch.arange(3.0 * n_items).reshape(n_items, 3)
+    loader = DataLoader(
+        noisy, 4, collate_fn=lambda items: [torch.stack(items), -torch.stack(items)]
+    )
+    np.testing.assert_array_equal(as_samples(loader, in_order=True), noisy)
+
+
 def test_small_batches_of_a_loader_are_joined(monkeypatch):
     monkeypatch.setattr("skvaecert._loaders._TOGETHER", 5)
     found = list(flat_batches(DataLoader(PAIRS, batch_size=2)))
@@ -178,6 +218,8 @@ def test_small_batches_of_a_loader_are_joined(monkeypatch):
 
 
 def test_batches_are_flat():
+    assert len(next(flat_batches(PAIRS))) == 8
+    assert [len(sample) for sample in flat_batches(Sequences([5, 6]))] == [5, 6]
     for batches in (X.split(3), iter(X.split(3))):
         found = list(flat_batches(batches))
         assert [batch.shape for batch in found] == [(3, 6), (3, 6), (2, 6)]

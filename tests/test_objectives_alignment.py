@@ -244,6 +244,40 @@ def test_the_guard_is_saved_with_a_model():
     assert guard.average == other.average
 
 
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_the_guard_forgets_a_batch_that_broke_down(broken):
+    """Mixed precision skips such steps and goes on."""
+    guard, twin = LagrangeWeight(0.5, 1.0), LagrangeWeight(0.5, 1.0)
+    guard(torch.tensor(broken))
+    assert guard.weight == 1
+    for loss in (2.0, 0.1):
+        guard(torch.tensor(loss))
+        twin(torch.tensor(loss))
+    before = guard.average.clone()
+    guard(torch.tensor(broken))
+    assert guard.average == before == twin.average
+    assert guard.weight != 1
+    assert guard.weight.isfinite()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_guard_of_a_model_in_16_bits_rises_in_small_steps(dtype):
+    model = nn.ModuleList([LagrangeWeight(0.5, 1.0), nn.Linear(1, 1)]).to(dtype)
+    guard, twin = model[0], LagrangeWeight(0.5, 1.0)
+    loss = torch.tensor(0.505, dtype=dtype)
+    for _ in range(20):
+        guard(loss)
+        twin(loss.float())
+    assert guard.weight == twin.weight > 1
+
+
+def test_what_is_on_no_device_is_loaded_later(loss_fn, proba, mean):
+    state = {name: value.clone() for name, value in loss_fn.state_dict().items()}
+    before = loss_fn(torch.tensor(mean), proba)
+    loss_fn.to("meta").half().to_empty(device="cpu").load_state_dict(state)
+    assert loss_fn(torch.tensor(mean), proba) == before
+
+
 @pytest.mark.parametrize(
     ("target", "information", "name"),
     [(0.0, 1.0, "target_margin"), (1.0, 1.0, "target_margin"), (0.5, 0.0, "inform")],

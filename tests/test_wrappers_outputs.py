@@ -49,6 +49,18 @@ class OfAUser(Normal):
     pass
 
 
+class Clipped(Normal):
+    """As truncated policies are: it is not the Normal that it comes from."""
+
+    def rsample(self, *args, **kwargs):
+        return super().rsample(*args, **kwargs).clamp(-1, 1)
+
+
+def jax_independent(inner):
+    fields = {"distribution": inner, "mean": inner.mean, "log_prob": inner.log_prob}
+    return type("Independent", (), fields)()
+
+
 class Output(types.SimpleNamespace):
     pass
 
@@ -79,6 +91,7 @@ FORMS = {
     "Independent": Independent(Independent(Normal(MEAN[:, None], STD[:, None]), 1), 1),
     "subclass": OfAUser(MEAN, STD),
     "another Normal": jax_normal(MEAN, STD),
+    "another Independent": jax_independent(jax_normal(MEAN, STD)),
     "arrays": (foreign(MEAN, "__array__"), foreign(LOG_VARIANCE, "__array__")),
     "dlpack": (foreign(MEAN, "__dlpack__"), foreign(LOG_VARIANCE, "__dlpack__")),
 }  # fmt: skip
@@ -123,7 +136,7 @@ def test_outputs_are_picked_by_place_or_name(case):
         ),
         ([MEAN, LOG_VARIANCE, STD], r'outputs=\{"mean": 0, "log_variance": 1\}'),
         ((MEAN, None), r"tuple of 2 .*1: NoneType"),
-        ((SAMPLES, (MEAN, STD)), "1: tuple of 2"),
+        ((SAMPLES, (MEAN, STD)), '1: tuple of 2.*holds both, name it "posterior"'),
         ((MEAN, SAMPLES), r"log_variance of the shape of the mean, \(6, 2\)"),
         ({"z": MEAN, "s": STD}, r"dict with z, s\..*outputs="),
         (Output(z=MEAN), "Output with z"),
@@ -172,6 +185,8 @@ OTHERS = {
     "StudentT": StudentT(3.0, MEAN, STD),
     "MultivariateNormal": MultivariateNormal(MEAN, torch.eye(D) + 0.5),
     "of another library": jax_normal(MEAN, STD, "Laplace"),
+    "Independent of another": jax_independent(jax_normal(MEAN, STD, "Laplace")),
+    "clipped": Clipped(MEAN, STD),
 }
 
 
@@ -201,6 +216,14 @@ def test_the_kind_of_outputs_must_not_change_on_the_way():
     samples = np.repeat([[0.0], [1.0]], 4, axis=0) * np.ones(3)
     with pytest.raises(ValueError, match="spreads as log_variance and none"):
         TrainedEncoder(wavering, batch_size=4).transform(samples)
+
+
+@pytest.mark.parametrize("value", [-1000.0, 1000.0])
+def test_log_variances_must_have_a_standard_deviation(value):
+    model = encoder((MEAN, torch.full_like(MEAN, value)))
+    for use in (model.encode, model.diagnose):
+        with pytest.raises(ValueError, match="neither vanish nor overflow in float32"):
+            use(X)
 
 
 @pytest.mark.parametrize(

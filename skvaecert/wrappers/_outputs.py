@@ -80,9 +80,17 @@ class Outputs:
             raise ValueError(self._no_gaussian())
         smallest, largest = self.spread.min(), self.spread.max()
         if self.measure == "log_variance":
+            with np.errstate(over="ignore"):
+                std = np.asarray(np.exp(self.spread / 2))
+            if not (std.min() > 0 and np.isfinite(std.max())):
+                raise ValueError(
+                    "encoder must return log variances whose exponentials neither "
+                    f"vanish nor overflow in {std.dtype}, got values from "
+                    f"{smallest:.3g} to {largest:.3g}."
+                )
             if smallest > 0 and not self.distribution:
                 self._warn(smallest, largest)
-            return np.asarray(np.exp(self.spread / 2))
+            return std
         if not smallest > 0:
             raise ValueError(
                 f"encoder must return values above 0 as {self.measure}, got a smallest "
@@ -244,7 +252,8 @@ def _by_place(result: Any) -> Outputs:
     if len(result) not in (1, 2) or not all(map(_is_array, result)):
         raise ValueError(
             "encoder must return the mean, or (mean, log_variance), got "
-            f"{_described(result)}.{_naming(*_pair(result))}"
+            f"{_described(result)}.{_naming(*_pair(result))} If one of them is a "
+            'distribution or holds both, name it "posterior".'
         )
     mean, spread = (*result, None)[:2]
     return Outputs(mean, spread, "log_variance" if len(result) == 2 else "")
@@ -283,11 +292,22 @@ def _of_distribution(result: Any) -> Outputs:
     """
     normal = result
     while type(normal).__name__ == "Independent":
-        normal = normal.base_dist
-    if all(base.__name__ != "Normal" for base in type(normal).__mro__):
+        # The second is its name in other libraries.
+        normal = getattr(normal, "base_dist", None) or normal.distribution
+    if not _is_normal(type(normal)):
         kind = type(normal).__name__
         return Outputs(_mean_of("encoder", result), distribution=kind)
     return Outputs(normal.loc, normal.scale, "std", distribution="Normal")
+
+
+def _is_normal(kind: type) -> bool:
+    """Tell a Normal, and subclasses that do not draw otherwise, clipped for example."""
+    for base in kind.__mro__:
+        if base.__name__ == "Normal":
+            return True
+        if not vars(base).keys().isdisjoint(("sample", "rsample", "log_prob")):
+            return False
+    return False
 
 
 def _mean_of(name: str, distribution: Any) -> Any:
