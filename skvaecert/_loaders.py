@@ -1,6 +1,6 @@
 """Samples of torch: tensors, Datasets and DataLoaders, as arrays or lists."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -38,7 +38,7 @@ def as_samples(X: Any, *, in_order: bool) -> Any:
         with _same_generators(X):
             return _joined(_batches(X))
     if isinstance(X, Dataset | WithPosterior):
-        return _joined([_items(X)])
+        return _items(X)
     return X
 
 
@@ -130,7 +130,7 @@ def _first(batch: Any, loader: DataLoader[Any]) -> Any:
         if loader.collate_fn is not default_collate:
             _check_parts(batch, loader.batch_size)
         batch = batch[0]
-    if isinstance(batch, dict) or not hasattr(batch, "__len__"):
+    if isinstance(batch, Mapping) or not hasattr(batch, "__len__"):
         raise ValueError(
             "X must be a DataLoader whose batches are samples, or begin with them, got "
             f"{type(batch).__name__}. Take out what the encoder gets: "
@@ -174,10 +174,11 @@ def _items(dataset: Any) -> Any:
 def _sample(item: Any) -> Any:
     while isinstance(item, tuple):
         item = item[0]
-    if isinstance(item, dict):
+    if isinstance(item, Mapping):
         raise ValueError(
             "X must be a Dataset whose items are samples, or tuples that begin with "
-            "them, got items of dict. Give a list of what the encoder gets."
+            f"them, got items of {type(item).__name__}. Give a list of what the "
+            "encoder gets."
         )
     return _array(item) if isinstance(item, Tensor) else item
 

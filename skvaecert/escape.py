@@ -305,8 +305,8 @@ class _Gradient:
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._pushes = _pushes(force)
         self._n_seen = 0
-        # By place of the parameter; without those that the means do not depend on.
-        self._totals: dict[int, Tensor] = {}
+        # By push and parameter; without those that the means do not depend on.
+        self._totals: dict[tuple[int, int], Tensor] = {}
         self._dtypes: set[torch.dtype] = set()
 
     def add(self, batch: Any) -> None:
@@ -331,14 +331,10 @@ class _Gradient:
             )
             for index, gradient in enumerate(gradients):
                 if gradient is not None:
-                    self._add(index, place, gradient.detach().to_dense())
-
-    def _add(self, index: int, place: int, gradient: Tensor) -> None:
-        if index not in self._totals:
-            shape = len(self._pushes), gradient.numel()
-            self._totals[index] = torch.zeros(shape, dtype=torch.float64)
-        self._totals[index][place] += gradient.flatten().cpu().double()
-        self._dtypes.add(gradient.dtype)
+                    self._dtypes.add(gradient.dtype)
+                    total = gradient.detach().to_dense().cpu().double()
+                    key = place, index
+                    self._totals[key] = total + self._totals.get(key, 0.0)
 
     def _check_frozen(self, batch: Any) -> None:
         """Check that means lack a gradient only because parameters are frozen."""
@@ -363,8 +359,8 @@ class _Gradient:
     def norms(self, dtypes: set[torch.dtype]) -> _Norms:
         """Return the norms, of an encoder that computes in such dtypes."""
         squares = np.zeros(len(self._pushes))
-        for total in self._totals.values():
-            squares += total.square().sum(dim=1).numpy()
+        for (place, _), total in self._totals.items():
+            squares[place] += float(total.square().sum())
         if not np.isfinite(squares).all():
             raise ValueError(
                 "encoder must have finite derivatives, got NaN or infinity. Look for "
@@ -492,18 +488,14 @@ def _watched(module: nn.Module) -> Iterator[_Units]:
     units = _Units()
     with ExitStack() as hooks:
         for name, layer in module.named_modules():
-            if name and _can_be_watched(layer):
+            is_leaf = next(layer.children(), None) is None
+            if name and is_leaf and not isinstance(layer, torch.jit.ScriptModule):
                 # Of a compiled module: as it was called before.
                 see: Callable[..., None] = partial(
                     units.see, name.replace("_orig_mod.", "")
                 )
                 hooks.callback(layer.register_forward_hook(see).remove)
         yield units
-
-
-def _can_be_watched(layer: nn.Module) -> bool:
-    is_leaf = next(layer.children(), None) is None
-    return is_leaf and not isinstance(layer, torch.jit.ScriptModule)
 
 
 def _bends(layer: nn.Module) -> bool:

@@ -99,23 +99,33 @@ NONSENSE = [
 ]
 
 
+# Takes an AlignmentLoss, which has checked itself.
+OF_LOSS = witnesses.simplex_of
+
+
 def public_functions():
     for module in (simplex, metrics, witnesses, diagnostics, datasets):
         functions = (getattr(module, name) for name in module.__all__)
-        yield from filter(inspect.isfunction, functions)
+        yield from (f for f in functions if inspect.isfunction(f) and f is not OF_LOSS)
     yield from (metrics.MarginSums.update, metrics.MarginSums.update_logits)
     yield from (metrics.SpreadSums.update, certify, datasets.DatasetSamples)
     yield from (witnesses.LinearWitness, witnesses.LinearWitness.logits)
     yield from (witnesses.LinearWitness.log_proba, witnesses.LinearWitness.tempered)
 
 
+# Their `name` is what errors call the first argument.
+NAMED_BY_DEFAULT = (
+    simplex.check_sample_weight,
+    simplex.check_teacher_proba,
+    simplex.resolve_witness_scale,
+)
 OWNERS = {"MarginSums": metrics.MarginSums, "SpreadSums": metrics.SpreadSums}
 
 
 def call(function, **wrong):
     names = inspect.signature(function).parameters
     arguments = {name: VALID[name] for name in names if name in VALID} | wrong
-    if function in (simplex.check_sample_weight, simplex.check_teacher_proba):
+    if function in NAMED_BY_DEFAULT:
         arguments.pop("name", None)
     if "self" in names:
         owner = function.__qualname__.partition(".")[0]

@@ -14,11 +14,12 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from skvaecert import CertifiedVAE, CollapseCertifier, Diagnosis, GMMTeacher, diagnose
 from skvaecert.exceptions import UnstableEncoderWarning
 from skvaecert.forecast import collapse_threshold
+from skvaecert.information import InformationSums
 from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertices
 from skvaecert.wrappers import TrainedEncoder
 
@@ -455,6 +456,21 @@ def test_an_estimator_must_be_fitted(small_vae, blobs):
         CollapseCertifier(small_vae).diagnose(blobs)
 
 
+def test_the_bracket_is_computed_once(fitted, blobs, monkeypatch):
+    computed, bracket = [], InformationSums.bracket
+
+    def counted(sums):
+        computed.append(bracket(sums))
+        return computed[-1]
+
+    monkeypatch.setattr(InformationSums, "bracket", counted)
+    found = fitted.diagnose(blobs, n_draws=2000)
+    assert len(computed) == 1
+    assert found.mean.information is found.information
+    # The twin: a certificate alone computes its own.
+    assert fitted.certify(blobs).information is computed[1]
+
+
 @pytest.mark.slow
 def test_estimators_in_pipelines_and_without_noise(fitted, blobs):
     scaled = CollapseCertifier(
@@ -486,6 +502,30 @@ class Model(torch.nn.Module):
 def certifier_of(encoder, X, decoder=None):
     model = FrozenEstimator(TrainedEncoder(encoder, decoder))
     return CollapseCertifier(model, teacher=GMMTeacher(3, random_state=0)).fit(X)
+
+
+@pytest.mark.slow
+def test_the_last_step_of_a_pipeline_is_asked_wherever_it_is_frozen(blobs):
+    with torch.random.fork_rng():
+        module = Model(1.0)
+    model, teacher = TrainedEncoder(module.encode, module.decoder), GMMTeacher(3)
+    last, same = FrozenEstimator(model), FunctionTransformer()
+    fitted = make_pipeline(same, model).fit(blobs)
+    forms = [
+        last,
+        make_pipeline(last),
+        make_pipeline(same, last),
+        FrozenEstimator(fitted),
+        FrozenEstimator(make_pipeline(same, last).fit(blobs)),
+    ]
+    results = []
+    for form in forms:
+        certifier = CollapseCertifier(form, teacher=teacher, random_state=0).fit(blobs)
+        found = certifier.diagnose(blobs, likelihood="gaussian", n_draws=2000)
+        results.append(found.to_json())
+    assert found.information is not None
+    assert found.decoder is not None
+    assert set(results) == {results[0]}
 
 
 @pytest.mark.slow

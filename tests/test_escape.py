@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import html
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -536,8 +537,16 @@ def test_training_goes_on_as_if_nothing_had_been_looked_at(collapsed, blobs):
     np.testing.assert_array_equal(*codes)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_it_works_where_gradients_are_switched_off(collapsed, blobs, mode):
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.no_grad,
+        torch.inference_mode,
+        partial(torch.autocast, "cpu", torch.bfloat16),
+    ],
+    ids=["no_grad", "inference_mode", "autocast"],
+)
+def test_it_works_where_others_have_changed_the_mode(collapsed, blobs, mode):
     expected = collapsed.escape_report(blobs)
     with mode():
         assert collapsed.escape_report(blobs) == expected

@@ -764,7 +764,7 @@ class CollapseCertifier(
         encoder = fitted_encoder(self.estimator_)
         theirs = getattr(encoder, "teacher_", None)
         if theirs is not None:
-            self._check_teacher_unset(encoder)
+            self._check_teacher_unset(getattr(encoder, "estimator", encoder))
             return theirs
         template = GMMTeacher() if self.teacher is None else self.teacher
         if warm:

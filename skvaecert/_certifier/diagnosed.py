@@ -5,10 +5,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
 
-from skvaecert._certifier.encoded import EncodedSamples, fitted_encoder
+from skvaecert._certifier.encoded import EncodedSamples, last_step
 from skvaecert._certifier.kinds import MeanKind, SampledKind, Stability
 from skvaecert._samples import is_sequence, take_samples
 from skvaecert._vae.vae import CertifiedVAE
@@ -33,17 +31,13 @@ def codes_of(
 
 def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
     """Return the loss, the decoder, and the samples as the decoder returns them."""
-    encoder = fitted_encoder(estimator)
-    if isinstance(encoder, Pipeline):
-        # The units of the last step are those of its likelihood.
-        X, encoder = encoder[:-1].transform(X), encoder[-1]
+    # The units of the last step are those of its likelihood.
+    encoder, X = last_step(estimator, X)
     decode = getattr(encoder, "inverse_transform", None)
     return _own_loss(encoder) or given, decode, X if _is_numeric(X) else None
 
 
 def _own_loss(encoder: Any) -> Loss | None:
-    if isinstance(encoder, FrozenEstimator):
-        encoder = encoder.estimator
     if not isinstance(encoder, CertifiedVAE):
         return None
     criterion = encoder.net_.criterion_

@@ -20,7 +20,14 @@ _ENCODE = (
     'deviations of q(z|x), for kind="sampled"'
 )
 
-__all__ = ["EncodedSamples", "decode", "encode", "fitted_encoder", "read"]
+__all__ = [
+    "EncodedSamples",
+    "decode",
+    "encode",
+    "fitted_encoder",
+    "last_step",
+    "read",
+]
 
 
 @dataclass(eq=False, repr=False)
@@ -40,9 +47,7 @@ class EncodedSamples:
     @cached_property
     def distribution(self) -> tuple[Floats, Floats]:
         """Mean and standard deviation of q(z|x)."""
-        X, encoder = self.X, fitted_encoder(self.estimator)
-        if isinstance(encoder, Pipeline):
-            X, encoder = encoder[:-1].transform(X), encoder[-1]
+        encoder, X = last_step(self.estimator, self.X)
         if not hasattr(encoder, "encode"):
             raise ValueError(
                 f"{_ENCODE}; {type(encoder).__name__} has none. Use CertifiedVAE, or "
@@ -113,8 +118,18 @@ class EncodedSamples:
 
 
 def fitted_encoder(estimator: Any) -> Any:
-    """Return the fitted encoder itself, where the estimator is a search over it."""
-    return getattr(estimator, "best_estimator_", estimator)
+    """Return the fitted encoder itself, out of a search or a frozen estimator."""
+    encoder = getattr(estimator, "best_estimator_", estimator)
+    return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
+
+
+def last_step(estimator: Any, X: Any) -> tuple[Any, Any]:
+    """Return what encodes at the end of a pipeline, and the samples it is given."""
+    encoder = fitted_encoder(estimator)
+    if isinstance(encoder, Pipeline):
+        X = encoder[:-1].transform(X) if len(encoder) > 1 else X
+        encoder = fitted_encoder(encoder[-1])
+    return encoder, X
 
 
 def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
@@ -135,19 +150,14 @@ def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
 def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
     """Return reconstructions."""
     if not hasattr(estimator, "inverse_transform"):
+        name = type(fitted_encoder(estimator)).__name__
         raise ValueError(
             "estimator must have an inverse_transform, its decoder, for "
-            f'kind="round_trip"; {_name(estimator)} has none. Give it a decoder: '
+            f'kind="round_trip"; {name} has none. Give it a decoder: '
             "TrainedEncoder(encoder, decoder)."
         )
     decoded = estimator.inverse_transform(means)
     return np.asarray(check_real("inverse_transform", decoded))
-
-
-def _name(estimator: Any) -> str:
-    inner = fitted_encoder(estimator)
-    frozen = isinstance(inner, FrozenEstimator)
-    return type(inner.estimator if frozen else inner).__name__
 
 
 def read(teacher: Any, reconstruction: NDArray[np.floating]) -> Floats:

@@ -12,21 +12,18 @@ from numpy.typing import NDArray
 
 from skvaecert._estimator import warn_user
 from skvaecert.exceptions import NotCertifiedWarning
-from skvaecert.model_selection._scorers import CertificateScorer, certificate_scorers
+from skvaecert.model_selection._scorers import (
+    SCORES,
+    CertificateScorer,
+    certificate_scorers,
+)
 from skvaecert.simplex import Floats
 
 __all__ = ["BestCertified", "SmallestCertifyingWeight"]
 
 Indices = NDArray[np.intp]
 
-_NAMES = (
-    "elbo",
-    "reconstruction",
-    "margin",
-    "relative_margin",
-    "lower_bound",
-    "sampled_information",
-)
+_NAMES = [name for name in SCORES if name not in ("all", "certified")]
 
 
 @dataclass(frozen=True)

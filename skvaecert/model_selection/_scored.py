@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert._certifier.certifier import CollapseCertifier, drawn_margin
+from skvaecert._certifier.encoded import fitted_encoder
 from skvaecert._certifier.partial import PartialCertificate
 from skvaecert._posterior import posterior_of
 from skvaecert._vae.vae import CertifiedVAE
@@ -63,9 +64,7 @@ class Scored:
 
     @property
     def _encoder(self) -> Any:
-        encoder = self._certifier.estimator_
-        encoder = getattr(encoder, "best_estimator_", encoder)
-        return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
+        return fitted_encoder(self._certifier.estimator_)
 
     def certified(self) -> float:
         if self._part.n_known and not self._part.n_samples:

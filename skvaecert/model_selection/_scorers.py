@@ -11,6 +11,7 @@ from sklearn.utils.metadata_routing import UNCHANGED, MetadataRequest
 from skvaecert.model_selection._scored import Scored
 
 __all__ = [
+    "SCORES",
     "CertificateScorer",
     "certificate_scorers",
     "certified_scorer",
@@ -23,7 +24,7 @@ __all__ = [
 ]
 
 
-_SCORES = sorted(name for name in vars(Scored) if not name.startswith("_"))
+SCORES = sorted(name for name in vars(Scored) if not name.startswith("_"))
 
 
 class CertificateScorer:
@@ -118,8 +119,8 @@ class CertificateScorer:
     """
 
     def __init__(self, score: str, **options: Any) -> None:
-        if score not in _SCORES:
-            raise ValueError(f"score must be one of {_SCORES}, got {score!r}.")
+        if score not in SCORES:
+            raise ValueError(f"score must be one of {SCORES}, got {score!r}.")
         try:
             signature(getattr(Scored, score)).bind(None, **options)
         except TypeError as error:

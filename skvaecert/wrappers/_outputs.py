@@ -88,7 +88,7 @@ class Outputs:
                     f"vanish nor overflow in {std.dtype}, got values from "
                     f"{smallest:.3g} to {largest:.3g}."
                 )
-            if smallest > 0 and not self.distribution:
+            if smallest > 0:
                 self._warn(smallest, largest)
             return std
         if not smallest > 0:
@@ -139,12 +139,11 @@ def joined(name: str, batches: Sequence[Outputs]) -> Outputs:
             f"{name} must return the same outputs for each batch, got spreads as "
             f"{' and '.join(kind or 'none' for kind in sorted(kinds, reverse=True))}."
         )
-    first = batches[0]
+    first, spread = batches[0], None
     mean = _concatenated(name, "values", [batch.mean for batch in batches])
-    if first.spread is None:
-        return replace(first, mean=mean)
-    what = "values as " + first.measure
-    spread = _concatenated(name, what, [batch.spread for batch in batches])
+    if first.spread is not None:
+        what = f"values as {first.measure}"
+        spread = _concatenated(name, what, [batch.spread for batch in batches])
     return replace(first, mean=mean, spread=spread)
 
 
