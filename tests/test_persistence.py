@@ -448,6 +448,18 @@ def test_what_the_file_has_is_not_to_be_brought(path, rows):
         assert not isinstance(caught.value, InvalidFileError)
 
 
+@pytest.mark.parametrize("model", [PCA, torch.nn.Linear(4, 3), np.positive])
+def test_a_model_without_its_wrapper_is_not_blamed_on_the_file(
+    rows, teacher, tmp_path, model
+):
+    certifier = CollapseCertifier(PCA(2), teacher=teacher, witness="linear").fit(rows)
+    save(certifier, tmp_path / "file")
+    match = "^estimator must (be an inst|have a method)"
+    with pytest.raises(ValueError, match=match) as caught:
+        verify(tmp_path / "file", rows, estimator=model)
+    assert not isinstance(caught.value, InvalidFileError)
+
+
 # A loss that the model was trained with, as witness.
 
 

@@ -49,6 +49,17 @@ def test_names_of_skorch_are_told_from_ours(blobs, vae, callback):
         vae.fit(blobs)
 
 
+@pytest.mark.parametrize("names", [("monitor",), ("validation",), (None,), "aa"])
+def test_names_of_callbacks_are_checked_before_the_teacher_is_fitted(blobs, vae, names):
+    stop = [(name, EarlyStopping("kl")) for name in names]
+    vae.set_params(teacher=NotAsked(), callbacks=stop)
+    with pytest.raises(ValueError, match=rf"^callbacks must have names.*{names[0]!r}"):
+        vae.fit(blobs)
+    # Without a name of its own a callback may be there twice.
+    stop = [("a", EarlyStopping("kl")), EarlyStopping("kl"), EarlyStopping("kl")]
+    vae.set_params(teacher=GMMTeacher(4), max_epochs=1, callbacks=stop).fit(blobs)
+
+
 class OnHeldOut(EarlyStopping):
     def __init__(self, monitor="validation_loss"):
         super().__init__(monitor)

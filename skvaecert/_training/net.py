@@ -53,6 +53,9 @@ _STEPS_BETWEEN_CLEANINGS = 256
 # What a callback may hear of every batch.
 _EVENTS = "on_batch_begin", "on_grad_computed", "on_batch_end"
 
+# What our own callbacks are called.
+_TAKEN = "monitor", "validation", "completion", "progress"
+
 # What is noted of held-out samples, and skorch's own names for it.
 _HELD_OUT = (
     "validation_loss",
@@ -453,6 +456,16 @@ def check_callbacks(
                 f"got {given!r}."
             )
         _check_monitor(callback, validation_fraction)
+    _check_names([given[0] for given in callbacks or [] if isinstance(given, tuple)])
+
+
+def _check_names(names: Sequence[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str) or name in _TAKEN or names.count(name) > 1:
+            raise ValueError(
+                "callbacks must have names that are str, all different and none of "
+                f"{_TAKEN}, got {name!r}. Rename it, or give the callback alone."
+            )
 
 
 def _check_monitor(callback: Any, validation_fraction: float | None) -> None:

@@ -109,7 +109,9 @@ class BestCertified(_Rule):
     `scoring` and `refit` together, since scikit-learn calls a function given as `refit`
     only after all fits and keeps no results if it fails. Options are checked here. What
     a search turns out to lack is a warning, so that its results are kept. A search by
-    successive halving takes one score, and no rule.
+    successive halving takes one score, and no rule. The method `score` of a search with
+    a rule fails, since scikit-learn does not know which score is meant: use a scorer,
+    such as ``margin_scorer(search, X)``.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import nn
 
+from skvaecert._certifier.refusals import check_encoder
 from skvaecert._estimator import warn_user
 from skvaecert._training.state import OwnModuleError
 from skvaecert.exceptions import InvalidFileError, NotSavedWarning
@@ -182,6 +183,7 @@ def load(path: Path, *, estimator: Any = None, modules: Modules | None = None) -
             "modules must have keys among 'encoder' and 'decoder', got "
             f"{sorted(unknown)}."
         )
+    check_encoder(estimator)
     brought = {**modules, **({} if estimator is None else {"estimator": estimator})}
     safetensors()
     budget = Budget()
