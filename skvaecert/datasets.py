@@ -78,8 +78,8 @@ class WithPosterior:
         if not hasattr(dataset, "__len__"):
             raise ValueError(
                 "dataset must have a length and items by number, got "
-                f"{type(dataset).__name__}. Let an IterableDataset yield the posteriors "
-                "along with its samples."
+                f"{type(dataset).__name__}. Let an IterableDataset yield the "
+                "posteriors along with its samples."
             )
         if len(self._posteriors) != len(dataset):
             raise ValueError(

@@ -199,6 +199,8 @@ class _InFullPrecision(nn.Module):
         super()._apply(fn, recurse)
         for name, moved in self._buffers.items():
             before = kept[name]
+            assert before is not None
+            assert moved is not None
             # What is on no device yet has no values to keep.
             self._buffers[name] = (
                 moved.to(before.dtype) if before.is_meta else before.to(moved.device)

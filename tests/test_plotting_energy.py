@@ -52,7 +52,7 @@ def test_a_collapsed_model_is_at_the_beginning(blobs, fitted):
 
 @pytest.mark.slow
 def test_the_witness_must_be_the_fixed_simplex(blobs, fitted):
-    teacher, encoder = fitted.teacher_, FrozenEstimator(fitted.estimator_)
+    encoder = FrozenEstimator(fitted.estimator_)
     other = CollapseCertifier(encoder, witness="linear").fit(blobs)
     with pytest.raises(ValueError, match=r"fixed simplex, got CollapseCertifier"):
         MarginEnergyDisplay.from_estimator(other, blobs)

@@ -118,7 +118,7 @@ def test_the_witness_is_the_loss_that_was_trained_with(vae, X, proba, alignment)
     assert found.mean.margin == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match="teacher_proba must be given with witness"):
         model.diagnose(X, witness=alignment)
-    with pytest.raises(ValueError, match="witness must be an AlignmentLoss.*got 2.0"):
+    with pytest.raises(ValueError, match=r"witness must be an AlignmentLoss.*got 2\.0"):
         model.diagnose(X, proba, witness=2.0)
 
 

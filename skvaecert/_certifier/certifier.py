@@ -626,7 +626,7 @@ class CollapseCertifier(
 
         Parameters
         ----------
-        batches : DataLoader, Dataset, or iterable of array-like of shape (n_samples, ...)
+        batches : DataLoader, Dataset or iterable of array-like of shape (n_samples, ...)
             Samples, best some thousands at a time: some of each batch are encoded
             twice. Small batches of a DataLoader are joined.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
