@@ -573,7 +573,10 @@ def _advice(
     if information is None:
         return "Pass the standard deviations of the posteriors too."
     if state == "collapsed":
-        return _advice_on_collapse(loss, threshold)
+        advice = _advice_on_collapse(loss, threshold)
+        if mean.verdict == "constant":
+            advice += " An escape_report says whether training can move such a mean."
+        return advice
     if state == "ignored":
         return (
             "Make the decoder smaller, take other inputs away from it, or train on: it "
@@ -628,8 +631,8 @@ def _advice_on_mean(mean: Certificate) -> str:
             "or another batch may move the means too far for a certificate."
         )
     return (
-        "Nothing is wrong with the code. It does not face the witness, as expected of "
-        "training without alignment."
+        "Nothing is wrong with the code. The witness does not read the teacher off it, "
+        "as expected where the training did not align it, or only on other samples."
     )
 
 

@@ -244,7 +244,7 @@ def test_a_teacher_is_read_by_the_fixed_simplex(rng):
     teacher_proba = softmax(2 * mean[:, :3], axis=1)
     told = diagnose(-mean, std, teacher_proba=teacher_proba, random_state=0)
     assert (told.mean.witness, told.mean.verdict) == ("raw", "varies")
-    assert "does not face the witness" in told.advice
+    assert "The witness does not read the teacher off it" in told.advice
     scale = prior_matched_scale(teacher_proba)
     code = analytic_code(teacher_proba, simplex_vertices(3, D), scale)
     aligned = diagnose(code, std, teacher_proba=teacher_proba, random_state=0)

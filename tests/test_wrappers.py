@@ -385,7 +385,7 @@ def test_an_error_in_the_callable_notes_what_it_was_given(vae):
     [
         (
             {"encoder": PCA()},
-            "'encoder' parameter of TrainedEncoder must be a callable",
+            "encoder must be callable, a torch module",
         ),
         ({"decoder": "conv"}, "'decoder' parameter"),
         ({"batch_size": 0}, "'batch_size' parameter"),

@@ -393,6 +393,12 @@ class TrainedEncoder(
         return Network("decoder", self.decoder, self.batch_size, read_samples)
 
     def _validate_params(self) -> None:
+        if not callable(self.encoder):
+            raise ValueError(
+                "encoder must be callable, a torch module, a method such as vae.encode "
+                f"or a function, got {type(self.encoder).__name__}. Of a net of skorch "
+                "give net.module_ or a method of it."
+            )
         super()._validate_params()
         check_names(self.outputs)
         for name in ("encoder", "decoder"):

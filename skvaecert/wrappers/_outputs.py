@@ -89,7 +89,7 @@ class Outputs:
                     f"{smallest:.3g} to {largest:.3g}."
                 )
             if smallest > 0:
-                self._warn(smallest, largest)
+                self._warn()
             return std
         if not smallest > 0:
             raise ValueError(
@@ -117,12 +117,12 @@ class Outputs:
             'and kind="mean" need the mean only.'
         )
 
-    def _warn(self, smallest: Any, largest: Any) -> None:
+    def _warn(self) -> None:
+        # Without the values: Python shows the same text once.
         warn_user(
             f"Output {self.keys[1]!r} of encoder is read as log variances, and all its "
-            f"values are above 0, from {smallest:.3g} to {largest:.3g}: posteriors "
-            f"would be {np.exp(smallest / 2):.3g} wide or more. If they are standard "
-            f"deviations or variances, set {self._named('std')} in TrainedEncoder, or "
+            "values are above 0, as those of standard deviations and variances are. If "
+            f"it holds these, set {self._named('std')} in TrainedEncoder, or "
             '"variance" in the place of "std".'
         )
 
