@@ -103,10 +103,11 @@ def stop():
 
 
 class Raising:
-    """Stands for a snapshot that Ctrl-C interrupts."""
+    """Stands for the first snapshot of a training, which Ctrl-C interrupts."""
 
-    def __init__(self, net):
-        raise KeyboardInterrupt
+    def __init__(self, net, with_optimizer=True):
+        if with_optimizer:
+            raise KeyboardInterrupt
 
 
 class Spoil(Callback):
