@@ -48,8 +48,9 @@ def public_names():
         # Constants have no page of their own.
         for member in (m for m in loaded.__all__ if callable(getattr(loaded, m))):
             full = f"{module}.{member}"
+            page = f"{module}.{described_with(loaded, member)}"
             for short in (full, full.removeprefix("skvaecert."), member):
-                meant[short].add(full)
+                meant[short].add(page)
     # A name of two modules means neither; a bare `certify` may be the method.
     certain = {short: names.pop() for short, names in meant.items() if len(names) == 1}
     methods = set(dir(skvaecert.CollapseCertifier))
