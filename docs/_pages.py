@@ -6,6 +6,7 @@ them; what can be a link becomes one here.
 
 import functools
 import importlib
+import inspect
 import pkgutil
 import re
 from collections import defaultdict
@@ -39,6 +40,13 @@ def public_modules():
 
 
 @functools.cache
+def described_with(module, member):
+    """Return a class or a function itself; of a scorer, which is an object, its class."""
+    value = getattr(module, member)
+    has_page = inspect.isclass(value) or inspect.isroutine(value)
+    return member if has_page else type(value).__name__
+
+
 def public_names():
     """Full names by what pages write: `bounds.betting_bound`, `betting_bound`, ..."""
     meant = defaultdict(set)
