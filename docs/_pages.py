@@ -39,14 +39,14 @@ def public_modules():
     return ["skvaecert", *(m.name for m in found if "._" not in m.name)]
 
 
-@functools.cache
 def described_with(module, member):
-    """Return a class or a function itself; of a scorer, which is an object, its class."""
+    """Return a class or a function itself; of an object, such as a scorer, its class."""
     value = getattr(module, member)
     has_page = inspect.isclass(value) or inspect.isroutine(value)
     return member if has_page else type(value).__name__
 
 
+@functools.cache
 def public_names():
     """Full names by what pages write: `bounds.betting_bound`, `betting_bound`, ..."""
     meant = defaultdict(set)
