@@ -40,7 +40,7 @@ def public_modules():
 
 
 def described_with(module, member):
-    """Return a class or a function itself; of an object, such as a scorer, its class."""
+    """Return a class or function itself; of an object, such as a scorer, its class."""
     value = getattr(module, member)
     has_page = inspect.isclass(value) or inspect.isroutine(value)
     return member if has_page else type(value).__name__
