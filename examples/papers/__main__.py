@@ -22,28 +22,15 @@ import sys
 import time
 from pathlib import Path
 
-from cells import VERSIONS, Store, run
-from escape import ESCAPE
-from mitigations import MITIGATIONS
-from outlook import OUTLOOK
-from prevention import PREVENTION
-from settings import PRESETS, READERS, SHIPPED, make_setting
-from stress import STRESS
+from cells import VERSIONS, run
+from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
+from shown.escape import ESCAPE
+from shown.prevention import PREVENTION
+from shown.variants import VARIANTS
 from tables import write
-from targets import TARGETS
-from variants import VARIANTS
 
 EXPERIMENTS = {
-    experiment.name: experiment
-    for experiment in (
-        PREVENTION,
-        TARGETS,
-        VARIANTS,
-        STRESS,
-        ESCAPE,
-        MITIGATIONS,
-        OUTLOOK,
-    )
+    experiment.name: experiment for experiment in (PREVENTION, VARIANTS, ESCAPE)
 }
 
 
@@ -55,10 +42,11 @@ def parsed():
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
     parser.add_argument(
-        "--data", nargs="+", default=SHIPPED, choices=[*SHIPPED, *READERS]
+        "--data", nargs="+", default=SHIPPED, choices=[*SHIPPED, *OFFICIAL]
     )
     parser.add_argument("--preset", default="five-minutes", choices=PRESETS)
     parser.add_argument("--out", type=Path, default=Path("papers-results"))
+    parser.add_argument("--records", type=Path, help="where finished cells are kept")
     parser.add_argument("--data-dir", help="the folder of the papers' data sets")
     parser.add_argument("--n-jobs", type=int, default=1, help="processes")
     parser.add_argument("--device", default="cpu")
@@ -66,8 +54,8 @@ def parsed():
         "--check", action="store_true", help="fail if what must show does not"
     )
     arguments = parser.parse_args()
-    if arguments.data_dir is None and {*arguments.data} & {*READERS}:
-        parser.error(f"--data-dir is needed for {', '.join(READERS)}")
+    if arguments.data_dir is None and {*arguments.data} & {*OFFICIAL}:
+        parser.error(f"--data-dir is needed for {', '.join(OFFICIAL)}")
     return arguments
 
 
@@ -78,7 +66,7 @@ def perform(experiment, arguments):
     results, failures = run(
         experiment,
         [make_setting(arguments.preset, data) for data in arguments.data],
-        Store(folder / experiment.name),
+        arguments.records or folder / "records",
         arguments.n_jobs,
         memory=str(arguments.out / "teachers"),
         data_dir=arguments.data_dir,

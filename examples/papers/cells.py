@@ -1,10 +1,12 @@
 """Cells, the smallest parts of an experiment that are kept, and how they are run."""
 
+import ast
+import functools
 import hashlib
+import inspect
 import json
 import os
 import platform
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
@@ -28,27 +30,42 @@ MODULES = (skvaecert, torch, sklearn, numpy, scipy, skorch)
 VERSIONS = {"python": platform.python_version()} | {
     module.__name__: str(module.__version__) for module in MODULES
 }
+HERE = Path(__file__).parent
 
 
-def digest_of(*folders):
-    """Return a digest of the code in some folders."""
+@functools.cache
+def statements(path):
+    """Return what a file of code does: without comments and docstrings."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and is_text(body[0]):
+            body[0] = ast.Pass()
+    return ast.dump(tree)
+
+
+def is_text(node):
+    """Tell whether a statement is nothing but a string."""
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
+def digest_of(paths):
+    """Return a digest of what some files of code do."""
     digest = hashlib.sha256()
-    for folder in map(Path, folders):
-        for path in sorted(folder.rglob("*.py")):
-            name = str(path.relative_to(folder))
-            digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in paths:
+        digest.update(f"{path.name}\0{statements(path)}\0".encode())
     return digest.hexdigest()[:16]
-
-
-# Cells of other code are not taken for those of this one.
-CODE = digest_of(Path(skvaecert.__file__).parent, Path(__file__).parent)
 
 
 class Experiment(NamedTuple):
     """A claim of the papers: what to compute for it, and how to show it.
 
     `cells` lists the options of its cells in a setting; `compute` takes a Lab and
-    those, and returns a dict with "records", each a flat dict, and maybe curves.
+    those, and returns a dict with "records", each a flat dict, and maybe "curves".
     Records that agree in `by` share a line of the table, whose `columns` are functions
     of them; `claims` judges all records, `draw` fills a figure.
     """
@@ -62,6 +79,13 @@ class Experiment(NamedTuple):
     claims: Callable[[list], list]
     draw: Callable[[list, Any], None]
 
+    @property
+    def code(self):
+        """A digest of what computes, not of what shows."""
+        package = sorted(Path(skvaecert.__file__).parent.rglob("*.py"))
+        own = Path(inspect.getsourcefile(self.compute))
+        return digest_of([*package, HERE / "readers.py", HERE / "lab.py", own])
+
 
 class Cell(NamedTuple):
     """One piece of work."""
@@ -74,48 +98,59 @@ class Cell(NamedTuple):
     def name(self):
         """All that the numbers depend on, as JSON would give it back."""
         name = {
-            "experiment": self.experiment.name,
             "setting": self.setting._asdict(),
             "options": self.options,
             "versions": VERSIONS,
-            "code": CODE,
+            "code": self.experiment.code,
         }
         return json.loads(json.dumps(name))
 
 
 class Store:
-    """A folder of finished cells, one file each; a file is whole or not there."""
+    """A file of finished cells of an experiment on a data set, one in each line."""
 
-    def __init__(self, folder):
-        self.folder = Path(folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path):
+        self.path = Path(path)
 
-    def path(self, name):
-        """Return where a cell lies, or would."""
-        text = json.dumps(name, sort_keys=True)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        words = name["setting"]["data"], *name["options"].values(), digest
-        stem = "-".join(str(word).replace(" ", "_") for word in words)
-        return self.folder / f"{stem}.json"
+    def lines(self):
+        """Return what can be read of the file; half a line counts as not there."""
+        if not self.path.exists():
+            return []
+        texts = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line for line in map(parsed, texts) if line]
 
-    def load(self, name):
-        """Return a cell's result, or None; a damaged file counts as not there."""
-        try:
-            kept = json.loads(self.path(name).read_text())
-            return kept["result"] if kept["name"] == name else None
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
+    def results(self):
+        """Return the results by the names of their cells, the last one of each."""
+        return {key(line["name"]): line["result"] for line in self.lines()}
 
     def save(self, name, result):
-        """Keep a result; whoever is killed here leaves no half of it."""
-        text = json.dumps({"name": name, "result": result}, indent=1, allow_nan=False)
-        with tempfile.NamedTemporaryFile("w", dir=self.folder, delete=False) as file:
-            file.write(text + "\n")
-        os.replace(file.name, self.path(name))
+        """Append a line; whatever a kill has left of another does not touch it."""
+        text = json.dumps({"name": name, "result": result}, allow_nan=False)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as file:
+            file.seek(max(file.tell() - 1, 0))
+            begin = b"" if file.read(1) in (b"", b"\n") else b"\n"
+            file.write(begin + text.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
-def finish(cell, store, places):
-    """Compute a cell and keep it; return None, or what went wrong."""
+def parsed(text):
+    """Return a line of a store, or None if it is damaged."""
+    try:
+        line = json.loads(text)
+        return line if {"name", "result"} == {*line} else None
+    except (ValueError, TypeError):
+        return None
+
+
+def key(name):
+    """Return the name of a cell as text."""
+    return json.dumps(name, sort_keys=True)
+
+
+def finish(cell, places):
+    """Return the result of a cell and None, or None and what went wrong."""
     try:
         # Sums depend on the number of threads in their last bits.
         torch.set_num_threads(1)
@@ -125,29 +160,38 @@ def finish(cell, store, places):
                 Lab(cell.setting, **places), **cell.options
             )
         told = sorted({warning.category.__name__ for warning in caught})
-        store.save(cell.name, result | {"warnings": told})
+        return cell, result | {"warnings": told}, None
     except Exception:  # the other cells go on
-        return f"{cell.setting.data}, {cell.options}:\n{traceback.format_exc()}"
-    return None
+        failure = f"{cell.setting.data}, {cell.options}:\n{traceback.format_exc()}"
+        return cell, None, failure
 
 
-def run(experiment, settings, store, n_jobs=1, **places):
+def run(experiment, settings, folder, n_jobs=1, **places):
     """Compute what is not kept yet; return all results in order, and failures."""
+    stores = {
+        s.data: Store(folder / f"{experiment.name}-{s.data}.jsonl") for s in settings
+    }
     cells = [
-        [Cell(experiment, setting, options) for options in experiment.cells(setting)]
+        Cell(experiment, setting, options)
         for setting in settings
+        for options in experiment.cells(setting)
     ]
-    # Data sets by turns, so that the time left is told fairly.
-    turns = sorted((i, k) for k, some in enumerate(cells) for i in range(len(some)))
-    missing = [cells[k][i] for i, k in turns if store.load(cells[k][i].name) is None]
-    tasks = (joblib.delayed(finish)(cell, store, places) for cell in missing)
+    kept = {data: store.results() for data, store in stores.items()}
+    missing = [cell for cell in cells if key(cell.name) not in kept[cell.setting.data]]
+    tasks = (joblib.delayed(finish)(cell, places) for cell in missing)
     bar = tqdm(
         joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks),
         desc=experiment.name,
-        total=len(turns),
-        initial=len(turns) - len(missing),
+        total=len(cells),
+        initial=len(cells) - len(missing),
         smoothing=0,
     )
-    failures = [failure for failure in bar if failure]
-    results = [store.load(cell.name) for some in cells for cell in some]
-    return [result for result in results if result], failures
+    failures = []
+    for cell, result, failure in bar:
+        if failure:
+            failures.append(failure)
+        else:
+            stores[cell.setting.data].save(cell.name, result)
+            kept[cell.setting.data][key(cell.name)] = json.loads(json.dumps(result))
+    found = [kept[cell.setting.data].get(key(cell.name)) for cell in cells]
+    return [result for result in found if result], failures

@@ -1,26 +1,43 @@
 """One setting at work: samples, VAEs, and what is measured of a trained one."""
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
-from settings import ALIGNMENT_WEIGHT, Setting, load_samples
+from readers import read_cifar10, read_cifar100, read_mnist, read_tiny_imagenet
+from settings import Setting
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import check_random_state
 
-from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
+from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, datasets
+from skvaecert.forecast import collapse_threshold
 
-# "sum": the ELBO as it is defined, with its reconstruction summed over features.
-# "mean": that term averaged over them instead, as many programs have it, which is to
-# multiply both other weights by n_features. With a learned variance a linear VAE does
-# not survive that, whatever the data (theory section 18).
-SCALES = ("sum", "mean")
-FORETOLD = "which in the scale mean follows, for linear VAEs, from theory section 18"
+# Of the KL weight.
+ALIGNMENT_WEIGHT = 10.0
+# The KL weight at which a linear VAE has collapsed, and half as much again.
+COLLAPSE = "1.5 β*"
+# What reads the official files of a data set, and the folder that they are in.
+READERS = {
+    "mnist": (read_mnist, "mnist"),
+    "cifar10": (read_cifar10, "cifar-10-batches-bin"),
+    "cifar100": (read_cifar100, "cifar-100-binary"),
+    "tiny-imagenet": (read_tiny_imagenet, "tiny-imagenet-200"),
+}
 
 
 class Samples(NamedTuple):
-    """Training and test samples."""
+    """Samples, and labels where there are some; `valid` is for tuning only."""
 
     train: np.ndarray
+    valid: np.ndarray
     test: np.ndarray
+    labels: np.ndarray | None
+    test_labels: np.ndarray | None
     image_shape: tuple[int, ...]
 
 
@@ -35,40 +52,71 @@ class Lab:
 
     def samples(self, seed):
         """Draw samples."""
-        sizes = {"train": self.setting.n_train, "test": self.setting.n_test}
-        (train, image_shape), (test, _) = (
-            load_samples(self.setting.data, subset, n, seed, self.data_dir)
-            for subset, n in sizes.items()
-        )
-        return Samples(train, test, image_shape)
+        s = self.setting
+        seed = 0 if s.fixed else seed
+        return load_samples(s.data, s.n_train, s.n_test, seed, self.data_dir)
 
     def teacher(self, seed):
         """Return an unfitted search for a teacher."""
         return GMMTeacher(**self.setting.teacher, random_state=seed)
 
-    def vae(self, samples, scale, seed, aligned=True, kl_weight=1.0, **options):
-        """Return an unfitted VAE; weights are relative to a KL weight of 1."""
-        unit = self.unit(samples, scale)
+    def kl_weight(self, samples, told):
+        """Return the KL weight that is meant by "2", or by "0.5 β*"."""
+        times, _, unit = told.partition(" ")
+        return float(times) * (self.threshold(samples) if unit else 1.0)
+
+    def threshold(self, samples):
+        """Return β*, the KL weight from which on a linear VAE collapses altogether."""
+        memory = joblib.Memory(self.memory, verbose=0)
+        return float(memory.cache(collapse_threshold)(samples.train))
+
+    def vae(self, samples, kl_weight, seed, aligned=True, **options):
+        """Return an unfitted VAE; `kl_weight` is as `Lab.kl_weight` has it."""
+        weight = self.kl_weight(samples, kl_weight)
         given = dict(self.setting.network)
         if given.get("encoder") == "conv":
             given["image_shape"] = samples.image_shape
+        given |= {
+            "kl_weight": weight,
+            "alignment_weight": ALIGNMENT_WEIGHT * weight if aligned else 0.0,
+            "random_state": 0 if self.setting.fixed else seed,
+        }
         return CertifiedVAE(
             self.teacher(seed),
-            kl_weight=unit * kl_weight,
-            alignment_weight=self.alignment_weight(samples, scale) if aligned else 0.0,
             memory=self.memory,
             device=self.device,
-            random_state=seed,
             **given | options,
         )
 
-    def unit(self, samples, scale):
-        """Return what weights are multiplied by."""
-        return 1.0 if scale == "sum" else float(samples.train.shape[1])
 
-    def alignment_weight(self, samples, scale):
-        """Return the weight of the alignment loss where it is on."""
-        return ALIGNMENT_WEIGHT * self.unit(samples, scale)
+@functools.lru_cache(maxsize=2)
+def load_samples(data, n_train, n_test, seed, data_dir):
+    """Return samples of training, tuning and test, with values in [0, 1]."""
+    train = draw(data, "train", n_train + n_test, seed, data_dir)
+    test = draw(data, "test", n_test, seed, data_dir)
+    labels = None if train[1] is None else train[1][:n_train]
+    return Samples(
+        train[0][:n_train], train[0][n_train:], test[0], labels, test[1], train[2]
+    )
+
+
+def draw(data, subset, n_samples, seed, data_dir):
+    """Return samples, at most so many, labels or None, and the shape of an image."""
+    if data.startswith("patches"):
+        # Samples of training and test come from other places: other draws will do.
+        size = int(data[7:])
+        bunch = datasets.load_patches(
+            n_samples, size=size, subset=subset, random_state=seed
+        )
+        return bunch.data, None, bunch.image_shape
+    if data == "digits":
+        bunch, largest = datasets.load_digits(subset=subset, random_state=seed), 1
+    else:
+        read, folder = READERS[data.removesuffix("-conv")]
+        bunch, largest = read(Path(data_dir) / folder, subset), 255
+    chosen = check_random_state(seed).permutation(len(bunch.data))[:n_samples]
+    scaled = (bunch.data[chosen] / largest).astype(np.float32)
+    return scaled, bunch.target[chosen], bunch.image_shape
 
 
 def certified(vae, samples, **options):
@@ -81,6 +129,8 @@ def measure(certifier, test, **options):
     vae, diagnosis = certifier.estimator_, certifier.diagnose(test, **options)
     certificate, bracket = diagnosis.mean, diagnosis.information
     return {
+        "n_train": certifier.certificate_.n_samples,
+        "n_test": len(test),
         "state": diagnosis.state,
         "verdict": certificate.verdict,
         "margin": certificate.margin,
@@ -92,9 +142,12 @@ def measure(certifier, test, **options):
         "low": bracket.low,
         "high": bracket.high,
         "estimate": bracket.estimate,
+        "decoder": diagnosis.decoder.bound,
         "kl": float(diagnosis.kl_per_dimension.sum()),
         "unexplained": unexplained(test, vae.inverse_transform(vae.transform(test))),
         "elbo": vae.score(test),
+        "beta": vae.kl_weight,
+        "epochs": vae.n_iter_,
     }
 
 
@@ -114,7 +167,24 @@ def unexplained(samples, reconstruction):
     return float(((samples - reconstruction) ** 2).mean() / samples.var(axis=0).mean())
 
 
+def probe(codes, samples, test_codes, n_per_class=None):
+    """Return the share of test labels that a linear classifier of codes gets right.
+
+    It learns from the first `n_per_class` training samples of each class, or from all.
+    """
+    labels = samples.labels
+    if n_per_class is None:
+        chosen = np.arange(len(labels))
+    else:
+        firsts = [np.flatnonzero(labels == k)[:n_per_class] for k in np.unique(labels)]
+        chosen = np.concatenate(firsts)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit(codes[chosen], labels[chosen])
+    return float(model.score(test_codes, samples.test_labels))
+
+
 def margin_curve(certifier):
     """Return the history's margins as shares of the teacher information."""
     history = certifier.estimator_.history_
-    return [row["margin"] / row["teacher_information"] for row in history]
+    shares = (row["margin"] / row["teacher_information"] for row in history)
+    return [float(f"{share:.5g}") for share in shares]

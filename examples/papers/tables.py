@@ -84,17 +84,17 @@ def each(key, digits=2):
 
 MARGIN = {
     "verdicts": counts("verdict"),
-    "margins (nats)": each("margin"),
+    "margin (nats)": spread("margin"),
     "of at most": median("information"),
 }
 CODE = {
     "state": counts("state"),
     "drawn codes carry (nats)": bracket,
-    "spread of means": median("spread", 3),
-    "active": median("active", 0),
-    "KL": median("kl", 1),
-    "unexplained variance": median("unexplained"),
-    "ELBO": median("elbo", 1),
+    "decoder use": spread("decoder", 1),
+    "KL": spread("kl", 1),
+    "active": spread("active", 0),
+    "ELBO": spread("elbo", 1),
+    "unexplained variance": spread("unexplained", 3),
 }
 ROUND_TRIP = {
     "round trip: certified": n_certified("round_trip_verdict"),
