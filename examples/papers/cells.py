@@ -172,18 +172,20 @@ def run(experiment, settings, folder, n_jobs=1, **places):
         s.data: Store(folder / f"{experiment.name}-{s.data}.jsonl") for s in settings
     }
     cells = [
-        Cell(experiment, setting, options)
+        [Cell(experiment, setting, options) for options in experiment.cells(setting)]
         for setting in settings
-        for options in experiment.cells(setting)
     ]
     kept = {data: store.results() for data, store in stores.items()}
-    missing = [cell for cell in cells if key(cell.name) not in kept[cell.setting.data]]
+    # Data sets by turns, so that the time left is told fairly.
+    turns = sorted((i, k) for k, some in enumerate(cells) for i in range(len(some)))
+    todo = (cells[k][i] for i, k in turns)
+    missing = [cell for cell in todo if key(cell.name) not in kept[cell.setting.data]]
     tasks = (joblib.delayed(finish)(cell, places) for cell in missing)
     bar = tqdm(
         joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks),
         desc=experiment.name,
-        total=len(cells),
-        initial=len(cells) - len(missing),
+        total=len(turns),
+        initial=len(turns) - len(missing),
         smoothing=0,
     )
     failures = []
@@ -193,5 +195,5 @@ def run(experiment, settings, folder, n_jobs=1, **places):
         else:
             stores[cell.setting.data].save(cell.name, result)
             kept[cell.setting.data][key(cell.name)] = json.loads(json.dumps(result))
-    found = [kept[cell.setting.data].get(key(cell.name)) for cell in cells]
+    found = [kept[c.setting.data].get(key(c.name)) for some in cells for c in some]
     return [result for result in found if result], failures
