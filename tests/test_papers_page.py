@@ -176,6 +176,7 @@ def test_a_block_has_figure_claims_images_and_intervals(example, text, tmp_path)
         == """Words.
 
 <!-- example -->
+
 ![Example](images/papers/example.png)
 
 What to see.
@@ -188,6 +189,7 @@ What to see.
 | --- | --- |
 | 1 | 1.50 (0.50 to 2.50) |
 | 2 | 1.50 (0.50 to 2.50) |
+
 <!-- end of example -->
 More words.
 """

@@ -66,6 +66,7 @@ def warnings_of(results):
 def tables(experiment, settings, results):
     """Return a table for each data set, or one for all that have but a line each."""
     by_data = groups(records_of(results), ("data",))
+    settings = [setting for setting in settings if experiment.cells(setting)]
     told = [images_of(experiment, s, by_data.get((s.data,), [])) for s in settings]
     if experiment.by == ("data",):
         return [table(summary(experiment, records_of(results))), " ".join(told)]
@@ -147,5 +148,5 @@ def filled(text, experiment, settings, results):
     """Return a page with the block of an experiment between its marks."""
     name = experiment.name
     marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)"
-    new = block(experiment, settings, results, IMAGES)
+    new = f"\n{block(experiment, settings, results, IMAGES)}\n"
     return re.sub(marks, lambda match: new, text, flags=re.DOTALL)

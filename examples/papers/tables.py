@@ -113,9 +113,9 @@ MARGIN = {
 CODE = {
     "state": counts("state"),
     "drawn codes carry (nats)": bracket,
-    "outputs carry at most": at_most("decoder"),
+    "decoder use": at_most("decoder"),
     "KL": spread("kl", 1),
-    "active units": spread("active", 0),
+    "active": spread("active", 0),
     "ELBO": spread("elbo", 0),
     "unexplained variance": spread("unexplained", 3),
 }

@@ -123,7 +123,7 @@ PREVENTION = Experiment(
         "Lines: training images, median of the seeds, shaded from least to greatest. "
         "At the dotted line alignment is turned off for one model and on for the "
         "other. Marks: test images; filled if drawn codes are informative in all "
-        "seeds. *To see*: with alignment the margin is far above 0, wherever training "
-        "started; without it, it falls, at 1.5 β* to 0."
+        "seeds. *To see*: margins rise where alignment is turned on and fall where it "
+        "is turned off; at 1.5 β* they fall to 0, and the codes collapse."
     ),
 )
