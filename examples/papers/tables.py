@@ -59,12 +59,15 @@ def bracket(records):
     return f"{number(low)} to {number(high)}"
 
 
-def at_most(key, digits=1):
+def at_most(key):
     """Make a column: an upper bound for all records, rounded up."""
-    scale = 10**digits
-    return lambda records: number(
-        np.ceil(scale * max(r[key] for r in records)) / scale, digits
-    )
+
+    def column(records):
+        bound = max(record[key] for record in records)
+        digits = 1 if bound < 10 else 0
+        return number(np.ceil(bound * 10**digits) / 10**digits, digits)
+
+    return column
 
 
 def median(key, digits=2):
@@ -99,11 +102,6 @@ def kl_weight(records):
     """Make the column of the KL weight; of a multiple of β*, its median, too."""
     told = records[0]["kl_weight"]
     return f"{told} = {median('beta', 0)(records)}" if "β*" in told else told
-
-
-def each(key, digits=2):
-    """Make a column: the value of every record, in order of the seeds."""
-    return lambda records: " ".join(number(record[key], digits) for record in records)
 
 
 MARGIN = {
