@@ -143,15 +143,15 @@ def has_state(state):
 def tally(records, by, sentence, true_of, everywhere=True, must=False):
     """Claim that something is true of all records, or of none, as `expect` does."""
     found = {key: [*map(true_of, some)] for key, some in groups(records, by).items()}
-    every = [told for some in found.values() for told in some]
+    every = [one for some in found.values() for one in some]
     exceptions = [
         f"{', '.join(map(str, key))}: {sum(some)} of {len(some)}"
         for key, some in found.items()
-        if any(told != everywhere for told in some)
+        if any(one != everywhere for one in some)
     ]
     where_not = f" ({'; '.join(exceptions)})" if exceptions else ""
-    count = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
-    return Claim(count, not exceptions, must)
+    told = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
+    return Claim(told, not exceptions, must)
 
 
 def summary(experiment, records):

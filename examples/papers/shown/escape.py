@@ -3,7 +3,7 @@
 import numpy as np
 from cells import Experiment
 from experiments.escape import cells, compute
-from figures import WIDTH, band, legend_below
+from figures import band, legend_below
 from tables import groups, spread, tally
 
 
@@ -32,7 +32,7 @@ def draw(results, figure):
     """Draw margin and gradient by step, and margin by energy."""
     told = [result | result["records"][0] for result in results]
     by_data = groups(told, ("data",))
-    figure.set_size_inches(WIDTH, 5.6)
+    figure.set_figheight(5.6)
     axes = figure.subplots(3, len(by_data), squeeze=False, sharey="row")
     for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
         column[0].set_title(data)
