@@ -58,7 +58,9 @@ def compute(lab, kl_weight, factor, value, seed):
     forecast = certifier.estimator_.forecast(
         samples.train, ratio=chosen["alignment_weight"]
     )
-    record = measure(certifier, samples.test) | {
+    record = measure(certifier, samples.test)
+    record |= {
+        "relative": record["margin"] / record["information"],
         "forecast": forecast.operating_margin / forecast.teacher_information,
         "train_relative": certifier.certificate_.relative_margin,
         "witness_beta": certifier.witness_scale_,
