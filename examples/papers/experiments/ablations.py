@@ -5,8 +5,8 @@ from sklearn.base import clone
 
 from skvaecert.simplex import prior_matched_scale
 
-# The training that each factor is varied from.
-BASE = "base"
+# The training that each factor is varied from, as the others are named.
+BASE = ("1", "none", "-")
 # What is asked at the KL weight of collapse, too.
 STRESSED = "alignment_weight"
 MOST_SEEDS = 3
@@ -18,7 +18,10 @@ def factors(setting):
     The witness scale is a multiple of the prior-matched one, and the alignment weight
     one of the KL weight.
     """
-    width, latent_dim = (setting.network[k] for k in ("hidden_sizes", "latent_dim"))
+    width, latent_dim = (
+        setting.network["hidden_sizes"][0],
+        setting.network["latent_dim"],
+    )
     # A simplex of K vertices needs K - 1 dimensions.
     k = min(10, latent_dim + 1)
     counts = [n for n in (5, 20, 50) if n <= latent_dim + 1]
@@ -27,32 +30,33 @@ def factors(setting):
         "n_components": [*dict.fromkeys([k, *counts])],
         "witness_scale": [1.0, 0.5, 2.0, 4.0],
         "alignment_weight": [10.0, 0.1, 1.0, 100.0],
-        "width": [width[0], width[0] // 4, 4 * width[0]],
+        "width": [width, width // 4, 4 * width],
         "latent_dim": [latent_dim, *dims],
     }
 
 
 def cells(setting):
     """One cell a seed, factor and value; the base, which all share, is trained once."""
-    base = [("1", BASE, None)]
-    varied = [
+    others = [
         ("1", factor, value)
         for factor, values in factors(setting).items()
         for value in values[1:]
     ]
-    varied += [(COLLAPSE, STRESSED, value) for value in factors(setting)[STRESSED]]
+    stressed = sorted(factors(setting)[STRESSED])
+    others += [(COLLAPSE, STRESSED, value) for value in stressed]
     return [
         {"kl_weight": kl, "factor": factor, "value": value, "seed": seed}
         for seed in range(min(MOST_SEEDS, setting.n_seeds))
-        for kl, factor, value in base + varied
+        for kl, factor, value in [BASE, *others]
     ]
 
 
 def compute(lab, kl_weight, factor, value, seed):
     """Forecast the margin, train, and measure."""
     samples = lab.samples(seed)
-    base = {name: values[0] for name, values in factors(lab.setting).items()}
-    chosen = base if factor == BASE else base | {factor: value}
+    chosen = {name: values[0] for name, values in factors(lab.setting).items()}
+    if factor in chosen:
+        chosen[factor] = value
     vae = varied(lab, samples, kl_weight, seed, **chosen)
     certifier = certified(vae, samples)
     forecast = certifier.estimator_.forecast(
@@ -65,14 +69,9 @@ def compute(lab, kl_weight, factor, value, seed):
         "train_relative": certifier.certificate_.relative_margin,
         "witness_beta": certifier.witness_scale_,
     }
-    told = {"data": lab.setting.data, "kl_weight": kl_weight, "seed": seed}
-    # The base has a place among the values of every factor.
-    places = base if factor == BASE else {factor: value}
-    return {
-        "records": [
-            told | {"factor": name, "value": at} | record for name, at in places.items()
-        ]
-    }
+    told = {"data": lab.setting.data, "kl_weight": kl_weight, "factor": factor}
+    told |= {"value": value, "seed": seed}
+    return {"records": [told | chosen | record]}
 
 
 def varied(lab, samples, kl_weight, seed, **chosen):

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import torch
 from lab import certified
+from scipy.linalg import orthogonal_procrustes
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import check_random_state
@@ -54,17 +55,15 @@ def sound(lab, samples, seed):
 
 def constants(certifier, test):
     """Yield what the constant of largest margin says, and its roundings."""
-    vae = certifier.estimator_
-    proba = vae.teacher_.predict_proba(test)
-    witness = AlignmentLoss(vae.vertices_, vae.witness_scale_)
-    best = analytic_code(
-        proba.mean(axis=0, keepdims=True), vae.vertices_, vae.witness_scale_
-    )
-    codes = analytic_code(proba, vae.vertices_, vae.witness_scale_)
+    proba = certifier.teacher_.predict_proba(test)
+    witness = certifier.vertices_, certifier.witness_scale_
+    best = analytic_code(proba.mean(axis=0, keepdims=True), *witness)
+    codes = analytic_code(proba, *witness)
     mean = np.repeat(best, len(test), axis=0).astype(np.float32)
     # The last bit of each value, set as the teacher would have it.
     jitter = np.nextafter(mean, codes.astype(np.float32))
-    options = {"teacher_proba": proba, "witness": witness, "random_state": 0}
+    options = {"teacher_proba": proba, "witness": AlignmentLoss(*witness)}
+    options |= {"random_state": 0}
     yield told("the best constant", diagnose, mean, np.ones_like(mean), **options)
     narrow = np.full_like(mean, NARROW)
     yield told("the best constant, rounded", diagnose, jitter, narrow, **options)
@@ -129,22 +128,26 @@ def chance(lab, samples, seed):
     yield told("not aligned", certifier.diagnose, samples.test)
     generator = check_random_state(seed)
     mean = certifier.transform(samples.test).astype(np.float64)
-    yield best_of(
-        "not aligned, best of 1,000 rotations",
-        certifier,
-        samples.test,
-        (mean @ rotation(generator, mean.shape[1]) for _ in range(N_TRIES)),
-    )
-    centred = samples.test - samples.train.mean(axis=0)
-    yield best_of(
-        "best of 1,000 linear maps",
-        certifier,
-        samples.test,
+    pixels, dim = samples.test - samples.train.mean(axis=0), mean.shape[1]
+    proba = certifier.teacher_.predict_proba(samples.test)
+    code = analytic_code(proba, certifier.vertices_, certifier.witness_scale_)
+    tries = range(N_TRIES)
+    for case, codes in (
         (
-            centred @ linear(generator, centred.shape[1], mean.shape[1])
-            for _ in range(N_TRIES)
+            "not aligned, best of 1,000 rotations",
+            (mean @ rotation(generator, dim) for _ in tries),
         ),
-    )
+        (
+            "not aligned, rotated onto the teacher's code",
+            [mean @ orthogonal_procrustes(mean, code)[0]],
+        ),
+        (
+            "best of 1,000 linear maps",
+            (pixels @ linear(generator, pixels.shape[1], dim) for _ in tries),
+        ),
+    ):
+        witness = certifier.vertices_, certifier.witness_scale_
+        yield {"case": case} | told_of_mean(best_of(codes, proba, *witness))
 
 
 MODELS = {
@@ -201,16 +204,13 @@ def told_of_mean(certificate):
     }
 
 
-def best_of(case, certifier, test, codes):
-    """Return what is said of the code of largest margin."""
-    vae = certifier.estimator_
-    proba = vae.teacher_.predict_proba(test)
-    witness = vae.vertices_, vae.witness_scale_
+def best_of(codes, proba, vertices, scale):
+    """Return the certificate of the code of largest margin."""
     best = max(
         codes,
-        key=lambda code: collapse_margin(proba, witness_log_proba(code, *witness)),
+        key=lambda c: collapse_margin(proba, witness_log_proba(c, vertices, scale)),
     )
-    return {"case": case} | told_of_mean(certify(proba, best, *witness))
+    return certify(proba, best, vertices, scale)
 
 
 def rotation(generator, dim):

@@ -2,7 +2,7 @@
 
 import numpy as np
 from cells import Experiment
-from experiments.ablations import STRESSED, cells, compute
+from experiments.ablations import BASE, STRESSED, cells, compute
 from lab import COLLAPSE
 from tables import Claim, bracket, counts, groups, number, spread, where
 
@@ -20,10 +20,8 @@ CLOSE = 0.1
 
 def claims(records):
     """Say how far each factor moves the margin, and whether that was forecast."""
-    found = []
-    for (data, kl, factor), some in groups(
-        records, ("data", "kl_weight", "factor")
-    ).items():
+    found, by = [], ("data", "kl_weight", "factor")
+    for (data, kl, factor), some in groups(with_base(records), by).items():
         about = f"{data}, {kl}, {LABELS[factor]}"
         found.append(stays(about, some))
         if factor == STRESSED:
@@ -31,6 +29,14 @@ def claims(records):
         if kl == COLLAPSE:
             found.append(is_forecast(about, some))
     return found
+
+
+def with_base(records):
+    """Return records, those of the base once for each factor that it is varied in."""
+    _, name, _ = BASE
+    base = where(records, factor=name)
+    others = [record for record in records if record["factor"] != name]
+    return others + [r | {"factor": f, "value": r[f]} for r in base for f in LABELS]
 
 
 def medians(records, key="relative"):
@@ -68,7 +74,7 @@ def is_forecast(about, records):
 
 def draw(results, figure):
     """Draw the relative margin by the values of each factor, and the forecast."""
-    records = [record for result in results for record in result["records"]]
+    records = with_base([r for result in results for r in result["records"]])
     figure.set_size_inches(8.8, 5)
     axes = figure.subplots(2, 3, sharey=True).ravel()
     for ax, (factor, label) in zip(axes, LABELS.items(), strict=False):
@@ -91,7 +97,7 @@ def draw(results, figure):
 
 def draw_factor(ax, records, look, label):
     """Draw the median over seeds from the least to the greatest, and the forecast."""
-    for (data,), some in groups(records, ("data",)).items():
+    for some in groups(records, ("data",)).values():
         values, middle = zip(*medians(some).items(), strict=True)
         by_value = [[r["relative"] for r in where(some, value=v)] for v in values]
         ends = [np.min(by_value, axis=1), np.max(by_value, axis=1)]
