@@ -26,13 +26,14 @@ from cells import VERSIONS, run
 from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
 from shown.ablations import ABLATIONS
 from shown.escape import ESCAPE
+from shown.gallery import GALLERY
 from shown.prevention import PREVENTION
 from shown.variants import VARIANTS
 from tables import write
 
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (PREVENTION, VARIANTS, ESCAPE, ABLATIONS)
+    for experiment in (PREVENTION, VARIANTS, ESCAPE, ABLATIONS, GALLERY)
 }
 
 
