@@ -86,7 +86,7 @@ def claims(records):
 def all_of(records, sentence, true_of, must=False):
     """Claim that something is true of all records, and count."""
     n = sum(map(true_of, records))
-    told = f"{sentence}: {n} of {len(records)}"
+    told = f"{sentence}: true of {n} of {len(records)}"
     return Claim(told, bool(records) and n == len(records), must)
 
 
@@ -156,11 +156,13 @@ def draw(results, figure):
         left.invert_yaxis()
         left.axvline(0, color="0.3", lw=0.8, zorder=0)
         left.set(title=data, xlabel="margin / information", xlim=(-1.08, 1.08))
-        right.set(xlabel="drawn codes carry (nats)")
+        # Room for the states.
+        most = max(record["high"] for record in some if "high" in record)
+        right.set(xlabel="drawn codes carry (nats)", xlim=(-0.02 * most, 1.4 * most))
 
 
 def draw_case(left, right, y, records):
-    """Draw a mark a seed, filled if it is certified, and a line for each bracket."""
+    """Draw a mark a seed, filled if it is certified; brackets, and the first state."""
     for record in records:
         if "margin" in record:
             share = max(record["margin"] / record["information"], -1)
@@ -168,6 +170,9 @@ def draw_case(left, right, y, records):
             left.plot(share, y, "C0o", fillstyle=fill)
         if "low" in record:
             right.plot([record["low"], record["high"]], [y, y], "C0|-", lw=2)
+    if "state" in records[0]:
+        end = max(record["high"] for record in records)
+        right.text(end, y, f"  {records[0]['state']}", va="center", fontsize=8)
     for ax in (left, right):
         ax.axhline(y, color="0.9", lw=0.6, zorder=0)
 
