@@ -20,7 +20,7 @@ KL_WEIGHT = "1"
 MOST_SEEDS = 3
 # A temperature at which posteriors are all but uniform.
 HOT = 10_000.0
-# As many steps as elsewhere, on a hundred samples.
+# About as many steps as elsewhere, on a hundred samples.
 N_FEW, FEW = 100, {"batch_size": "auto", "max_epochs": 100}
 N_TRIES = 1000
 # Of a code of which one rounding of the mean is a large part.
