@@ -26,11 +26,14 @@ from cells import VERSIONS, run
 from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
 from shown.escape import ESCAPE
 from shown.prevention import PREVENTION
+from shown.probe import PROBE
+from shown.sweep import SWEEP
 from shown.variants import VARIANTS
 from tables import write
 
 EXPERIMENTS = {
-    experiment.name: experiment for experiment in (PREVENTION, VARIANTS, ESCAPE)
+    experiment.name: experiment
+    for experiment in (PREVENTION, VARIANTS, ESCAPE, SWEEP, PROBE)
 }
 
 
