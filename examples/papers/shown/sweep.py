@@ -81,8 +81,8 @@ def price(data, records):
     found = [*prices(records)]
     inside = [record for record in found if record["price"] is not None]
     told = "; ".join(
-        f"{kl}: {spread('price', 1)(some)}, {spread('percent', 1)(some)} %"
-        for (kl,), some in groups(inside, ("kl_weight",)).items()
+        f"{share} β*: {spread('price', 1)(some)}, {spread('percent', 1)(some)} %"
+        for (share,), some in sorted(groups(inside, ("share",)).items())
     )
     outside = len(found) - len(inside)
     return Claim(
@@ -108,7 +108,7 @@ def prices(records):
             price = plain - record["reconstruction"]
             inside = kl[0] <= record["kl"] <= kl[-1]
             yield {
-                "kl_weight": record["kl_weight"],
+                "share": record["share"],
                 "price": price if inside else None,
                 "percent": 100 * price / np.ptp(reconstruction),
             }
