@@ -54,13 +54,15 @@ def of_vaes(column):
 
 
 def draw(results, figure):
-    """Draw accuracies, a line for each kind of code and a mark a seed."""
+    """Draw accuracies above chance, a line for each kind of code and a mark a seed."""
     records = [record for result in results for record in result["records"]]
+    records = [record for record in records if record["codes"] != "majority class"]
     by_data = groups(records, ("data",))
     axes = figure.subplots(1, len(by_data), sharey=True, squeeze=False)[0]
     for ax, ((data,), some) in zip(axes, by_data.items(), strict=True):
         draw_marks(ax, groups(some, ("codes", "kl_weight")))
-        ax.set(title=data, xlabel="accuracy")
+        ax.set_title(data, fontsize="medium")
+        ax.set_xlabel("accuracy")
     axes[0].invert_yaxis()
     handles, labels = axes[0].get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
@@ -74,8 +76,8 @@ def draw_marks(ax, kinds):
     for y, records in enumerate(kinds.values()):
         for amount, mark in MARKS.items():
             accuracies = [record[amount] for record in records]
-            label = LABELS[amount]
-            ax.plot(accuracies, [y] * len(records), mark, mfc="none", label=label)
+            at = [y] * len(records)
+            ax.plot(accuracies, at, mark, mfc="none", ms=5, label=LABELS[amount])
     names = [", ".join(filter(None, kind)) for kind in kinds]
     ax.set_yticks(range(len(kinds)), names)
     ax.grid(axis="y", lw=0.5)

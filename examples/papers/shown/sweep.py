@@ -101,8 +101,7 @@ def prices(records):
     concave if each is at its optimum; the price is then at least this.
     """
     for some in groups(records, ("seed",)).values():
-        points = [(r["kl"], r["reconstruction"]) for r in where(some, model="plain")]
-        kl, reconstruction = np.transpose(sorted(points))
+        kl, reconstruction = curve(some, "plain")
         for record in where(some, model="aligned"):
             plain = np.interp(record["kl"], kl, reconstruction)
             price = plain - record["reconstruction"]
@@ -114,22 +113,28 @@ def prices(records):
             }
 
 
+def curve(records, model):
+    """Return KL and reconstruction of the models of a seed, in order of the KL."""
+    some = where(records, model=model)
+    return np.transpose(sorted((r["kl"], r["reconstruction"]) for r in some))
+
+
 def draw(results, figure):
     """Draw information by KL weight, and reconstruction by KL."""
     records = [record for result in results for record in result["records"]]
     by_data = groups(records, ("data",))
     figure.set_size_inches(9, 5.5)
-    axes = figure.subplots(2, len(by_data), squeeze=False)
+    axes = figure.subplots(2, len(by_data), squeeze=False, sharey="row")
     for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
         draw_information(column[0], some)
         draw_reconstruction(column[1], some)
         column[0].set_title(data, fontsize="medium")
     axes[0, 0].set_ylabel("drawn codes carry (nats)")
-    axes[1, 0].set_ylabel("log p(x|z) (nats)")
+    axes[1, 0].set_ylabel("reconstruction (share)")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
-        ncols=3,
+        ncols=4,
         frameon=False,
     )
 
@@ -147,16 +152,19 @@ def draw_information(ax, records):
         ax.errorbar(shares, middle, error, fmt=style, mfc="none", label=model)
     linear = [np.median([r["linear"] for r in same]) for same in some.values()]
     ax.plot(shares, linear, ":", color="0.2", label="linear VAE, computed")
-    ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5)
+    ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5, label="0.05 nats")
     ax.set(xscale="log", yscale="log", xlabel="kl_weight / β*")
     ax.set_ylim(bottom=1e-3)
 
 
 def draw_reconstruction(ax, records):
-    """Draw a line for each seed and model."""
-    for (model, _), some in groups(records, ("model", "seed")).items():
-        points = sorted((r["kl"], r["reconstruction"]) for r in some)
-        ax.plot(*np.transpose(points), STYLES[model], mfc="none", lw=0.5, ms=4)
+    """Draw lines for each seed, as a share of the plain models' span."""
+    for some in groups(records, ("seed",)).values():
+        low, high = curve(some, "plain")[1][[0, -1]]
+        for model, style in STYLES.items():
+            kl, reconstruction = curve(some, model)
+            share = (reconstruction - low) / (high - low)
+            ax.plot(kl, share, style, mfc="none", lw=0.5, ms=4)
     ax.set_xlabel("KL (nats)")
 
 
