@@ -35,12 +35,22 @@ from shown.ablations import ABLATIONS
 from shown.escape import ESCAPE
 from shown.gallery import GALLERY
 from shown.prevention import PREVENTION
+from shown.probe import PROBE
+from shown.sweep import SWEEP
 from shown.variants import VARIANTS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (PREVENTION, VARIANTS, ESCAPE, ABLATIONS, GALLERY)
+    for experiment in (
+        PREVENTION,
+        VARIANTS,
+        ESCAPE,
+        SWEEP,
+        PROBE,
+        ABLATIONS,
+        GALLERY,
+    )
 }
 
 
