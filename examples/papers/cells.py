@@ -116,7 +116,7 @@ class Store:
         """Return what can be read of the file; half a line counts as not there."""
         if not self.path.exists():
             return []
-        texts = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        texts = self.path.read_bytes().split(b"\n")
         return [line for line in map(parsed, texts) if line]
 
     def results(self):
@@ -125,7 +125,7 @@ class Store:
 
     def save(self, name, result):
         """Append a line; whatever a kill has left of another does not touch it."""
-        text = json.dumps({"name": name, "result": result}, allow_nan=False)
+        text = json.dumps({"name": name, "result": result})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             file.seek(max(file.tell() - 1, 0))
@@ -138,10 +138,11 @@ class Store:
 def parsed(text):
     """Return a line of a store, or None if it is damaged."""
     try:
-        line = json.loads(text)
-        return line if {"name", "result"} == {*line} else None
-    except (ValueError, TypeError):
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
         return None
+    whole = isinstance(line, dict) and {"name", "result"} <= {*line}
+    return line if whole and isinstance(line["result"], dict) else None
 
 
 def key(name):
@@ -160,7 +161,9 @@ def finish(cell, places):
                 Lab(cell.setting, **places), **cell.options
             )
         told = sorted({warning.category.__name__ for warning in caught})
-        return cell, result | {"warnings": told}, None
+        # What is no JSON, such as NaN, is a failure of this cell.
+        text = json.dumps(result | {"warnings": told}, allow_nan=False)
+        return cell, json.loads(text), None
     except Exception:  # the other cells go on
         failure = f"{cell.setting.data}, {cell.options}:\n{traceback.format_exc()}"
         return cell, None, failure
@@ -172,18 +175,20 @@ def run(experiment, settings, folder, n_jobs=1, **places):
         s.data: Store(folder / f"{experiment.name}-{s.data}.jsonl") for s in settings
     }
     cells = [
-        Cell(experiment, setting, options)
+        [Cell(experiment, setting, options) for options in experiment.cells(setting)]
         for setting in settings
-        for options in experiment.cells(setting)
     ]
     kept = {data: store.results() for data, store in stores.items()}
-    missing = [cell for cell in cells if key(cell.name) not in kept[cell.setting.data]]
+    # Data sets by turns, so that the time left is told fairly.
+    turns = sorted((i, k) for k, some in enumerate(cells) for i in range(len(some)))
+    todo = (cells[k][i] for i, k in turns)
+    missing = [cell for cell in todo if key(cell.name) not in kept[cell.setting.data]]
     tasks = (joblib.delayed(finish)(cell, places) for cell in missing)
     bar = tqdm(
         joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks),
         desc=experiment.name,
-        total=len(cells),
-        initial=len(cells) - len(missing),
+        total=len(turns),
+        initial=len(turns) - len(missing),
         smoothing=0,
     )
     failures = []
@@ -192,6 +197,6 @@ def run(experiment, settings, folder, n_jobs=1, **places):
             failures.append(failure)
         else:
             stores[cell.setting.data].save(cell.name, result)
-            kept[cell.setting.data][key(cell.name)] = json.loads(json.dumps(result))
-    found = [kept[cell.setting.data].get(key(cell.name)) for cell in cells]
+            kept[cell.setting.data][key(cell.name)] = result
+    found = [kept[c.setting.data].get(key(c.name)) for some in cells for c in some]
     return [result for result in found if result], failures

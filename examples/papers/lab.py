@@ -136,7 +136,6 @@ def measure(certifier, test, **options):
         "margin": certificate.margin,
         "information": certificate.teacher_information,
         "n_components": certificate.n_components,
-        "train_margin": certifier.certificate_.margin,
         "spread": certificate.dispersion,
         "active": diagnosis.active_units,
         "low": bracket.low,
