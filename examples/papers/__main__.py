@@ -25,12 +25,14 @@ from pathlib import Path
 from cells import VERSIONS, run
 from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
 from shown.escape import ESCAPE
+from shown.mitigations import MITIGATIONS
 from shown.prevention import PREVENTION
 from shown.variants import VARIANTS
 from tables import write
 
 EXPERIMENTS = {
-    experiment.name: experiment for experiment in (PREVENTION, VARIANTS, ESCAPE)
+    experiment.name: experiment
+    for experiment in (PREVENTION, VARIANTS, ESCAPE, MITIGATIONS)
 }
 
 

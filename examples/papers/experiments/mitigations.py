@@ -34,7 +34,7 @@ class Tuning(NamedTuple):
     alignment: float = 0.0
 
 
-def by_weight(objective=lambda n_epochs: None, times=1.0, alignment=0.0):
+def by_weight(objective=lambda n_epochs: None, times=1.25, alignment=0.0):
     """Tune the KL weight, from a multiple of the one that the forecast wants."""
     return Tuning(
         "kl_weight",
@@ -57,8 +57,8 @@ def each(nats):
 
 TUNINGS = {
     # The ELBO has no part at this KL weight: what alignment holds is all.
-    "alignment": Tuning("alignment", lambda lab, samples: 10.0, 0.5),
-    "ELBO and alignment": by_weight(alignment=1.0),
+    "alignment": Tuning("alignment", lambda lab, samples: 5.0, 0.5),
+    "ELBO and alignment": by_weight(times=1.4, alignment=1.0),
     # BetaVAE is the same.
     "ELBO": by_weight(),
     "LinearAnnealing": by_weight(lambda n: baselines.LinearAnnealing(n / 10)),
@@ -133,9 +133,7 @@ def tune(lab, samples, objective, seed):
     tried, knob = [], tuning.start(lab, samples)
     for _ in range(MAX_FITS):
         certifier = certified(build(lab, samples, seed, tuning, knob), samples)
-        kl = float(
-            kl_per_dimension(*certifier.estimator_.encode(samples.valid)).sum()
-        )
+        kl = float(kl_per_dimension(*certifier.estimator_.encode(samples.valid)).sum())
         tried.append((knob, kl, certifier))
         if abs(kl / RATE - 1) <= NEAR:
             break
