@@ -123,9 +123,7 @@ def medians_of(records, key):
 
 def tuned(records):
     """Tell what was tuned, and to which values."""
-    return f"{records[0]['knob'].removeprefix('objective__')} " + spread("value", 3)(
-        records
-    )
+    return f"{records[0]['knob']} " + spread("value", 3)(records)
 
 
 def probed(records):
