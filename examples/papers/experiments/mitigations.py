@@ -57,26 +57,25 @@ def tunings(network):
     n_epochs, latent_dim = network["max_epochs"], network["latent_dim"]
     each = RATE / latent_dim
     return {
-        "alignment": Tuning("alignment", 5.0),
+        "alignment": Tuning("alignment", 4.7),
         "ELBO and alignment": Tuning("kl_weight", 1.4, alignment=1.0),
         "ELBO": Tuning("kl_weight", 1.25),
         "LinearAnnealing": Tuning("kl_weight", 1.25, LinearAnnealing(n_epochs / 10)),
-        "CyclicalAnnealing": Tuning("kl_weight", 1.25, CyclicalAnnealing(n_epochs / 4)),
+        "CyclicalAnnealing": Tuning("kl_weight", 1.45, CyclicalAnnealing(n_epochs / 4)),
         "AggressiveEncoder": Tuning(
-            "kl_weight", 1.25, AggressiveEncoder(window=5, max_inner_steps=10)
+            "kl_weight", 1.25, AggressiveEncoder(window=5, max_inner_steps=5)
         ),
-        "SigmaVAE": Tuning("kl_weight", 1.4, SigmaVAE()),
-        "InfoVAE": Tuning("kl_weight", 1.25, InfoVAE(alpha=0.0)),
+        "SigmaVAE": Tuning("kl_weight", 1.25, SigmaVAE()),
+        "InfoVAE": Tuning("kl_weight", 1.1, InfoVAE(alpha=0.0)),
         # Its floor is half the rate. Where a model would collapse it is no floor: the
         # encoder shrinks its means below what the normalisation adds to variances.
-        "BatchNormVAE": Tuning("kl_weight", 1.25, BatchNormVAE(math.sqrt(each))),
+        "BatchNormVAE": Tuning("kl_weight", 0.6, BatchNormVAE(math.sqrt(each))),
         "Capacity": Tuning(
             "objective__capacity", RATE, Capacity(n_epochs=n_epochs / 4), "1"
         ),
         "FreeBits": Tuning("objective__nats", 1.2 * each, FreeBits()),
         "DeltaVAE": Tuning("objective__delta", each, DeltaVAE()),
-        # The KL is half of the threshold, or more.
-        "MuForcing": Tuning("objective__threshold", 2 * RATE, MuForcing()),
+        "MuForcing": Tuning("objective__threshold", 2.1 * RATE, MuForcing()),
     }
 
 
@@ -143,13 +142,16 @@ def nearest(tried):
 
 def better(tried, slope):
     """Return where a secant of log KL by log knob has the rate; at first by a guess."""
-    (x, y), *others = np.log([fit[:2] for fit in nearest(tried)])
-    if others:
-        secant = (others[0][1] - y) / (others[0][0] - x)
-        # One that is far from the guess tells of noise.
-        slope *= np.clip(secant / slope, 1 / 3, 3)
+    (x, y), *others = np.log([fit[:2] for fit in nearest(tried)]) - [0, np.log(RATE)]
+    across = [point for point in others if point[1] * y < 0]
+    secants = [(b - y) / (a - x) for a, b in across or others]
+    if across:
+        slope = secants[0]
+    elif others:
+        # One that is far from the guess tells of noise, or of a floor.
+        slope *= np.clip(secants[0] / slope, 1 / 3, 3)
     # A step by a factor of four at most.
-    return float(np.exp(x + np.clip((np.log(RATE) - y) / slope, *np.log([1 / 4, 4]))))
+    return float(np.exp(x + np.clip(-y / slope, *np.log([1 / 4, 4]))))
 
 
 def weight_of_rate(lab, samples):
