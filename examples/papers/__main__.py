@@ -34,6 +34,7 @@ from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
 from shown.ablations import ABLATIONS
 from shown.escape import ESCAPE
 from shown.gallery import GALLERY
+from shown.mitigations import MITIGATIONS
 from shown.prevention import PREVENTION
 from shown.probe import PROBE
 from shown.sweep import SWEEP
@@ -47,6 +48,7 @@ EXPERIMENTS = {
         VARIANTS,
         ESCAPE,
         SWEEP,
+        MITIGATIONS,
         PROBE,
         ABLATIONS,
         GALLERY,
