@@ -124,4 +124,5 @@ ABLATIONS = Experiment(
     },
     claims=claims,
     draw=draw,
+    data=("cifar10",),
 )

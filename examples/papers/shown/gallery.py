@@ -193,4 +193,5 @@ GALLERY = Experiment(
     },
     claims=claims,
     draw=draw,
+    data=("mnist",),
 )
