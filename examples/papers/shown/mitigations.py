@@ -179,11 +179,12 @@ MITIGATIONS = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        f"Every objective at one rate, a KL of {RATE:.0f} nats, by information in drawn "
-        "codes; a mark a seed, filled for the aligned objectives, a cross where the "
-        "rate was missed. What tunes a floor or an alignment holds it at `kl_weight` "
-        "1.5 β*, `Capacity` at 1; BetaVAE is the ELBO. *To see*: how far objectives "
-        "differ at one rate, and where alignment stands among them."
+        f"Every objective at one rate, a KL of {RATE:.0f} nats on validation images. "
+        "A mark a seed, filled for the aligned objectives, a cross where the rate was "
+        "missed. Tuned is `kl_weight` (BetaVAE is the ELBO), or what holds the KL up "
+        "at `kl_weight` 1.5 β* (1 for `Capacity`): a parameter of the objective, or "
+        "the alignment weight, as a multiple of `kl_weight`. *To see*: what objectives "
+        "make of one rate, and where alignment stands among them."
     ),
     data=("mnist", "cifar10"),
 )
