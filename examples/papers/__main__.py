@@ -31,13 +31,28 @@ from pathlib import Path
 from cells import VERSIONS, run
 from page import fill, write
 from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
+from shown.ablations import ABLATIONS
 from shown.escape import ESCAPE
+from shown.gallery import GALLERY
+from shown.mitigations import MITIGATIONS
 from shown.prevention import PREVENTION
+from shown.probe import PROBE
+from shown.sweep import SWEEP
 from shown.variants import VARIANTS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXPERIMENTS = {
-    experiment.name: experiment for experiment in (PREVENTION, VARIANTS, ESCAPE)
+    experiment.name: experiment
+    for experiment in (
+        PREVENTION,
+        VARIANTS,
+        ESCAPE,
+        SWEEP,
+        MITIGATIONS,
+        PROBE,
+        ABLATIONS,
+        GALLERY,
+    )
 }
 
 

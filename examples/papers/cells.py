@@ -119,7 +119,7 @@ class Store:
         """Return what can be read of the file; half a line counts as not there."""
         if not self.path.exists():
             return []
-        texts = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        texts = self.path.read_bytes().split(b"\n")
         return [line for line in map(parsed, texts) if line]
 
     def results(self):
@@ -128,7 +128,7 @@ class Store:
 
     def save(self, name, result):
         """Append a line; whatever a kill has left of another does not touch it."""
-        text = json.dumps({"name": name, "result": result}, allow_nan=False)
+        text = json.dumps({"name": name, "result": result})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
             file.seek(max(file.tell() - 1, 0))
@@ -146,10 +146,11 @@ def store_of(folder, experiment, data):
 def parsed(text):
     """Return a line of a store, or None if it is damaged."""
     try:
-        line = json.loads(text)
-        return line if {"name", "result"} == {*line} else None
-    except (ValueError, TypeError):
+        line = json.loads(text.decode())
+    except (ValueError, RecursionError):
         return None
+    whole = isinstance(line, dict) and {"name", "result"} <= {*line}
+    return line if whole and isinstance(line["result"], dict) else None
 
 
 def key(name):
@@ -168,7 +169,9 @@ def finish(cell, places):
                 Lab(cell.setting, **places), **cell.options
             )
         told = sorted({warning.category.__name__ for warning in caught})
-        return cell, result | {"warnings": told}, None
+        # What is no JSON, such as NaN, is a failure of this cell.
+        text = json.dumps(result | {"warnings": told}, allow_nan=False)
+        return cell, json.loads(text), None
     except Exception:  # the other cells go on
         failure = f"{cell.setting.data}, {cell.options}:\n{traceback.format_exc()}"
         return cell, None, failure
@@ -200,6 +203,6 @@ def run(experiment, settings, folder, n_jobs=1, **places):
             failures.append(failure)
         else:
             stores[cell.setting.data].save(cell.name, result)
-            kept[cell.setting.data][key(cell.name)] = json.loads(json.dumps(result))
+            kept[cell.setting.data][key(cell.name)] = result
     found = [kept[c.setting.data].get(key(c.name)) for some in cells for c in some]
     return [result for result in found if result], failures
