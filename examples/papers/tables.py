@@ -117,12 +117,6 @@ CODE = {
     "ELBO": spread("elbo", 0),
     "unexplained variance": spread("unexplained", 3),
 }
-ROUND_TRIP = {
-    "round trip: certified": n_certified("round_trip_verdict"),
-    "its margin, of at most": lambda records: " of ".join(
-        median(f"round_trip_{key}")(records) for key in ("margin", "information")
-    ),
-}
 
 
 def expect(records, by, sentence, certified, must=False):

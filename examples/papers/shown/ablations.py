@@ -110,6 +110,7 @@ def draw_factor(ax, records, look, label):
 ABLATIONS = Experiment(
     name="ablations",
     title="What moves the margin",
+    data=("cifar10",),
     cells=cells,
     compute=compute,
     by=("data", "kl_weight", "factor", "value"),
