@@ -85,7 +85,9 @@ def perform(experiment, arguments):
     """Run one experiment, print and write what it shows; return what went wrong."""
     start = time.perf_counter()
     folder = arguments.out / arguments.preset
-    settings = [make_setting(arguments.preset, data) for data in arguments.data]
+    # Of the papers' data those that the page has it for.
+    chosen = [d for d in arguments.data if d in (*SHIPPED, *experiment.data)]
+    settings = [make_setting(arguments.preset, data) for data in chosen]
     results, failures = run(
         experiment,
         settings,

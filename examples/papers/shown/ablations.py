@@ -125,4 +125,5 @@ ABLATIONS = Experiment(
     },
     claims=claims,
     draw=draw,
+    data=("cifar10",),
 )

@@ -194,4 +194,5 @@ GALLERY = Experiment(
     },
     claims=claims,
     draw=draw,
+    data=("mnist",),
 )

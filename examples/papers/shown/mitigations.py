@@ -187,4 +187,5 @@ MITIGATIONS = Experiment(
     | {"by a fitted witness: certified": n_certified("linear_verdict")},
     claims=claims,
     draw=draw,
+    data=("mnist", "cifar10"),
 )

@@ -3,6 +3,7 @@
 import numpy as np
 from cells import Experiment
 from experiments.probe import KL_WEIGHTS, N_PER_CLASS, cells, compute
+from settings import FULLY_CONNECTED
 from tables import MARGIN, Claim, groups, spread, where
 
 LABELS = {"few": f"{N_PER_CLASS} labels a class", "all": "all labels"}
@@ -98,4 +99,5 @@ PROBE = Experiment(
     | {name: of_vaes(column) for name, column in MARGIN.items()},
     claims=claims,
     draw=draw,
+    data=FULLY_CONNECTED,
 )

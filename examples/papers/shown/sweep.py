@@ -3,6 +3,7 @@
 import numpy as np
 from cells import Experiment
 from experiments.sweep import MODELS, cells, compute
+from settings import FULLY_CONNECTED
 from tables import CODE, MARGIN, Claim, expect, groups, median, number, spread, where
 
 STYLES = dict(zip(MODELS, ("C1o--", "C0^-"), strict=True))
@@ -178,4 +179,5 @@ SWEEP = Experiment(
     columns=MARGIN | {"a linear VAE keeps (nats)": median("linear")} | CODE,
     claims=claims,
     draw=draw,
+    data=FULLY_CONNECTED,
 )
