@@ -110,7 +110,6 @@ def draw_factor(ax, records, look, label):
 ABLATIONS = Experiment(
     name="ablations",
     title="What moves the margin",
-    data=("cifar10",),
     cells=cells,
     compute=compute,
     by=("data", "kl_weight", "factor", "value"),

@@ -180,7 +180,6 @@ def draw_case(left, right, y, records):
 GALLERY = Experiment(
     name="gallery",
     title="A gallery of failures",
-    data=("mnist",),
     cells=cells,
     compute=compute,
     by=("data", "case"),

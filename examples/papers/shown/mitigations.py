@@ -166,7 +166,6 @@ def draw_panel(ax, records, key):
 MITIGATIONS = Experiment(
     name="mitigations",
     title=f"Mitigations, each tuned to {RATE:.0f} nats",
-    data=("mnist", "cifar10"),
     cells=cells,
     compute=compute,
     by=("data", "objective"),

@@ -87,7 +87,6 @@ def draw_marks(ax, kinds):
 PROBE = Experiment(
     name="probe",
     title="A linear probe of the labels",
-    data=("mnist", "cifar10", "cifar100", "tiny-imagenet"),
     cells=cells,
     compute=compute,
     by=("data", "codes", "kl_weight"),

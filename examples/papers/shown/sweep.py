@@ -172,7 +172,6 @@ def draw_reconstruction(ax, records):
 SWEEP = Experiment(
     name="sweep",
     title="Where collapse is natural",
-    data=("mnist", "cifar10", "cifar100", "tiny-imagenet"),
     cells=cells,
     compute=compute,
     by=("data", "kl_weight", "model"),
