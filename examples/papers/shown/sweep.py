@@ -1,0 +1,182 @@
+"""How a KL weight that grows through the threshold of collapse is shown."""
+
+import numpy as np
+from cells import Experiment
+from experiments.sweep import MODELS, cells, compute
+from settings import FULLY_CONNECTED
+from tables import CODE, MARGIN, Claim, expect, groups, median, number, spread, where
+
+STYLES = dict(zip(MODELS, ("C1o--", "C0^-"), strict=True))
+NEGLIGIBLE = 0.05
+
+
+def claims(records):
+    """Collapse where it is computed to be, none with alignment, and at what price."""
+    plain, aligned = (where(records, model=model) for model in MODELS)
+    above = [record for record in plain if record["share"] > 1]
+    below = [record for record in plain if record["share"] <= 0.6]
+    near = [record for record in plain if 0.6 <= record["share"] <= 0.9]
+    by = "data", "kl_weight"
+    return [
+        everywhere(above, "without alignment, all have collapsed above β*", collapsed),
+        everywhere(
+            below, "without alignment, all are informative up to 0.6 β*", informative
+        ),
+        everywhere(near, forecast(near), lambda record: 0.5 <= kept(record) <= 2),
+        expect(
+            where(aligned, share=1.5),
+            by,
+            "with alignment, all are certified at 1.5 β*",
+            certified=True,
+            must=True,
+        ),
+        everywhere(
+            aligned,
+            "with alignment, all are certified and informative at every kl_weight",
+            lambda record: informative(record) and record["verdict"] == "certified",
+        ),
+        *(price(*key, some) for key, some in groups(records, ("data",)).items()),
+    ]
+
+
+def everywhere(records, sentence, holds):
+    """Claim something of all records; count those where it holds, if not all."""
+    found = {
+        key: (sum(map(holds, some)), len(some))
+        for key, some in groups(records, ("data", "kl_weight")).items()
+    }
+    exceptions = [
+        f"{', '.join(key)}: {n} of {of}" for key, (n, of) in found.items() if n < of
+    ]
+    but = f"; seeds where it holds: {'; '.join(exceptions)}" if exceptions else ""
+    return Claim(sentence + but, not exceptions, must=False)
+
+
+def collapsed(record):
+    """Tell whether drawn codes carry at most 0.05 nats."""
+    return record["state"] == "collapsed"
+
+
+def informative(record):
+    """Tell whether drawn codes carry more, and the decoder uses it."""
+    return record["state"] == "informative"
+
+
+def kept(record):
+    """Return what drawn codes carry, in units of what a linear VAE would keep."""
+    return record["estimate"] / record["linear"]
+
+
+def forecast(records):
+    """Return how far the linear forecast is from what trained models keep."""
+    ratios = [kept(record) for record in records]
+    return (
+        "from 0.6 to 0.9 β*, plain models keep half to twice of what linear ones do: "
+        f"{number(np.median(ratios))} times as much "
+        f"({number(min(ratios))} to {number(max(ratios))})"
+    )
+
+
+def price(data, records):
+    """Claim that alignment costs something at equal KL, and tell how much."""
+    found = [*prices(records)]
+    inside = [record for record in found if record["price"] is not None]
+    told = "; ".join(
+        f"{share} β*: {spread('price', 1)(some)}, {spread('percent', 1)(some)} %"
+        for (share,), some in sorted(groups(inside, ("share",)).items())
+    )
+    outside = len(found) - len(inside)
+    return Claim(
+        f"{data}: at equal KL, alignment always costs reconstruction and so ELBO, in "
+        f"nats and as a share of the plain models' span: {told}; without {outside} of "
+        f"{len(found)} aligned models whose KL no plain model reaches",
+        bool(inside) and all(record["price"] > 0 for record in inside),
+        must=False,
+    )
+
+
+def prices(records):
+    """Yield what each aligned model costs at its KL, None where no plain one compares.
+
+    The plain models of the same seed are joined by straight lines. The true curve is
+    concave if each is at its optimum; the price is then at least this.
+    """
+    for some in groups(records, ("seed",)).values():
+        kl, reconstruction = curve(some, "plain")
+        for record in where(some, model="aligned"):
+            plain = np.interp(record["kl"], kl, reconstruction)
+            price = plain - record["reconstruction"]
+            inside = kl[0] <= record["kl"] <= kl[-1]
+            yield {
+                "share": record["share"],
+                "price": price if inside else None,
+                "percent": 100 * price / np.ptp(reconstruction),
+            }
+
+
+def curve(records, model):
+    """Return KL and reconstruction of the models of a seed, in order of the KL."""
+    some = where(records, model=model)
+    return np.transpose(sorted((r["kl"], r["reconstruction"]) for r in some))
+
+
+def draw(results, figure):
+    """Draw information by KL weight, and reconstruction by KL."""
+    records = [record for result in results for record in result["records"]]
+    by_data = groups(records, ("data",))
+    figure.set_size_inches(9, 5.5)
+    axes = figure.subplots(2, len(by_data), squeeze=False, sharey="row")
+    for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
+        draw_information(column[0], some)
+        draw_reconstruction(column[1], some)
+        column[0].set_title(data, fontsize="medium")
+    axes[0, 0].set_ylabel("drawn codes carry (nats)")
+    axes[1, 0].set_ylabel("reconstruction (share)")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+    )
+
+
+def draw_information(ax, records):
+    """Draw medians, each with the bracket of all seeds."""
+    for model, style in STYLES.items():
+        some = groups(where(records, model=model), ("share",))
+        low, middle, high = (
+            np.array([f([r[key] for r in same]) for same in some.values()])
+            for f, key in ((min, "low"), (np.median, "estimate"), (max, "high"))
+        )
+        shares = [share for (share,) in some]
+        error = middle - low, high - middle
+        ax.errorbar(shares, middle, error, fmt=style, mfc="none", label=model)
+    linear = [np.median([r["linear"] for r in same]) for same in some.values()]
+    ax.plot(shares, linear, ":", color="0.2", label="linear VAE, computed")
+    ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5, label="0.05 nats")
+    ax.set(xscale="log", yscale="log", xlabel="kl_weight / β*")
+    ax.set_ylim(bottom=1e-3)
+
+
+def draw_reconstruction(ax, records):
+    """Draw lines for each seed, as a share of the plain models' span."""
+    for some in groups(records, ("seed",)).values():
+        low, high = curve(some, "plain")[1][[0, -1]]
+        for model, style in STYLES.items():
+            kl, reconstruction = curve(some, model)
+            share = (reconstruction - low) / (high - low)
+            ax.plot(kl, share, style, mfc="none", lw=0.5, ms=4)
+    ax.set_xlabel("KL (nats)")
+
+
+SWEEP = Experiment(
+    name="sweep",
+    title="Where collapse is natural",
+    cells=cells,
+    compute=compute,
+    by=("data", "kl_weight", "model"),
+    columns=MARGIN | {"a linear VAE keeps (nats)": median("linear")} | CODE,
+    claims=claims,
+    draw=draw,
+    data=FULLY_CONNECTED,
+)
