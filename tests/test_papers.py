@@ -1,48 +1,49 @@
 """The papers' experiments: kept, resumed, repeated to the bit, and judged."""
 
+import ast
 import copy
-import functools
 import gzip
 import importlib
 import io
+import itertools
+import json
 import os
 import signal
 import struct
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from skorch.callbacks import Callback
+from torch.nn.utils import parameters_to_vector
+
+import skvaecert
 
 pytestmark = pytest.mark.slow
 
-PAPERS = Path(__file__).parents[1] / "examples" / "papers"
-NAMES = [path.stem for path in PAPERS.glob("*.py") if path.stem != "__main__"]
-# The forecast runs as a whole, as the command.
-EXPERIMENTS = [
-    "prevention",
-    "targets",
-    "variants",
-    "stress",
-    "escape",
-    "mitigations",
-]
+PAPERS = Path(__file__).resolve().parents[1] / "examples" / "papers"
+BESIDE = [path.stem for path in PAPERS.glob("*.py") if path.stem != "__main__"]
+NAMES = sorted(path.stem for path in (PAPERS / "experiments").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
 def papers():
-    """The modules beside the entry point, by name."""
+    """The modules beside the entry point and the experiments, by name."""
+    before = {*sys.modules}
     sys.path.insert(0, str(PAPERS))
     try:
-        yield {name: importlib.import_module(name) for name in NAMES}
+        names = [*BESIDE, *(f"experiments.{name}" for name in NAMES)]
+        yield {name: importlib.import_module(name) for name in names}
     finally:
         sys.path.remove(str(PAPERS))
-        for name in NAMES:
-            del sys.modules[name]
+        for name in {*sys.modules} - before:
+            if name.partition(".")[0] in (*BESIDE, "experiments", "shown"):
+                del sys.modules[name]
 
 
 def entry():
@@ -67,103 +68,108 @@ def run(main, *options):
     return stop.value.code
 
 
-def outputs(folder):
+def outputs(folder, name="*"):
     """What a run has written that must not differ, by name."""
     return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for kind in ("csv", "json", "md", "png")
-        for path in folder.rglob(f"*.{kind}")
-        if "teachers" not in path.parts and not path.name.endswith(".run.json")
+        path.name: path.read_bytes()
+        for path in (folder / "seconds").glob(f"{name}.*")
+        if not path.name.endswith(".run.json")
     }
+
+
+def kept(folder, name="*"):
+    """The bytes of the finished cells, by file."""
+    paths = (folder / "seconds" / "records").glob(f"{name}-digits.jsonl")
+    return {path.name: path.read_bytes() for path in paths}
+
+
+def n_kept(folder, name):
+    return sum(contents.count(b"\n") for contents in kept(folder, name).values())
 
 
 @pytest.fixture(scope="module")
 def clean(papers, tmp_path_factory):
-    """A whole run of the forecast."""
+    """A whole run of all experiments."""
     folder = tmp_path_factory.mktemp("clean")
-    assert run(entry(), "forecast", folder) == 0
+    assert run(entry(), "all", folder) == 0
     return folder
 
 
-def test_a_run_writes_table_records_claims_picture_and_what_it_ran_on(clean):
-    folder = clean / "seconds"
-    assert "## Forecast against outcome" in (folder / "forecast.md").read_text()
-    assert len((folder / "forecast.csv").read_text().splitlines()) == 1 + 14
-    assert (folder / "forecast.png").read_bytes().startswith(b"\x89PNG")
-    told = (folder / "forecast.run.json").read_text()
-    for key in ("command", "date", "seconds", "machine", "torch", "sklearn"):
-        assert f'"{key}"' in told
+@pytest.fixture
+def seconds(papers):
+    return papers["settings"].make_setting("seconds", "digits")
 
 
-def kept(folder, name="forecast"):
-    """The finished cells and when they were written."""
-    cells = (folder / "seconds" / name).glob("*.json")
-    return {path: path.stat().st_mtime_ns for path in cells}
+def test_all_experiments_are_in_the_command_and_can_be_shown(papers):
+    assert sorted(entry().EXPERIMENTS) == NAMES
+    assert {*NAMES} <= {path.stem for path in (PAPERS / "shown").glob("*.py")}
 
 
-def test_a_killed_run_goes_on_and_two_processes_do_not_show(clean, tmp_path):
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_writes_table_records_claims_picture_and_what_it_ran_on(
+    papers, clean, seconds, name
+):
+    folder, experiment = clean / "seconds", entry().EXPERIMENTS[name]
+    assert n_kept(clean, name) == len(experiment.cells(seconds))
+    lines = papers["cells"].Store(folder / "records" / f"{name}-digits.jsonl").lines()
+    n_records = sum(len(line["result"]["records"]) for line in lines)
+    with (folder / f"{name}.csv").open() as file:
+        assert sum(1 for _ in file) == 1 + n_records
+    claims = json.loads((folder / f"{name}.json").read_text())["claims"]
+    text = (folder / f"{name}.md").read_text()
+    assert text.startswith(f"## {experiment.title}\n")
+    assert claims
+    assert all(claim["sentence"] in text for claim in claims)
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    told = json.loads((folder / f"{name}.run.json").read_text())
+    assert {"command", "date", "seconds", "machine"} < {*told}
+    assert {"torch", "sklearn", "numpy", "skvaecert"} < {*told["versions"]}
+
+
+def test_a_run_of_two_processes_that_was_killed_goes_on_and_it_does_not_show(
+    clean, tmp_path
+):
     process = subprocess.Popen(
-        [sys.executable, *arguments("forecast", tmp_path)],
+        [sys.executable, *arguments("variants", tmp_path, "--n-jobs", 2)],
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    limit = time.monotonic() + 60
-    while len(kept(tmp_path)) < 3:
+    limit = time.monotonic() + 120
+    while n_kept(tmp_path, "variants") < 3:
         assert time.monotonic() < limit
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    killed = kept(tmp_path)
-    assert 3 <= len(killed) < 14
-    command = [sys.executable, *arguments("forecast", tmp_path, "--n-jobs", 2)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert killed.items() <= kept(tmp_path).items()
-    assert outputs(tmp_path) == outputs(clean)
+    ((name, killed),) = kept(tmp_path).items()
+    assert 3 <= killed.count(b"\n") < 12
+    assert run(entry(), "variants", tmp_path) == 0
+    assert kept(tmp_path)[name].startswith(killed)
+    assert n_kept(tmp_path, "variants") == 12
+    assert outputs(tmp_path) == outputs(clean, "variants")
 
 
-def test_a_finished_run_computes_nothing_again(clean):
+def test_a_finished_run_computes_nothing_again(papers, clean, monkeypatch):
     before, written = outputs(clean), kept(clean)
-    assert len(written) == 14
-    assert run(entry(), "forecast", clean) == 0
+    monkeypatch.setattr(papers["cells"], "finish", None)
+    assert run(entry(), "all", clean) == 0
     assert kept(clean) == written
     assert outputs(clean) == before
 
 
+def test_a_cell_gives_the_same_alone_and_without_memory(papers, clean, seconds):
+    cells = papers["cells"]
+    experiment = entry().EXPERIMENTS["variants"]
+    cell = cells.Cell(experiment, seconds, experiment.cells(seconds)[-1])
+    store = cells.Store(clean / "seconds" / "records" / "variants-digits.jsonl")
+    _, result, _ = cells.finish(cell, {})
+    assert result == store.results()[cells.key(cell.name)]
+
+
 def test_data_that_do_not_ship_need_a_folder(papers, tmp_path, capsys):
-    assert run(entry(), "forecast", tmp_path, "--data", "mnist") == 2
+    assert run(entry(), "variants", tmp_path, "--data", "mnist") == 2
     assert "--data-dir is needed for mnist" in capsys.readouterr().err
-
-
-@pytest.fixture(scope="module")
-def results(papers, tmp_path_factory):
-    """Up to four cells of each experiment, which share their teachers."""
-    memory = str(tmp_path_factory.mktemp("teachers"))
-    setting = papers["settings"].make_setting("seconds", "digits")
-
-    @functools.cache
-    def of(name):
-        chosen = entry().EXPERIMENTS[name]
-        # Of mitigations and stress a few: they differ in what is told of one fit.
-        some = chosen._replace(cells=lambda setting: chosen.cells(setting)[:4])
-        store = papers["cells"].Store(tmp_path_factory.mktemp(name))
-        found, failures = papers["cells"].run(some, [setting], store, memory=memory)
-        assert not failures
-        assert len(found) == min(4, len(chosen.cells(setting)))
-        return some, found
-
-    return of
-
-
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_runs(papers, results, name, tmp_path):
-    experiment, found = results(name)
-    claims, text = papers["tables"].write(tmp_path, experiment, found)
-    assert claims
-    assert all(claim.sentence in text for claim in claims)
-    assert (tmp_path / f"{name}.png").exists()
 
 
 def an_experiment(papers, compute, claims=None):
@@ -184,20 +190,29 @@ def record(lab, seed):
     return {"records": [{"data": lab.setting.data, "seed": seed}]}
 
 
-def test_a_cell_that_fails_does_not_take_the_others_along(papers, tmp_path):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (RuntimeError("no luck today"), "no luck today"),
+        (float("nan"), "not JSON compliant"),
+        (float("inf"), "not JSON compliant"),
+        (np.float32(1), "not JSON serializable"),
+    ],
+)
+def test_a_cell_that_fails_does_not_take_the_others_along(
+    papers, seconds, tmp_path, value, message
+):
     def compute(lab, seed):
-        if seed == 1:
-            raise RuntimeError("no luck today")
-        return record(lab, seed)
+        if seed == 1 and isinstance(value, Exception):
+            raise value
+        result = record(lab, seed)
+        return result | {"curves": [value] if seed == 1 else []}
 
-    setting = papers["settings"].make_setting("seconds", "digits")
-    store = papers["cells"].Store(tmp_path)
     example = an_experiment(papers, compute)
-    results, failures = papers["cells"].run(example, [setting], store)
+    results, (failure,) = papers["cells"].run(example, [seconds], tmp_path)
     assert [r["records"][0]["seed"] for r in results] == [0, 2]
-    assert len(failures) == 1
-    assert "no luck today" in failures[0]
-    assert "'seed': 1" in failures[0]
+    assert message in failure
+    assert "'seed': 1" in failure
 
 
 def test_ctrl_c_within_a_training_keeps_no_part_of_it(papers, tmp_path, monkeypatch):
@@ -209,7 +224,7 @@ def test_ctrl_c_within_a_training_keeps_no_part_of_it(papers, tmp_path, monkeypa
     def compute(lab, seed):
         samples = lab.samples(seed)
         callbacks = [CtrlC()] if seed == 1 and not goes_on else []
-        vae = lab.vae(samples, "mean", seed, callbacks=callbacks).fit(samples.train)
+        vae = lab.vae(samples, "1", seed, callbacks=callbacks).fit(samples.train)
         record = {"data": "digits", "seed": seed, "epochs": vae.n_iter_}
         return {"records": [record]}
 
@@ -218,76 +233,13 @@ def test_ctrl_c_within_a_training_keeps_no_part_of_it(papers, tmp_path, monkeypa
     main = entry()
     monkeypatch.setattr(main, "EXPERIMENTS", {"example": example})
     assert "go on with the same command" in run(main, "example", tmp_path)
-    interrupted = kept(tmp_path, "example")
-    assert len(interrupted) == 1
+    ((name, interrupted),) = kept(tmp_path).items()
+    assert interrupted.count(b"\n") == 1
     goes_on = True
     assert run(main, "example", tmp_path) == 0
-    assert interrupted.items() < kept(tmp_path, "example").items()
+    assert kept(tmp_path)[name].startswith(interrupted)
     lines = (tmp_path / "seconds" / "example.csv").read_text().splitlines()
     assert lines == ["data,seed,epochs", *(f"digits,{seed},2" for seed in range(3))]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: text[: len(text) // 2],
-        lambda text: "",
-        lambda text: "[1, 2]",
-        lambda text: text.replace('"seed": 0', '"seed": 7'),
-        lambda text: text.replace('"n_train": 100', '"n_train": 101'),
-    ],
-)
-def test_a_cell_that_is_damaged_or_of_something_else_is_not_taken(
-    papers, tmp_path, damage
-):
-    setting = papers["settings"].make_setting("seconds", "digits")
-    cell = papers["cells"].Cell(an_experiment(papers, record), setting, {"seed": 0})
-    store = papers["cells"].Store(tmp_path)
-    store.save(cell.name, {"records": []})
-    assert store.load(cell.name) == {"records": []}
-    path = store.path(cell.name)
-    text = path.read_text()
-    assert damage(text) != text
-    path.write_text(damage(text))
-    assert store.load(cell.name) is None
-
-
-def test_cells_of_other_settings_and_versions_lie_elsewhere(papers, tmp_path):
-    cells, settings = papers["cells"], papers["settings"]
-    setting = settings.make_setting("seconds", "digits")
-    example, store = an_experiment(papers, record), cells.Store(tmp_path)
-    name = cells.Cell(example, setting, {"seed": 0}).name
-    other = cells.Cell(example, setting._replace(n_train=101), {"seed": 0}).name
-    newer = copy.deepcopy(name)
-    newer["versions"]["torch"] = "3.0"
-    edited = name | {"code": "0"}
-    assert len({store.path(some) for some in (name, other, newer, edited)}) == 4
-
-
-def test_the_digest_of_code_sees_every_change(papers, tmp_path):
-    (tmp_path / "inner").mkdir()
-
-    def digest(**files):
-        for name, text in files.items():
-            (tmp_path / f"{name}.py").write_text(text)
-        return papers["cells"].digest_of(tmp_path)
-
-    first = digest(a="x = 1", b="")
-    assert digest(a="x = 1", b="") == first
-    assert len({first, digest(a="x = 2"), digest(a="", b="x = 1"), digest(c="")}) == 4
-    before = digest()
-    assert digest(**{"inner/a": "x = 1"}) != before
-
-
-def test_a_rescue_has_the_epochs_of_the_first_training(results):
-    records = results("prevention")[1][0]["records"]
-    assert {record["phase"]: record["epochs"] for record in records} == {
-        "aligned": 2,
-        "alignment removed": 4,
-        "never aligned": 2,
-        "rescued": 2,
-        "forced constant": 2,
-    }
 
 
 @pytest.mark.parametrize(("must", "code"), [(True, 1), (False, 0)])
@@ -298,14 +250,331 @@ def test_check_fails_for_what_must_show(papers, tmp_path, monkeypatch, must, cod
     assert run(main, "example", tmp_path, "--check") == code
 
 
+@pytest.fixture
+def store(papers, tmp_path):
+    return papers["cells"].Store(tmp_path / "records" / "some.jsonl")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line[: len(line) // 2],
+        lambda line: b"",
+        lambda line: b"[1, 2]",
+        lambda line: b'["name", "result"]',
+        lambda line: b'{"name": 1, "result": null}',
+        lambda line: b"[" * 100_000,
+        lambda line: b"\0" * 512,
+        lambda line: line.replace(b'"digits"', b'"\xffigits"'),
+        lambda line: line.replace(b'"certified"', b'"cert\xffied"'),
+        lambda line: line.replace(b'"seed": 1', b'"seed": 7'),
+        lambda line: line.replace(b'"n_train": 100', b'"n_train": 101'),
+    ],
+)
+def test_a_line_that_is_damaged_or_of_something_else_is_not_taken(
+    papers, seconds, store, damage
+):
+    cells = papers["cells"]
+    example = an_experiment(papers, record)
+    names = [cells.Cell(example, seconds, {"seed": seed}).name for seed in range(3)]
+    first, second, third = map(cells.key, names)
+    result = {"records": [{"verdict": "certified"}]}
+    for name in names:
+        store.save(name, result)
+    assert [*store.results()] == [first, second, third]
+    lines = store.path.read_bytes().split(b"\n")
+    broken = damage(lines[1])
+    assert broken != lines[1]
+    store.path.write_bytes(b"\n".join([lines[0], broken, *lines[2:]]))
+    found = store.results()
+    assert second not in found
+    assert (found[first], found[third]) == (result, result)
+
+
+def test_what_a_kill_within_a_write_leaves_harms_no_other_line(store):
+    store.save({"seed": 0}, {"records": [1]})
+    begun = store.path.read_bytes()
+    store.save({"seed": 1}, {"records": [2]})
+    whole = store.path.read_bytes()
+    for end in range(len(begun), len(whole) + 1):
+        store.path.write_bytes(whole[:end])
+        # A line is there from its last brace on, before the break of the line.
+        assert len(store.results()) == 1 + (end >= len(whole) - 1)
+        store.save({"seed": 2}, {"records": [3]})
+        found = [*store.results().values()]
+        assert (found[0], found[-1]) == ({"records": [1]}, {"records": [3]})
+
+
+def test_the_last_line_of_a_cell_is_taken(store):
+    for value in range(3):
+        store.save({"seed": 0}, {"records": [value]})
+    assert [*store.results().values()] == [{"records": [2]}]
+
+
+def test_lines_that_are_written_at_once_do_not_mix(store):
+    # Longer than the buffer of a file.
+    result = {"records": ["x" * 50_000]}
+    with ThreadPoolExecutor(4) as pool:
+        [*pool.map(lambda seed: store.save({"seed": seed}, result), range(80))]
+    assert len(store.results()) == 80
+
+
+def test_cells_of_other_settings_and_versions_are_others(papers, seconds):
+    cells, example = papers["cells"], an_experiment(papers, record)
+    name = cells.Cell(example, seconds, {"seed": 0}).name
+    assert cells.key(name) == cells.key(json.loads(json.dumps(name)))
+    newer = copy.deepcopy(name)
+    newer["versions"]["torch"] = "3.0"
+    others = [
+        newer,
+        name | {"code": "0"},
+        cells.Cell(example, seconds, {"seed": 1}).name,
+        cells.Cell(example, seconds._replace(n_train=101), {"seed": 0}).name,
+        cells.Cell(example, seconds._replace(fixed=True), {"seed": 0}).name,
+    ]
+    assert len({*map(cells.key, [name, *others])}) == 6
+
+
+CODE = '''"""Discs."""
+import math
+
+NAME = "disc"
+
+
+def area(radius, scale=1):
+    """Return an area."""
+    # Of a disc.
+    if radius > 0:
+        return scale * math.pi * radius**2
+
+
+class Disc:
+    """A disc."""
+
+    sides = 0
+'''
+
+
+@pytest.fixture
+def digest(papers, tmp_path):
+    """Return the digest of a file of code."""
+    folders = map(str, itertools.count())
+
+    def of(text, name="a"):
+        path = tmp_path / next(folders) / f"{name}.py"
+        path.parent.mkdir()
+        path.write_text(text)
+        return papers["cells"].digest_of([path])
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Discs.", "Circles, and more."),
+        ("an area.", "an area.\n\n    More of it."),
+        ("A disc.", "A disc: round."),
+        ("    # Of a disc.\n", ""),
+        ("\n\n\n", "\n\n"),
+        ("scale * math.pi", "(scale * math.pi)"),
+    ],
+)
+def test_the_digest_of_code_does_not_see_what_does_nothing(digest, old, new):
+    assert CODE.replace(old, new) != CODE
+    assert digest(CODE.replace(old, new)) == digest(CODE)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("import math", "import cmath as math"),
+        ('"disc"', '"disk"'),
+        ("NAME", "LABEL"),
+        ("scale=1", "scale=2"),
+        ("radius, scale", "radius, *, scale"),
+        ("radius > 0", "radius >= 0"),
+        ("math.pi", "math.e"),
+        ("radius**2", "radius**3"),
+        ("return scale", "yield scale"),
+        ("def area", "async def area"),
+        ("def area", "@print\ndef area"),
+        ("class Disc:", "class Disc(dict):"),
+        ("sides = 0", "sides = 1"),
+        ("sides = 0", "sides = 0.0"),
+    ],
+)
+def test_the_digest_of_code_sees_every_change(digest, old, new):
+    assert CODE.replace(old, new) != CODE
+    assert digest(CODE.replace(old, new)) != digest(CODE)
+
+
+def test_the_digest_of_code_sees_names_and_places(papers, digest, tmp_path):
+    assert digest(CODE, "b") != digest(CODE, "a")
+    paths = [tmp_path / "a.py", tmp_path / "b.py"]
+    for path in paths:
+        path.write_text(f"{path.stem} = 1")
+    digest_of = papers["cells"].digest_of
+    assert digest_of(paths) != digest_of(paths[::-1])
+    assert digest_of(paths) != digest_of(paths[:1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_digest_is_of_all_that_computes(papers, monkeypatch, name):
+    monkeypatch.setattr(papers["cells"], "digest_of", lambda paths: {*paths})
+    package = {*Path(skvaecert.__file__).parent.rglob("*.py")}
+    own = PAPERS / "experiments" / f"{name}.py"
+    found = entry().EXPERIMENTS[name].code
+    assert found == package | {PAPERS / "readers.py", PAPERS / "lab.py", own}
+
+
+def imported(path):
+    """Return which modules beside the entry point a file imports."""
+    nodes = [*ast.walk(ast.parse(path.read_bytes()))]
+    names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    return {name.partition(".")[0] for name in names} & {
+        *BESIDE,
+        "experiments",
+        "shown",
+    }
+
+
+def test_what_computes_imports_nothing_that_has_no_part_in_the_digest():
+    for name in NAMES:
+        assert imported(PAPERS / "experiments" / f"{name}.py") <= {"lab"}, name
+        assert "experiments" in imported(PAPERS / "shown" / f"{name}.py")
+    # Of settings a name alone; their values are in the name of a cell.
+    assert imported(PAPERS / "lab.py") == {"readers", "settings"}
+    assert imported(PAPERS / "readers.py") == set()
+
+
+def a_lab(papers, setting, **changes):
+    return papers["lab"].Lab(setting._replace(**changes))
+
+
+def test_a_kl_weight_is_a_number_or_a_multiple_of_the_threshold(papers, seconds):
+    lab = a_lab(papers, seconds)
+    samples = lab.samples(0)
+    eigenvalues = np.linalg.eigvalsh(np.cov(samples.train, rowvar=False))
+    threshold = 64 * eigenvalues[-1] / eigenvalues.sum()
+    assert lab.threshold(samples) == pytest.approx(threshold, rel=1e-4)
+    for told, weight in (("2", 2), ("0.3 β*", 0.3 * threshold)):
+        vae = lab.vae(samples, told, 0)
+        assert vae.kl_weight == pytest.approx(weight, rel=1e-4)
+        assert vae.alignment_weight == 10 * vae.kl_weight
+        assert lab.vae(samples, told, 0, aligned=False).alignment_weight == 0
+
+
+def weights(vae):
+    return parameters_to_vector(vae.net_.module_.parameters()).detach().numpy()
+
+
+def test_fixed_settings_vary_the_teacher_alone(papers, seconds):
+    # Of so few samples no teacher is stable.
+    teacher = {"n_components": 3, "min_agreement": 0.0}
+
+    def fits(fixed, aligned):
+        lab = a_lab(papers, seconds, fixed=fixed, teacher=teacher)
+        samples = [lab.samples(seed) for seed in (0, 1)]
+        vaes = [
+            lab.vae(some, "1", seed, aligned=aligned).fit(some.train)
+            for seed, some in enumerate(samples)
+        ]
+        proba = [vae.teacher_.predict_proba(samples[0].test) for vae in vaes]
+        found = [some.train for some in samples], proba, map(weights, vaes)
+        return [bool(np.array_equal(*pair)) for pair in found]
+
+    # Samples, teachers and trained weights: the teacher has no part without alignment.
+    assert fits(fixed=True, aligned=False) == [True, False, True]
+    assert fits(fixed=True, aligned=True) == [True, False, False]
+    assert fits(fixed=False, aligned=False) == [False, False, False]
+
+
+def test_the_settings_that_vary_the_teacher_alone(papers):
+    settings = papers["settings"]
+    fixed = [
+        (preset, data)
+        for preset in settings.PRESETS
+        for data in (*settings.SHIPPED, *settings.OFFICIAL)
+        if settings.make_setting(preset, data).fixed
+    ]
+    assert fixed == [("papers", "tiny-imagenet")]
+
+
+def test_removal_and_rescue_go_on_from_the_fits_before_them(papers, seconds):
+    lab = a_lab(papers, seconds)
+    samples = lab.samples(0)
+    found = papers["experiments.prevention"].compute(lab, "1", 0)
+    records = {record["phase"]: record for record in found["records"]}
+    assert [*records] == [*papers["experiments.prevention"].PHASES]
+    assert [record["epochs"] for record in records.values()] == [2, 4, 2, 2, 2]
+    phases = ("aligned", "alignment removed"), ("never aligned", "rescued")
+    for (before, after), curve in zip(phases, found["curves"], strict=True):
+        vae = lab.vae(samples, "1", 0, aligned=before == "aligned").fit(samples.train)
+        assert vae.score(samples.test) == records[before]["elbo"]
+        n_epochs, weight = (4, 0.0) if before == "aligned" else (2, 10.0)
+        vae.set_params(
+            warm_start=True, alignment_weight=weight, max_epochs=n_epochs
+        ).fit(samples.train)
+        assert vae.score(samples.test) == records[after]["elbo"]
+        assert len(curve) == 2 + n_epochs
+    assert len({record["elbo"] for record in records.values()}) == 5
+
+
+@pytest.mark.parametrize("network", [{}, {"encoder": "conv", "decoder": "conv"}])
+def test_a_forced_constant_is_constant_and_its_model_is_not(papers, network):
+    setting = papers["settings"].make_setting("five-minutes", "digits")
+    lab = a_lab(papers, setting, network=setting.network | network)
+    samples = lab.samples(0)
+    certifier = papers["lab"].certified(lab.vae(samples, "1", 0), samples)
+    forced = papers["experiments.prevention"].forced_constant(certifier)
+    for values in forced.estimator_.encode(samples.test):
+        assert np.ptp(values, axis=0).max() == 0
+    measure = papers["lab"].measure
+    aligned, constant = (measure(some, samples.test) for some in (certifier, forced))
+    assert (constant["verdict"], constant["state"]) == ("constant", "collapsed")
+    assert 0 <= constant["low"] <= constant["high"] < 0.01
+    assert (aligned["verdict"], aligned["state"]) == ("certified", "informative")
+    assert 1 < aligned["low"] <= aligned["estimate"] <= aligned["high"] < np.log(400)
+    assert aligned == measure(certifier, samples.test)
+    mean, std = map(np.float64, certifier.estimator_.encode(samples.test))
+    kl = (mean**2 + std**2 - 1 - 2 * np.log(std)).sum(axis=1).mean() / 2
+    assert aligned["kl"] == pytest.approx(kl, rel=1e-4)
+
+
+def test_the_unexplained_share_is_one_for_the_mean_and_zero_for_the_samples(papers):
+    samples = np.random.default_rng(0).uniform(size=(50, 3))
+    unexplained = papers["lab"].unexplained
+    assert unexplained(samples, samples) == 0
+    assert unexplained(samples, samples.mean(axis=0)) == pytest.approx(1)
+
+
+def test_a_probe_learns_from_the_first_of_each_class_alone(papers, seconds):
+    samples, probe = a_lab(papers, seconds).samples(0), papers["lab"].probe
+    one_hot, tested = np.eye(10)[samples.labels], np.eye(10)[samples.test_labels]
+    assert probe(one_hot, samples, tested, 2) == probe(one_hot, samples, tested) == 1
+    later = np.ones(len(one_hot), bool)
+    for digit in range(10):
+        later[np.flatnonzero(samples.labels == digit)[:2]] = False
+    wrong = np.where(later[:, None], np.roll(one_hot, 1, axis=1), one_hot)
+    assert probe(wrong, samples, tested, 2) == 1
+    assert probe(wrong, samples, tested) < 0.1
+    constant = np.zeros((100, 1)), samples, np.zeros((60, 1))
+    assert probe(*constant) <= np.bincount(samples.test_labels).max() / 60
+
+
 def of(verdict, **values):
     """A record as `measure` makes it, of one verdict."""
-    base = {"data": "digits", "scale": "mean", "epochs": 3, "margin": 0.1}
+    base = {"data": "digits", "kl_weight": "1", "state": "informative"}
+    base |= {"epochs": 3, "margin": 0.1, "beta": 1.0}
     return base | {"verdict": verdict} | values
 
 
 def test_claims_on_prevention_see_each_break_of_the_pattern(papers):
-    claims = papers["prevention"].claims
+    claims = entry().EXPERIMENTS["prevention"].claims
     good = {
         "aligned": "certified",
         "alignment removed": "varies",
@@ -321,20 +590,29 @@ def test_claims_on_prevention_see_each_break_of_the_pattern(papers):
         broken = [*records[:i], found | {"verdict": wrong}, *records[i + 1 :]]
         (failed,) = [claim for claim in claims(broken) if not claim.holds]
         musts.append(failed.must)
-        assert "digits, mean" in failed.sentence
+        assert "digits, 1" in failed.sentence
     assert musts == [True, False, False, True, True]
 
 
 def test_claims_on_variants_want_vanilla_to_fail_and_the_others_to_pass(papers):
     def judged(vanilla, other):
-        records = [
-            of(vanilla, variant="vanilla", kl_weight=2.0),
-            of(other, variant="RST-alpha-prefit", kl_weight=2.0),
-        ]
-        return [(c.holds, c.must) for c in papers["variants"].claims(records)]
+        records = [of(vanilla, variant="vanilla"), of(other, variant="RST")]
+        claims = entry().EXPERIMENTS["variants"].claims(records)
+        return [(claim.holds, claim.must) for claim in claims]
 
     assert judged("inconclusive", "certified") == [(True, False), (True, True)]
     assert judged("certified", "inconclusive") == [(False, False), (False, True)]
+
+
+def test_claims_on_escape_see_a_high_start_a_low_end_and_a_lost_gradient(papers):
+    def judged(**values):
+        path = {"start": -0.01, "end": 0.8, "escape_gradient_least": 0.1}
+        claims = entry().EXPERIMENTS["escape"].claims([of("", **path | values)])
+        return [claim.holds for claim in claims if claim.must]
+
+    assert judged() == [True, True]
+    assert judged(start=0.1) == judged(end=0.1) == [False, True]
+    assert judged(escape_gradient_least=0.0) == [True, False]
 
 
 def test_columns_count_verdicts_and_hold_the_bracket_of_every_seed(papers):
@@ -347,30 +625,6 @@ def test_columns_count_verdicts_and_hold_the_bracket_of_every_seed(papers):
     assert tables.bracket([{"low": 0.0, "high": 0.0}]) == "0.00 to 0.00"
 
 
-def test_a_forced_constant_is_constant_and_its_model_is_not(papers):
-    lab = papers["lab"].Lab(papers["settings"].make_setting("five-minutes", "digits"))
-    samples = lab.samples(0)
-    certifier = papers["lab"].certified(lab.vae(samples, "mean", 0), samples)
-    forced = papers["prevention"].forced_constant(certifier)
-    measure = papers["lab"].measure
-    aligned, constant = (measure(some, samples.test) for some in (certifier, forced))
-    assert (aligned["verdict"], aligned["state"]) == ("certified", "informative")
-    assert 1 < aligned["low"] <= aligned["estimate"] <= aligned["high"]
-    assert (constant["verdict"], constant["state"]) == ("constant", "collapsed")
-    assert 0 <= constant["low"] <= constant["high"] < 0.01
-    assert np.ptp(forced.transform(samples.test), axis=0).max() == 0
-
-
-def test_mean_scale_is_the_elbo_with_an_averaged_reconstruction(papers):
-    lab = papers["lab"].Lab(papers["settings"].make_setting("seconds", "patches16"))
-    samples = lab.samples(0)
-    summed, averaged = (lab.vae(samples, scale, 0) for scale in ("sum", "mean"))
-    n_features = samples.train.shape[1]
-    assert n_features == 768
-    assert averaged.kl_weight == n_features * summed.kl_weight
-    assert averaged.alignment_weight == n_features * summed.alignment_weight
-
-
 def test_an_escape_that_stays_above_zero_is_told_from_one_that_falls_back(papers):
     def steps(*margin):
         flat = [1.0] * len(margin)
@@ -380,7 +634,7 @@ def test_an_escape_that_stays_above_zero_is_told_from_one_that_falls_back(papers
             "path_energy": [0, 1],
             "path_margin": [0, 1],
         }
-        return papers["escape"].record_of(curves)["steps_to_positive"]
+        return papers["experiments.escape"].record_of(curves)["steps_to_positive"]
 
     assert steps(-1, 0.1, 0.2, 0.3) == 1
     assert steps(-1, 0.1, -0.2, 0.3) == 3
@@ -463,7 +717,7 @@ FORMATS = {
 @pytest.fixture
 def read(papers):
     """Read files by the name of their format."""
-    readers = papers["settings"].READERS
+    readers = papers["lab"].READERS
     return lambda name, *args: readers[name.removesuffix(".gz")][0](*args)
 
 
@@ -561,11 +815,52 @@ def test_images_and_labels_of_mnist_belong_together(read, tmp_path):
         read("mnist", tmp_path)
 
 
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10", "cifar10-conv"])
+def test_samples_to_train_on_to_tune_on_and_to_test_on_are_others(
+    papers, tmp_path, name
+):
+    folder = papers["lab"].READERS.get(name.removesuffix("-conv"), ("", ""))[1]
+    if folder:
+        (tmp_path / folder).mkdir()
+        FORMATS[name.removesuffix("-conv")][0](tmp_path / folder)
+    load = papers["lab"].load_samples
+    samples = load(name, 20, 7, 0, str(tmp_path))
+    parts = [samples.train, samples.valid, samples.test]
+    assert [*map(len, parts)] == [20, 7, 7]
+    assert len(np.unique(np.concatenate(parts), axis=0)) == 34
+    assert samples.train.dtype == np.float32
+    assert 0 <= samples.train.min() < samples.train.max() <= 1
+    # The same again; fewer are the first of more; another seed has others.
+    load.cache_clear()
+    for again in (load(name, 20, 7, 0, str(tmp_path)), samples):
+        np.testing.assert_array_equal(again.train, samples.train)
+    fewer = load(name, 9, 7, 0, str(tmp_path))
+    np.testing.assert_array_equal(fewer.train, samples.train[:9])
+    np.testing.assert_array_equal(fewer.labels, samples.labels[:9])
+    np.testing.assert_array_equal(fewer.test, samples.test)
+    other = load(name, 20, 7, 1, str(tmp_path))
+    assert not np.array_equal(other.train, samples.train)
+
+
+def test_drawn_samples_have_their_own_labels(papers, tmp_path):
+    (tmp_path / "mnist").mkdir()
+    write_mnist(tmp_path / "mnist")
+    samples = papers["lab"].load_samples("mnist", 50, 30, 0, str(tmp_path))
+    for subset, drawn, labels in (
+        ("train", samples.train, samples.labels),
+        ("test", samples.test, samples.test_labels),
+    ):
+        images = papers["lab"].READERS["mnist"][0](tmp_path / "mnist", subset)
+        place = {image.tobytes(): i for i, image in enumerate(images.data)}
+        pixels = np.rint(255 * drawn).astype(np.uint8)
+        places = [place[image.tobytes()] for image in pixels]
+        np.testing.assert_array_equal(labels, images.target[places])
+
+
 def test_the_largest_preset_takes_images_from_files(papers, tmp_path):
     (tmp_path / "mnist").mkdir()
     write_mnist(tmp_path / "mnist")
-    settings = papers["settings"]
-    setting = settings.make_setting("large", "mnist")
+    setting = papers["settings"].make_setting("papers", "mnist")
     network = setting.network | {"max_epochs": 1, "hidden_sizes": (8,), "latent_dim": 4}
     # Of noise there are no clusters to agree on.
     teacher = {"n_components": 3, "min_agreement": 0.0}
@@ -573,7 +868,5 @@ def test_the_largest_preset_takes_images_from_files(papers, tmp_path):
     lab = papers["lab"].Lab(setting, data_dir=str(tmp_path))
     samples = lab.samples(0)
     assert samples.image_shape == (1, 28, 28)
-    found = papers["lab"].measure(
-        papers["lab"].certified(lab.vae(samples, "sum", 0), samples), samples.test
-    )
-    assert found["n_components"] == 3
+    certifier = papers["lab"].certified(lab.vae(samples, "1", 0), samples)
+    assert papers["lab"].measure(certifier, samples.test)["n_components"] == 3
