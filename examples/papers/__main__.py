@@ -7,7 +7,13 @@ kept: the same command goes on where it was interrupted. It writes the records a
 table and claims as JSON and Markdown, and a picture.
 
     python examples/papers prevention --data digits --preset five-minutes
-    python examples/papers all --preset half-hour --n-jobs 2
+    python examples/papers all --preset five-minutes --n-jobs 2
+
+Nothing is run by the next command: it writes what docs/records holds of the preset
+"papers" into docs/papers.md, between the marks of each experiment, and draws the
+pictures of that page.
+
+    python examples/papers page
 
 The files of mnist, cifar10, cifar100 and tiny-imagenet are read from the folders mnist,
 cifar-10-batches-bin, cifar-100-binary and tiny-imagenet-200 in --data-dir.
@@ -23,14 +29,15 @@ import time
 from pathlib import Path
 
 from cells import VERSIONS, run
+from page import fill, write
 from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
 from shown.escape import ESCAPE
 from shown.prevention import PREVENTION
 from shown.probe import PROBE
 from shown.sweep import SWEEP
 from shown.variants import VARIANTS
-from tables import write
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (PREVENTION, VARIANTS, ESCAPE, SWEEP, PROBE)
@@ -43,7 +50,7 @@ def parsed():
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all"])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "all", "page"])
     parser.add_argument(
         "--data", nargs="+", default=SHIPPED, choices=[*SHIPPED, *OFFICIAL]
     )
@@ -66,9 +73,10 @@ def perform(experiment, arguments):
     """Run one experiment, print and write what it shows; return what went wrong."""
     start = time.perf_counter()
     folder = arguments.out / arguments.preset
+    settings = [make_setting(arguments.preset, data) for data in arguments.data]
     results, failures = run(
         experiment,
-        [make_setting(arguments.preset, data) for data in arguments.data],
+        settings,
         arguments.records or folder / "records",
         arguments.n_jobs,
         memory=str(arguments.out / "teachers"),
@@ -78,7 +86,7 @@ def perform(experiment, arguments):
     print(*failures, sep="\n", file=sys.stderr)
     if failures:
         return [f"{experiment.name}: {len(failures)} cells failed, see above"]
-    claims, text = write(folder, experiment, results)
+    claims, text = write(folder, experiment, settings, results)
     note(folder / f"{experiment.name}.run.json", time.perf_counter() - start)
     print(text, flush=True)
     return [c.sentence for c in claims if c.must and not c.holds]
@@ -98,6 +106,9 @@ def note(path, seconds):
 
 def main():
     arguments = parsed()
+    if arguments.experiment == "page":
+        fill(DOCS / "papers.md", EXPERIMENTS.values(), DOCS / "records")
+        return
     chosen = [*EXPERIMENTS] if arguments.experiment == "all" else [arguments.experiment]
     try:
         wrong = [p for name in chosen for p in perform(EXPERIMENTS[name], arguments)]

@@ -20,7 +20,7 @@ import sklearn
 import skorch
 import torch
 from lab import Lab
-from settings import Setting
+from settings import OFFICIAL, Setting
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
@@ -67,7 +67,8 @@ class Experiment(NamedTuple):
     `cells` lists the options of its cells in a setting; `compute` takes a Lab and
     those, and returns a dict with "records", each a flat dict, and maybe "curves".
     Records that agree in `by` share a line of the table, whose `columns` are functions
-    of them; `claims` judges all records, `draw` fills a figure.
+    of them; `claims` judges all records, `draw` fills a figure, and `caption` says what
+    to see there. `data` are the data sets that the page has it for.
     """
 
     name: str
@@ -78,6 +79,8 @@ class Experiment(NamedTuple):
     columns: dict[str, Callable[[list], str]]
     claims: Callable[[list], list]
     draw: Callable[[list, Any], None]
+    caption: str = ""
+    data: tuple[str, ...] = OFFICIAL
 
     @property
     def code(self):
@@ -135,6 +138,11 @@ class Store:
             os.fsync(file.fileno())
 
 
+def store_of(folder, experiment, data):
+    """Return the store of an experiment on a data set."""
+    return Store(folder / f"{experiment.name}-{data}.jsonl")
+
+
 def parsed(text):
     """Return a line of a store, or None if it is damaged."""
     try:
@@ -171,9 +179,7 @@ def finish(cell, places):
 
 def run(experiment, settings, folder, n_jobs=1, **places):
     """Compute what is not kept yet; return all results in order, and failures."""
-    stores = {
-        s.data: Store(folder / f"{experiment.name}-{s.data}.jsonl") for s in settings
-    }
+    stores = {s.data: store_of(folder, experiment, s.data) for s in settings}
     cells = [
         [Cell(experiment, setting, options) for options in experiment.cells(setting)]
         for setting in settings

@@ -1,7 +1,5 @@
-"""What is made of records: columns of a table, claims, and files."""
+"""What is made of records: columns of a table, and claims."""
 
-import csv
-import json
 from collections import Counter
 from typing import NamedTuple
 
@@ -14,6 +12,11 @@ class Claim(NamedTuple):
     sentence: str
     holds: bool
     must: bool
+
+
+def records_of(results):
+    """Return the records of all results."""
+    return [record for result in results for record in result["records"]]
 
 
 def count(records, verdict="certified", key="verdict"):
@@ -56,25 +59,46 @@ def bracket(records):
     return f"{number(low)} to {number(high)}"
 
 
+def at_most(key, digits=1):
+    """Make a column: an upper bound for all records, rounded up."""
+    scale = 10**digits
+    return lambda records: number(
+        np.ceil(scale * max(r[key] for r in records)) / scale, digits
+    )
+
+
 def median(key, digits=2):
     """Make a column: the median over the records."""
     return lambda records: number(np.median([r[key] for r in records]), digits)
 
 
 def spread(key, digits=2):
-    """Make a column: the median, and the least and the greatest."""
+    """Make a column: the median, and the least and the greatest unless all agree."""
 
     def column(records):
         values = [r[key] for r in records]
-        three = (f(values) for f in (np.median, min, max))
-        return "{} ({} to {})".format(*(number(value, digits) for value in three))
+        middle, least, greatest = (
+            number(f(values), digits) for f in (np.median, min, max)
+        )
+        return middle if least == greatest else f"{middle} ({least} to {greatest})"
 
     return column
 
 
+def of(value, limit):
+    """Make a column of two: a value, and the most that it could be."""
+    return lambda records: f"{value(records)} of {limit(records)}"
+
+
 def number(value, digits=2):
     """Return a number as a table has it, without a minus before zero."""
-    return f"{round(float(value), digits) + 0.0:.{digits}f}"
+    return f"{round(float(value), digits) + 0.0:,.{digits}f}"
+
+
+def kl_weight(records):
+    """Make the column of the KL weight; of a multiple of β*, its median, too."""
+    told = records[0]["kl_weight"]
+    return f"{told} = {median('beta', 0)(records)}" if "β*" in told else told
 
 
 def each(key, digits=2):
@@ -84,16 +108,15 @@ def each(key, digits=2):
 
 MARGIN = {
     "verdicts": counts("verdict"),
-    "margin (nats)": spread("margin"),
-    "of at most": median("information"),
+    "margin (nats), of at most": of(spread("margin"), median("information")),
 }
 CODE = {
     "state": counts("state"),
     "drawn codes carry (nats)": bracket,
-    "decoder use": spread("decoder", 1),
+    "decoder use": at_most("decoder"),
     "KL": spread("kl", 1),
     "active": spread("active", 0),
-    "ELBO": spread("elbo", 1),
+    "ELBO": spread("elbo", 0),
     "unexplained variance": spread("unexplained", 3),
 }
 ROUND_TRIP = {
@@ -105,15 +128,32 @@ ROUND_TRIP = {
 
 
 def expect(records, by, sentence, certified, must=False):
-    """Claim that in every group all are certified, or none; name those where not."""
-    found = {key: (count(some), len(some)) for key, some in groups(records, by).items()}
+    """Claim that all are certified, or none; count, and name the groups where not."""
+    return tally(records, by, sentence, is_certified, certified, must)
+
+
+def is_certified(record):
+    """Tell whether the mean is certified."""
+    return record["verdict"] == "certified"
+
+
+def has_state(state):
+    """Return what tells whether drawn codes are so."""
+    return lambda record: record["state"] == state
+
+
+def tally(records, by, sentence, true_of, everywhere=True, must=False):
+    """Claim that something is true of all records, or of none, as `expect` does."""
+    found = {key: [*map(true_of, some)] for key, some in groups(records, by).items()}
+    every = [told for some in found.values() for told in some]
     exceptions = [
-        f"{', '.join(map(str, key))}: {n} of {of}"
-        for key, (n, of) in found.items()
-        if n != (of if certified else 0)
+        f"{', '.join(map(str, key))}: {sum(some)} of {len(some)}"
+        for key, some in found.items()
+        if any(told != everywhere for told in some)
     ]
-    but = f"; certified are, though, {'; '.join(exceptions)}" if exceptions else ""
-    return Claim(sentence + but, not exceptions, must)
+    where_not = f" ({'; '.join(exceptions)})" if exceptions else ""
+    count = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
+    return Claim(count, not exceptions, must)
 
 
 def summary(experiment, records):
@@ -123,53 +163,3 @@ def summary(experiment, records):
         | {name: column(some) for name, column in experiment.columns.items()}
         for key, some in groups(records, experiment.by).items()
     ]
-
-
-def markdown(experiment, lines, claims, told):
-    """Return table and claims as a section."""
-    head = list(lines[0])
-    rows = [head, ["---"] * len(head), *([*line.values()] for line in lines)]
-    table = "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
-    judged = "\n".join(
-        f"- {'Shows' if claim.holds else '**Does not show**'}: {claim.sentence}."
-        for claim in claims
-    )
-    warned = f"\n\nWarnings: {told}." if told else ""
-    return f"## {experiment.title}\n\n{table}\n\n{judged}{warned}\n"
-
-
-def write(folder, experiment, results):
-    """Write JSON, CSV, Markdown and a picture; return the claims and the Markdown."""
-    records = [record for result in results for record in result["records"]]
-    claims, lines = experiment.claims(records), summary(experiment, records)
-    text = markdown(experiment, lines, claims, warnings_of(results))
-    stem = folder / experiment.name
-    stem.with_suffix(".md").write_text(text)
-    everything = {"table": lines, "claims": [c._asdict() for c in claims]}
-    stem.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        fields = dict.fromkeys(key for record in records for key in record)
-        writer = csv.DictWriter(file, list(fields))
-        writer.writeheader()
-        writer.writerows(records)
-    picture(stem.with_suffix(".png"), experiment, results)
-    return claims, text
-
-
-def warnings_of(results):
-    """Return each warning and the number of cells that gave it."""
-    told = [name for result in results for name in result["warnings"]]
-    return ", ".join(
-        f"{name} in {told.count(name)} of {len(results)} cells"
-        for name in sorted(set(told))
-    )
-
-
-def picture(path, experiment, results):
-    """Draw into a file, without a display."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained", figsize=(9, 3.4))
-    experiment.draw(results, figure)
-    # No date and no version in the file: the same numbers give the same bytes.
-    figure.savefig(path, dpi=110, metadata={"Software": None})

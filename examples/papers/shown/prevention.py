@@ -1,8 +1,21 @@
 """How prevention, collapse and rescue are shown."""
 
+import numpy as np
 from cells import Experiment
 from experiments.prevention import KL_WEIGHTS, cells, compute
-from tables import CODE, MARGIN, expect, median, where
+from figures import LEAST, band, legend_below
+from lab import COLLAPSE
+from tables import (
+    CODE,
+    MARGIN,
+    expect,
+    groups,
+    has_state,
+    kl_weight,
+    records_of,
+    tally,
+    where,
+)
 
 # What each should show: whether all are certified or none, and whether anything else
 # is a failure, or only not as the paper has it.
@@ -13,48 +26,87 @@ PATTERN = {
     "rescued": ("rescued by alignment, all are certified", True, True),
     "forced constant": ("with a constant mean, none is certified", False, True),
 }
+ALIGNED, UNALIGNED = ("aligned", "rescued"), ("alignment removed", "never aligned")
+# Colour, mark and line of two models, and their phases.
+LOOKS = {
+    "aligned, then not": ("C0o-", ("aligned", "alignment removed")),
+    "not aligned, then rescued": ("C1^--", ("never aligned", "rescued")),
+}
 
 
 def claims(records):
-    """Certified, not certified, certified; a constant never."""
-    by = "data", "kl_weight"
-    return [
-        expect(where(records, phase=phase), by, sentence, certified, must)
+    """Certified, not certified, certified; a constant never; and the drawn codes."""
+    verdicts = [
+        expect(
+            where(records, phase=phase),
+            ("data", "kl_weight"),
+            sentence,
+            certified,
+            must,
+        )
         for phase, (sentence, certified, must) in PATTERN.items()
+    ]
+    by = "data", "kl_weight", "phase"
+    aligned = [r for r in records if r["phase"] in ALIGNED]
+    unaligned = [r for r in records if r["phase"] in UNALIGNED]
+    collapse = where(unaligned, kl_weight=COLLAPSE)
+    return [
+        *verdicts,
+        tally(
+            aligned,
+            by,
+            "aligned and rescued, drawn codes are informative",
+            has_state("informative"),
+        ),
+        tally(
+            collapse,
+            by,
+            f"never aligned and not any more, drawn codes are collapsed at {COLLAPSE}",
+            has_state("collapsed"),
+        ),
     ]
 
 
 def draw(results, figure):
     """Draw the margins while two models are trained, and go on the other way."""
-    panels = {kl: {} for kl in KL_WEIGHTS}
-    for result in results:
-        record = result["records"][0]
-        panels[record["kl_weight"]].setdefault(record["data"], []).append(result)
-    figure.set_size_inches(9, 6)
-    axes = figure.subplots(2, len(panels["1"]), sharey=True, squeeze=False)
-    some = [(kl, data, panels[kl][data]) for kl in KL_WEIGHTS for data in panels[kl]]
-    for ax, (kl, data, found) in zip(axes.flat, some, strict=True):
-        draw_curves(ax, found)
-        ax.set_title(f"{data}, {kl}", fontsize="medium")
-    for ax in axes[:, 0]:
-        ax.set_ylabel("margin / teacher information")
-    for ax in axes[-1]:
-        ax.set_xlabel("epoch")
-    axes[0, 0].legend(frameon=False, fontsize="small", loc="lower right")
+    told = [result | result["records"][0] for result in results]
+    by_data = groups(told, ("data",))
+    figure.set_size_inches(figure.get_figwidth(), 4.4)
+    axes = figure.subplots(2, len(by_data), sharey=True, sharex="col", squeeze=False)
+    for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
+        for ax, weight in zip(column, KL_WEIGHTS, strict=True):
+            draw_curves(ax, where(some, kl_weight=weight))
+        column[0].set_title(data)
+        column[-1].set_xlabel("epoch")
+    for ax, weight in zip(axes[:, 0], KL_WEIGHTS, strict=True):
+        ax.set_ylabel(f"kl_weight {weight}\nmargin / information")
+    legend_below(figure, axes[0, 0])
 
 
 def draw_curves(ax, results):
-    """Draw the curves of all seeds; at the dotted line the alignment is swapped."""
-    looks = [
-        ("aligned, then not", "C0", "-"),
-        ("not aligned, then rescued", "C1", "--"),
-    ]
-    for i, result in enumerate(results):
-        for curve, (label, color, line) in zip(result["curves"], looks, strict=True):
-            ax.plot(curve, line, color=color, lw=1, label=None if i else label)
-    ax.axvline(len(results[0]["curves"][1]) / 2, color="0.5", linestyle=":")
-    ax.axhline(0, color="0.2", lw=1)
-    ax.set_ylim(bottom=-1, top=1)
+    """Draw two models of all seeds; at the dotted line the alignment is swapped."""
+    records = records_of(results)
+    for i, (label, (look, phases)) in enumerate(LOOKS.items()):
+        curves = np.array([result["curves"][i] for result in results])
+        epochs = np.arange(1, curves.shape[1] + 1)
+        band(ax, epochs, np.maximum(curves, LEAST), look, label)
+        for epoch, phase in zip((swap(results), epochs[-1]), phases, strict=True):
+            draw_mark(ax, epoch, where(records, phase=phase), look)
+    ax.axvline(swap(results), color="0.3", lw=0.8, linestyle=":", zorder=0)
+    ax.axhline(0, color="0.3", lw=0.8, zorder=0)
+    ax.set_ylim(LEAST - 0.1, 1.1)
+
+
+def swap(results):
+    """Return the epoch after which alignment is turned off, or on."""
+    return len(results[0]["curves"][1]) // 2
+
+
+def draw_mark(ax, epoch, records, look):
+    """Draw the margin on test images, filled if all drawn codes are informative."""
+    share = np.median([record["margin"] / record["information"] for record in records])
+    fill = "full" if all(map(has_state("informative"), records)) else "none"
+    ax.plot(epoch, max(share, LEAST), look[:3], fillstyle=fill)
 
 
 PREVENTION = Experiment(
@@ -63,7 +115,15 @@ PREVENTION = Experiment(
     cells=cells,
     compute=compute,
     by=("data", "kl_weight", "phase"),
-    columns={"epochs": median("epochs", 0)} | MARGIN | CODE,
+    columns={"kl_weight": kl_weight} | MARGIN | CODE,
     claims=claims,
     draw=draw,
+    caption=(
+        "Margins as shares of the teacher information, those below -1 drawn there. "
+        "Lines: training images, median of the seeds, shaded from least to greatest. "
+        "At the dotted line alignment is turned off for one model and on for the "
+        "other. Marks: test images; filled if drawn codes are informative in all "
+        "seeds. *To see*: margins rise where alignment is turned on and fall where it "
+        "is turned off; at 1.5 β* they fall to 0, and the codes collapse."
+    ),
 )

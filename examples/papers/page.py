@@ -1,0 +1,152 @@
+"""What is written of results: the files of a run, the blocks of a page."""
+
+import csv
+import json
+import re
+from collections import Counter
+
+from cells import key, store_of
+from figures import picture
+from settings import make_setting
+from tables import groups, records_of, summary
+
+PRESET = "papers"
+# Beside the page.
+IMAGES = "images/papers"
+
+
+def write(folder, experiment, settings, results):
+    """Write JSON, CSV, Markdown and a picture; return the claims and the Markdown."""
+    records = records_of(results)
+    claims, lines = experiment.claims(records), summary(experiment, records)
+    text = f"## {experiment.title}\n\n{block(experiment, settings, results)}"
+    stem = folder / experiment.name
+    stem.with_suffix(".md").write_text(text)
+    everything = {"table": lines, "claims": [c._asdict() for c in claims]}
+    stem.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
+    with stem.with_suffix(".csv").open("w", newline="") as file:
+        fields = dict.fromkeys(key for record in records for key in record)
+        writer = csv.DictWriter(file, list(fields))
+        writer.writeheader()
+        writer.writerows(records)
+    picture(stem.with_suffix(".png"), experiment, results)
+    return claims, text
+
+
+def block(experiment, settings, results, images="."):
+    """Return figure, claims and tables as Markdown."""
+    if not results:
+        return "Not run yet.\n"
+    parts = [f"![{experiment.title}]({images}/{experiment.name}.png)"]
+    parts += [experiment.caption] if experiment.caption else []
+    parts += [judged(experiment.claims(records_of(results)))]
+    parts += tables(experiment, settings, results)
+    told = warnings_of(results)
+    parts += [f"Warnings: {told}."] if told else []
+    return "\n\n".join(parts) + "\n"
+
+
+def judged(claims):
+    """Return claims as a list that says which of them show."""
+    return "\n".join(
+        f"- {'Shows' if claim.holds else '**Does not show**'}: {claim.sentence}."
+        for claim in claims
+    )
+
+
+def warnings_of(results):
+    """Return each warning and the number of cells that gave it."""
+    told = [name for result in results for name in result["warnings"]]
+    return ", ".join(
+        f"{name} in {told.count(name)} of {len(results)} cells"
+        for name in sorted(set(told))
+    )
+
+
+def tables(experiment, settings, results):
+    """Return a table for each data set, or one for all that have but a line each."""
+    by_data = groups(records_of(results), ("data",))
+    settings = [setting for setting in settings if experiment.cells(setting)]
+    told = [images_of(experiment, s, by_data.get((s.data,), [])) for s in settings]
+    if experiment.by == ("data",):
+        return [table(summary(experiment, records_of(results))), " ".join(told)]
+    parts = []
+    for setting, sentence in zip(settings, told, strict=True):
+        lines = summary(experiment, by_data.get((setting.data,), []))
+        parts += [sentence, table(lines, "data")] if lines else [sentence]
+    return parts
+
+
+def table(lines, left_out=None):
+    """Return lines as a table in Markdown."""
+    head = [name for name in lines[0] if name != left_out]
+    rows = [head, ["---"] * len(head), *([line[k] for k in head] for line in lines)]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+
+
+def images_of(experiment, setting, records):
+    """Say how many images of a data set were used, and how many seeds are there."""
+    expected = {options["seed"] for options in experiment.cells(setting)}
+    found = {record["seed"] for record in records}
+    seeds = (
+        f"{len(found)} of {len(expected)} {'teachers' if setting.fixed else 'seeds'}"
+    )
+    used = setting._asdict() | (records[0] if records else {})
+    images = f"{used['n_train']:,} training and {used['n_test']:,} test images"
+    unfinished = "" if found == expected else ", not finished"
+    return f"**{setting.data}**: {images}, {seeds}{unfinished}."
+
+
+def kept(experiment, settings, folder):
+    """Return the results of the seeds that are complete, and by what they were made."""
+    lines = [
+        line
+        for setting in settings
+        for line in complete(
+            experiment, setting, last_lines(experiment, setting, folder)
+        )
+    ]
+    made = Counter(
+        key([line["name"][k] for k in ("code", "versions")]) for line in lines
+    )
+    return [line["result"] for line in lines], made
+
+
+def last_lines(experiment, setting, folder):
+    """Return the last line of each cell in this setting, whatever code has made it."""
+    wanted = key(setting._asdict())
+    return {
+        key(line["name"]["options"]): line
+        for line in store_of(folder, experiment, setting.data).lines()
+        if key(line["name"]["setting"]) == wanted
+    }
+
+
+def complete(experiment, setting, lines):
+    """Return lines in the order of the cells, without those of unfinished seeds."""
+    cells = [(o["seed"], lines.get(key(o))) for o in experiment.cells(setting)]
+    unfinished = {seed for seed, line in cells if line is None}
+    return [line for seed, line in cells if seed not in unfinished]
+
+
+def fill(page, experiments, folder):
+    """Write into a page, and beside it, what the kept records of experiments show."""
+    text = page.read_text(encoding="utf-8")
+    for experiment in experiments:
+        settings = [make_setting(PRESET, data) for data in experiment.data]
+        results, made = kept(experiment, settings, folder)
+        text = filled(text, experiment, settings, results)
+        if results:
+            image = page.parent / IMAGES / f"{experiment.name}.png"
+            picture(image, experiment, results)
+        told = [f"{n} cells by {maker}" for maker, n in made.items()]
+        print(f"{experiment.name}:", "; ".join(told) or "not run yet")
+    page.write_text(text, encoding="utf-8")
+
+
+def filled(text, experiment, settings, results):
+    """Return a page with the block of an experiment between its marks."""
+    name = experiment.name
+    marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)"
+    new = f"\n{block(experiment, settings, results, IMAGES)}\n"
+    return re.sub(marks, lambda match: new, text, flags=re.DOTALL)

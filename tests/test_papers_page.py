@@ -1,0 +1,236 @@
+"""The page of the papers' experiments is what the kept records give."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+PAPERS, PAGE = ROOT / "examples" / "papers", ROOT / "docs" / "papers.md"
+RECORDS = ROOT / "docs" / "records"
+SEEDS = 3
+
+
+@pytest.fixture(scope="module")
+def papers():
+    """The entry point; the modules beside it can be imported meanwhile."""
+    before = {*sys.modules}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PAPERS)
+        spec = importlib.util.spec_from_file_location("entry", PAPERS / "__main__.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield module
+    for name in {*sys.modules} - before:
+        if str(PAPERS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def page(papers):
+    return sys.modules["page"]
+
+
+def shown(page, experiment, folder=RECORDS):
+    """The settings of the page, and the results in a folder."""
+    make = sys.modules["settings"].make_setting
+    settings = [make(page.PRESET, data) for data in experiment.data]
+    return settings, page.kept(experiment, settings, folder)[0]
+
+
+def test_every_block_of_the_page_is_what_the_records_give(papers, page):
+    text = PAGE.read_text(encoding="utf-8")
+    for name, experiment in papers.EXPERIMENTS.items():
+        assert text.count(f"<!-- {name} -->") == 1
+        assert page.filled(text, experiment, *shown(page, experiment)) == text
+
+
+def test_every_picture_of_the_page_was_drawn_from_the_records(papers, page):
+    """What is drawn depends on the version of matplotlib; of what, is kept inside."""
+    digest = sys.modules["figures"].digest
+    for name, experiment in papers.EXPERIMENTS.items():
+        _, results = shown(page, experiment)
+        if results:
+            with Image.open(PAGE.parent / page.IMAGES / f"{name}.png") as image:
+                assert image.text["Records"] == digest(results)
+
+
+def complaints(record):
+    """Return what is wrong with a record of a model."""
+    found = []
+    if not 0 <= record["low"] <= record["high"]:
+        found.append("inverted")
+    if record["margin"] > record["information"]:
+        found.append("more than there is")
+    if record["verdict"] == "certified" and not record["margin"] > 0:
+        found.append("certified below 0")
+    if record.get("phase") == "forced constant" and record["verdict"] != "constant":
+        found.append("a constant passes")
+    if (record["state"] == "collapsed") != (record["high"] <= 0.05):
+        found.append("collapsed or not")
+    if record["state"] == "informative" and not record["low"] > 0.05:
+        found.append("not informative")
+    return found
+
+
+def test_no_committed_record_breaks_what_must_hold():
+    for path in RECORDS.glob("*.jsonl"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            for record in json.loads(line)["result"]["records"]:
+                if "low" in record:
+                    assert not complaints(record), (path.name, record)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"low": 2.1}, "inverted"),
+        ({"margin": 1.6}, "more than there is"),
+        ({"margin": 0.0}, "certified below 0"),
+        ({"phase": "forced constant"}, "a constant passes"),
+        ({"state": "collapsed"}, "collapsed or not"),
+        ({"low": 0.01, "high": 0.02, "state": "ignored"}, "collapsed or not"),
+        ({"low": 0.01}, "not informative"),
+    ],
+)
+def test_a_tampered_record_is_told(change, complaint):
+    record = {
+        "low": 1.9,
+        "high": 2.0,
+        "margin": 1.0,
+        "information": 1.5,
+        "verdict": "certified",
+        "state": "informative",
+        "phase": "aligned",
+    }
+    assert complaints(record) == []
+    assert complaints(record | change) == [complaint]
+
+
+@pytest.fixture
+def example(papers):
+    """An experiment with a cell a seed on one data set, without training."""
+    tables = sys.modules["tables"]
+
+    def draw(results, figure):
+        figure.subplots().plot([record["margin"] for record in results[0]["records"]])
+
+    return sys.modules["cells"].Experiment(
+        name="example",
+        title="Example",
+        cells=lambda setting: [
+            {"seed": seed, "kl_weight": kl} for seed in range(SEEDS) for kl in "12"
+        ],
+        compute=lambda lab: None,
+        by=("data", "kl_weight"),
+        columns={"margin": tables.spread("margin")},
+        claims=lambda records: [
+            tables.expect(records, ("kl_weight",), "all are certified", True)
+        ],
+        draw=draw,
+        caption="What to see.",
+        data=("mnist",),
+    )
+
+
+def save(example, folder, seed, kl_weight, margin=1.0, code="a", preset="papers"):
+    """Append a cell."""
+    setting = sys.modules["settings"].make_setting(preset, "mnist")
+    record = {"data": "mnist", "seed": seed, "kl_weight": kl_weight, "margin": margin}
+    record["verdict"] = "certified" if margin > 0 else "varies"
+    sys.modules["cells"].store_of(folder, example, "mnist").save(
+        {
+            "setting": setting._asdict(),
+            "options": {"kl_weight": kl_weight, "seed": seed},
+            "versions": {},
+            "code": code,
+        },
+        {"records": [record], "warnings": []},
+    )
+
+
+@pytest.fixture
+def text(page, example, tmp_path):
+    """The page with the records of a folder."""
+    start = "Words.\n\n<!-- example -->\nold\n<!-- end of example -->\nMore words.\n"
+    return lambda: page.filled(start, example, *shown(page, example, tmp_path))
+
+
+def save_all(example, folder):
+    # The last seed first, as processes may end in any order.
+    for seed in reversed(range(SEEDS)):
+        for kl_weight in "12":
+            save(example, folder, seed, kl_weight, margin=seed + 0.5)
+
+
+def test_a_block_has_figure_claims_images_and_intervals(example, text, tmp_path):
+    assert "\nNot run yet.\n" in text()
+    save_all(example, tmp_path)
+    assert (
+        text()
+        == """Words.
+
+<!-- example -->
+
+![Example](images/papers/example.png)
+
+What to see.
+
+- Shows: all are certified: 6 of 6.
+
+**mnist**: 10,000 training and 2,000 test images, 3 of 3 seeds.
+
+| kl_weight | margin |
+| --- | --- |
+| 1 | 1.50 (0.50 to 2.50) |
+| 2 | 1.50 (0.50 to 2.50) |
+
+<!-- end of example -->
+More words.
+"""
+    )
+
+
+def test_an_unfinished_seed_is_left_out_and_told(example, text, tmp_path):
+    save(example, tmp_path, 2, "1")
+    save(example, tmp_path, 2, "2")
+    save(example, tmp_path, 0, "1", margin=-7.0)
+    assert "1 of 3 seeds, not finished." in text()
+    assert "| 1 | 1.00 |\n| 2 | 1.00 |\n" in text()
+    assert "-7" not in text()
+
+
+def test_the_last_record_of_a_cell_is_shown_whatever_code_made_it(
+    example, text, tmp_path
+):
+    save_all(example, tmp_path)
+    before = text()
+    save(example, tmp_path, 0, "1", margin=-3.0, preset="five-minutes")
+    assert text() == before
+    save(example, tmp_path, 0, "1", margin=-3.0, code="b")
+    assert "| 1 | 1.50 (-3.00 to 2.50) |" in text()
+    assert "**Does not show**: all are certified: 5 of 6 (1: 2 of 3)." in text()
+
+
+def test_the_page_is_filled_to_the_byte_and_says_whose_records_it_has(
+    page, example, text, tmp_path, capsys
+):
+    save_all(example, tmp_path)
+    save(example, tmp_path, 1, "2", code="b")
+    path, image = tmp_path / "page.md", tmp_path / page.IMAGES / "example.png"
+    image.parent.mkdir(parents=True)
+    path.write_text("<!-- example -->\n<!-- end of example -->\n")
+    files = []
+    for _ in range(2):
+        page.fill(path, [example], tmp_path)
+        files.append((path.read_bytes(), image.read_bytes()))
+    assert files[0] == files[1]
+    assert "1.50 (0.50 to 2.50)" in path.read_text()
+    told = capsys.readouterr().out
+    assert "5 cells by" in told
+    assert "1 cells by" in told
