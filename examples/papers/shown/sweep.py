@@ -170,8 +170,8 @@ SWEEP = Experiment(
     caption=(
         "Above: nats that drawn codes carry about their test image, medians of the "
         "seeds with the bracket of all. Below: reconstruction E log p(x|z) as a share "
-        "of the plain models' span, against the KL, a line a seed. *To see*: where plain "
-        "models collapse, 1 being the computed threshold, and whether aligned ones do; "
+        "of the plain models' span, against the KL, a line a seed. *To see*: where "
+        "plain models collapse, 1 being the threshold, and whether aligned ones do; "
         "below, the height between the lines, the price of alignment at equal KL."
     ),
 )
