@@ -31,7 +31,10 @@ from pathlib import Path
 from cells import VERSIONS, run
 from page import fill, write
 from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
+from shown.ablations import ABLATIONS
 from shown.escape import ESCAPE
+from shown.gallery import GALLERY
+from shown.mitigations import MITIGATIONS
 from shown.prevention import PREVENTION
 from shown.probe import PROBE
 from shown.sweep import SWEEP
@@ -40,7 +43,16 @@ from shown.variants import VARIANTS
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 EXPERIMENTS = {
     experiment.name: experiment
-    for experiment in (PREVENTION, VARIANTS, ESCAPE, SWEEP, PROBE)
+    for experiment in (
+        PREVENTION,
+        VARIANTS,
+        ESCAPE,
+        SWEEP,
+        MITIGATIONS,
+        PROBE,
+        ABLATIONS,
+        GALLERY,
+    )
 }
 
 
@@ -73,7 +85,9 @@ def perform(experiment, arguments):
     """Run one experiment, print and write what it shows; return what went wrong."""
     start = time.perf_counter()
     folder = arguments.out / arguments.preset
-    settings = [make_setting(arguments.preset, data) for data in arguments.data]
+    # Of the papers' data those that the page has it for.
+    chosen = [d for d in arguments.data if d in (*SHIPPED, *experiment.data)]
+    settings = [make_setting(arguments.preset, data) for data in chosen]
     results, failures = run(
         experiment,
         settings,

@@ -51,13 +51,10 @@ def band(ax, x, curves, look, label=None):
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.25, lw=0)
 
 
-def legend_below(figure, *axes):
-    """Put one legend below all panels, with each label of some of them once."""
-    found = {
-        label: handle
-        for ax in axes
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
+def legend_below(figure, ax):
+    """Put the legend of one panel below all, with each label once."""
+    handles, labels = ax.get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))
     figure.legend(
         found.values(), found, loc="outside lower center", ncols=min(4, len(found))
     )
@@ -66,7 +63,7 @@ def legend_below(figure, *axes):
 def panels(figure, names, n_columns=3):
     """Return panels by name, in rows, with the same vertical axis."""
     n_rows = -(-len(names) // n_columns)
-    figure.set_size_inches(WIDTH, 0.6 + 2.2 * n_rows)
+    figure.set_figheight(0.6 + 2.2 * n_rows)
     shape = n_rows, min(len(names), n_columns)
     axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax in axes[len(names) :]:

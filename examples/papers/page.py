@@ -21,10 +21,10 @@ def write(folder, experiment, settings, results):
     claims, lines = experiment.claims(records), summary(experiment, records)
     text = f"## {experiment.title}\n\n{block(experiment, settings, results)}"
     stem = folder / experiment.name
-    stem.with_suffix(".md").write_text(text)
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
     everything = {"table": lines, "claims": [c._asdict() for c in claims]}
     stem.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
-    with stem.with_suffix(".csv").open("w", newline="") as file:
+    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         fields = dict.fromkeys(key for record in records for key in record)
         writer = csv.DictWriter(file, list(fields))
         writer.writeheader()
@@ -88,9 +88,8 @@ def images_of(experiment, setting, records):
     """Say how many images of a data set were used, and how many seeds are there."""
     expected = {options["seed"] for options in experiment.cells(setting)}
     found = {record["seed"] for record in records}
-    seeds = (
-        f"{len(found)} of {len(expected)} {'teachers' if setting.fixed else 'seeds'}"
-    )
+    drawn = "teachers" if setting.fixed else "seeds"
+    seeds = f"{len(found)} of {len(expected)} {drawn}"
     used = setting._asdict() | (records[0] if records else {})
     images = f"{used['n_train']:,} training and {used['n_test']:,} test images"
     unfinished = "" if found == expected else ", not finished"
@@ -99,16 +98,12 @@ def images_of(experiment, setting, records):
 
 def kept(experiment, settings, folder):
     """Return the results of the seeds that are complete, and by what they were made."""
-    lines = [
-        line
-        for setting in settings
-        for line in complete(
-            experiment, setting, last_lines(experiment, setting, folder)
-        )
-    ]
-    made = Counter(
-        key([line["name"][k] for k in ("code", "versions")]) for line in lines
-    )
+    lines = []
+    for setting in settings:
+        last = last_lines(experiment, setting, folder)
+        lines += complete(experiment, setting, last)
+    names = [line["name"] for line in lines]
+    made = Counter(key([name["code"], name["versions"]]) for name in names)
     return [line["result"] for line in lines], made
 
 

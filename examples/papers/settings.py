@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 SHIPPED = ("digits", "patches16")
+FULLY_CONNECTED = ("mnist", "cifar10", "cifar100", "tiny-imagenet")
 OFFICIAL = ("mnist", "cifar10", "cifar10-conv", "cifar100", "tiny-imagenet")
 
 

@@ -59,12 +59,15 @@ def bracket(records):
     return f"{number(low)} to {number(high)}"
 
 
-def at_most(key, digits=1):
+def at_most(key):
     """Make a column: an upper bound for all records, rounded up."""
-    scale = 10**digits
-    return lambda records: number(
-        np.ceil(scale * max(r[key] for r in records)) / scale, digits
-    )
+
+    def column(records):
+        bound = max(record[key] for record in records)
+        digits = 1 if bound < 10 else 0
+        return number(np.ceil(bound * 10**digits) / 10**digits, digits)
+
+    return column
 
 
 def median(key, digits=2):
@@ -99,11 +102,6 @@ def kl_weight(records):
     """Make the column of the KL weight; of a multiple of β*, its median, too."""
     told = records[0]["kl_weight"]
     return f"{told} = {median('beta', 0)(records)}" if "β*" in told else told
-
-
-def each(key, digits=2):
-    """Make a column: the value of every record, in order of the seeds."""
-    return lambda records: " ".join(number(record[key], digits) for record in records)
 
 
 MARGIN = {
@@ -145,15 +143,15 @@ def has_state(state):
 def tally(records, by, sentence, true_of, everywhere=True, must=False):
     """Claim that something is true of all records, or of none, as `expect` does."""
     found = {key: [*map(true_of, some)] for key, some in groups(records, by).items()}
-    every = [told for some in found.values() for told in some]
+    every = [one for some in found.values() for one in some]
     exceptions = [
         f"{', '.join(map(str, key))}: {sum(some)} of {len(some)}"
         for key, some in found.items()
-        if any(told != everywhere for told in some)
+        if any(one != everywhere for one in some)
     ]
     where_not = f" ({'; '.join(exceptions)})" if exceptions else ""
-    count = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
-    return Claim(count, not exceptions, must)
+    told = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
+    return Claim(told, not exceptions, must)
 
 
 def summary(experiment, records):

@@ -3,7 +3,7 @@
 import numpy as np
 from cells import Experiment
 from experiments.escape import cells, compute
-from figures import WIDTH, band, legend_below
+from figures import band, legend_below
 from tables import groups, spread, tally
 
 
@@ -32,7 +32,7 @@ def draw(results, figure):
     """Draw margin and gradient by step, and margin by energy."""
     told = [result | result["records"][0] for result in results]
     by_data = groups(told, ("data",))
-    figure.set_size_inches(WIDTH, 5.6)
+    figure.set_figheight(5.6)
     axes = figure.subplots(3, len(by_data), squeeze=False, sharey="row")
     for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
         column[0].set_title(data)
@@ -57,19 +57,20 @@ def draw_steps(axes, results):
     band(axes[0], steps, shares(results), "C0-")
     axes[0].axhline(0, color="0.3", lw=0.8, zorder=0)
     band(axes[1], steps, gradients, "C0-")
-    axes[1].set_yscale("log")
-    axes[1].yaxis.set_minor_formatter("")
+    axes[1].set_yscale("log", subs=(2, 5))
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].yaxis.set_minor_formatter("{x:g}")
     for ax in axes[:2]:
         ax.set_xlabel("step")
 
 
 def draw_path(ax, results):
-    """Draw margin by energy, a line a seed, and the analytic paths."""
+    """Draw margin by energy, a dot a step, and the analytic paths."""
     pairs = zip(results, shares(results), shares(results, "path_margin"), strict=True)
     for result, trained, analytic in pairs:
         curves = result["curves"]
         ax.plot(curves["path_energy"], analytic, "C1--", label="closed-form code")
-        ax.plot(curves["energy"], trained, "C0-", label="trained")
+        ax.plot(curves["energy"], trained, "C0.", ms=2, label="trained, a dot a step")
     ax.set_xlabel("energy (nats a sample)")
 
 
@@ -95,7 +96,7 @@ ESCAPE = Experiment(
         "From the step on where alignment is turned on: the margin on training images "
         "as a share of the teacher information, the norm of the escape gradient, and "
         "the margin by the energy of the code, beside the scaled closed-form code. "
-        "Median of the seeds, shaded from least to greatest; below, a line a seed. "
+        "Median of the seeds, shaded from least to greatest; below, all seeds. "
         "*To see*: the margin rises above 0 at once, the gradient never vanishes."
     ),
 )

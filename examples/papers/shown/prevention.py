@@ -36,32 +36,26 @@ LOOKS = {
 
 def claims(records):
     """Certified, not certified, certified; a constant never; and the drawn codes."""
+    by = "data", "kl_weight"
     verdicts = [
-        expect(
-            where(records, phase=phase),
-            ("data", "kl_weight"),
-            sentence,
-            certified,
-            must,
-        )
-        for phase, (sentence, certified, must) in PATTERN.items()
+        expect(where(records, phase=phase), by, *told)
+        for phase, told in PATTERN.items()
     ]
-    by = "data", "kl_weight", "phase"
     aligned = [r for r in records if r["phase"] in ALIGNED]
     unaligned = [r for r in records if r["phase"] in UNALIGNED]
-    collapse = where(unaligned, kl_weight=COLLAPSE)
+    by = *by, "phase"
     return [
         *verdicts,
         tally(
             aligned,
             by,
-            "aligned and rescued, drawn codes are informative",
+            "with alignment, drawn codes are informative",
             has_state("informative"),
         ),
         tally(
-            collapse,
+            where(unaligned, kl_weight=COLLAPSE),
             by,
-            f"never aligned and not any more, drawn codes are collapsed at {COLLAPSE}",
+            f"at {COLLAPSE} without alignment, drawn codes collapse",
             has_state("collapsed"),
         ),
     ]
@@ -71,7 +65,7 @@ def draw(results, figure):
     """Draw the margins while two models are trained, and go on the other way."""
     told = [result | result["records"][0] for result in results]
     by_data = groups(told, ("data",))
-    figure.set_size_inches(figure.get_figwidth(), 4.4)
+    figure.set_figheight(4.4)
     axes = figure.subplots(2, len(by_data), sharey=True, sharex="col", squeeze=False)
     for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
         for ax, weight in zip(column, KL_WEIGHTS, strict=True):

@@ -4,6 +4,7 @@ import numpy as np
 from cells import Experiment
 from experiments.probe import KL_WEIGHTS, N_PER_CLASS, cells, compute
 from figures import legend_below, panels
+from settings import FULLY_CONNECTED
 from tables import MARGIN, Claim, groups, records_of, spread, where
 
 LABELS = {"few": f"{N_PER_CLASS} labels a class", "all": "all labels"}
@@ -58,7 +59,7 @@ def draw(results, figure):
     """Draw accuracies above chance, a line for each kind of code and a mark a seed."""
     records = [r for r in records_of(results) if r["codes"] != "majority class"]
     by_data = groups(records, ("data",))
-    axes = panels(figure, [data for (data,) in by_data])
+    axes = panels(figure, [data for (data,) in by_data], n_columns=2)
     for (data,), some in by_data.items():
         draw_marks(axes[data], groups(some, ("codes", "kl_weight")))
         axes[data].set_xlabel("accuracy")
@@ -97,4 +98,5 @@ PROBE = Experiment(
         "a seed. *To see*: where alignment moves the marks to the right of the plain "
         "model at the same kl_weight, and how far both are from PCA."
     ),
+    data=FULLY_CONNECTED,
 )

@@ -4,6 +4,7 @@ import numpy as np
 from cells import Experiment
 from experiments.sweep import MODELS, cells, compute
 from figures import WIDTH, legend_below
+from settings import FULLY_CONNECTED
 from tables import (
     CODE,
     MARGIN,
@@ -174,4 +175,5 @@ SWEEP = Experiment(
         "plain models collapse, 1 being the threshold, and whether aligned ones do; "
         "below, the height between the lines, the price of alignment at equal KL."
     ),
+    data=FULLY_CONNECTED,
 )
