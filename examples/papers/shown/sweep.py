@@ -98,12 +98,12 @@ def prices(records):
         kl, reconstruction = curve(some, "plain")
         for record in where(some, model="aligned"):
             plain = np.interp(record["kl"], kl, reconstruction)
-            price = plain - record["reconstruction"]
+            cost = plain - record["reconstruction"]
             inside = kl[0] <= record["kl"] <= kl[-1]
             yield {
                 "share": record["share"],
-                "price": price if inside else None,
-                "percent": 100 * price / np.ptp(reconstruction),
+                "price": cost if inside else None,
+                "percent": 100 * cost / np.ptp(reconstruction),
             }
 
 
@@ -129,16 +129,17 @@ def draw(results, figure):
 
 def draw_information(ax, records):
     """Draw medians, each with the bracket of all seeds."""
+    by_share = groups(records, ("share",))
+    shares = [share for (share,) in by_share]
     for model, style in STYLES.items():
-        some = groups(where(records, model=model), ("share",))
+        some = [where(same, model=model) for same in by_share.values()]
         low, middle, high = (
-            np.array([f([r[key] for r in same]) for same in some.values()])
+            np.array([f([r[key] for r in same]) for same in some])
             for f, key in ((min, "low"), (np.median, "estimate"), (max, "high"))
         )
-        shares = [share for (share,) in some]
         error = middle - low, high - middle
         ax.errorbar(shares, middle, error, fmt=style, mfc="none", label=model)
-    linear = [np.median([r["linear"] for r in same]) for same in some.values()]
+    linear = [np.median([r["linear"] for r in same]) for same in by_share.values()]
     ax.plot(shares, linear, ":", color="0.2", label="linear VAE, computed")
     ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5, label="0.05 nats")
     ax.set(xscale="log", yscale="log", xlabel="kl_weight / β*")
@@ -148,10 +149,10 @@ def draw_information(ax, records):
 def draw_reconstruction(ax, records):
     """Draw lines for each seed, as a share of the plain models' span."""
     for some in groups(records, ("seed",)).values():
-        low, high = curve(some, "plain")[1][[0, -1]]
+        plain = curve(some, "plain")[1]
         for model, style in STYLES.items():
             kl, reconstruction = curve(some, model)
-            share = (reconstruction - low) / (high - low)
+            share = (reconstruction - plain.min()) / np.ptp(plain)
             ax.plot(kl, share, style, mfc="none", lw=0.5, ms=4)
     ax.set_xlabel("KL (nats)")
 
