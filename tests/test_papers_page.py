@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def shown(page, experiment, folder=RECORDS):
 
 def test_every_block_of_the_page_is_what_the_records_give(papers, page):
     text = PAGE.read_text(encoding="utf-8")
+    ends = re.findall(r"(?<=<!-- end of ).*(?= -->)", text)
+    assert sorted(ends) == sorted(papers.EXPERIMENTS)
     for name, experiment in papers.EXPERIMENTS.items():
         assert text.count(f"<!-- {name} -->") == 1
         assert page.filled(text, experiment, *shown(page, experiment)) == text
@@ -214,7 +217,9 @@ def test_the_last_record_of_a_cell_is_shown_whatever_code_made_it(
     assert text() == before
     save(example, tmp_path, 0, "1", margin=-3.0, code="b")
     assert "| 1 | 1.50 (-3.00 to 2.50) |" in text()
-    assert "**Does not show**: all are certified: 5 of 6 (1: 2 of 3)." in text()
+    assert (
+        "**Does not show**: all are certified: 5 of 6 (kl_weight 1: 2 of 3)." in text()
+    )
 
 
 def test_the_page_is_filled_to_the_byte_and_says_whose_records_it_has(

@@ -100,6 +100,9 @@ def perform(experiment, arguments):
     print(*failures, sep="\n", file=sys.stderr)
     if failures:
         return [f"{experiment.name}: {len(failures)} cells failed, see above"]
+    if not results:
+        print(f"{experiment.name}: nothing to run on {', '.join(arguments.data)}")
+        return []
     claims, text = write(folder, experiment, settings, results)
     note(folder / f"{experiment.name}.run.json", time.perf_counter() - start)
     print(text, flush=True)

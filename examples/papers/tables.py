@@ -117,12 +117,6 @@ CODE = {
     "ELBO": spread("elbo", 0),
     "unexplained variance": spread("unexplained", 3),
 }
-ROUND_TRIP = {
-    "round trip: certified": n_certified("round_trip_verdict"),
-    "its margin, of at most": lambda records: " of ".join(
-        median(f"round_trip_{key}")(records) for key in ("margin", "information")
-    ),
-}
 
 
 def expect(records, by, sentence, certified, must=False):
@@ -145,13 +139,21 @@ def tally(records, by, sentence, true_of, everywhere=True, must=False):
     found = {key: [*map(true_of, some)] for key, some in groups(records, by).items()}
     every = [one for some in found.values() for one in some]
     exceptions = [
-        f"{', '.join(map(str, key))}: {sum(some)} of {len(some)}"
+        f"{place(by, key)}: {sum(some)} of {len(some)}"
         for key, some in found.items()
         if any(one != everywhere for one in some)
     ]
     where_not = f" ({'; '.join(exceptions)})" if exceptions else ""
     told = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
     return Claim(told, not exceptions, must)
+
+
+def place(by, key):
+    """Return the values of a group as text; a number alone would say nothing."""
+    return ", ".join(
+        f"{name} {value}" if name == "kl_weight" else str(value)
+        for name, value in zip(by, key, strict=True)
+    )
 
 
 def summary(experiment, records):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import joblib
 import numpy as np
 from lab import COLLAPSE, certified, measure, probe
+from scipy.interpolate import PchipInterpolator
 from sklearn.frozen import FrozenEstimator
 
 from skvaecert import CollapseCertifier
@@ -141,17 +142,19 @@ def nearest(tried):
 
 
 def better(tried, slope):
-    """Return where a secant of log KL by log knob has the rate; at first by a guess."""
-    (x, y), *others = np.log([fit[:2] for fit in nearest(tried)]) - [0, np.log(RATE)]
-    across = [point for point in others if point[1] * y < 0]
-    secants = [(b - y) / (a - x) for a, b in across or others]
-    if across:
-        slope = secants[0]
-    elif others:
+    """Return where the KL should be the rate: between fits, or beyond the nearest."""
+    values, kls = np.log([fit[:2] for fit in nearest(tried)]).T
+    aim = np.log(RATE)
+    if kls.min() < aim < kls.max():
+        _, order = np.unique(kls, return_index=True)
+        return float(np.exp(PchipInterpolator(kls[order], values[order])(aim)))
+    if len(tried) > 1:
+        secant = (kls[1] - kls[0]) / (values[1] - values[0])
         # One that is far from the guess tells of noise, or of a floor.
-        slope *= np.clip(secants[0] / slope, 1 / 3, 3)
-    # A step by a factor of four at most.
-    return float(np.exp(x + np.clip(-y / slope, *np.log([1 / 4, 4]))))
+        slope *= np.clip(secant / slope, 1 / 3, 3)
+    # By a factor of four at most.
+    step = np.clip((aim - kls[0]) / slope, *np.log([1 / 4, 4]))
+    return float(np.exp(values[0] + step))
 
 
 def weight_of_rate(lab, samples):

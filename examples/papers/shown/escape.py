@@ -95,8 +95,9 @@ ESCAPE = Experiment(
     caption=(
         "From the step on where alignment is turned on: the margin on training images "
         "as a share of the teacher information, the norm of the escape gradient, and "
-        "the margin by the energy of the code, beside the scaled closed-form code. "
-        "Median of the seeds, shaded from least to greatest; below, all seeds. "
-        "*To see*: the margin rises above 0 at once, the gradient never vanishes."
+        "the margin by the energy of the code, beside that of the scaled closed-form "
+        "code. Median of the seeds, shaded from least to greatest; below, all seeds. "
+        "*To see*: the margin leaves 0 within a few steps, and the gradient is nowhere "
+        "0."
     ),
 )

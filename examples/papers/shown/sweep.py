@@ -3,11 +3,28 @@
 import numpy as np
 from cells import Experiment
 from experiments.sweep import MODELS, cells, compute
+from figures import WIDTH, legend_below
 from settings import FULLY_CONNECTED
-from tables import CODE, MARGIN, Claim, expect, groups, median, number, spread, where
+from tables import (
+    CODE,
+    MARGIN,
+    Claim,
+    expect,
+    groups,
+    has_state,
+    is_certified,
+    kl_weight,
+    median,
+    number,
+    records_of,
+    spread,
+    tally,
+    where,
+)
 
 STYLES = dict(zip(MODELS, ("C1o--", "C0^-"), strict=True))
 NEGLIGIBLE = 0.05
+BY = "data", "kl_weight"
 
 
 def claims(records):
@@ -16,50 +33,26 @@ def claims(records):
     above = [record for record in plain if record["share"] > 1]
     below = [record for record in plain if record["share"] <= 0.6]
     near = [record for record in plain if 0.6 <= record["share"] <= 0.9]
-    by = "data", "kl_weight"
+    collapsed, informative = has_state("collapsed"), has_state("informative")
     return [
-        everywhere(above, "without alignment, all have collapsed above β*", collapsed),
-        everywhere(
-            below, "without alignment, all are informative up to 0.6 β*", informative
-        ),
-        everywhere(near, forecast(near), lambda record: 0.5 <= kept(record) <= 2),
+        tally(above, BY, "above β*, all plain models have collapsed", collapsed),
+        tally(below, BY, "up to 0.6 β*, all plain models are informative", informative),
+        tally(near, BY, forecast(near), lambda record: 0.5 <= kept(record) <= 2),
         expect(
             where(aligned, share=1.5),
-            by,
-            "with alignment, all are certified at 1.5 β*",
-            certified=True,
+            BY,
+            "at 1.5 β*, all aligned models are certified",
+            True,
             must=True,
         ),
-        everywhere(
+        tally(
             aligned,
-            "with alignment, all are certified and informative at every kl_weight",
-            lambda record: informative(record) and record["verdict"] == "certified",
+            BY,
+            "at every kl_weight, all aligned models are certified and informative",
+            lambda record: is_certified(record) and informative(record),
         ),
         *(price(*key, some) for key, some in groups(records, ("data",)).items()),
     ]
-
-
-def everywhere(records, sentence, holds):
-    """Claim something of all records; count those where it holds, if not all."""
-    found = {
-        key: (sum(map(holds, some)), len(some))
-        for key, some in groups(records, ("data", "kl_weight")).items()
-    }
-    exceptions = [
-        f"{', '.join(key)}: {n} of {of}" for key, (n, of) in found.items() if n < of
-    ]
-    but = f"; seeds where it holds: {'; '.join(exceptions)}" if exceptions else ""
-    return Claim(sentence + but, not exceptions, must=False)
-
-
-def collapsed(record):
-    """Tell whether drawn codes carry at most 0.05 nats."""
-    return record["state"] == "collapsed"
-
-
-def informative(record):
-    """Tell whether drawn codes carry more, and the decoder uses it."""
-    return record["state"] == "informative"
 
 
 def kept(record):
@@ -70,10 +63,10 @@ def kept(record):
 def forecast(records):
     """Return how far the linear forecast is from what trained models keep."""
     ratios = [kept(record) for record in records]
+    middle, least, greatest = (number(f(ratios)) for f in (np.median, min, max))
     return (
-        "from 0.6 to 0.9 β*, plain models keep half to twice of what linear ones do: "
-        f"{number(np.median(ratios))} times as much "
-        f"({number(min(ratios))} to {number(max(ratios))})"
+        "at 0.6 and 0.9 β*, plain models keep between half of what linear ones would "
+        f"and twice as much ({middle} times as much, {least} to {greatest})"
     )
 
 
@@ -105,12 +98,12 @@ def prices(records):
         kl, reconstruction = curve(some, "plain")
         for record in where(some, model="aligned"):
             plain = np.interp(record["kl"], kl, reconstruction)
-            price = plain - record["reconstruction"]
+            cost = plain - record["reconstruction"]
             inside = kl[0] <= record["kl"] <= kl[-1]
             yield {
                 "share": record["share"],
-                "price": price if inside else None,
-                "percent": 100 * price / np.ptp(reconstruction),
+                "price": cost if inside else None,
+                "percent": 100 * cost / np.ptp(reconstruction),
             }
 
 
@@ -122,36 +115,31 @@ def curve(records, model):
 
 def draw(results, figure):
     """Draw information by KL weight, and reconstruction by KL."""
-    records = [record for result in results for record in result["records"]]
-    by_data = groups(records, ("data",))
-    figure.set_size_inches(9, 5.5)
+    by_data = groups(records_of(results), ("data",))
+    figure.set_size_inches(WIDTH, 5.2)
     axes = figure.subplots(2, len(by_data), squeeze=False, sharey="row")
     for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
         draw_information(column[0], some)
         draw_reconstruction(column[1], some)
-        column[0].set_title(data, fontsize="medium")
+        column[0].set_title(data)
     axes[0, 0].set_ylabel("drawn codes carry (nats)")
     axes[1, 0].set_ylabel("reconstruction (share)")
-    figure.legend(
-        *axes[0, 0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-    )
+    legend_below(figure, axes[0, 0])
 
 
 def draw_information(ax, records):
     """Draw medians, each with the bracket of all seeds."""
+    by_share = groups(records, ("share",))
+    shares = [share for (share,) in by_share]
     for model, style in STYLES.items():
-        some = groups(where(records, model=model), ("share",))
+        some = [where(same, model=model) for same in by_share.values()]
         low, middle, high = (
-            np.array([f([r[key] for r in same]) for same in some.values()])
+            np.array([f([r[key] for r in same]) for same in some])
             for f, key in ((min, "low"), (np.median, "estimate"), (max, "high"))
         )
-        shares = [share for (share,) in some]
         error = middle - low, high - middle
         ax.errorbar(shares, middle, error, fmt=style, mfc="none", label=model)
-    linear = [np.median([r["linear"] for r in same]) for same in some.values()]
+    linear = [np.median([r["linear"] for r in same]) for same in by_share.values()]
     ax.plot(shares, linear, ":", color="0.2", label="linear VAE, computed")
     ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5, label="0.05 nats")
     ax.set(xscale="log", yscale="log", xlabel="kl_weight / β*")
@@ -161,10 +149,10 @@ def draw_information(ax, records):
 def draw_reconstruction(ax, records):
     """Draw lines for each seed, as a share of the plain models' span."""
     for some in groups(records, ("seed",)).values():
-        low, high = curve(some, "plain")[1][[0, -1]]
+        plain = curve(some, "plain")[1]
         for model, style in STYLES.items():
             kl, reconstruction = curve(some, model)
-            share = (reconstruction - low) / (high - low)
+            share = (reconstruction - plain.min()) / np.ptp(plain)
             ax.plot(kl, share, style, mfc="none", lw=0.5, ms=4)
     ax.set_xlabel("KL (nats)")
 
@@ -175,8 +163,18 @@ SWEEP = Experiment(
     cells=cells,
     compute=compute,
     by=("data", "kl_weight", "model"),
-    columns=MARGIN | {"a linear VAE keeps (nats)": median("linear")} | CODE,
+    columns={"kl_weight": kl_weight}
+    | MARGIN
+    | {"a linear VAE would keep (nats)": median("linear")}
+    | CODE,
     claims=claims,
     draw=draw,
+    caption=(
+        "Above: nats that drawn codes carry about their test image, medians of the "
+        "seeds with the bracket of all. Below: reconstruction E log p(x|z) as a share "
+        "of the plain models' span, against the KL, a line a seed. *To see*: where "
+        "plain models collapse, 1 being the threshold, and whether aligned ones do; "
+        "below, the height between the lines, the price of alignment at equal KL."
+    ),
     data=FULLY_CONNECTED,
 )
