@@ -34,6 +34,7 @@ from settings import OFFICIAL, PRESETS, SHIPPED, make_setting
 from shown.ablations import ABLATIONS
 from shown.escape import ESCAPE
 from shown.gallery import GALLERY
+from shown.longer import LONGER
 from shown.mitigations import MITIGATIONS
 from shown.prevention import PREVENTION
 from shown.probe import PROBE
@@ -45,6 +46,7 @@ EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (
         PREVENTION,
+        LONGER,
         VARIANTS,
         ESCAPE,
         SWEEP,

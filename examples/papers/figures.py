@@ -51,10 +51,12 @@ def band(ax, x, curves, look, label=None):
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.25, lw=0)
 
 
-def legend_below(figure, ax):
-    """Put the legend of one panel below all, with each label once."""
-    handles, labels = ax.get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
+def legend_below(figure, *axes):
+    """Put the legend of some panels below all, with each label once."""
+    found = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        found |= dict(zip(labels, handles, strict=True))
     figure.legend(
         found.values(), found, loc="outside lower center", ncols=min(4, len(found))
     )
