@@ -605,7 +605,7 @@ def test_claims_on_prevention_see_each_break_of_the_pattern(papers):
         broken = [*records[:i], found | {"verdict": wrong}, *records[i + 1 :]]
         (failed,) = [claim for claim in claims(broken) if not claim.holds]
         musts.append(failed.must)
-        assert "digits, 1" in failed.sentence
+        assert "digits" in failed.sentence
     assert musts == [True, False, False, True, True]
 
 
