@@ -10,6 +10,7 @@ from tables import (
     groups,
     has_state,
     kl_weight,
+    n_certified,
     records_of,
     tally,
     where,
@@ -74,7 +75,10 @@ VARIANTS = Experiment(
     cells=cells,
     compute=compute,
     by=("data", "kl_weight", "variant"),
-    columns={"kl_weight": kl_weight} | MARGIN | CODE,
+    columns={"kl_weight": kl_weight}
+    | MARGIN
+    | CODE
+    | {"round trip: certified": n_certified("round_trip_verdict")},
     claims=claims,
     draw=draw,
     caption=(
