@@ -609,6 +609,22 @@ def test_claims_on_prevention_see_each_break_of_the_pattern(papers):
     assert musts == [True, False, False, True, True]
 
 
+def test_claims_on_prevention_see_a_code_that_did_not_collapse_or_did(papers):
+    claims, collapse = entry().EXPERIMENTS["prevention"].claims, "1.5 β*"
+
+    def failed(phase, kl_weight, state):
+        told = {"phase": phase, "kl_weight": kl_weight, "state": state}
+        verdict = "certified" if phase in ("aligned", "rescued") else "varies"
+        return [c.sentence for c in claims([of(verdict, **told)]) if not c.holds]
+
+    assert failed("never aligned", "1", "informative") == []
+    assert failed("never aligned", collapse, "collapsed") == []
+    (sentence,) = failed("alignment removed", collapse, "informative")
+    assert "drawn codes collapse: 0 of 1" in sentence
+    (sentence,) = failed("rescued", collapse, "ignored")
+    assert "drawn codes are informative: 0 of 1" in sentence
+
+
 def test_claims_on_variants_want_vanilla_to_fail_and_the_others_to_pass(papers):
     claims = entry().EXPERIMENTS["variants"].claims
 
