@@ -13,7 +13,6 @@ from tables import (
     groups,
     has_state,
     is_certified,
-    kl_weight,
     median,
     number,
     records_of,
@@ -163,7 +162,7 @@ SWEEP = Experiment(
     cells=cells,
     compute=compute,
     by=("data", "kl_weight", "model"),
-    columns={"kl_weight": kl_weight}
+    columns={"as a number": median("beta", 1)}
     | MARGIN
     | {"a linear VAE would keep (nats)": median("linear")}
     | CODE,
