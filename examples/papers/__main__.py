@@ -26,6 +26,7 @@ import os
 import platform
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 from cells import VERSIONS, run
@@ -106,19 +107,25 @@ def perform(experiment, arguments):
         print(f"{experiment.name}: nothing to run on {', '.join(arguments.data)}")
         return []
     claims, text = write(folder, experiment, settings, results)
-    note(folder / f"{experiment.name}.run.json", time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    note(folder / f"{experiment.name}.run.json", seconds, results)
     print(text, flush=True)
     return [c.sentence for c in claims if c.must and not c.holds]
 
 
-def note(path, seconds):
-    """Write down what may differ from run to run."""
+def note(path, seconds, results):
+    """Write down what may differ from run to run.
+
+    A teacher that is remembered from another cell warns no more.
+    """
+    warned = Counter(name for result in results for name in result["warnings"])
     told = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "seconds": round(seconds),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
         "versions": VERSIONS,
+        "cells with warnings": warned,
     }
     path.write_text(json.dumps(told, indent=1) + "\n")
 

@@ -41,8 +41,6 @@ def block(experiment, settings, results, images="."):
     parts += [experiment.caption] if experiment.caption else []
     parts += [judged(experiment.claims(records_of(results)))]
     parts += tables(experiment, settings, results)
-    told = warnings_of(results)
-    parts += [f"Warnings: {told}."] if told else []
     return "\n\n".join(parts) + "\n"
 
 
@@ -51,15 +49,6 @@ def judged(claims):
     return "\n".join(
         f"- {'Shows' if claim.holds else '**Does not show**'}: {claim.sentence}."
         for claim in claims
-    )
-
-
-def warnings_of(results):
-    """Return each warning and the number of cells that gave it."""
-    told = [name for result in results for name in result["warnings"]]
-    return ", ".join(
-        f"{name} in {told.count(name)} of {len(results)} cells"
-        for name in sorted(set(told))
     )
 
 
