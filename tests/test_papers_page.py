@@ -37,29 +37,31 @@ def page(papers):
     return sys.modules["page"]
 
 
-def shown(page, experiment, folder=RECORDS):
-    """The settings of the page, and the results in a folder."""
-    make = sys.modules["settings"].make_setting
-    settings = [make(page.PRESET, data) for data in experiment.data]
-    return settings, page.kept(experiment, settings, folder)[0]
+def shown(page, text, experiments, folder=RECORDS):
+    """Each mark of a page, its experiment, settings, and the results in a folder."""
+    for mark, experiment, settings in page.marked(text, experiments):
+        results, _ = page.kept(experiment, settings, folder)
+        yield mark, experiment, settings, results
 
 
 def test_every_block_of_the_page_is_what_the_records_give(papers, page):
     text = PAGE.read_text(encoding="utf-8")
-    ends = re.findall(r"(?<=<!-- end of ).*(?= -->)", text)
-    assert sorted(ends) == sorted(papers.EXPERIMENTS)
-    for name, experiment in papers.EXPERIMENTS.items():
-        assert text.count(f"<!-- {name} -->") == 1
-        assert page.filled(text, experiment, *shown(page, experiment)) == text
+    blocks = [*shown(page, text, papers.EXPERIMENTS.values())]
+    marks = [mark for mark, *_ in blocks]
+    assert sorted(re.findall(r"(?<=<!-- end of ).*(?= -->)", text)) == sorted(marks)
+    assert {*papers.EXPERIMENTS} <= {*marks}
+    for mark, *shown_there in blocks:
+        assert text.count(f"<!-- {mark} -->") == 1
+        assert page.filled(text, mark, *shown_there) == text
 
 
 def test_every_picture_of_the_page_was_drawn_from_the_records(papers, page):
     """What is drawn depends on the version of matplotlib; of what, is kept inside."""
     digest = sys.modules["figures"].digest
-    for name, experiment in papers.EXPERIMENTS.items():
-        _, results = shown(page, experiment)
+    text = PAGE.read_text(encoding="utf-8")
+    for mark, *_, results in shown(page, text, papers.EXPERIMENTS.values()):
         if results:
-            with Image.open(PAGE.parent / page.IMAGES / f"{name}.png") as image:
+            with Image.open(PAGE.parent / page.IMAGES / f"{mark}.png") as image:
                 assert image.text["Records"] == digest(results)
 
 
@@ -161,7 +163,12 @@ def save(example, folder, seed, kl_weight, margin=1.0, code="a", preset="papers"
 def text(page, example, tmp_path):
     """The page with the records of a folder."""
     start = "Words.\n\n<!-- example -->\nold\n<!-- end of example -->\nMore words.\n"
-    return lambda: page.filled(start, example, *shown(page, example, tmp_path))
+
+    def fill():
+        (told,) = shown(page, start, [example], tmp_path)
+        return page.filled(start, *told)
+
+    return fill
 
 
 def save_all(example, folder):

@@ -7,10 +7,9 @@ from collections import Counter
 
 from cells import key, store_of
 from figures import picture
-from settings import make_setting
+from settings import SHIPPED, make_setting
 from tables import groups, records_of, summary
 
-PRESET = "papers"
 # Beside the page.
 IMAGES = "images/papers"
 
@@ -19,7 +18,8 @@ def write(folder, experiment, settings, results):
     """Write JSON, CSV, Markdown and a picture; return the claims and the Markdown."""
     records = records_of(results)
     claims, lines = experiment.claims(records), summary(experiment, records)
-    text = f"## {experiment.title}\n\n{block(experiment, settings, results)}"
+    image = f"{experiment.name}.png"
+    text = f"## {experiment.title}\n\n{block(experiment, settings, results, image)}"
     stem = folder / experiment.name
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     everything = {"table": lines, "claims": [c._asdict() for c in claims]}
@@ -33,11 +33,11 @@ def write(folder, experiment, settings, results):
     return claims, text
 
 
-def block(experiment, settings, results, images="."):
+def block(experiment, settings, results, image):
     """Return figure, claims and tables as Markdown."""
     if not results:
         return "Not run yet.\n"
-    parts = [f"![{experiment.title}]({images}/{experiment.name}.png)"]
+    parts = [f"![{experiment.title}]({image})"]
     parts += [experiment.caption] if experiment.caption else []
     parts += [judged(experiment.claims(records_of(results)))]
     parts += tables(experiment, settings, results)
@@ -116,21 +116,27 @@ def complete(experiment, setting, lines):
 def fill(page, experiments, folder):
     """Write into a page, and beside it, what the kept records of experiments show."""
     text = page.read_text(encoding="utf-8")
-    for experiment in experiments:
-        settings = [make_setting(PRESET, data) for data in experiment.data]
+    for mark, experiment, settings in marked(text, experiments):
         results, made = kept(experiment, settings, folder)
-        text = filled(text, experiment, settings, results)
+        text = filled(text, mark, experiment, settings, results)
         if results:
-            image = page.parent / IMAGES / f"{experiment.name}.png"
-            picture(image, experiment, results)
+            picture(page.parent / IMAGES / f"{mark}.png", experiment, results)
         told = [f"{n} cells by {maker}" for maker, n in made.items()]
-        print(f"{experiment.name}:", "; ".join(told) or "not run yet")
+        print(f"{mark}:", "; ".join(told) or "not run yet")
     page.write_text(text, encoding="utf-8")
 
 
-def filled(text, experiment, settings, results):
+def marked(text, experiments):
+    """Yield each mark in a page with its experiment, and the settings that it shows."""
+    for experiment in experiments:
+        for preset, data in (("papers", experiment.data), ("five-minutes", SHIPPED)):
+            mark = experiment.name + ("" if preset == "papers" else f"-{preset}")
+            if f"<!-- {mark} -->" in text:
+                yield mark, experiment, [make_setting(preset, d) for d in data]
+
+
+def filled(text, mark, experiment, settings, results):
     """Return a page with the block of an experiment between its marks."""
-    name = experiment.name
-    marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- end of {name} -->)"
-    new = f"\n{block(experiment, settings, results, IMAGES)}\n"
-    return re.sub(marks, lambda match: new, text, flags=re.DOTALL)
+    new = block(experiment, settings, results, f"{IMAGES}/{mark}.png")
+    marks = rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end of {mark} -->)"
+    return re.sub(marks, lambda match: f"\n{new}\n", text, flags=re.DOTALL)
