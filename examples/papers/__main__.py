@@ -67,7 +67,10 @@ def parsed():
     )
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "all", "page"])
     parser.add_argument(
-        "--data", nargs="+", default=SHIPPED, choices=[*SHIPPED, *OFFICIAL]
+        "--data",
+        nargs="+",
+        choices=[*SHIPPED, *OFFICIAL],
+        help="those that ship, or with the preset papers those of the page",
     )
     parser.add_argument("--preset", default="five-minutes", choices=PRESETS)
     parser.add_argument("--out", type=Path, default=Path("papers-results"))
@@ -79,6 +82,8 @@ def parsed():
         "--check", action="store_true", help="fail if what must show does not"
     )
     arguments = parser.parse_args()
+    if arguments.data is None:
+        arguments.data = OFFICIAL if arguments.preset == "papers" else SHIPPED
     if arguments.data_dir is None and {*arguments.data} & {*OFFICIAL}:
         parser.error(f"--data-dir is needed for {', '.join(OFFICIAL)}")
     return arguments
