@@ -136,4 +136,4 @@ def band(ax, curves, look, label=None, first=0):
 def intervals(ax, x, low, middle, high, look, label):
     """Draw a line through values, each with what it lies between."""
     off = np.subtract(middle, low), np.subtract(high, middle)
-    ax.errorbar(x, middle, off, fmt=look, capsize=2, label=label)
+    ax.errorbar(x, middle, off, fmt=look, mfc="none", capsize=2, label=label)

@@ -5,7 +5,7 @@ import re
 from cells import Experiment
 from claims import certified, tally
 from experiments.gallery import cells, compute
-from figures import LEAST, lines, mark, rows, share, zero
+from figures import LEAST, lines, mark, rows, share
 from records import each, has, records_of
 from tables import bracket, counts, if_known, margin
 
@@ -117,7 +117,7 @@ def draw(results, figure):
         lines(right, [*by_case])
         for y, records in enumerate(by_case.values()):
             draw_case(left, right, y, records)
-        zero(left)
+        left.axvline(0, color="0.3", lw=0.8, zorder=0)
         left.set(xlim=(LEAST - 0.08, 1.08), xticks=[-1, -0.5, 0, 0.5, 1])
         # Room for the states.
         most = right.dataLim.xmax

@@ -77,8 +77,10 @@ def does_as_well(data, records, name):
             rank = 1 + sum(sign * (m - medians[name]) > 0 for m in medians.values())
             place = f"rank {rank} of {len(medians)}"
             told.append(f"{what} {interval(differences, digits)}, {place}")
-    differences = "; ".join(told) or "no seed has both"
-    sentence = f"{data}: {name} does as well as the ELBO in every seed; it differs by: {differences}"
+    sentence = (
+        f"{data}: {name} does as well as the ELBO in every seed; it differs by: "
+        f"{'; '.join(told) or 'no seed has both'}"
+    )
     return Claim(sentence, bool(told) and not n_worse)
 
 
