@@ -111,6 +111,7 @@ def perform(experiment, arguments):
     if not results:
         print(f"{experiment.name}: nothing to run on {', '.join(arguments.data)}")
         return []
+    folder.mkdir(parents=True, exist_ok=True)
     claims, text = write(folder, experiment, settings, results)
     seconds = time.perf_counter() - start
     note(folder / f"{experiment.name}.run.json", seconds, results)
