@@ -218,6 +218,13 @@ def test_no_price_where_no_plain_model_has_such_a_kl(claims, kl):
     assert "the KL of 1 of 7 " in claim.sentence
 
 
+def test_without_a_seed_in_common_there_is_nothing_to_say(papers):
+    told = [{"data": "digits"} | record for record in mitigations()]
+    *_, claim = papers("shown.mitigations").claims([told[0], told[3], told[4]])
+    assert not claim.holds
+    assert claim.sentence.endswith("no seed has both")
+
+
 def test_seeds_are_compared_in_pairs(papers):
     records = [
         {"data": "digits", "seed": seed, "all": 0.1 * seed} for seed in (2, 1, 0)

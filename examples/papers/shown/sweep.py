@@ -22,19 +22,16 @@ def claims(records):
     near = [record for record in plain if 0.6 <= record["share"] <= 0.9]
     collapsed, informative = has(state="collapsed"), has(state="informative")
     both = has(verdict="certified", state="informative")
-    kept = "at every kl_weight, all aligned models are certified and informative"
+    stressed, held = (
+        "at 1.5 β*, all aligned models are certified",
+        "at every kl_weight, all aligned models are certified and informative",
+    )
     return [
         tally(above, BY, "above β*, all plain models have collapsed", collapsed),
         tally(below, BY, "up to 0.6 β*, all plain models are informative", informative),
         tally(near, BY, forecast(near), lambda record: 0.5 <= ratio(record) <= 2),
-        tally(
-            where(aligned, share=1.5),
-            BY,
-            "at 1.5 β*, all aligned models are certified",
-            certified,
-            must=True,
-        ),
-        tally(aligned, BY, kept, both),
+        tally(where(aligned, share=1.5), BY, stressed, certified, must=True),
+        tally(aligned, BY, held, both),
         *(price(data, some) for data, some in each(records, "data").items()),
     ]
 
@@ -108,11 +105,10 @@ def draw_information(ax, records):
         by_share = each(where(records, model=model), "share")
         low, middle, high, linear = (
             [f([record[key] for record in some]) for some in by_share.values()]
-            for f, key in (
-                (min, "low"),
-                (np.median, "estimate"),
-                (max, "high"),
-                (np.median, "linear"),
+            for f, key in zip(
+                (min, np.median, max, np.median),
+                ("low", "estimate", "high", "linear"),
+                strict=True,
             )
         )
         intervals(ax, [*by_share], low, middle, high, style, model)
