@@ -133,7 +133,11 @@ def band(ax, curves, look, label=None, first=0):
     ax.fill_between(x, low, high, color=line.get_color(), alpha=0.25, lw=0)
 
 
-def intervals(ax, x, low, middle, high, look, label):
-    """Draw a line through values, each with what it lies between."""
-    off = np.subtract(middle, low), np.subtract(high, middle)
-    ax.errorbar(x, middle, off, fmt=look, mfc="none", capsize=2, label=label)
+def intervals(ax, groups, keys, look, label):
+    """Draw the medians of groups, each with what it lies between, from least on."""
+    low, middle, high = (
+        np.array([f([record[key] for record in some]) for some in groups.values()])
+        for f, key in zip((min, np.median, max), keys, strict=True)
+    )
+    off = middle - low, high - middle
+    ax.errorbar([*groups], middle, off, fmt=look, mfc="none", capsize=2, label=label)

@@ -1,5 +1,7 @@
 """Records, the flat dicts that a cell has measured: chosen, grouped and paired."""
 
+import numpy as np
+
 
 def records_of(results):
     """Return the records of all results."""
@@ -27,6 +29,11 @@ def groups(records, keys):
 def each(records, key):
     """Return records by their value of one key, in the order they come."""
     return {value: some for (value,), some in groups(records, (key,)).items()}
+
+
+def medians(groups, key):
+    """Return the median of each group."""
+    return {name: np.median([r[key] for r in some]) for name, some in groups.items()}
 
 
 def gains(records, others, key):

@@ -6,7 +6,7 @@ from claims import Claim, tally
 from experiments.ablations import BASE, STRESSED, cells, compute
 from figures import intervals, panels, zero
 from lab import COLLAPSE
-from records import each, groups, records_of, where
+from records import each, groups, medians, records_of, where
 from tables import bracket, counts, number, spread
 
 LABELS = {
@@ -45,13 +45,10 @@ def with_base(records):
 
 def stays(about, records):
     """Claim that the margin hardly moves over the values of a factor."""
-    medians = {
-        value: np.median([record["relative"] for record in some])
-        for value, some in each(records, "value").items()
-    }
-    told = ", ".join(f"{number(m)} at {value:g}" for value, m in medians.items())
+    by_value = medians(each(records, "value"), "relative")
+    told = ", ".join(f"{number(m)} at {value:g}" for value, m in by_value.items())
     sentence = f"{about}: the relative margin moves by at most {CLOSE} ({told})"
-    return Claim(sentence, bool(np.ptp([*medians.values()]) <= CLOSE))
+    return Claim(sentence, bool(np.ptp([*by_value.values()]) <= CLOSE))
 
 
 def rises(about, records):
@@ -92,12 +89,8 @@ def draw(results, figure):
 
 def draw_factor(ax, by_value, look, label):
     """Draw medians over seeds from the least to the greatest, and the forecast."""
-    low, middle, high = (
-        [f([record["relative"] for record in some]) for some in by_value.values()]
-        for f in (min, np.median, max)
-    )
-    intervals(ax, [*by_value], low, middle, high, look, label)
-    forecast = [np.median([r["forecast"] for r in some]) for some in by_value.values()]
+    intervals(ax, by_value, ("relative",) * 3, look, label)
+    forecast = [*medians(by_value, "forecast").values()]
     ax.plot([*by_value], forecast, "--", color="0.5", zorder=0, label="forecast")
 
 

@@ -5,7 +5,7 @@ from cells import Experiment
 from claims import Claim, certified, tally
 from experiments.mitigations import RATE, cells, compute
 from figures import lines, mark, rows
-from records import each, gains, records_of, where
+from records import each, gains, medians, records_of, where
 from tables import CODE, MARGIN, counts, if_known, interval, number, spread
 
 ALIGNED = "alignment", "ELBO and alignment"
@@ -56,12 +56,12 @@ def alive(records):
 
 def differ(data, records):
     """Claim that the brackets of the best and the worst objective lie apart."""
-    medians = medians_of(records, "estimate")
-    least, most = min(medians, key=medians.get), max(medians, key=medians.get)
+    carried = medians(each(records, "objective"), "estimate")
+    least, most = min(carried, key=carried.get), max(carried, key=carried.get)
     worst, best = (where(records, objective=name) for name in (least, most))
     sentence = (
         f"{data}: one rate is not one information: drawn codes carry from "
-        f"{number(medians[least])} nats ({least}) to {number(medians[most])} ({most})"
+        f"{number(carried[least])} nats ({least}) to {number(carried[most])} ({most})"
     )
     return Claim(sentence, max(r["high"] for r in worst) < min(r["low"] for r in best))
 
@@ -73,22 +73,15 @@ def does_as_well(data, records, name):
     for what, (key, sign, digits) in COMPARED.items():
         if differences := [pair["gain"] for pair in gains(own, plain, key)]:
             n_worse += sum(sign * difference < 0 for difference in differences)
-            medians = medians_of(records, key)
-            rank = 1 + sum(sign * (m - medians[name]) > 0 for m in medians.values())
-            place = f"rank {rank} of {len(medians)}"
+            found = medians(each(records, "objective"), key)
+            rank = 1 + sum(sign * (m - found[name]) > 0 for m in found.values())
+            place = f"rank {rank} of {len(found)}"
             told.append(f"{what} {interval(differences, digits)}, {place}")
     sentence = (
         f"{data}: {name} does as well as the ELBO in every seed; it differs by: "
         f"{'; '.join(told) or 'no seed has both'}"
     )
     return Claim(sentence, bool(told) and not n_worse)
-
-
-def medians_of(records, key):
-    """Return the median over the seeds of each objective, the greatest first."""
-    by_name = each(records, "objective").items()
-    medians = {name: np.median([r[key] for r in some]) for name, some in by_name}
-    return dict(sorted(medians.items(), key=lambda item: -item[1]))
 
 
 def tuned(records):
@@ -106,7 +99,8 @@ def draw(results, figure):
 
 def draw_panel(ax, records, key):
     """Draw a mark a seed: aligned filled, a cross if the rate is missed."""
-    names = [*medians_of(records, "estimate")]
+    carried = medians(each(records, "objective"), "estimate")
+    names = sorted(carried, key=carried.get, reverse=True)
     lines(ax, names)
     if key not in records[0]:
         ax.text(0.5, 0.5, "no labels", transform=ax.transAxes, ha="center")

@@ -5,7 +5,7 @@ from cells import Experiment
 from claims import Claim, certified, tally
 from experiments.sweep import MODELS, cells, compute
 from figures import columns, intervals
-from records import each, has, records_of, where
+from records import each, has, medians, records_of, where
 from settings import FULLY_CONNECTED
 from tables import CODE, MARGIN, interval, median, spread
 
@@ -103,15 +103,8 @@ def draw_information(ax, records):
     """Draw medians, each with the bracket of all seeds."""
     for model, style in STYLES.items():
         by_share = each(where(records, model=model), "share")
-        low, middle, high, linear = (
-            [f([record[key] for record in some]) for some in by_share.values()]
-            for f, key in zip(
-                (min, np.median, max, np.median),
-                ("low", "estimate", "high", "linear"),
-                strict=True,
-            )
-        )
-        intervals(ax, [*by_share], low, middle, high, style, model)
+        intervals(ax, by_share, ("low", "estimate", "high"), style, model)
+    linear = [*medians(by_share, "linear").values()]
     ax.plot([*by_share], linear, ":", color="0.2", label="linear VAE, computed")
     ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5, label=f"{NEGLIGIBLE} nats")
     ax.set(xscale="log", yscale="log", xlabel="kl_weight / β*")
