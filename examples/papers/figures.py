@@ -115,7 +115,7 @@ def zero(ax):
 
 
 def share(record):
-    """Return the margin as a share of the information, at least what is drawn."""
+    """Return the margin as a share of the information, but never below LEAST."""
     return max(record["margin"] / record["information"], LEAST)
 
 
@@ -134,7 +134,7 @@ def band(ax, curves, look, label=None, first=0):
 
 
 def intervals(ax, groups, keys, look, label):
-    """Draw the medians of groups, each with what it lies between, from least on."""
+    """Draw medians of groups with bars; the keys of least, median and greatest."""
     low, middle, high = (
         np.array([f([record[key] for record in some]) for some in groups.values()])
         for f, key in zip((min, np.median, max), keys, strict=True)
