@@ -1,8 +1,8 @@
 import copy
+import importlib.util
 import os
 import signal
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 # A machine that is there for its GPU may not have it.
-if find_spec("hypothesis"):
+if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 
     # How fast an example runs is the machine's affair.
@@ -28,6 +28,7 @@ if find_spec("hypothesis"):
 
 
 PACKAGE = Path(skvaecert.__file__).parent
+PAPERS = Path(__file__).parents[1] / "examples" / "papers"
 
 
 def pytest_addoption(parser):
@@ -148,3 +149,30 @@ def trained(shared_vae):
 def bad_data(request):
     """Data that no fit takes, and what the error says."""
     return request.param
+
+
+@pytest.fixture(scope="module")
+def papers():
+    """Import a module of examples/papers by its name; all are forgotten afterwards."""
+    before = {*sys.modules}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PAPERS)
+        yield importlib.import_module
+    for name in {*sys.modules} - before:
+        if str(PAPERS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def entry(papers):
+    """The command of examples/papers, as a module."""
+    spec = importlib.util.spec_from_file_location("entry", PAPERS / "__main__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def seconds(papers):
+    """The shortest setting of the papers' experiments."""
+    return papers("settings").make_setting("seconds", "digits")

@@ -1,9 +1,7 @@
 """The page of the papers' experiments is what the kept records give."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,29 +10,14 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-PAPERS, PAGE = ROOT / "examples" / "papers", ROOT / "docs" / "papers.md"
+PAGE = ROOT / "docs" / "papers.md"
 RECORDS = ROOT / "docs" / "records"
 SEEDS = 3
 
 
-@pytest.fixture(scope="module")
-def papers():
-    """The entry point; the modules beside it can be imported meanwhile."""
-    before = {*sys.modules}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(PAPERS)
-        spec = importlib.util.spec_from_file_location("entry", PAPERS / "__main__.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        yield module
-    for name in {*sys.modules} - before:
-        if str(PAPERS) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
-
-
 @pytest.fixture
 def page(papers):
-    return sys.modules["page"]
+    return papers("page")
 
 
 def shown(page, text, experiments, folder=RECORDS):
@@ -44,22 +27,22 @@ def shown(page, text, experiments, folder=RECORDS):
         yield mark, experiment, settings, results
 
 
-def test_every_block_of_the_page_is_what_the_records_give(papers, page):
+def test_every_block_of_the_page_is_what_the_records_give(entry, page):
     text = PAGE.read_text(encoding="utf-8")
-    blocks = [*shown(page, text, papers.EXPERIMENTS.values())]
+    blocks = [*shown(page, text, entry.EXPERIMENTS.values())]
     marks = [mark for mark, *_ in blocks]
     assert sorted(re.findall(r"(?<=<!-- end of ).*(?= -->)", text)) == sorted(marks)
-    assert {*papers.EXPERIMENTS} <= {*marks}
+    assert {*entry.EXPERIMENTS} <= {*marks}
     for mark, *shown_there in blocks:
         assert text.count(f"<!-- {mark} -->") == 1
         assert page.filled(text, mark, *shown_there) == text
 
 
-def test_every_picture_of_the_page_was_drawn_from_the_records(papers, page):
+def test_every_picture_of_the_page_was_drawn_from_the_records(entry, papers, page):
     """What is drawn depends on the version of matplotlib; of what, is kept inside."""
-    digest = sys.modules["figures"].digest
+    digest = papers("figures").digest
     text = PAGE.read_text(encoding="utf-8")
-    for mark, *_, results in shown(page, text, papers.EXPERIMENTS.values()):
+    for mark, *_, results in shown(page, text, entry.EXPERIMENTS.values()):
         if results:
             with Image.open(PAGE.parent / page.IMAGES / f"{mark}.png") as image:
                 assert image.text["Records"] == digest(results)
@@ -120,12 +103,12 @@ def test_a_tampered_record_is_told(change, complaint):
 @pytest.fixture
 def example(papers):
     """An experiment with a cell a seed on one data set, without training."""
-    tables = sys.modules["tables"]
+    claims = papers("claims")
 
     def draw(results, figure):
         figure.subplots().plot([record["margin"] for record in results[0]["records"]])
 
-    return sys.modules["cells"].Experiment(
+    return papers("cells").Experiment(
         name="example",
         title="Example",
         cells=lambda setting: [
@@ -133,9 +116,9 @@ def example(papers):
         ],
         compute=lambda lab: None,
         by=("data", "kl_weight"),
-        columns={"margin": tables.spread("margin")},
+        columns={"margin": papers("tables").spread("margin")},
         claims=lambda records: [
-            tables.expect(records, ("kl_weight",), "all are certified", True)
+            claims.tally(records, ("kl_weight",), "all are certified", claims.certified)
         ],
         draw=draw,
         caption="What to see.",
@@ -143,20 +126,32 @@ def example(papers):
     )
 
 
-def save(example, folder, seed, kl_weight, margin=1.0, code="a", preset="papers"):
+@pytest.fixture
+def save(papers, example, tmp_path):
     """Append a cell."""
-    setting = sys.modules["settings"].make_setting(preset, "mnist")
-    record = {"data": "mnist", "seed": seed, "kl_weight": kl_weight, "margin": margin}
-    record["verdict"] = "certified" if margin > 0 else "varies"
-    sys.modules["cells"].store_of(folder, example, "mnist").save(
-        {
-            "setting": setting._asdict(),
-            "options": {"kl_weight": kl_weight, "seed": seed},
-            "versions": {},
-            "code": code,
-        },
-        {"records": [record], "warnings": []},
-    )
+
+    def of(seed, kl_weight, margin=1.0, code="a", preset="papers"):
+        options = {"kl_weight": kl_weight, "seed": seed}
+        setting = papers("settings").make_setting(preset, "mnist")._asdict()
+        verdict = "certified" if margin > 0 else "varies"
+        record = options | {"data": "mnist", "margin": margin, "verdict": verdict}
+        name = {"setting": setting, "options": options, "versions": {}, "code": code}
+        store = papers("cells").store_of(tmp_path, example, "mnist")
+        store.save(name, {"records": [record], "warnings": []})
+
+    return of
+
+
+@pytest.fixture
+def save_all(save):
+    """Append all cells, the last seed first, as processes may end in any order."""
+
+    def of():
+        for seed in reversed(range(SEEDS)):
+            for kl_weight in "12":
+                save(seed, kl_weight, margin=seed + 0.5)
+
+    return of
 
 
 @pytest.fixture
@@ -171,16 +166,9 @@ def text(page, example, tmp_path):
     return fill
 
 
-def save_all(example, folder):
-    # The last seed first, as processes may end in any order.
-    for seed in reversed(range(SEEDS)):
-        for kl_weight in "12":
-            save(example, folder, seed, kl_weight, margin=seed + 0.5)
-
-
-def test_a_block_has_figure_claims_images_and_intervals(example, text, tmp_path):
+def test_a_block_has_figure_claims_images_and_intervals(text, save_all):
     assert "\nNot run yet.\n" in text()
-    save_all(example, tmp_path)
+    save_all()
     assert (
         text()
         == """Words.
@@ -206,23 +194,21 @@ More words.
     )
 
 
-def test_an_unfinished_seed_is_left_out_and_told(example, text, tmp_path):
-    save(example, tmp_path, 2, "1")
-    save(example, tmp_path, 2, "2")
-    save(example, tmp_path, 0, "1", margin=-7.0)
+def test_an_unfinished_seed_is_left_out_and_told(text, save):
+    save(2, "1")
+    save(2, "2")
+    save(0, "1", margin=-7.0)
     assert "1 of 3 seeds, not finished." in text()
     assert "| 1 | 1.00 |\n| 2 | 1.00 |\n" in text()
     assert "-7" not in text()
 
 
-def test_the_last_record_of_a_cell_is_shown_whatever_code_made_it(
-    example, text, tmp_path
-):
-    save_all(example, tmp_path)
+def test_the_last_record_of_a_cell_is_shown_whatever_code_made_it(text, save, save_all):
+    save_all()
     before = text()
-    save(example, tmp_path, 0, "1", margin=-3.0, preset="five-minutes")
+    save(0, "1", margin=-3.0, preset="five-minutes")
     assert text() == before
-    save(example, tmp_path, 0, "1", margin=-3.0, code="b")
+    save(0, "1", margin=-3.0, code="b")
     assert "| 1 | 1.50 (-3.00 to 2.50) |" in text()
     assert (
         "**Does not show**: all are certified: 5 of 6 (kl_weight 1: 2 of 3)." in text()
@@ -230,10 +216,10 @@ def test_the_last_record_of_a_cell_is_shown_whatever_code_made_it(
 
 
 def test_the_page_is_filled_to_the_byte_and_says_whose_records_it_has(
-    page, example, text, tmp_path, capsys
+    page, example, save, save_all, tmp_path, capsys
 ):
-    save_all(example, tmp_path)
-    save(example, tmp_path, 1, "2", code="b")
+    save_all()
+    save(1, "2", code="b")
     path, image = tmp_path / "page.md", tmp_path / page.IMAGES / "example.png"
     image.parent.mkdir(parents=True)
     path.write_text("<!-- example -->\n<!-- end of example -->\n")

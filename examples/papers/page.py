@@ -7,8 +7,9 @@ from collections import Counter
 
 from cells import key, store_of
 from figures import picture
+from records import groups, records_of
 from settings import SHIPPED, make_setting
-from tables import groups, records_of, summary
+from tables import summary
 
 # Beside the page.
 IMAGES = "images/papers"

@@ -1,45 +1,9 @@
-"""What is made of records: columns of a table, and claims."""
+"""Tables of records: what their columns say."""
 
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
-
-
-class Claim(NamedTuple):
-    """What should show, whether it does, and whether anything less is a failure."""
-
-    sentence: str
-    holds: bool
-    must: bool
-
-
-def records_of(results):
-    """Return the records of all results."""
-    return [record for result in results for record in result["records"]]
-
-
-def count(records, verdict="certified", key="verdict"):
-    """Return how many records have a verdict."""
-    return sum(record[key] == verdict for record in records)
-
-
-def where(records, **values):
-    """Return the records that have these values."""
-    return [r for r in records if all(r[key] == v for key, v in values.items())]
-
-
-def groups(records, keys):
-    """Return records by what they have under the keys, in the order they come."""
-    found = {}
-    for record in records:
-        found.setdefault(tuple(record[key] for key in keys), []).append(record)
-    return found
-
-
-def n_certified(key="verdict"):
-    """Make a column: how many of the records are certified."""
-    return lambda records: f"{count(records, key=key)}/{len(records)}"
+from records import groups
 
 
 def counts(key):
@@ -59,15 +23,11 @@ def bracket(records):
     return f"{number(low)} to {number(high)}"
 
 
-def at_most(key):
-    """Make a column: an upper bound for all records, rounded up."""
-
-    def column(records):
-        bound = max(record[key] for record in records)
-        digits = 1 if bound < 10 else 0
-        return number(np.ceil(bound * 10**digits) / 10**digits, digits)
-
-    return column
+def decoder_use(records):
+    """Make the column of an upper bound for all records, rounded up."""
+    bound = max(record["decoder"] for record in records)
+    digits = 1 if bound < 10 else 0
+    return number(np.ceil(bound * 10**digits) / 10**digits, digits)
 
 
 def median(key, digits=2):
@@ -76,21 +36,30 @@ def median(key, digits=2):
 
 
 def spread(key, digits=2):
-    """Make a column: the median, and the least and the greatest unless all agree."""
+    """Make a column: the interval over the records."""
+    return lambda records: interval([r[key] for r in records], digits)
+
+
+def margin(text):
+    """Make the column of the margin, and of the information that it can reach."""
 
     def column(records):
-        values = [r[key] for r in records]
-        middle, least, greatest = (
-            number(f(values), digits) for f in (np.median, min, max)
-        )
-        return middle if least == greatest else f"{middle} ({least} to {greatest})"
+        most = np.median([record["information"] for record in records])
+        return f"{interval([r['margin'] for r in records], text)} of {text(most)}"
 
     return column
 
 
-def of(value, limit):
-    """Make a column of two: a value, and the most that it could be."""
-    return lambda records: f"{value(records)} of {limit(records)}"
+def if_known(key, column):
+    """Make a column of what some groups of records have, and a dash for the others."""
+    return lambda records: column(records) if key in records[0] else "-"
+
+
+def interval(values, text=2):
+    """Return the median, and least and greatest if they differ, as text or digits."""
+    write = text if callable(text) else lambda value: number(value, text)
+    middle, least, greatest = (write(f(values)) for f in (np.median, min, max))
+    return middle if least == greatest else f"{middle} ({least} to {greatest})"
 
 
 def number(value, digits=2):
@@ -106,54 +75,17 @@ def kl_weight(records):
 
 MARGIN = {
     "verdicts": counts("verdict"),
-    "margin (nats), of at most": of(spread("margin"), median("information")),
+    "margin (nats), of at most": margin(number),
 }
 CODE = {
     "state": counts("state"),
     "drawn codes carry (nats)": bracket,
-    "decoder use": at_most("decoder"),
+    "decoder use": decoder_use,
     "KL": spread("kl", 1),
     "active": spread("active", 0),
     "ELBO": spread("elbo", 0),
     "unexplained variance": spread("unexplained", 3),
 }
-
-
-def expect(records, by, sentence, certified, must=False):
-    """Claim that all are certified, or none; count, and name the groups where not."""
-    return tally(records, by, sentence, is_certified, certified, must)
-
-
-def is_certified(record):
-    """Tell whether the mean is certified."""
-    return record["verdict"] == "certified"
-
-
-def has_state(state):
-    """Return what tells whether drawn codes are so."""
-    return lambda record: record["state"] == state
-
-
-def tally(records, by, sentence, true_of, everywhere=True, must=False):
-    """Claim that something is true of all records, or of none, as `expect` does."""
-    found = {key: [*map(true_of, some)] for key, some in groups(records, by).items()}
-    every = [one for some in found.values() for one in some]
-    exceptions = [
-        f"{place(by, key)}: {sum(some)} of {len(some)}"
-        for key, some in found.items()
-        if any(one != everywhere for one in some)
-    ]
-    where_not = f" ({'; '.join(exceptions)})" if exceptions else ""
-    told = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
-    return Claim(told, not exceptions, must)
-
-
-def place(by, key):
-    """Return the values of a group as text; a number alone would say nothing."""
-    return ", ".join(
-        f"{name} {value}" if name == "kl_weight" else str(value)
-        for name, value in zip(by, key, strict=True)
-    )
 
 
 def summary(experiment, records):

@@ -2,9 +2,12 @@
 
 import numpy as np
 from cells import Experiment
+from claims import Claim, tally
 from experiments.ablations import BASE, STRESSED, cells, compute
+from figures import intervals, panels, zero
 from lab import COLLAPSE
-from tables import Claim, bracket, counts, groups, number, spread, where
+from records import each, groups, medians, records_of, where
+from tables import bracket, counts, number, spread
 
 LABELS = {
     "n_components": "components of the teacher",
@@ -22,7 +25,7 @@ def claims(records):
     """Say how far each factor moves the margin, and whether that was forecast."""
     found, by = [], ("data", "kl_weight", "factor")
     for (data, kl, factor), some in groups(with_base(records), by).items():
-        about = f"{data}, {kl}, {LABELS[factor]}"
+        about = f"{data}, kl_weight {kl}, {LABELS[factor]}"
         found.append(stays(about, some))
         if factor == STRESSED:
             found.append(rises(about, some))
@@ -32,79 +35,63 @@ def claims(records):
 
 
 def with_base(records):
-    """Return records, those of the base once for each factor that it is varied in."""
+    """Return records by value, those of the base once for each factor."""
     _, name, _ = BASE
     base = where(records, factor=name)
     others = [record for record in records if record["factor"] != name]
-    return others + [r | {"factor": f, "value": r[f]} for r in base for f in LABELS]
-
-
-def medians(records, key="relative"):
-    """Return the median over seeds at each value of a factor, in order."""
-    some = sorted(groups(records, ("value",)).items())
-    return {value: np.median([r[key] for r in few]) for (value,), few in some}
+    others += [r | {"factor": f, "value": r[f]} for r in base for f in LABELS]
+    return sorted(others, key=lambda r: ([*LABELS].index(r["factor"]), r["value"]))
 
 
 def stays(about, records):
     """Claim that the margin hardly moves over the values of a factor."""
-    by_value = medians(records)
+    by_value = medians(each(records, "value"), "relative")
     told = ", ".join(f"{number(m)} at {value:g}" for value, m in by_value.items())
-    width = max(by_value.values()) - min(by_value.values())
-    sentence = f"{about}: the relative margin moves by at most {CLOSE}: {told}"
-    return Claim(sentence, bool(width <= CLOSE), must=False)
+    sentence = f"{about}: the relative margin moves by at most {CLOSE} ({told})"
+    return Claim(sentence, bool(np.ptp([*by_value.values()]) <= CLOSE))
 
 
 def rises(about, records):
     """Claim that in every seed the margin is the greater, the greater the value."""
-    by_seed = groups(sorted(records, key=lambda r: r["value"]), ("seed",)).values()
-    rising = sum(bool((np.diff([r["relative"] for r in s]) > 0).all()) for s in by_seed)
-    sentence = f"{about}: the margin rises with it in {rising} of {len(by_seed)} seeds"
-    return Claim(sentence, rising == len(by_seed), must=False)
+    seeds = [
+        {"seed": seed, "steps": np.diff([record["relative"] for record in some])}
+        for seed, some in each(records, "seed").items()
+    ]
+    sentence = f"{about}: the relative margin rises with it in every seed"
+    return tally(seeds, ("seed",), sentence, lambda seed: all(seed["steps"] > 0))
 
 
 def is_forecast(about, records):
     """Claim that the margin on the training samples is what was forecast."""
-    off = max(abs(r["train_relative"] - r["forecast"]) for r in records)
+
+    def off(record):
+        return abs(record["train_relative"] - record["forecast"])
+
     sentence = (
-        f"{about}: forecast and training margin within {CLOSE}; they differ by up to "
-        f"{number(off)}"
+        f"{about}: the relative margin on training samples is within {CLOSE} of the "
+        f"forecast (up to {number(max(map(off, records)))} from it)"
     )
-    return Claim(sentence, off <= CLOSE, must=False)
+    return tally(records, ("value",), sentence, lambda record: off(record) <= CLOSE)
 
 
 def draw(results, figure):
     """Draw the relative margin by the values of each factor, and the forecast."""
-    records = with_base([r for result in results for r in result["records"]])
-    figure.set_size_inches(8.8, 5)
-    axes = figure.subplots(2, 3, sharey=True).ravel()
-    for ax, (factor, label) in zip(axes, LABELS.items(), strict=False):
-        some = where(records, factor=factor)
-        for (kl,), few in groups(some, ("kl_weight",)).items():
-            draw_factor(ax, few, *LOOKS[kl])
-        values = sorted({record["value"] for record in some})
-        ax.set_xscale("log")
+    by_factor = each(with_base(records_of(results)), "factor")
+    for factor, ax in panels(figure, LABELS, "margin / information").items():
+        for (_, kl), some in groups(by_factor[factor], ("data", "kl_weight")).items():
+            draw_factor(ax, each(some, "value"), *LOOKS[kl])
+        values = [*each(by_factor[factor], "value")]
+        ax.set(xscale="log", title="", xlabel=LABELS[factor])
         ax.set_xticks(values, [f"{value:g}" for value in values])
         ax.set_xticks([], minor=True)
-        ax.axhline(0, color="0.3", lw=0.8, zorder=0)
-        ax.set_xlabel(label)
-    for ax in axes[::3]:
-        ax.set_ylabel("margin / information")
-    axes[-1].axis("off")
-    handles, labels = axes[list(LABELS).index(STRESSED)].get_legend_handles_labels()
-    found = dict(zip(labels, handles, strict=True))
-    axes[-1].legend(found.values(), found, loc="center", frameon=False)
+        zero(ax)
 
 
-def draw_factor(ax, records, look, label):
-    """Draw the median over seeds from the least to the greatest, and the forecast."""
-    for some in groups(records, ("data",)).values():
-        values, middle = zip(*medians(some).items(), strict=True)
-        by_value = [[r["relative"] for r in where(some, value=v)] for v in values]
-        ends = [np.min(by_value, axis=1), np.max(by_value, axis=1)]
-        off = np.abs(np.array(ends) - middle)
-        ax.errorbar(values, middle, off, fmt=look, capsize=2, label=label)
-        told = medians(some, "forecast").values()
-        ax.plot(values, [*told], "--", color="0.5", zorder=0, label="forecast")
+def draw_factor(ax, by_value, look, label):
+    """Draw medians over seeds from the least to the greatest, and the forecast."""
+    intervals(ax, by_value, ("relative",) * 3, look, label)
+    forecast = [*medians(by_value, "forecast").values()]
+    ax.plot([*by_value], forecast, "--", color="0.5", zorder=0, label="forecast")
 
 
 ABLATIONS = Experiment(
@@ -124,5 +111,11 @@ ABLATIONS = Experiment(
     },
     claims=claims,
     draw=draw,
+    caption=(
+        "Margins on test images as shares of the teacher information: median of the "
+        "seeds, with bars from least to greatest. A panel varies one factor. Dashed: "
+        "the forecast from teacher and weights, for training images. *To see*: which "
+        "factors move the margin, and whether it follows the forecast."
+    ),
     data=("cifar10",),
 )

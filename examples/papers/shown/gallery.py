@@ -2,10 +2,12 @@
 
 import re
 
-import numpy as np
 from cells import Experiment
+from claims import certified, tally
 from experiments.gallery import cells, compute
-from tables import Claim, bracket, counts, groups
+from figures import LEAST, lines, mark, rows, share
+from records import each, has, records_of
+from tables import bracket, counts, if_known, margin
 
 CHANCE = ("not aligned, best of 1,000 rotations", "best of 1,000 linear maps")
 CONSTANT = (
@@ -16,6 +18,7 @@ CONSTANT = (
 DEAF = "a deaf decoder"
 REFUSED = "a constant teacher"
 UNSEEN = ("permuted, on test samples", "permuted, against the true ones")
+BY = "data", "case"
 MEANING = {
     "nothing wrong": "For comparison: the mean varies, faces the teacher, and drawn "
     "codes and the decoder pass it on.",
@@ -61,67 +64,30 @@ MEANING = {
 
 def claims(records):
     """What must never happen, and what should not."""
-    constant = [r for r in records if r["case"] in CONSTANT]
-    unseen = [r for r in records if r["case"] in UNSEEN]
-    brackets = [r for r in records if "low" in r]
-    deaf = [r for r in records if r["case"] == DEAF]
-    refused = [r for r in records if r["case"] == REFUSED]
-    chance = [r for r in records if r["case"] in CHANCE]
-    most = max(r["margin"] / r["information"] for r in chance)
+
+    def of(*cases):
+        return [record for record in records if record["case"] in cases]
+
+    most = max(r["margin"] / r["information"] for r in of(*CHANCE))
     by_chance = f"chance certifies no code (its largest relative margin: {most:.2f})"
+    unseen = "trained for permuted posteriors, no code is certified on test samples"
+    brackets = [record for record in records if "low" in record]
+    ignored, refused = has(state="ignored"), lambda record: "refusal" in record
     return [
-        all_of(constant, "no constant mean is certified", is_not_certified, must=True),
-        all_of(brackets, "no bracket is inverted", is_ordered, must=True),
-        all_of(deaf, "a deaf decoder is told", is_ignored, must=True),
-        all_of(refused, "a constant teacher is refused", is_refused, must=True),
-        all_of(
-            unseen,
-            "trained for permuted posteriors, no code is certified on test samples",
-            is_not_certified,
+        tally(
+            of(*CONSTANT), BY, "no constant mean is certified", certified, False, True
         ),
-        all_of(chance, by_chance, is_not_certified),
+        tally(brackets, BY, "no bracket is inverted", is_inverted, False, True),
+        tally(of(DEAF), BY, "all deaf decoders are detected", ignored, must=True),
+        tally(of(REFUSED), BY, "all constant teachers are refused", refused, must=True),
+        tally(of(*UNSEEN), BY, unseen, certified, False),
+        tally(of(*CHANCE), BY, by_chance, certified, False),
     ]
 
 
-def all_of(records, sentence, true_of, must=False):
-    """Claim that something is true of all records, and count."""
-    n = sum(map(true_of, records))
-    told = f"{sentence}: true of {n} of {len(records)}"
-    return Claim(told, bool(records) and n == len(records), must)
-
-
-def is_not_certified(record):
-    """Tell whether a certificate was not given."""
-    return record["verdict"] != "certified"
-
-
-def is_ordered(record):
-    """Tell whether the lower end of a bracket is not above the upper one."""
-    return record["low"] <= record["high"]
-
-
-def is_ignored(record):
-    """Tell whether the diagnosis says that the decoder ignores the code."""
-    return record.get("state") == "ignored"
-
-
-def is_refused(record):
-    """Tell whether there was an error instead of an answer."""
-    return "refusal" in record
-
-
-def where_told(key, column):
-    """Make a column of what some cases have; a dash for the others."""
-    return lambda records: column(records) if key in records[0] else "-"
-
-
-def margin(records):
-    """Make the column of margin and teacher information."""
-    values = [r["margin"] for r in records]
-    middle, low, high = (short(f(values)) for f in (np.median, min, max))
-    most = short(np.median([r["information"] for r in records]))
-    range_ = f" ({low} to {high})" if low != high else ""
-    return f"{middle}{range_} of {most}"
+def is_inverted(record):
+    """Tell whether the lower end of a bracket is above the upper one."""
+    return record["low"] > record["high"]
 
 
 def short(value):
@@ -144,37 +110,30 @@ def says(records):
 
 def draw(results, figure):
     """Draw margin and bracket, a row a case."""
-    records = [record for result in results for record in result["records"]]
-    by_data = groups(records, ("data",))
-    figure.set_size_inches(8.8, 4.6 * len(by_data))
-    axes = figure.subplots(len(by_data), 2, sharey="row", squeeze=False)
-    for (left, right), ((data,), some) in zip(axes, by_data.items(), strict=True):
-        by_case = groups(some, ("case",))
-        for y, few in enumerate(by_case.values()):
-            draw_case(left, right, y, few)
-        left.set_yticks(range(len(by_case)), [case for (case,) in by_case])
-        left.invert_yaxis()
+    labels = "margin / information", "drawn codes carry (nats)"
+    for some, (left, right) in rows(figure, results, labels, height=4.4):
+        by_case = each(records_of(some), "case")
+        lines(left, [*by_case])
+        lines(right, [*by_case])
+        for y, records in enumerate(by_case.values()):
+            draw_case(left, right, y, records)
         left.axvline(0, color="0.3", lw=0.8, zorder=0)
-        left.set(title=data, xlabel="margin / information", xlim=(-1.08, 1.08))
+        left.set(xlim=(LEAST - 0.08, 1.08), xticks=[-1, -0.5, 0, 0.5, 1])
         # Room for the states.
-        most = max(record["high"] for record in some if "high" in record)
-        right.set(xlabel="drawn codes carry (nats)", xlim=(-0.02 * most, 1.4 * most))
+        most = right.dataLim.xmax
+        right.set_xlim(-0.02 * most, 1.4 * most)
 
 
 def draw_case(left, right, y, records):
     """Draw a mark a seed, filled if it is certified; brackets, and the first state."""
     for record in records:
         if "margin" in record:
-            share = max(record["margin"] / record["information"], -1)
-            fill = "none" if is_not_certified(record) else "full"
-            left.plot(share, y, "C0o", fillstyle=fill)
+            mark(left, share(record), y, "C0o", certified(record))
         if "low" in record:
             right.plot([record["low"], record["high"]], [y, y], "C0|-", lw=2)
     if "state" in records[0]:
         end = max(record["high"] for record in records)
         right.text(end, y, f"  {records[0]['state']}", va="center", fontsize=8)
-    for ax in (left, right):
-        ax.axhline(y, color="0.9", lw=0.6, zorder=0)
 
 
 GALLERY = Experiment(
@@ -182,16 +141,22 @@ GALLERY = Experiment(
     title="A gallery of failures",
     cells=cells,
     compute=compute,
-    by=("data", "case"),
+    by=BY,
     columns={
-        "state": where_told("state", counts("state")),
-        "mean": where_told("verdict", counts("verdict")),
-        "margin (nats), of at most": where_told("margin", margin),
-        "drawn codes carry (nats)": where_told("low", bracket),
+        "state": if_known("state", counts("state")),
+        "mean": if_known("verdict", counts("verdict")),
+        "margin (nats), of at most": if_known("margin", margin(short)),
+        "drawn codes carry (nats)": if_known("low", bracket),
         "it says": says,
         "it means": lambda records: MEANING[records[0]["case"]],
     },
     claims=claims,
     draw=draw,
+    caption=(
+        "A line a case. Left: the margin as a share of the teacher information, a mark "
+        "a seed, filled if it is certified; those below -1 are drawn there. Right: the "
+        "brackets of all seeds, and the state of the first. *To see*: which codes are "
+        "certified, and whether bracket and state tell what is wrong."
+    ),
     data=("mnist",),
 )

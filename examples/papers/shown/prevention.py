@@ -2,29 +2,25 @@
 
 import numpy as np
 from cells import Experiment
+from claims import certified, tally
 from experiments.prevention import KL_WEIGHTS, cells, compute
-from figures import LEAST, band, legend_below
+from figures import LEAST, band, columns, mark, share, zero
 from lab import COLLAPSE
-from tables import (
-    CODE,
-    MARGIN,
-    expect,
-    groups,
-    has_state,
-    kl_weight,
-    records_of,
-    tally,
-    where,
-)
+from records import has, records_of, where
+from tables import CODE, MARGIN, kl_weight
 
-# What each should show: whether all are certified or none, and whether anything else
-# is a failure, or only not as the paper has it.
+# For each phase: what should show, whether of all models or of none, and whether
+# anything else is a failure, or only not as the paper has it.
 PATTERN = {
-    "aligned": ("trained with alignment, all are certified", True, True),
-    "alignment removed": ("trained on without it, none is certified", False, False),
-    "never aligned": ("trained without alignment, none is certified", False, False),
-    "rescued": ("rescued by alignment, all are certified", True, True),
-    "forced constant": ("with a constant mean, none is certified", False, True),
+    "aligned": ("with alignment, all models are certified", True, True),
+    "alignment removed": (
+        "after alignment is removed, no model is certified",
+        False,
+        False,
+    ),
+    "never aligned": ("without alignment, no model is certified", False, False),
+    "rescued": ("rescued by alignment, all models are certified", True, True),
+    "forced constant": ("with a constant mean, no model is certified", False, True),
 }
 ALIGNED, UNALIGNED = ("aligned", "rescued"), ("alignment removed", "never aligned")
 # Colour, mark and line of two models, and their phases.
@@ -32,75 +28,50 @@ LOOKS = {
     "aligned, then not": ("C0o-", ("aligned", "alignment removed")),
     "not aligned, then rescued": ("C1^--", ("never aligned", "rescued")),
 }
+BY = "data", "kl_weight", "phase"
 
 
 def claims(records):
-    """Certified, not certified, certified; a constant never; and the drawn codes."""
-    by = "data", "kl_weight"
-    verdicts = [
-        expect(where(records, phase=phase), by, *told)
-        for phase, told in PATTERN.items()
+    """Alignment is certified and keeps codes alive; without it they collapse."""
+    found = [
+        tally(where(records, phase=phase), BY[:2], sentence, certified, *expected)
+        for phase, (sentence, *expected) in PATTERN.items()
     ]
     aligned = [r for r in records if r["phase"] in ALIGNED]
-    unaligned = [r for r in records if r["phase"] in UNALIGNED]
-    by = *by, "phase"
+    collapsing = [
+        r for r in where(records, kl_weight=COLLAPSE) if r["phase"] in UNALIGNED
+    ]
+    alive = "with alignment, drawn codes are informative"
+    dead = f"at {COLLAPSE} without alignment, drawn codes have collapsed"
     return [
-        *verdicts,
-        tally(
-            aligned,
-            by,
-            "with alignment, drawn codes are informative",
-            has_state("informative"),
-        ),
-        tally(
-            where(unaligned, kl_weight=COLLAPSE),
-            by,
-            f"at {COLLAPSE} without alignment, drawn codes collapse",
-            has_state("collapsed"),
-        ),
+        *found,
+        tally(aligned, BY, alive, has(state="informative")),
+        tally(collapsing, BY, dead, has(state="collapsed")),
     ]
 
 
 def draw(results, figure):
     """Draw the margins while two models are trained, and go on the other way."""
-    told = [result | result["records"][0] for result in results]
-    by_data = groups(told, ("data",))
-    figure.set_figheight(4.4)
-    axes = figure.subplots(2, len(by_data), sharey=True, sharex="col", squeeze=False)
-    for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
-        for ax, weight in zip(column, KL_WEIGHTS, strict=True):
+    labels = [f"kl_weight {weight}\nmargin / information" for weight in KL_WEIGHTS]
+    for some, axes in columns(figure, results, labels, sharex="col", sharey=True):
+        for ax, weight in zip(axes, KL_WEIGHTS, strict=True):
             draw_curves(ax, where(some, kl_weight=weight))
-        column[0].set_title(data)
-        column[-1].set_xlabel("epoch")
-    for ax, weight in zip(axes[:, 0], KL_WEIGHTS, strict=True):
-        ax.set_ylabel(f"kl_weight {weight}\nmargin / information")
-    legend_below(figure, axes[0, 0])
+        axes[-1].set_xlabel("epoch")
 
 
 def draw_curves(ax, results):
     """Draw two models of all seeds; at the dotted line the alignment is swapped."""
-    records = records_of(results)
+    records, swap = records_of(results), len(results[0]["curves"][1]) // 2
     for i, (label, (look, phases)) in enumerate(LOOKS.items()):
-        curves = np.array([result["curves"][i] for result in results])
-        epochs = np.arange(1, curves.shape[1] + 1)
-        band(ax, epochs, np.maximum(curves, LEAST), look, label)
-        for epoch, phase in zip((swap(results), epochs[-1]), phases, strict=True):
-            draw_mark(ax, epoch, where(records, phase=phase), look)
-    ax.axvline(swap(results), color="0.3", lw=0.8, linestyle=":", zorder=0)
-    ax.axhline(0, color="0.3", lw=0.8, zorder=0)
+        curves = [result["curves"][i] for result in results]
+        band(ax, curves, look, label, first=1)
+        for epoch, phase in zip((swap, len(curves[0])), phases, strict=True):
+            some = where(records, phase=phase)
+            informative = all(map(has(state="informative"), some))
+            mark(ax, epoch, np.median([*map(share, some)]), look[:3], informative)
+    ax.axvline(swap, color="0.3", lw=0.8, linestyle=":", zorder=0)
+    zero(ax)
     ax.set_ylim(LEAST - 0.1, 1.1)
-
-
-def swap(results):
-    """Return the epoch after which alignment is turned off, or on."""
-    return len(results[0]["curves"][1]) // 2
-
-
-def draw_mark(ax, epoch, records, look):
-    """Draw the margin on test images, filled if all drawn codes are informative."""
-    share = np.median([record["margin"] / record["information"] for record in records])
-    fill = "full" if all(map(has_state("informative"), records)) else "none"
-    ax.plot(epoch, max(share, LEAST), look[:3], fillstyle=fill)
 
 
 PREVENTION = Experiment(
@@ -108,7 +79,7 @@ PREVENTION = Experiment(
     title="Prevention, collapse, rescue",
     cells=cells,
     compute=compute,
-    by=("data", "kl_weight", "phase"),
+    by=BY,
     columns={"kl_weight": kl_weight} | MARGIN | CODE,
     claims=claims,
     draw=draw,
@@ -117,7 +88,7 @@ PREVENTION = Experiment(
         "Lines: training images, median of the seeds, shaded from least to greatest. "
         "At the dotted line alignment is turned off for one model and on for the "
         "other. Marks: test images; filled if drawn codes are informative in all "
-        "seeds. *To see*: margins rise where alignment is turned on and fall where it "
-        "is turned off; at 1.5 β* they fall to 0, and the codes collapse."
+        "seeds. *To see*: whether margins rise where alignment is turned on and fall "
+        "where it is turned off, and whether the codes at 1.5 β* collapse without it."
     ),
 )

@@ -1,15 +1,20 @@
 """How linear classifiers of the labels are shown."""
 
-import numpy as np
 from cells import Experiment
+from claims import tally
 from experiments.probe import KL_WEIGHTS, N_PER_CLASS, cells, compute
-from figures import legend_below, panels
+from figures import by_data, lines, panels
+from records import each, gains, groups, records_of, where
 from settings import FULLY_CONNECTED
-from tables import MARGIN, Claim, groups, records_of, spread, where
+from tables import MARGIN, if_known, median, spread
 
 LABELS = {"few": f"{N_PER_CLASS} labels a class", "all": "all labels"}
 MARKS = {"few": "C1o", "all": "C0s"}
-OTHERS = ("plain", "PCA", "teacher posterior")
+OTHERS = {
+    "plain": "plain codes",
+    "PCA": "PCA",
+    "teacher posterior": "the teacher posterior",
+}
 
 
 def claims(records):
@@ -23,60 +28,41 @@ def claims(records):
 
 
 def above(records, kl_weight, other, amount):
-    """Claim that alignment is better in all seeds; count those where it is."""
-    told, holds = [], []
-    for (data,), some in groups(records, ("data",)).items():
-        gains = gain(some, kl_weight, other, amount)
-        holds.append(all(gains > 0))
-        told.append(
-            f"{data} {sum(gains > 0)} of {len(gains)} ({np.median(gains):+.3f})"
-        )
-    return Claim(
-        f"kl_weight {kl_weight}, {LABELS[amount]}: aligned is above {other} in all "
-        f"seeds; it is in (median difference): {', '.join(told)}",
-        all(holds),
-        must=False,
+    """Claim that aligned codes are better in all seeds, and tell by how much."""
+    aligned = where(records, codes="aligned", kl_weight=kl_weight)
+    beside = where(
+        records, codes=other, kl_weight=kl_weight if other == "plain" else ""
     )
-
-
-def gain(records, kl_weight, other, amount):
-    """Return by how much alignment is better, for each seed."""
-    beside = kl_weight if other == "plain" else ""
-    pairs = zip(
-        where(records, codes="aligned", kl_weight=kl_weight),
-        where(records, codes=other, kl_weight=beside),
-        strict=True,
+    found = gains(aligned, beside, amount)
+    told = ", ".join(
+        f"{data} {median('gain', 3)(some)}"
+        for data, some in each(found, "data").items()
     )
-    return np.array([one[amount] - two[amount] for one, two in pairs])
-
-
-def of_vaes(column):
-    """Make a column that is empty for codes of something else."""
-    return lambda records: column(records) if "verdict" in records[0] else ""
+    sentence = (
+        f"with kl_weight {kl_weight} and {LABELS[amount]}, aligned codes are more "
+        f"accurate than {OTHERS[other]} in every seed (median difference: {told})"
+    )
+    return tally(found, ("data",), sentence, lambda record: record["gain"] > 0)
 
 
 def draw(results, figure):
     """Draw accuracies above chance, a line for each kind of code and a mark a seed."""
-    records = [r for r in records_of(results) if r["codes"] != "majority class"]
-    by_data = groups(records, ("data",))
-    axes = panels(figure, [data for (data,) in by_data], n_columns=2)
-    for (data,), some in by_data.items():
-        draw_marks(axes[data], groups(some, ("codes", "kl_weight")))
-        axes[data].set_xlabel("accuracy")
-    first = next(iter(axes.values()))
-    first.invert_yaxis()
-    legend_below(figure, first)
+    found = by_data(results)
+    for data, ax in panels(figure, found, n_columns=2).items():
+        records = records_of(found[data])
+        draw_marks(ax, [r for r in records if r["codes"] != "majority class"])
+        ax.set_xlabel("accuracy")
 
 
-def draw_marks(ax, kinds):
+def draw_marks(ax, records):
     """Draw a line of marks for each kind of code."""
-    for y, records in enumerate(kinds.values()):
-        for amount, mark in MARKS.items():
-            accuracies, at = [record[amount] for record in records], [y] * len(records)
-            ax.plot(accuracies, at, mark, mfc="none", label=LABELS[amount])
-    names = [", ".join(filter(None, kind)) for kind in kinds]
-    ax.set_yticks(range(len(kinds)), names)
-    ax.grid(axis="y", lw=0.5)
+    kinds = groups(records, ("codes", "kl_weight"))
+    lines(ax, [", ".join(filter(None, kind)) for kind in kinds])
+    for y, some in enumerate(kinds.values()):
+        for amount, look in MARKS.items():
+            accuracies = [record[amount] for record in some]
+            label = LABELS[amount]
+            ax.plot(accuracies, [y] * len(some), look, mfc="none", label=label)
 
 
 PROBE = Experiment(
@@ -90,12 +76,12 @@ PROBE = Experiment(
         LABELS["few"]: spread("few", 3),
         LABELS["all"]: spread("all", 3),
     }
-    | {name: of_vaes(column) for name, column in MARGIN.items()},
+    | {name: if_known("verdict", column) for name, column in MARGIN.items()},
     claims=claims,
     draw=draw,
     caption=(
         "Share of test labels that a linear classifier of the codes gets right, a mark "
-        "a seed. *To see*: where alignment moves the marks to the right of the plain "
+        "a seed. *To see*: whether alignment moves the marks to the right of the plain "
         "model at the same kl_weight, and how far both are from PCA."
     ),
     data=FULLY_CONNECTED,

@@ -2,24 +2,12 @@
 
 import numpy as np
 from cells import Experiment
+from claims import Claim, certified, tally
 from experiments.sweep import MODELS, cells, compute
-from figures import WIDTH, legend_below
+from figures import columns, intervals
+from records import each, has, medians, records_of, where
 from settings import FULLY_CONNECTED
-from tables import (
-    CODE,
-    MARGIN,
-    Claim,
-    expect,
-    groups,
-    has_state,
-    is_certified,
-    median,
-    number,
-    records_of,
-    spread,
-    tally,
-    where,
-)
+from tables import CODE, MARGIN, interval, median, spread
 
 STYLES = dict(zip(MODELS, ("C1o--", "C0^-"), strict=True))
 NEGLIGIBLE = 0.05
@@ -32,40 +20,32 @@ def claims(records):
     above = [record for record in plain if record["share"] > 1]
     below = [record for record in plain if record["share"] <= 0.6]
     near = [record for record in plain if 0.6 <= record["share"] <= 0.9]
-    collapsed, informative = has_state("collapsed"), has_state("informative")
+    collapsed, informative = has(state="collapsed"), has(state="informative")
+    both = has(verdict="certified", state="informative")
+    stressed, held = (
+        "at 1.5 β*, all aligned models are certified",
+        "at every kl_weight, all aligned models are certified and informative",
+    )
     return [
         tally(above, BY, "above β*, all plain models have collapsed", collapsed),
         tally(below, BY, "up to 0.6 β*, all plain models are informative", informative),
-        tally(near, BY, forecast(near), lambda record: 0.5 <= kept(record) <= 2),
-        expect(
-            where(aligned, share=1.5),
-            BY,
-            "at 1.5 β*, all aligned models are certified",
-            True,
-            must=True,
-        ),
-        tally(
-            aligned,
-            BY,
-            "at every kl_weight, all aligned models are certified and informative",
-            lambda record: is_certified(record) and informative(record),
-        ),
-        *(price(*key, some) for key, some in groups(records, ("data",)).items()),
+        tally(near, BY, forecast(near), lambda record: 0.5 <= ratio(record) <= 2),
+        tally(where(aligned, share=1.5), BY, stressed, certified, must=True),
+        tally(aligned, BY, held, both),
+        *(price(data, some) for data, some in each(records, "data").items()),
     ]
 
 
-def kept(record):
+def ratio(record):
     """Return what drawn codes carry, in units of what a linear VAE would keep."""
     return record["estimate"] / record["linear"]
 
 
 def forecast(records):
-    """Return how far the linear forecast is from what trained models keep."""
-    ratios = [kept(record) for record in records]
-    middle, least, greatest = (number(f(ratios)) for f in (np.median, min, max))
+    """Return the claim on how far the linear forecast is from trained models."""
     return (
-        "at 0.6 and 0.9 β*, plain models keep between half of what linear ones would "
-        f"and twice as much ({middle} times as much, {least} to {greatest})"
+        "at 0.6 and 0.9 β*, plain models keep between half and twice what linear VAEs "
+        f"would; the ratio is {interval([*map(ratio, records)])}"
     )
 
 
@@ -74,16 +54,15 @@ def price(data, records):
     found = [*prices(records)]
     inside = [record for record in found if record["price"] is not None]
     told = "; ".join(
-        f"{share} β*: {spread('price', 1)(some)}, {spread('percent', 1)(some)} %"
-        for (share,), some in sorted(groups(inside, ("share",)).items())
+        f"{spread('price', 1)(some)}, {spread('percent', 1)(some)} % at {share} β*"
+        for share, some in sorted(each(inside, "share").items())
     )
-    outside = len(found) - len(inside)
     return Claim(
-        f"{data}: at equal KL, alignment always costs reconstruction and so ELBO, in "
-        f"nats and as a share of the plain models' span: {told}; without {outside} of "
-        f"{len(found)} aligned models whose KL no plain model reaches",
+        f"{data}: at equal KL, alignment always costs reconstruction and so ELBO; in "
+        f"nats, and as a share of the plain models' span, it costs {told}; no plain "
+        f"model reaches the KL of {len(found) - len(inside)} of {len(found)} aligned "
+        "ones, which are left out",
         bool(inside) and all(record["price"] > 0 for record in inside),
-        must=False,
     )
 
 
@@ -93,7 +72,7 @@ def prices(records):
     The plain models of the same seed are joined by straight lines. The true curve is
     concave if each is at its optimum; the price is then at least this.
     """
-    for some in groups(records, ("seed",)).values():
+    for some in each(records, "seed").values():
         kl, reconstruction = curve(some, "plain")
         for record in where(some, model="aligned"):
             plain = np.interp(record["kl"], kl, reconstruction)
@@ -114,40 +93,28 @@ def curve(records, model):
 
 def draw(results, figure):
     """Draw information by KL weight, and reconstruction by KL."""
-    by_data = groups(records_of(results), ("data",))
-    figure.set_size_inches(WIDTH, 5.2)
-    axes = figure.subplots(2, len(by_data), squeeze=False, sharey="row")
-    for column, ((data,), some) in zip(axes.T, by_data.items(), strict=True):
-        draw_information(column[0], some)
-        draw_reconstruction(column[1], some)
-        column[0].set_title(data)
-    axes[0, 0].set_ylabel("drawn codes carry (nats)")
-    axes[1, 0].set_ylabel("reconstruction (share)")
-    legend_below(figure, axes[0, 0])
+    labels = "drawn codes carry (nats)", "reconstruction (share)"
+    for some, (upper, lower) in columns(figure, results, labels, sharey="row"):
+        draw_information(upper, records_of(some))
+        draw_reconstruction(lower, records_of(some))
 
 
 def draw_information(ax, records):
     """Draw medians, each with the bracket of all seeds."""
-    by_share = groups(records, ("share",))
-    shares = [share for (share,) in by_share]
     for model, style in STYLES.items():
-        some = [where(same, model=model) for same in by_share.values()]
-        low, middle, high = (
-            np.array([f([r[key] for r in same]) for same in some])
-            for f, key in ((min, "low"), (np.median, "estimate"), (max, "high"))
-        )
-        error = middle - low, high - middle
-        ax.errorbar(shares, middle, error, fmt=style, mfc="none", label=model)
-    linear = [np.median([r["linear"] for r in same]) for same in by_share.values()]
-    ax.plot(shares, linear, ":", color="0.2", label="linear VAE, computed")
-    ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5, label="0.05 nats")
+        by_share = each(where(records, model=model), "share")
+        intervals(ax, by_share, ("low", "estimate", "high"), style, model)
+    linear = [*medians(by_share, "linear").values()]
+    ax.plot([*by_share], linear, ":", color="0.2", label="linear VAE, computed")
+    ax.axhline(NEGLIGIBLE, color="0.5", lw=0.5, label=f"{NEGLIGIBLE} nats")
     ax.set(xscale="log", yscale="log", xlabel="kl_weight / β*")
+    ax.set_xticks([0.02, 0.1, 0.3, 1], ["0.02", "0.1", "0.3", "1"])
     ax.set_ylim(bottom=1e-3)
 
 
 def draw_reconstruction(ax, records):
     """Draw lines for each seed, as a share of the plain models' span."""
-    for some in groups(records, ("seed",)).values():
+    for some in each(records, "seed").values():
         plain = curve(some, "plain")[1]
         for model, style in STYLES.items():
             kl, reconstruction = curve(some, model)
@@ -161,7 +128,7 @@ SWEEP = Experiment(
     title="Where collapse is natural",
     cells=cells,
     compute=compute,
-    by=("data", "kl_weight", "model"),
+    by=(*BY, "model"),
     columns={"as a number": median("beta", 1)}
     | MARGIN
     | {"a linear VAE would keep (nats)": median("linear")}
