@@ -47,8 +47,8 @@ MEANING = {
     "smaller; quote this one.",
     "a teacher of turned images": "It tells these images apart by less than a teacher "
     "of their own; what it tells apart, the code learns.",
-    "a teacher of noise": "A teacher need not be meaningful: any fixed function of the "
-    "images that varies can be learned, and certified. The low information is the "
+    "a teacher of noise": "A teacher need not be meaningful: a fixed function of the "
+    "images that varies may be learned, and certified. The low information is the "
     "warning.",
     DEAF: "A certified mean and informative codes, and reconstructions that are the "
     "same for all samples: the certificate is about the encoder alone.",
