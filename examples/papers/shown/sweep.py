@@ -59,9 +59,10 @@ def price(data, records):
     )
     return Claim(
         f"{data}: at equal KL, alignment always costs reconstruction and so ELBO; in "
-        f"nats, and as a share of the plain models' span, it costs "
-        f"{told or 'an amount that no plain model tells'}; no plain model reaches the KL of {len(found) - len(inside)} of {len(found)} aligned "
-        "ones, which are left out",
+        "nats, and as a share of the plain models' span, it costs "
+        f"{told or 'an amount that no plain model tells'}; no plain model reaches the "
+        f"KL of {len(found) - len(inside)} of {len(found)} aligned ones, which are "
+        "left out",
         bool(inside) and all(record["price"] > 0 for record in inside),
     )
 
