@@ -84,6 +84,8 @@ def parsed():
     arguments = parser.parse_args()
     if arguments.data is None:
         arguments.data = OFFICIAL if arguments.preset == "papers" else SHIPPED
+    if arguments.records is None:
+        arguments.records = arguments.out / arguments.preset / "records"
     if arguments.data_dir is None and {*arguments.data} & {*OFFICIAL}:
         parser.error(f"--data-dir is needed for {', '.join(OFFICIAL)}")
     return arguments
@@ -99,7 +101,7 @@ def perform(experiment, arguments):
     results, failures = run(
         experiment,
         settings,
-        arguments.records or folder / "records",
+        arguments.records,
         arguments.n_jobs,
         memory=str(arguments.out / "teachers"),
         data_dir=arguments.data_dir,
@@ -146,8 +148,8 @@ def main():
         wrong = [p for name in chosen for p in perform(EXPERIMENTS[name], arguments)]
     except KeyboardInterrupt:
         sys.exit(
-            f"\nInterrupted. Finished cells are in {arguments.out}; go on with the "
-            "same command."
+            f"\nInterrupted. Finished cells are in {arguments.records}; go on with "
+            "the same command."
         )
     if wrong:
         print("Must show, but does not:", *wrong, sep="\n- ")
