@@ -6,6 +6,8 @@ Certificates assume of an encoder that it computes in float32. On GPUs torch tak
 after "medium". The settings are of the whole process.
 """
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,6 +4,8 @@ Rounding in the encoder makes a constant code vary. :class:`RoundingSums` says b
 much, under the assumption of theory section 2.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 
 import numpy as np
@@ -50,7 +52,7 @@ class RoundingSums:
         self.spread.update(values, weight)
         self._precision.add(values, weight, first if len(first) else self.spread.first)
 
-    def merge(self, other: "RoundingSums") -> None:
+    def merge(self, other: RoundingSums) -> None:
         if not len(other.spread.first):
             return
         first = self.spread.first if len(self.spread.first) else other.spread.first
@@ -114,7 +116,7 @@ class _Precision:
         self._note("float16", values, weight, lambda part, of: _fits(part, np.float16))
         self._note("float32", values, weight, lambda part, of: _fits(part, np.float32))
 
-    def merge(self, other: "_Precision", equal: NDArray[np.bool_]) -> None:
+    def merge(self, other: _Precision, equal: NDArray[np.bool_]) -> None:
         """Add what holds of other values, whose first is `equal` to the own or not.
 
         The values of each part may be equal, and those of both together not.

@@ -17,6 +17,8 @@ margin of the floored witness, (1 - floor) q + floor / K. It is constant where q
 constant, so a bound above 0 shows that q is not constant.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from numbers import Real
 from typing import Self
@@ -481,7 +483,7 @@ class MeanBounds:
         self._largest = max(self._largest, float(weight.max()))
         return self
 
-    def merge(self, other: "MeanBounds", *, independent: bool = True) -> Self:
+    def merge(self, other: MeanBounds, *, independent: bool = True) -> Self:
         """Add the values of another object.
 
         Parameters

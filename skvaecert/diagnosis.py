@@ -5,6 +5,8 @@ mean varies; what the decoder makes of the code; and the kl_weight at which coll
 to be expected.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
@@ -345,7 +347,7 @@ class Codes:
 
 
 def diagnose_codes(
-    codes: "Codes",
+    codes: Codes,
     *,
     X: ArrayLike | None = None,
     teacher_proba: ArrayLike | None = None,

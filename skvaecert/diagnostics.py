@@ -5,6 +5,8 @@ which, on encoders with a known answer. None of them is a certificate. All are c
 in float64, in nats.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

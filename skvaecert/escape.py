@@ -1,5 +1,7 @@
 """Why a collapsed encoder does not escape: force, gradient and dead units."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager

@@ -8,6 +8,8 @@ Of collapse without alignment: the optimum of a linear VAE has a closed form in 
 eigenvalues of the covariance of the data.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real

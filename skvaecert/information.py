@@ -10,6 +10,8 @@ bounded values hold from both sides, for any samples and at any confidence. Ther
 teacher and no witness, and nothing is fitted. All information is in nats.
 """
 
+from __future__ import annotations
+
 import copy
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
@@ -352,7 +354,7 @@ class InformationSums:
             self._draw_full_lots()
         return self
 
-    def merge(self, other: "InformationSums") -> Self:
+    def merge(self, other: InformationSums) -> Self:
         """Add the samples of other sums.
 
         Parameters
@@ -528,9 +530,7 @@ def population_information(
     return max(0.0, bound - lost)
 
 
-def _bracket(
-    moments: "_Moments", lots: "_Lots", confidence: float
-) -> InformationBracket:
+def _bracket(moments: _Moments, lots: _Lots, confidence: float) -> InformationBracket:
     error = _arithmetic_error(moments.n_columns)
     # Each end of the draws fails with half of the probability; the others cannot.
     each = (1 + confidence) / 2
@@ -587,12 +587,12 @@ def _printed(value: float, digits: int, rounding: str) -> str:
     return str(Decimal(value).quantize(Decimal(10) ** -digits, rounding))
 
 
-def _joined(parts: "list[_Samples]") -> "_Samples":
+def _joined(parts: list[_Samples]) -> _Samples:
     mean, std, weight = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return mean, std, weight
 
 
-def _split(samples: "_Samples", size: int) -> "tuple[_Samples, _Samples]":
+def _split(samples: _Samples, size: int) -> tuple[_Samples, _Samples]:
     mean, std, weight = samples
     rest = mean[size:], std[size:], weight[size:]
     return (mean[:size], std[:size], weight[:size]), rest
@@ -609,7 +609,7 @@ class _Lots:
         self._reach = 0.0
         self._seeds: set[int] = set()
 
-    def draw(self, samples: "_Samples", n_draws: int, seed: int) -> None:
+    def draw(self, samples: _Samples, n_draws: int, seed: int) -> None:
         mean, std, weight = samples
         total = float(weight.sum())
         proba = weight / total
@@ -630,7 +630,7 @@ class _Lots:
             self.shares.update((values / top).clip(max=1), weights)
             self._reach += total * top
 
-    def merge(self, other: "_Lots") -> None:
+    def merge(self, other: _Lots) -> None:
         independent = self._seeds.isdisjoint(other._seeds)
         self.shares.merge(other.shares, independent=independent)
         self.count += other.count
@@ -680,7 +680,7 @@ class _Moments:
         self._largest_log = np.maximum(self._largest_log, largest)
         self._weight_log += float(xlogy(weight, weight).sum())
 
-    def merge(self, other: "_Moments") -> None:
+    def merge(self, other: _Moments) -> None:
         self.mean.merge(other.mean)
         for sums, others in zip(self._std, other._std, strict=True):
             sums.merge(others)

@@ -5,6 +5,8 @@ computed in float64 and given in nats; sums run over components, means over samp
 They read each array once, in chunks, so that arrays may be memory-mapped.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from copy import copy
 from typing import Any, NamedTuple, Self
@@ -155,7 +157,7 @@ class MarginSums:
         logits = _as_log_proba("witness_logits", witness_logits, teacher_proba)
         return self._grow(teacher_proba, logits, sample_weight, _log_sum_exp)
 
-    def merge(self, other: "MarginSums") -> Self:
+    def merge(self, other: MarginSums) -> Self:
         """Add the samples of other sums.
 
         Parameters
@@ -325,7 +327,7 @@ class SpreadSums:
             self._add(chunk, weight)
         return self
 
-    def merge(self, other: "SpreadSums") -> Self:
+    def merge(self, other: SpreadSums) -> Self:
         """Add the samples of other sums.
 
         Parameters

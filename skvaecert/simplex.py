@@ -4,6 +4,8 @@ All functions take NumPy arrays and compute in float64. K is the number of teach
 components and d the number of latent dimensions, d >= K - 1.
 """
 
+from __future__ import annotations
+
 import math
 from numbers import Integral
 from typing import Any

@@ -5,6 +5,8 @@ so that a margin above 0 proves that the code is not. The fixed simplex needs no
 the others are fitted after training, for encoders that were trained without a witness.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -125,7 +127,7 @@ class LinearWitness:
         """
         return np.asarray(log_softmax(self.logits(codes), axis=1))
 
-    def equals(self, other: "LinearWitness") -> bool:
+    def equals(self, other: LinearWitness) -> bool:
         """Tell whether another witness has the same name and the same values.
 
         Parameters
@@ -155,7 +157,7 @@ class LinearWitness:
         columns = np.column_stack([self.weights, np.ones(len(self.weights))])
         return bool(np.linalg.matrix_rank(columns) == len(columns))
 
-    def tempered(self, mean_proba: Floats, strength: float) -> "LinearWitness":
+    def tempered(self, mean_proba: Floats, strength: float) -> LinearWitness:
         """Return the witness q ~ mean T exp(s (A z + b)).
 
         Parameters

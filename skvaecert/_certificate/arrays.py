@@ -1,5 +1,7 @@
 """Certificates of arrays: posteriors and latent means from any framework."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,5 +1,7 @@
 """The certificate: what is said of an encoder, in values, sentences and tables."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from dataclasses import dataclass

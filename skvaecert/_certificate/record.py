@@ -1,5 +1,7 @@
 """Results as JSON and as tables for notebooks."""
 
+from __future__ import annotations
+
 import html
 import json
 import math

@@ -5,6 +5,8 @@ Two things can lift a margin above 0 that is not: the arithmetic of the margin i
 (:func:`noise_margin` says what that can fake). Theory sections 2 and 5.
 """
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

@@ -4,6 +4,8 @@ Samples come in batches, and sums of parts are merged; no sample is kept. What i
 of the sums in the end is decided in :mod:`skvaecert._certificate.verdict`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Self
@@ -121,7 +123,7 @@ class MeanSums(Sums):
             self._means.add(mean, weight)
         return self
 
-    def merge(self, other: "MeanSums") -> Self:
+    def merge(self, other: MeanSums) -> Self:
         """Add the samples of other sums."""
         super().merge(other)
         self._forces.merge(other._forces)
@@ -182,7 +184,7 @@ class CodeSums:
         self._weight += float(weight.sum())
         self._variances = self._variances + weight @ deviation**2
 
-    def merge(self, other: "CodeSums") -> None:
+    def merge(self, other: CodeSums) -> None:
         """Add the samples of other sums."""
         self._information.merge(other._information)
         self._weight += other._weight
@@ -340,7 +342,7 @@ class SampledSums(DrawnSums):
         self.codes.update(mean, deviation, sample_weight)
         return self
 
-    def merge(self, other: "SampledSums") -> Self:
+    def merge(self, other: SampledSums) -> Self:
         """Add the samples of other sums."""
         super().merge(other)
         self.codes.merge(other.codes)
@@ -464,7 +466,7 @@ class RoundTripSums(DrawnSums):
                 self._add_drawn(proba, weight, read, *arrays)
         return self
 
-    def merge(self, other: "RoundTripSums") -> Self:
+    def merge(self, other: RoundTripSums) -> Self:
         """Add the samples of other sums."""
         if other._is_drawn is not None:
             self._check_drawn(other._is_drawn)

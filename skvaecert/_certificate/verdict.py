@@ -5,6 +5,8 @@ margin above both, and above the safety margin tau, is certified (theory section
 does not spread by more than rounding either, so a mean that does varies (section 15).
 """
 
+from __future__ import annotations
+
 import math
 from typing import Any
 
