@@ -23,7 +23,7 @@ __all__ = [
     "active_units",
     "kl_per_dimension",
     "mutual_information",
-    "polarised_regime",
+    "polarized_regime",
 ]
 
 # Pairs of samples whose densities are in memory at once: a few arrays of 2 MiB, about
@@ -124,7 +124,7 @@ def active_units(
     return int((_variance(mean, weight) >= threshold).sum())
 
 
-def polarised_regime(
+def polarized_regime(
     latent_mean: ArrayLike,
     latent_std: ArrayLike,
     tolerance: float = 0.1,
@@ -178,10 +178,10 @@ def polarised_regime(
     Examples
     --------
     >>> import numpy as np
-    >>> from skvaecert.diagnostics import polarised_regime
+    >>> from skvaecert.diagnostics import polarized_regime
     >>> mean = np.array([[1.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
     >>> std = np.array([[0.1, 1.0, 0.1], [0.1, 1.0, 1.0]])
-    >>> print(polarised_regime(mean, std))
+    >>> print(polarized_regime(mean, std))
     ['active' 'passive' 'mixed']
     """
     check_number("tolerance", tolerance, above=0, below=0.5)
