@@ -45,7 +45,7 @@ from skvaecert.witnesses import LinearWitness, simplex_of, simplex_witness
 
 __all__ = ["Diagnosis", "diagnose"]
 
-_COLOURS = {
+_COLORS = {
     "informative": "seagreen",
     "collapsed": "crimson",
     "ignored": "darkorange",
@@ -155,7 +155,7 @@ class Diagnosis:
         return as_json(self.to_dict())
 
     def _repr_html_(self) -> str:
-        return as_html(str(self), _table(self), _COLOURS[self.state])
+        return as_html(str(self), _table(self), _COLORS[self.state])
 
 
 def diagnose(

@@ -50,7 +50,7 @@ def kl_per_dimension(
     latent_std : array-like of shape (n_samples, latent_dim)
         s, their standard deviations, above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def active_units(
     threshold : float, default=0.01
         Above 0; the default is that of the source.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -153,7 +153,7 @@ def polarized_regime(
         default and the conditions on s are those of the code published with the second
         reference.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def mutual_information(
     random_state : int, RandomState instance or None, default=None
         Seeds the codes and the batches.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------

@@ -181,8 +181,8 @@ class EscapeReport:
             if isinstance(value, float)
         ]
         shares = [(f"dead in {n}", f"{s:.0%}") for n, s in self.dead_units.items()]
-        colour = "seagreen" if self.can_escape else "crimson"
-        return as_html(str(self), numbers + shares, colour)
+        color = "seagreen" if self.can_escape else "crimson"
+        return as_html(str(self), numbers + shares, color)
 
     @property
     def _reason(self) -> str:
@@ -195,7 +195,7 @@ class EscapeReport:
         first, *later = self.dead_layers
         after = f" ({', '.join(later)} after it too)" if later else ""
         return (
-            f"Hidden features are dead in {first}{after}: reinitialise the weights "
+            f"Hidden features are dead in {first}{after}: reinitialize the weights "
             f"that lead into {first}, or use an activation with a gradient everywhere, "
             "such as SiLU."
         )

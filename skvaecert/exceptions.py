@@ -42,7 +42,7 @@ class UnstableEncoderWarning(UserWarning):
     """The encoder gives the same samples different means in another batch.
 
     Raised by :meth:`CollapseCertifier.fit` and `certify`. The usual causes are
-    dropout or batch normalisation left in training mode, or codes that are drawn at
+    dropout or batch normalization left in training mode, or codes that are drawn at
     random. The difference is added to the tolerance, so that it certifies nothing.
     """
 

@@ -165,7 +165,7 @@ class LinearForecast:
 
 
 class _Problem(NamedTuple):
-    """Minimise r A + energy, with energy = stiffness / 2 |u|^2 of the logits u."""
+    """Minimize r A + energy, with energy = stiffness / 2 |u|^2 of the logits u."""
 
     proba: Floats
     weight: Floats
@@ -179,7 +179,7 @@ def forecast_margin(
     *,
     sample_weight: ArrayLike | None = None,
 ) -> Forecast:
-    r"""Margin and energy of the code that minimises r A + sum_i p_i ||z_i||^2 / 2.
+    r"""Margin and energy of the code that minimizes r A + sum_i p_i ||z_i||^2 / 2.
 
     The logits u = beta S z of each sample solve u = rho (T - softmax(u)), where
     rho = r beta^2 K / (K - 1); they are found to rounding, for any r. The margin
@@ -197,7 +197,7 @@ def forecast_margin(
     ratio : float or array-like
         r = alignment_weight / kl_weight, at least 0. Infinity is the analytic code.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -256,7 +256,7 @@ def ratio_for_margin(
     relative_margin : float
         m, the margin as a share of the teacher information, in (0, 1).
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -421,7 +421,7 @@ def guaranteed_margin(
         the code, nats a sample. The encoder is taken to be able to produce the
         forecast codes, with standard deviation 1.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -472,10 +472,10 @@ def collapse_threshold(
         Gaussian, fixed variance v    beta* = lambda_1 / v
         Bernoulli                     beta* = lambda_max(V^-1/2 Sigma V^-1/2)
 
-    *Gaussian.* Minimised over its code, the loss of a linear VAE is that of
+    *Gaussian.* Minimized over its code, the loss of a linear VAE is that of
     probabilistic PCA with noise beta v: direction j pays for itself iff
     lambda_j > beta v. So all collapse iff beta v >= lambda_1. A collapsed code learns
-    v = sum_j lambda_j / D, and the loss, minimised over all but v, is convex in log v:
+    v = sum_j lambda_j / D, and the loss, minimized over all but v, is convex in log v:
     there is no other optimum.
 
     *Bernoulli.* Near the collapsed point a decoder with logits U z and an encoder E x
@@ -574,7 +574,7 @@ def linear_information(
         beta_k = D lambda_k / (k lambda_k + sum_{j > k} lambda_j)
         beta v = sum_{j > k} lambda_j / (D / beta - k)
 
-    This is the global optimum: the loss, minimised over all but v, is convex in log v.
+    This is the global optimum: the loss, minimized over all but v, is convex in log v.
     Where `X` has rank at most d and beta < D / rank, v is 0 and I infinite: the loss
     has no minimum. At beta = D / rank, where many v are optimal, v is the largest.
 
@@ -836,7 +836,7 @@ def _covariance(samples: Any, white: float | None) -> Floats:
 
 
 def _gram(samples: Any, white: float | None) -> Floats:
-    """Return the products of centred samples, whose eigenvalues are the same."""
+    """Return the products of centered samples, whose eigenvalues are the same."""
     samples = np.asarray(samples)
     n_samples, n_features = samples.shape
     gram = np.zeros((n_samples, n_samples))

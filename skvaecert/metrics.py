@@ -425,7 +425,7 @@ def teacher_information(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -472,7 +472,7 @@ def alignment_loss(
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -520,7 +520,7 @@ def collapse_margin(
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -568,7 +568,7 @@ def margin_contributions(
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -694,7 +694,7 @@ def escape_force_rms(
     scale : float
         beta, above 1e-150 and below 1e150.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -729,7 +729,7 @@ def latent_dispersion(
     latent_mean : array-like of shape (n_samples, latent_dim)
         The encoder means mu.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -805,13 +805,13 @@ def component_contributions(
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
     ndarray of shape (n_components,)
         Nats; their sum is the margin. One alone proves nothing: a constant witness
-        that favours component k has G_k > 0, at the cost of the others.
+        that favors component k has G_k > 0, at the cost of the others.
 
     Raises
     ------
@@ -855,7 +855,7 @@ def component_information(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0, rows summing to 1.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -910,7 +910,7 @@ def component_visibility(
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -974,7 +974,7 @@ def view_gap(
         T(v_i): posteriors of what it is aligned with, every entry above 0, of the same
         samples in the same order.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -1078,7 +1078,7 @@ def margin_energy_path(
     anchored : bool, default=False
         Whether it starts at the best constant student rather than at the origin.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -1225,7 +1225,7 @@ def _margin_of(proba: Floats, logits: Floats, weight: Floats) -> float:
 def _cross_entropies(
     proba: Floats, sums: Floats, log_q: Floats, log_sums: Callable[[Floats], Floats]
 ) -> Floats:
-    """Return -sum_k T_ik log q_ik; `sums` normalise T, `log_sums` normalises q."""
+    """Return -sum_k T_ik log q_ik; `sums` normalize T, `log_sums` normalizes q."""
     return np.asarray(log_sums(log_q) - _row_products(proba, log_q) / sums)
 
 

@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 
 # In float32, posteriors over hundreds of components sum to 1 within about 1e-5.
 _SUM_TOLERANCE = 1e-4
-# Smaller values have no logarithm to full precision, or are 0 after normalisation.
+# Smaller values have no logarithm to full precision, or are 0 after normalization.
 _SMALLEST_PROBA = 1e-300
 # Squares of larger values overflow.
 _LARGEST_CODE = 1e150
@@ -373,7 +373,7 @@ def check_row_sums(
 
 
 def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
-    """Check sample weights and normalise them to sum 1; uniform when None.
+    """Check sample weights and normalize them to sum 1; uniform when None.
 
     Parameters
     ----------
@@ -422,7 +422,7 @@ def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
     Returns
     -------
     ndarray of shape (n_samples,)
-        The weights in float64, not normalised.
+        The weights in float64, not normalized.
 
     Raises
     ------
@@ -587,7 +587,7 @@ def _finite_table(name: str, values: ArrayLike) -> Floats:
 
 
 def centered_log_ratio(teacher_proba: ArrayLike) -> Floats:
-    """Centred log-odds: c_i = log T_i - mean_k log T_ik.
+    """Centered log-odds: c_i = log T_i - mean_k log T_ik.
 
     Parameters
     ----------
@@ -597,7 +597,7 @@ def centered_log_ratio(teacher_proba: ArrayLike) -> Floats:
     Returns
     -------
     ndarray of shape (n_samples, n_components)
-        Centred log-odds, which sum to 0 in each row.
+        Centered log-odds, which sum to 0 in each row.
 
     References
     ----------
@@ -624,7 +624,7 @@ def log_odds_energy(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -658,7 +658,7 @@ def prior_matched_scale(
     teacher_proba : array-like of shape (n_samples, n_components)
         T, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -741,7 +741,7 @@ def analytic_energy(
     scale : float
         beta, above 1e-150 and below 1e150.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------

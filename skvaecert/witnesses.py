@@ -148,7 +148,7 @@ class LinearWitness:
 
     @cached_property
     def gain(self) -> float:  # numpydoc ignore=RT01
-        """Largest change of the centred logits for a step of 1 in the code."""
+        """Largest change of the centered logits for a step of 1 in the code."""
         return float(np.linalg.norm(self.weights - self.weights.mean(axis=0), 2))
 
     @cached_property
@@ -269,7 +269,7 @@ def fit_procrustes(
 ) -> LinearWitness:
     """Rotate, shift and scale latent means towards the analytic code, in closed form.
 
-    With centred means M and analytic codes Z, R = argmin ||M R - Z|| over orthogonal
+    With centered means M and analytic codes Z, R = argmin ||M R - Z|| over orthogonal
     matrices comes from the singular values of M^T Z, and their sum over ||M||^2 is the
     one scale. The witness is softmax(beta S z) at the code so moved.
 
@@ -280,7 +280,7 @@ def fit_procrustes(
     teacher_proba : array-like of shape (n_samples, n_components)
         T of the same samples, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -317,14 +317,14 @@ def fit_procrustes(
     scale = prior_matched_scale(proba, weight) or 1.0
     target = analytic_code(proba, vertices, scale)
     mean = np.pad(mean, [(0, 0), (0, dim - mean.shape[1])])
-    centre, goal = weight @ mean, weight @ target
+    center, goal = weight @ mean, weight @ target
     root = np.sqrt(weight)[:, np.newaxis]
-    moved, wanted = root * (mean - centre), root * (target - goal)
+    moved, wanted = root * (mean - center), root * (target - goal)
     rotation, total = orthogonal_procrustes(moved, wanted)
     size = (moved**2).sum()
     turn = rotation * (total / size if size > _LEAST_SPREAD**2 else 0.0)
     weights = scale * vertices @ turn.T
-    bias = scale * vertices @ goal - weights @ centre
+    bias = scale * vertices @ goal - weights @ center
     n_dims = np.shape(latent_mean)[1]
     return LinearWitness(weights[:, :n_dims], bias, "procrustes")
 
@@ -336,7 +336,7 @@ def fit_linear(
 ) -> LinearWitness:
     """Fit softmax(A z + b) to the teacher: multinomial regression with soft targets.
 
-    Minimises sum_i p_i KL(T_i || softmax(A z_i + b)) + ||A||^2 / (2 n), with z the
+    Minimizes sum_i p_i KL(T_i || softmax(A z_i + b)) + ||A||^2 / (2 n), with z the
     means at unit variance, a convex problem.
 
     Parameters
@@ -346,7 +346,7 @@ def fit_linear(
     teacher_proba : array-like of shape (n_samples, n_components)
         T of the same samples, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
@@ -374,9 +374,9 @@ def fit_linear(
     mean, proba, weight = _checked(
         "latent_mean", latent_mean, teacher_proba, sample_weight
     )
-    centre, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
+    center, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
     width = np.where(spread > _LEAST_SPREAD, spread, 1.0)
-    codes = (mean - centre) / width
+    codes = (mean - center) / width
     n_components, dim = proba.shape[1], mean.shape[1]
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
@@ -393,7 +393,7 @@ def fit_linear(
     options = {"maxiter": _MOST_ITERATIONS}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
     weights = found[n_components:].reshape(n_components, dim) / width
-    return LinearWitness(weights, found[:n_components] - weights @ centre, "linear")
+    return LinearWitness(weights, found[:n_components] - weights @ center, "linear")
 
 
 def fit_strength(
@@ -401,7 +401,7 @@ def fit_strength(
 ) -> float:
     """Fit the strength of a witness: s >= 0 in q ~ mean T exp(s logits).
 
-    Maximises the margin on calibration samples, which is concave in s. Noise in the
+    Maximizes the margin on calibration samples, which is concave in s. Noise in the
     codes makes s smaller than 1; at 0 the margin is 0, so s need not be negative.
 
     Parameters
@@ -411,7 +411,7 @@ def fit_strength(
     teacher_proba : array-like of shape (n_samples, n_components)
         T of the same samples, every entry above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Weights, normalized to p; uniform when None.
 
     Returns
     -------
