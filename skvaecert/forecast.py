@@ -197,7 +197,7 @@ def forecast_margin(
     ratio : float or array-like
         r = alignment_weight / kl_weight, at least 0. Infinity is the analytic code.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalized to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -256,7 +256,7 @@ def ratio_for_margin(
     relative_margin : float
         m, the margin as a share of the teacher information, in (0, 1).
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalized to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -421,7 +421,7 @@ def guaranteed_margin(
         the code, nats a sample. The encoder is taken to be able to produce the
         forecast codes, with standard deviation 1.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalized to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
