@@ -245,7 +245,7 @@ def mutual_information(
     -----
     *Bias.* With all samples at once, the expectation over draws is exactly I(i; z) of
     these samples. It is at most ln n: an encoder that tells all samples apart has
-    I(i; z) = ln n, whatever its information about the population. Batches of B lower
+    I(i; z) = ln n for any information about the population. Batches of B lower
     the limit to ln B, and the expectation by the information that a code has about its
     batch. The expectation is at least 0, but a single estimate can be negative if there
     is little information.

@@ -383,7 +383,7 @@ class SpreadSums:
         if not len(weight):
             return
         self.n_samples += len(weight)
-        # All so far is negligible beside this batch: take distances from one of its
+        # If all so far is negligible next to this batch, take distances from one of its
         # samples, because seen from far away all samples would look the same.
         least = _NEGLIGIBLE * float(weight.max())
         if self.total_weight <= least:
@@ -892,7 +892,7 @@ def component_information(
     proba = given / given.sum(axis=1, keepdims=True)
     weight = check_sample_weight(sample_weight, len(proba))
     weight, proba = of_weight(weight, proba)
-    # The mean of equal values is that value, whatever the rounding of the weights.
+    # The mean of equal values is exactly that value, but rounded weights may change it.
     are_equal = (proba == proba[0]).all(axis=0)
     mean = np.where(are_equal, proba[0], weight @ proba)
     return np.asarray(np.maximum(0.0, weight @ (proba * np.log(proba / mean))))

@@ -35,7 +35,7 @@ def certify(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, the teacher's posteriors: every entry above 0, each row sums to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     latent_mean : array-like of shape (n_samples, latent_dim)
         The latent means. They are assumed to be computed in float32, also if their
         dtype is float64, and in 16 bits if a coordinate fits in 16 bits.

@@ -49,7 +49,7 @@ def noise_margin(noise: float, force: float, witness: LinearWitness) -> float:
 
     Let the codes be c + delta_i with sum_i p_i ||delta_i||^2 <= u^2, and let the
     witness read the mean teacher off some code z. Its log-likelihood is concave in the
-    code, and the forces f_i at z average to 0, so wherever c is (theory section 5)::
+    code, and the forces f_i at z average to 0. So for any c (theory section 5)::
 
         G <= sum_i p_i <f_i(z), c + delta_i - z> <= f_rms u
 

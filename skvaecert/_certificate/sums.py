@@ -301,7 +301,7 @@ class DrawnSums(Sums):
 
     @property
     def _interval(self) -> dict[str, Any]:
-        """What the draws leave open, whatever the distribution of the bounded losses.
+        """What the draws leave open, for any distribution of the bounded losses.
 
         The margin is entropy minus loss, so the upper bound of the loss gives the lower
         end.
