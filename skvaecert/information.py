@@ -181,10 +181,10 @@ def code_information(
     Notes
     -----
     *Guarantee.* With probability `confidence` or more over the draws,
-    low <= I(i; z) <= high for these samples. The samples may be used in training,
-    dependent or duplicated. For N encoders, the probability that any of the brackets
-    fails is at most N (1 - confidence), also if all use the same seed. An encoder that
-    was trained on these very draws is not covered. I(i; z) is at most the entropy of p,
+    low <= I(i; z) <= high for these samples. They may be training samples, dependent on
+    each other, or duplicated. For N encoders, the probability that any bracket fails is
+    at most N (1 - confidence), also if all use the same seed. An encoder that was
+    trained on these very draws is not covered. I(i; z) is at most the entropy of p,
     so it does not say how many more samples could be told apart. Draws are stratified:
     draw m takes its sample from the m-th of M equal parts of p. The values are
     independent with different means, and the average of these means is I(i; z). This is
