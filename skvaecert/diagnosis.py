@@ -331,10 +331,12 @@ class Codes:
 
         The changes between batches count like rounding errors in theory section 16.
         """
+        # The formula of section 16, with u_j^2 = moved^2 / d and h_j = moved.
         latent_dim, squared = self.mean.shape[1], self.moved**2
         narrowest = float(np.min(np.asarray(self.std), where=self._counts, initial=1))
         made_up = np.log1p(squared / latent_dim / narrowest**2) / 2 + squared
         rounding = max(found.rounding, latent_dim * float(made_up))
+        # The assumed rounding is subtracted from `low` already.
         low = max(0.0, found.low - (rounding - found.rounding))
         low_by = found.low_by if low > 0 else "zero"
         return replace(found, low=low, rounding=rounding, low_by=low_by)
@@ -438,8 +440,11 @@ def diagnosis_of(
         information = codes.reproducible(found)
         kl = kl_per_dimension(codes.mean, codes.std, codes.sample_weight)
         if decode is not None:
-            decoder = _measured(codes, loss, decode, X, n_draws, random_state)
+            decoder = _decoder_information(
+                codes, loss, decode, X, n_draws, random_state
+            )
     threshold = None if X is None else loss.threshold(codes.counted(X))
+    # The certificate must not show another bracket than the diagnosis.
     mean = replace(certificate(information), information=information)
     state = _state(information, decoder, negligible)
     return Diagnosis(
@@ -507,6 +512,7 @@ def _witness(
         proba = check_teacher_proba(teacher_proba, n_samples)
         n_components = proba.shape[1]
         scale = prior_matched_scale(proba, codes.sample_weight)
+        # The simplex needs K - 1 dimensions, and uniform posteriors have scale 0.
         if 1 < n_components <= latent_dim + 1 and scale > 0:
             vertices = simplex_vertices(n_components, latent_dim)
             return simplex_witness(vertices, scale), proba
@@ -514,7 +520,7 @@ def _witness(
     return nothing, np.ones((n_samples, 1))
 
 
-def _measured(
+def _decoder_information(
     codes: Codes,
     loss: Loss,
     decode: Callable[[Any], Any],
@@ -540,6 +546,7 @@ def _measured(
         sums.add(output, target)
         if target is not None:
             spread.update(target, np.ones(len(target)))
+    # The variance of X is the error of the best constant output.
     if learned and sums.mean_squared_error > _OTHER_UNITS * spread.variance.mean():
         warn_user(
             "The decoder was not measured, because its outputs do not seem to have the "
@@ -600,6 +607,7 @@ def _advice(
         )
     if state == "informative":
         return _advice_on_mean(mean)
+    # More draws cannot narrow the part of the bracket that is due to rounding.
     if information.rounding > information.high - information.estimate:
         return (
             "Encode in higher precision: rounding alone may account for "

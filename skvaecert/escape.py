@@ -220,7 +220,7 @@ def report_escape(
     certificate = certify(teacher_proba, latent_mean, vertices, scale)
     force = escape_force(teacher_proba, latent_mean, vertices, scale)
     gradient = _Gradient(module, encode, force)
-    with _watched(module) as units:
+    with _recorded_units(module) as units:
         for batch in batches:
             units.begin(len(batch))
             gradient.add(batch)
@@ -431,7 +431,7 @@ class _Units:
         if not isinstance(values, Tensor) or not values.is_floating_point():
             return
         self.dtypes.add(values.dtype)
-        if _bends(layer):
+        if _is_nonlinear(layer):
             call = self._calls[name] = self._calls.get(name, -1) + 1
             # An output without an entry per sample cannot be compared over samples.
             if _is_per_sample(values, self._n_samples):
@@ -491,7 +491,7 @@ def _dead_share(low: Tensor, high: Tensor, axis: int) -> float:
 
 
 @contextmanager
-def _watched(module: nn.Module) -> Iterator[_Units]:
+def _recorded_units(module: nn.Module) -> Iterator[_Units]:
     """Record the outputs of layers with hooks, which are removed at the end."""
     units = _Units()
     with ExitStack() as hooks:
@@ -506,7 +506,7 @@ def _watched(module: nn.Module) -> Iterator[_Units]:
         yield units
 
 
-def _bends(layer: nn.Module) -> bool:
+def _is_nonlinear(layer: nn.Module) -> bool:
     """Return whether a layer is an activation or recurrent, not linear or a norm."""
     if isinstance(layer, (nn.PReLU, *_RECURRENT)):
         return True

@@ -111,7 +111,9 @@ class InformationBracket:
 
     def __str__(self) -> str:
         many = f"these {self.n_samples:,} samples"
-        return carried_by_codes(self, "this sample" if self.n_samples == 1 else many)
+        return information_sentence(
+            self, "this sample" if self.n_samples == 1 else many
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes by name, as plain Python values.
@@ -574,7 +576,7 @@ def _bracket(moments: _Moments, lots: _Lots, confidence: float) -> InformationBr
     )
 
 
-def carried_by_codes(bracket: InformationBracket, about: str) -> str:
+def information_sentence(bracket: InformationBracket, about: str) -> str:
     """Return a sentence about the information of drawn codes.
 
     Parameters
@@ -720,6 +722,7 @@ class _Moments:
     def limit(self) -> float:
         spread = self.mean.spread
         entropy = _entropy(spread.total_weight, self._weight_log)
+        # Rounding can lift the entropy of equal weights above log n.
         return min(entropy, float(np.log(spread.n_samples)))
 
     @property

@@ -242,11 +242,12 @@ class MarginSums:
         posteriors = self._checked_posteriors(teacher_proba)
         witnesses = _as_log_proba("witness_log_proba", witness, posteriors)
         weights = unit_weight(len(posteriors), sample_weight)
+        # The sums of a copy grow, so that an invalid batch leaves these unchanged.
         grown = copy(self)
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
             sums = check_row_sums(proba)
             losses = _cross_entropies(proba, sums, log_q, log_sums)
-            weight, proba, sums, losses = of_weight(weight, proba, sums, losses)
+            weight, proba, sums, losses = drop_zero_weights(weight, proba, sums, losses)
             if not len(weight):
                 continue
             grown._add_teacher(proba, weight, sums)
@@ -323,7 +324,7 @@ class SpreadSums:
         self._check_columns(values.shape[1])
         weights = unit_weight(len(values), sample_weight)
         for chunk, weight in _in_chunks(values, weights):
-            weight, chunk = of_weight(weight, chunk)
+            weight, chunk = drop_zero_weights(weight, chunk)
             self._add(chunk, weight)
         return self
 
@@ -846,7 +847,7 @@ def component_contributions(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba)
-    weight, proba, log_q = of_weight(weight, proba, log_q)
+    weight, proba, log_q = drop_zero_weights(weight, proba, log_q)
     return np.asarray(weight @ (proba * (log_q - np.log(weight @ proba))))
 
 
@@ -891,7 +892,7 @@ def component_information(
     # A matrix product may round equal rows differently. This sum does not.
     proba = given / given.sum(axis=1, keepdims=True)
     weight = check_sample_weight(sample_weight, len(proba))
-    weight, proba = of_weight(weight, proba)
+    weight, proba = drop_zero_weights(weight, proba)
     # The mean of equal values is exactly that value, but rounded weights may change it.
     are_equal = (proba == proba[0]).all(axis=0)
     mean = np.where(are_equal, proba[0], weight @ proba)
@@ -952,7 +953,7 @@ def component_visibility(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba)
-    weight, proba, log_q = of_weight(weight, proba, log_q)
+    weight, proba, log_q = drop_zero_weights(weight, proba, log_q)
     log_mean = np.asarray(logsumexp(log_q, axis=0, b=weight[:, np.newaxis]))
     # If the witness gives a component probability 0 for all samples, both logarithms
     # are minus infinity: a constant, whose difference would be nan.
@@ -1125,6 +1126,8 @@ def margin_energy_path(
     start = (
         centered_log_ratio([weight @ proba])[0] if anchored else np.zeros(odds.shape[1])
     )
+    # Log-odds stand for codes: those of the analytic code are c, and its witness is
+    # softmax(c).
     codes = (start + step * (odds - start) for step in strength)
     points = [(_margin_of(proba, c, weight), weight @ (c**2).sum(1)) for c in codes]
     margin, squares = np.transpose(points)
@@ -1133,8 +1136,8 @@ def margin_energy_path(
     return MarginEnergyPath(strength, margin, energy)
 
 
-def of_weight(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
-    """Leave out the samples with weight 0.
+def drop_zero_weights(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
+    """Leave out samples with weight 0.
 
     Parameters
     ----------
@@ -1151,8 +1154,8 @@ def of_weight(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
     Examples
     --------
     >>> import numpy as np
-    >>> from skvaecert.metrics import of_weight
-    >>> of_weight(np.array([0.0, 2.0]), np.array([[1e17], [1.0]]))
+    >>> from skvaecert.metrics import drop_zero_weights
+    >>> drop_zero_weights(np.array([0.0, 2.0]), np.array([[1e17], [1.0]]))
     (array([2.]), array([[1.]]))
     """
     counts = weight > 0

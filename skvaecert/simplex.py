@@ -81,6 +81,7 @@ def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
            [2.]])
     """
     try:
+        # Unlike asarray, asanyarray keeps masks, which are refused below.
         array = np.asanyarray(values)
         if array.dtype == object:
             array = np.asarray(array, dtype=np.float64)
@@ -136,6 +137,7 @@ def check_number(
     2.0
     """
     try:
+        # float() would accept strings and booleans.
         is_other = isinstance(value, str | bytes | bool | np.bool_ | np.complexfloating)
         number = math.nan if is_other else float(value)
     except (TypeError, ValueError, OverflowError):

@@ -18,7 +18,7 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, softmax
 
-from skvaecert.metrics import SpreadSums, of_weight
+from skvaecert.metrics import SpreadSums, drop_zero_weights
 from skvaecert.simplex import (
     Floats,
     analytic_code,
@@ -218,6 +218,7 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     """
     simplex = np.asarray(check_real("vertices", vertices), dtype=np.float64)
     scale = check_scale(scale)
+    # The vertices have norm 1. Large values could overflow in the product below.
     is_table = simplex.ndim == 2 and np.abs(simplex).max(initial=0) < 2
     n = len(simplex) if is_table else 0
     regular = (np.eye(n) * n - 1) / max(1, n - 1)
@@ -318,6 +319,7 @@ def fit_procrustes(
     # The simplex needs K - 1 dimensions, so codes with fewer are padded with zeros.
     dim = max(mean.shape[1], n_components - 1)
     vertices = simplex_vertices(n_components, dim)
+    # Uniform posteriors have scale 0 and no margin, so that any other scale will do.
     scale = prior_matched_scale(proba, weight) or 1.0
     target = analytic_code(proba, vertices, scale)
     mean = np.pad(mean, [(0, 0), (0, dim - mean.shape[1])])
@@ -329,6 +331,7 @@ def fit_procrustes(
     turn = rotation * (total / size if size > _LEAST_SPREAD**2 else 0.0)
     weights = scale * vertices @ turn.T
     bias = scale * vertices @ goal - weights @ center
+    # The weights of padded dimensions are not needed.
     n_dims = np.shape(latent_mean)[1]
     return LinearWitness(weights[:, :n_dims], bias, "procrustes")
 
@@ -393,9 +396,11 @@ def fit_linear(
         penalty = (weights**2).sum() / (2 * len(mean))
         return penalty - float(weight @ (proba * log_q).sum(axis=1)), gradient
 
+    # The best constant witness: the optimum if the codes do not vary.
     start = np.r_[np.log(weight @ proba), np.zeros(n_components * dim)]
     options = {"maxiter": _MOST_ITERATIONS}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    # From standardized codes back to codes.
     weights = found[n_components:].reshape(n_components, dim) / width
     return LinearWitness(weights, found[:n_components] - weights @ center, "linear")
 
@@ -472,5 +477,5 @@ def _checked(
         )
     proba = check_teacher_proba(teacher_proba, len(array))
     weight = check_sample_weight(sample_weight, len(array))
-    weight, array, proba = of_weight(weight, array, proba)
+    weight, array, proba = drop_zero_weights(weight, array, proba)
     return array, proba, weight

@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any, Literal
 
 from skvaecert._certificate.record import as_html, as_json
-from skvaecert.information import InformationBracket, carried_by_codes
+from skvaecert.information import InformationBracket, information_sentence
 
 __all__ = ["Certificate"]
 
@@ -366,7 +366,7 @@ def _codes_finding(c: Certificate) -> list[str]:
     if c.kind == "mean" and c.information.high < c.margin:
         hidden = " The posterior's noise hides the rest of what the mean shows."
     about = "the sample" if c.n_samples == 1 else "the samples"
-    return [carried_by_codes(c.information, about) + hidden]
+    return [information_sentence(c.information, about) + hidden]
 
 
 def _moved(c: Certificate) -> str:
@@ -396,6 +396,7 @@ def _percent(share: float | None) -> str:
 def _short(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
+    # 0.995 is the least value that two decimals print as 1.00.
     return f"{value:.2f}" if 0.995 <= abs(value) < 100 else f"{value:.2g}"
 
 
@@ -412,6 +413,7 @@ def _rounded(value: float, rounding: str) -> str:
     """Round to the digits of `_short`."""
     if not value or not math.isfinite(value):
         return _short(value)
+    # Decimals are exact, but a float times a power of 10 may round across the bound.
     size = abs(value)
     digits = 2 if 0.995 <= size < 100 else 1 - math.floor(math.log10(size))
     step = Decimal(10) ** -digits

@@ -31,8 +31,8 @@ from skvaecert.metrics import (
     MarginSums,
     SpreadSums,
     cross_entropies,
+    drop_zero_weights,
     gen_rows,
-    of_weight,
     unit_weight,
 )
 from skvaecert.simplex import (
@@ -153,6 +153,7 @@ class MeanSums(Sums):
             tolerance=tolerance,
             safety_margin=safety_margin,
             are_constant=self._means.are_constant,
+            # A constant mean spreads by at most its noise (theory section 15).
             varies=spread.least_dispersion > noise,
             dispersion=spread.dispersion,
             dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
@@ -183,7 +184,9 @@ class CodeSums:
         """Add samples."""
         self._information.update(latent_mean, latent_std, sample_weight)
         weight = unit_weight(len(np.asarray(latent_std)), sample_weight)
-        weight, deviation = of_weight(weight, np.asarray(latent_std, dtype=np.float64))
+        weight, deviation = drop_zero_weights(
+            weight, np.asarray(latent_std, dtype=np.float64)
+        )
         self._weight += float(weight.sum())
         self._variances = self._variances + weight @ deviation**2
 
@@ -239,6 +242,7 @@ class DrawnSums(Sums):
         self._shared_loss = 0.0
         self._generator = generator
         if part is not None:
+            # Parts share the noise above. Their other draws must be independent.
             seed = int(generator.integers(2**63))
             self._generator = np.random.default_rng([part, seed])
 
@@ -279,6 +283,7 @@ class DrawnSums(Sums):
     ) -> None:
         """Add log q for one draw of each sample, and for one draw that all share."""
         self.alignment.update(proba, own, weight)
+        # Rounding may move a loss slightly outside of its limits.
         losses = cross_entropies(proba, own).clip(0.0, self._losses.upper)
         self._losses.update(losses, weight)
         self._shared_loss += float(weight @ cross_entropies(proba, shared))
@@ -498,6 +503,7 @@ class RoundTripSums(DrawnSums):
         `shift` bounds, in nats, how much rounding changes what the teacher reads.
         """
         checked_margin(self.alignment)
+        # No logits are computed from codes, so there is no term for their norm.
         arithmetic = summation_error(self.alignment, self.witness, 0.0)
         tolerance = arithmetic + shift
         are_equal = bool(self._is_drawn) and self._are_equal
@@ -558,7 +564,7 @@ def _chunks(
         if not weight.all():
             # Samples of weight 0 are left out, and must be valid nevertheless.
             check_teacher_proba(proba)
-            weight, proba, *checked = of_weight(weight, proba, *checked)
+            weight, proba, *checked = drop_zero_weights(weight, proba, *checked)
         if len(weight):
             yield proba, weight, checked
 
