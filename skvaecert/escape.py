@@ -226,6 +226,7 @@ def report_escape(
             gradient.add(batch)
     norms = gradient.norms(units.dtypes)
     information = certificate.teacher_information
+    verdict: Literal["not collapsed", "can escape", "flat", "stuck", "uninformative"]
     if certificate.verdict == "certified":
         verdict = "not collapsed"
     elif information <= certificate.tolerance:
@@ -292,7 +293,7 @@ class _Norms(NamedTuple):
     rounding: float
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Literal["can escape", "flat", "stuck"]:
         if self.own > self.rounding:
             return "can escape"
         return "flat" if self.spread > self.rounding else "stuck"

@@ -553,8 +553,8 @@ def _bracket(moments: _Moments, lots: _Lots, confidence: float) -> InformationBr
     # Each bound from the draws may fail with half of the probability. The others hold
     # always.
     each = (1 + confidence) / 2
-    draws = "draws" if lots.count == 1 else "draws in lots"
-    highs = {
+    draws: _Draws = "draws" if lots.count == 1 else "draws in lots"
+    highs: dict[_Draws | Literal["moment-matched Gaussian", "limit"], float] = {
         "limit": moments.limit,
         "moment-matched Gaussian": moments.gaussian_bound + error,
         draws: lots.scale * lots.shares.high(each) + lots.entropy + error,
@@ -775,6 +775,7 @@ def _entropy(weight: float, weight_log: float) -> float:
 
 
 _Samples = tuple[Floats, Floats, Floats]
+_Draws = Literal["draws", "draws in lots"]
 
 
 class _Mixture:
