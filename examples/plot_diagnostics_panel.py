@@ -18,7 +18,7 @@ from skvaecert.diagnostics import (
     active_units,
     kl_per_dimension,
     mutual_information,
-    polarised_regime,
+    polarized_regime,
 )
 from skvaecert.simplex import (
     prior_matched_scale,
@@ -53,7 +53,7 @@ def judge(encoder, teacher, vertices, scale):
     return [
         kl_per_dimension(mean, std).sum(),
         active_units(mean),
-        "/".join(sorted(set(polarised_regime(mean, std)))),
+        "/".join(sorted(set(polarized_regime(mean, std)))),
         mutual_information(mean, std, batch_size=100, random_state=0),
         mutual_information(mean, std, random_state=0),
         certificate.margin,

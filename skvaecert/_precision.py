@@ -1,10 +1,12 @@
-"""Products in full float32, whatever fewer bits torch has been allowed to take.
+"""Run torch in full float32, even if faster products of fewer bits are allowed.
 
-Certificates assume of an encoder that it computes in float32. On GPUs torch takes the
-10 bits of TF32 for convolutions by default, and for all products after
-``torch.set_float32_matmul_precision("high")``; on some CPUs it takes those of bfloat16
-after "medium". The settings are of the whole process.
+Certificates assume that an encoder computes in float32. On GPUs, torch uses the 10 bits
+of TF32 for convolutions by default, and for all products after
+``torch.set_float32_matmul_precision("high")``. On some CPUs it uses bfloat16 after
+"medium". These settings belong to the whole process.
 """
+
+from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ __all__ = ["device_of", "evaluating", "full_float32"]
 
 
 def _parts() -> list[Any]:
-    """Return what torch has a precision of its own for, from torch 2.9 on."""
+    """Return the parts of torch, 2.9 or newer, that have a precision setting each."""
     cuda, cudnn, mkldnn = (
         getattr(torch.backends, name) for name in ("cuda", "cudnn", "mkldnn")
     )
@@ -41,7 +43,8 @@ def _set(settings: list[Any]) -> None:
         torch.backends.cudnn.allow_tf32 = settings[1]
         return
     for part, setting in zip(parts, settings, strict=True):
-        # Without one of its own it follows those of all: so it was, if they agree.
+        # "none" makes a part follow the setting above it. A part that then reads as
+        # before is left like that, because it may have followed that setting before.
         part.fp32_precision = "none"
         if part.fp32_precision != setting:
             part.fp32_precision = setting
@@ -51,6 +54,8 @@ def _exact() -> list[Any]:
     return ["ieee"] * len(_parts()) or ["highest", False]
 
 
+# The settings belong to the process, so blocks in several threads share one state: the
+# first that enters sets full precision, and the last that leaves restores the settings.
 _lock = threading.RLock()
 _open: list[object] = []
 _before: list[Any] = []
@@ -58,7 +63,7 @@ _before: list[Any] = []
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute in full precision; the last block of those that overlap puts it back."""
+    """Compute in full precision, and restore the settings after the last open block."""
     block = object()
     try:
         _enter(block)
@@ -67,23 +72,24 @@ def full_float32() -> Iterator[None]:
         try:
             _leave(block)
         finally:
-            # Ctrl-C may have stopped the first.
+            # Again, because Ctrl-C may have interrupted the first call. It does nothing
+            # if the block has been left.
             _leave(block)
 
 
 def device_of(module: nn.Module | None) -> torch.device:
-    """Return the device that a module is on; the CPU for none."""
+    """Return the device of a module, or the CPU if there is no module."""
     state = () if module is None else chain(module.parameters(), module.buffers())
     return next((tensor.device for tensor in state), torch.device("cpu"))
 
 
 @contextmanager
 def evaluating(module: nn.Module | None) -> Iterator[None]:
-    """Evaluate a module in its own precision, and leave its modes as they are.
+    """Evaluate a module in full precision, without autocast, and restore its modes.
 
-    Without a module, what else computes inside does so in full precision.
+    Without a module, only the precision is set.
     """
-    # Each part by itself: some may have been frozen in evaluation mode.
+    # The mode of each part is stored, because some may be frozen in evaluation mode.
     parts = [] if module is None else list(module.modules())
     modes = [part.training for part in parts]
     try:

@@ -1,8 +1,10 @@
-"""How precisely an encoder computed its values: assumed of it, and read off them.
+"""The precision of an encoder's values: partly assumed, partly read off the values.
 
-Rounding in the encoder makes a constant code vary. :class:`RoundingSums` says by how
+Rounding in the encoder makes a constant code vary. :class:`RoundingSums` bounds by how
 much, under the assumption of theory section 2.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 
@@ -14,25 +16,26 @@ from skvaecert.simplex import Floats
 
 __all__ = ["RoundingSums", "rounded"]
 
-# Units of machine epsilon, at magnitude max(1, |mu|), by which an encoder may be off in
-# each coordinate. Networks of a few hundred units were seen off by 4 in float32; in
-# 16 bits, sums are kept in 32 and only results are rounded.
+# The error of an encoder in each coordinate, in units of machine epsilon at magnitude
+# max(1, |mu|). Networks of a few hundred units were seen to be off by 4 in float32. The
+# 16-bit types need fewer units: their sums are kept in 32 bits, and only results are
+# rounded.
 _NOISE_UNITS = 32
 _NOISE_UNITS_16_BITS = 8
 
-# Means that spread by less than this many units, at their own magnitude, are called
-# constant. Fewer than above, because "constant" is a claim too.
+# Means that spread by at most this many units, at their own magnitude, are called
+# constant. It is fewer than above, because "constant" is a claim too.
 _CONSTANT_UNITS = 4
 
-# A rounding error at magnitude 1, as assumed of encoders.
+# The assumed error of an encoder at magnitude 1.
 _ROUNDING = _NOISE_UNITS * float(np.finfo(np.float32).eps)
 
-# Samples by which most coordinates show that they were not computed in 16 bits.
+# After so many samples, most coordinates have shown that they do not fit in 16 bits.
 _HEAD = 64
 
 
 class RoundingSums:
-    """Size, spread and precision of values that come in batches, column by column."""
+    """Size, spread and precision of each column of values that come in batches."""
 
     def __init__(self) -> None:
         self.spread = SpreadSums()
@@ -50,7 +53,7 @@ class RoundingSums:
         self.spread.update(values, weight)
         self._precision.add(values, weight, first if len(first) else self.spread.first)
 
-    def merge(self, other: "RoundingSums") -> None:
+    def merge(self, other: RoundingSums) -> None:
         if not len(other.spread.first):
             return
         first = self.spread.first if len(self.spread.first) else other.spread.first
@@ -66,7 +69,7 @@ class RoundingSums:
 
     @property
     def unit(self) -> Floats:
-        """The error of each column, as a share of its magnitude."""
+        """The rounding error of each column, relative to its magnitude."""
         return self._precision.unit
 
     @property
@@ -79,13 +82,13 @@ class RoundingSums:
     def rounding_noise(self) -> float:
         """Root mean square error that rounding may have left.
 
-        32 machine epsilons of float32 at magnitude max(1, |mu_ij|) in each coordinate:
-        means that are small because large terms cancelled carry the error of those
-        terms. Float32 is assumed of float64 values too, for they may come from a
-        float32 network through later arithmetic. A coordinate whose values all fit in
-        16 bits, whatever their dtype, counts as computed in 16 bits, with 8 epsilons;
-        samples whose weight changes no sum do not tell. A coordinate that is the same
-        in all samples shows no error.
+        In each coordinate, 32 machine epsilons of float32 at magnitude max(1, |mu_ij|):
+        a mean that is small because large terms canceled has the error of those terms.
+        Float32 is also assumed for float64 values, because they may come from a float32
+        network through later arithmetic. If all values of a coordinate fit in 16 bits,
+        for any dtype, it counts as computed in 16 bits, with 8 epsilons. Samples of
+        negligible weight have no say in this. A coordinate that is the same for all
+        samples shows no error.
         """
         return float(np.sqrt(self.square_errors.sum()))
 
@@ -99,10 +102,10 @@ class RoundingSums:
 
 
 class _Precision:
-    """How many bits the values of each column were computed with, at most."""
+    """The smallest type that the values of each column fit in."""
 
     def __init__(self) -> None:
-        # The weight of values that are not equal, or do not fit in a type, by column.
+        # For each type, and for being equal: the weight of the values that do not fit.
         self._misfits: dict[str, Floats] = {}
         self._total = 0.0
 
@@ -114,10 +117,11 @@ class _Precision:
         self._note("float16", values, weight, lambda part, of: _fits(part, np.float16))
         self._note("float32", values, weight, lambda part, of: _fits(part, np.float32))
 
-    def merge(self, other: "_Precision", equal: NDArray[np.bool_]) -> None:
-        """Add what holds of other values, whose first is `equal` to the own or not.
+    def merge(self, other: _Precision, equal: NDArray[np.bool_]) -> None:
+        """Add the values of another object.
 
-        The values of each part may be equal, and those of both together not.
+        `equal` tells for each column whether the first values of both are equal: if
+        not, the values of both together are not equal, though those of each may be.
         """
         self._begin(len(equal))
         self._total += other._total
@@ -145,7 +149,8 @@ class _Precision:
             self._misfits = {kind: np.zeros(n_columns) for kind in kinds}
 
     def _hold(self, kind: str) -> NDArray[np.bool_]:
-        """Tell of which columns a kind holds, but for samples that change no sum."""
+        """Return which columns a kind holds for, except for negligible weights."""
+        # A weight below eps of the total changes no float64 sum, so it must not decide.
         most = 0.0 if kind == "equal" else float(np.finfo(np.float64).eps) * self._total
         return np.asarray(self._misfits[kind] <= most)
 
@@ -156,7 +161,8 @@ class _Precision:
         weight: Floats,
         test: Callable[[Floats, NDArray[np.intp]], NDArray[np.bool_]],
     ) -> None:
-        # The first samples settle it in nearly all cases.
+        # A column is no longer tested once it is known not to fit. A few samples at
+        # first settle nearly all columns, which saves most of the work.
         for part in (slice(_HEAD), slice(_HEAD, None)):
             columns = np.flatnonzero(self._hold(kind))
             if len(columns) and len(values[part]):
@@ -170,7 +176,7 @@ def _fits(values: Floats, dtype: type[np.floating]) -> NDArray[np.bool_]:
 
 
 def _fits_bfloat16(values: Floats) -> NDArray[np.bool_]:
-    """Tell where the lower half of the bits in float32 is empty."""
+    """Return where values fit in bfloat16: float32 whose lower 16 bits are 0."""
     with np.errstate(over="ignore"):
         bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return np.asarray(_fits(values, np.float32) & ((bits & 0xFFFF) == 0))
@@ -179,7 +185,7 @@ def _fits_bfloat16(values: Floats) -> NDArray[np.bool_]:
 def rounded(
     values: NDArray[np.floating], magnitude: ArrayLike, generator: np.random.Generator
 ) -> Floats:
-    """Move values by as much as rounding may have, to either side."""
+    """Return values that are moved by their possible rounding error, up or down."""
     exact = np.asarray(values, dtype=np.float64)
     precision = _Precision()
     precision.add(exact, np.ones(len(exact)), exact[0])

@@ -1,21 +1,24 @@
 """Lower confidence bounds on the margin of the population (theory section 13).
 
-The certificate is about the samples that were scored and needs no statistics. The
-bounds here are about unseen samples. Samples are drawn independently from one
-population. With the teacher posterior T and the witness q of a sample, the margin of
+The certificate is about the samples that are scored and needs no statistics. The bounds
+here are about new samples. Assume that samples are drawn independently from one
+population. With the teacher's posterior T and the witness q of a sample, the margin of
 the population is
 
     M = E[sum_k T_k log q_k] + H(E T) = min_r E[sum_k T_k log(q_k / r_k)],
 
 where the minimum over the probability simplex is reached at r = E T. A witness that
 does not depend on its sample has M <= 0. E T is not known, and the mean teacher of the
-samples is not independent of them. But a bound that is valid for every fixed r is valid
-at r = E T, and so is its minimum over all r. The search for it costs no confidence.
+samples is not independent of them. But a bound that is valid for every fixed r is also
+valid at r = E T, and its minimum over all r is at most the bound at E T. So the search
+for the minimum costs no confidence.
 
 A single sample can move the mean of log q without limit. So all bounds are on the
-margin of the floored witness, (1 - floor) q + floor / K. It is constant where q is
-constant, so a bound above 0 shows that q is not constant.
+margin of the floored witness, (1 - floor) q + floor / K. If q is constant, so is the
+floored witness. So a bound above 0 shows that q is not constant.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Real
@@ -46,17 +49,17 @@ __all__ = [
     "bootstrap_bound",
 ]
 
-# A bet of everything would lose everything to one value at the lower limit.
+# With a bet of 1, a single value at the lower limit would reduce the capital to 0.
 _LARGEST_BET = 0.75
-# Largest standard deviations, in units of the range: values spread by half the range
-# at most, contributions to a margin by a quarter. The smallest bet suits them.
+# The smallest bet is chosen for these standard deviations, in units of the range: at
+# most half the range for values, and a quarter for contributions to a margin.
 _WIDEST_MEAN, _WIDEST_MARGIN = 0.5, 0.25
-# Nodes of each half of a range, from a billionth of it: 1 % apart.
+# Number of nodes in each half of a range, and the first of them: they are 1 % apart.
 _NODES, _FIRST_NODE = 2000, 1e-9
-# The search for the worst mean teacher ends at this gap, which is subtracted.
+# The search for the worst mean teacher stops at this gap, which is subtracted.
 _ROUNDS = 100
 _GAP = 1e-6
-# Error of the root, which is subtracted too: in nats, or as a share of the mean.
+# Error of the root, in nats or relative to the mean. It is subtracted, too.
 _ERROR = 1e-7
 
 
@@ -67,21 +70,22 @@ def betting_bound(
     confidence: float = 0.95,
     floor: float = 1e-3,
 ) -> float:
-    """Lower bound on the population's margin by betting: valid for every n, narrowest.
+    """Lower bound on the population's margin by betting, valid for every n.
 
-    The bound is the largest c up to which every margin is refuted. A margin c is
+    The bound is the largest c such that every margin up to c is refuted. A margin c is
     refuted if min_r W(c, r) >= 1 / (1 - confidence), with::
 
         W(c, r) = mean_b prod_i (1 - b + b (g_i(r) + s) / (c + s)),
         g_i(r) = sum_k T_ik log(q_ik / r_k),    s = 1 + log(K / floor)
 
-    W is the capital, in stakes, of a gambler who bets a share b = 1, 1/2, 1/4, ...
-    against "the margin is c", if r is the mean teacher of the population.
+    If r is the mean teacher of the population, W is the final capital, in units of the
+    stake, of a gambler who bets shares b = 1, 1/2, 1/4, ... against "the margin is c".
+    Among the bounds of this module that are valid for every n, it is the narrowest.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0; each row sums to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     confidence : float, default=0.95
@@ -101,31 +105,30 @@ def betting_bound(
 
     See Also
     --------
-    bernstein_bound : In closed form, wider.
+    bernstein_bound : In closed form, but further from the margin.
 
     Notes
     -----
-    *Guarantee.* Let the samples be drawn independently from one population. With
-    probability `confidence` or more over this draw, the bound is at most the margin of
-    the population (floored witness). This holds for every number of samples and every
-    population. The bound does not depend on the order of the samples. Teacher and
-    witness must not have been fitted on them.
+    *Guarantee.* Assume that the samples are drawn independently from one population,
+    and that neither teacher nor witness was fitted on them. With probability
+    `confidence` or more over this draw, the bound is at most the margin of the
+    population (with the floored witness). This holds for every number of samples and
+    every population. The bound does not depend on the order of the samples.
 
-    *Why.* At c = M and r = E T each factor has mean 1 and none is negative. So W has
+    *Why.* At c = M and r = E T each factor has mean 1, and none is negative. So W has
     mean 1, and by Markov's inequality it reaches 1 / (1 - confidence) with probability
-    1 - confidence at most. W falls in c, and its minimum over r is at most its value
-    at E T.
+    at most 1 - confidence. W decreases in c, and its minimum over r is at most its
+    value at E T.
 
-    *How the minimum is found.* The 1 in s makes log W convex in r, because
-    log(a - b sum_k T_k log r_k) is convex where its argument is at least b. The
-    iteration is r <- sum_i w_i T_i, with w_i in proportion to the slope of sample i.
-    The remaining Frank-Wolfe gap is subtracted. The argument does not cover the mean
-    teacher of the samples in place of the minimum. The minimum costs little (theory
-    section 13).
+    *How the minimum is computed.* The 1 in s makes log W convex in r, because
+    log(a - b sum_k T_k log r_k) is convex if its argument is at least b. The iteration
+    is r <- sum_i w_i T_i, with w_i proportional to the slope of sample i. The remaining
+    Frank-Wolfe gap is subtracted. The proof does not hold if the mean teacher of the
+    samples replaces the minimum. The minimum costs little (theory section 13).
 
-    Bets that follow the samples seen so far, as in the reference, came up to 20 %
-    closer to the margin in our experiments. But the bound would then depend on the
-    order of the samples.
+    In the reference, bets depend on the samples so far. In our experiments such bets
+    came up to 20 % closer to the margin. But the bound would then depend on the order
+    of the samples.
 
     References
     ----------
@@ -164,17 +167,18 @@ def bernstein_bound(
     confidence: float = 0.95,
     floor: float = 1e-3,
 ) -> float:
-    """Lower bound on the population's margin in closed form: valid for every n.
+    """Lower bound on the population's margin in closed form, valid for every n.
 
-    With the margin G of the samples, the variance V (divisor n - 1) of their
-    contributions g_i, B = log(K / floor), R = 2 B and L = log(2 / (1 - confidence))::
+    Let G be the margin of the samples, V the variance (divisor n - 1) of their
+    contributions g_i, B = log(K / floor), R = 2 B and L = log(2 / (1 - confidence)).
+    The bound is::
 
         G - sqrt(2 V L / n) - (7 R / 3 + (2 + B) / 2) L / (n - 1) + log(1 - floor)
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0; each row sums to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     confidence : float, default=0.95
@@ -195,14 +199,14 @@ def bernstein_bound(
 
     See Also
     --------
-    betting_bound : Under the same conditions, narrower.
+    betting_bound : Closer to the margin, under the same conditions.
 
     Notes
     -----
-    *Guarantee.* That of :func:`betting_bound`. Let the samples be drawn independently
-    from one population. With probability `confidence` or more over this draw, the
-    bound is at most the margin of the population (floored witness), for every number
-    of samples and every population.
+    *Guarantee.* The same as that of :func:`betting_bound`. Assume that the samples are
+    drawn independently from one population. With probability `confidence` or more over
+    this draw, the bound is at most the margin of the population (with the floored
+    witness), for every number of samples and every population.
 
     *Why.* Let r = (1 - floor) E T + floor / K. Then M >= E g(r) + log(1 - floor), and
     g(r) has a range of R, so the inequality of Maurer and Pontil holds for it. The
@@ -242,15 +246,16 @@ def bootstrap_bound(
     n_resamples: int = 2000,
     random_state: int | np.random.Generator | None = None,
 ) -> float:
-    """Approximate lower bound on the population's margin: no certificate.
+    """Approximate lower bound on the population's margin, which is not a certificate.
 
-    The (1 - confidence) quantile of the margins of resamples, which are drawn with
-    replacement from the samples. Each margin uses the mean teacher of its resample.
+    The bound is the (1 - confidence) quantile of the margins of resamples, which are
+    drawn with replacement from the samples. Each margin uses the mean teacher of its
+    resample.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0; each row sums to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     confidence : float, default=0.95
@@ -260,7 +265,8 @@ def bootstrap_bound(
     n_resamples : int, default=2000
         Number of resamples, at least 1.
     random_state : int, numpy.random.Generator or None, default=None
-        Seed of the resamples; different ones each time when None.
+        Determines random number generation for the resamples. Pass an int for
+        reproducible output across multiple function calls.
 
     Returns
     -------
@@ -279,16 +285,16 @@ def bootstrap_bound(
 
     Notes
     -----
-    *Guarantee.* Only in the limit of many samples, over their draw and that of the
-    resamples. Resamples cannot show what the samples do not. If the witness is
-    confidently wrong on one sample in a hundred, data without such a sample give a
-    bound that is too high. This happens much more often than 1 - `confidence`
+    *Guarantee.* The confidence level holds only in the limit of many samples, over the
+    draw of samples and resamples. Resamples cannot show what the samples do not. If the
+    witness is confidently wrong on one sample in a hundred, data without such a sample
+    give a bound that is too high. This happens much more often than 1 - `confidence`
     (theory section 13).
 
-    The bound uses percentiles, not BCa. Because each resample has its own mean teacher,
+    The bound uses percentiles, not BCa. Each resample has its own mean teacher, so the
     margins of resamples are biased down, which makes the bound safer. In our
-    experiments BCa covered less where errors are rare and had no value on collapsed
-    encoders. It takes n^2 steps.
+    experiments BCa had less coverage if errors are rare, and it had no value on
+    collapsed encoders. It takes n^2 steps.
 
     References
     ----------
@@ -308,12 +314,14 @@ def bootstrap_bound(
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     if len(proba) == 1:
         raise ValueError(
-            "teacher_proba must have at least two samples to draw from, got 1."
+            "teacher_proba must have at least two samples, got 1. A bootstrap of a "
+            "single sample does not vary."
         )
     sums = np.column_stack([(proba * log_q).sum(axis=1), proba])
 
     def margins(draws: NDArray[np.intp], axis: int) -> Floats:
-        # Only counts matter, so that one matrix product serves all resamples.
+        # A margin depends on how often each sample was drawn, so one matrix product
+        # computes those of all resamples.
         means = _counts(draws, len(proba)) @ sums / draws.shape[-1]
         margin = means[:, 0] + entr(means[:, 1:]).sum(axis=1)
         return np.asarray(margin.reshape(draws.shape[:-1]))
@@ -335,44 +343,47 @@ def bootstrap_bound(
 def betting_mean_bound(
     values: ArrayLike, lower: float, upper: float = np.inf, confidence: float = 0.95
 ) -> float:
-    """Lower bound on a mean by betting, for values that cannot fall below a limit.
+    """Lower bound on a mean by betting, for values with a known lower limit.
 
-    The bound is the largest c up to which every mean is refuted. A mean c is refuted
-    if W(c) >= 1 / (1 - confidence), with bets b = 3/4, 3/8, ... and::
+    The bound is the largest c such that every mean up to c is refuted. A mean c is
+    refuted if W(c) >= 1 / (1 - confidence), with bets b = 3/4, 3/8, ... and::
 
         W(c) = mean_b prod_i (1 - b + b (x_i - lower) / (c - lower))
 
     Parameters
     ----------
     values : array-like of shape (n_samples,)
-        x, independent draws.
+        x, drawn independently.
     lower : float
         Smallest possible value.
     upper : float, default=inf
-        Largest possible value. It is checked, and does not change the bound.
+        Largest possible value. The values are checked against it, but it does not
+        change the bound.
     confidence : float, default=0.95
         Confidence level, in (0, 1).
 
     Returns
     -------
     float
-        At least `lower`, at most the mean of the values.
+        The bound, from `lower` up to the mean of the values.
 
     Raises
     ------
     ValueError
-        If a value is out of its limits or `confidence` is not valid.
+        If a value is outside the limits, or `confidence` is not valid.
 
     Notes
     -----
-    *Guarantee.* Let the values be independent and have the same mean. With probability
-    `confidence` or more over their draw, the bound is at most this mean, for every
-    number of values.
+    *Guarantee.* Assume that the values are independent and have the same mean. With
+    probability `confidence` or more over their draw, the bound is at most this mean,
+    for every number of values.
+
+    *Why.* If c is the mean, the capital W(c) has mean 1, and Markov's inequality
+    applies.
 
     References
     ----------
-    Waudby-Smith and Ramdas, JRSSB 2024, arXiv:2010.09686: at mean c the capital has
-    mean 1, and Markov's inequality is all that is needed.
+    Waudby-Smith and Ramdas, JRSSB 2024, arXiv:2010.09686.
 
     Examples
     --------
@@ -386,14 +397,14 @@ def betting_mean_bound(
 
 
 class MeanBounds:
-    """Bounds on a weighted mean from both sides, for values that come in batches.
+    """Lower and upper bounds on a weighted mean, for values that come in batches.
 
-    With c_i = w_i / max_i w_i, bets b = 3/4, 3/8, ... and the capital ::
+    Let c_i = w_i / max_i w_i, and let b = 3/4, 3/8, ... be the bets. The capital is::
 
         W(c) = mean_b prod_i (1 - b + b (x_i - lower) / (c - lower))^(c_i)
 
-    the lower bound is the largest c up to which W(c) >= 1 / (1 - confidence). The upper
-    bound is that of upper - x, subtracted from `upper`.
+    The lower bound is the largest c such that W is at least 1 / (1 - confidence) up to
+    c. The upper bound is `upper` minus the lower bound for upper - x.
 
     Parameters
     ----------
@@ -413,21 +424,23 @@ class MeanBounds:
 
     Notes
     -----
-    *Guarantee.* Let the values be independent, each with a mean of its own, and let
-    limits and weights not depend on the values. With probability `confidence` or more,
-    the lower bound is at most the weighted mean of the means, for every number of
-    values. The same holds for the upper bound.
+    *Guarantee.* Assume that the values are independent, where each may have another
+    mean, and that limits and weights do not depend on the values. With probability
+    `confidence` or more, the lower bound is at most the weighted mean of these means,
+    for every number of values. With the same probability, the upper bound is at least
+    this mean.
 
-    *Why.* Let a_i be the factor of value i at the weighted mean c. As c_i is at most 1,
-    E a_i^(c_i) <= (E a_i)^(c_i). The product of these is at most the power sum_i c_i of
-    the weighted mean of E a_i, which is 1. So W has a mean of at most 1, and Markov's
-    inequality is all that is needed. The bets depend on sum_i c_i only. Few large
-    weights make it small, and the bounds wide.
+    *Why.* Let a_i be the factor of value i at the weighted mean c. Because c_i is at
+    most 1, E a_i^(c_i) <= (E a_i)^(c_i). The product of these is at most the weighted
+    mean of E a_i, which is 1, to the power sum_i c_i. So W has a mean of at most 1, and
+    Markov's inequality applies. The bets depend on sum_i c_i only. A few large weights
+    make this sum small, and the bounds wide.
 
-    *Memory.* Values are kept as weights of 4,001 nodes, from a billionth of the range
-    to half of it and 1 % apart from each end. Each weight is divided among the two
-    nodes beside its value so that the mean does not change. Logarithms are concave, so
-    the capital can only fall: the bounds stay valid and become hardly wider.
+    *Memory.* Values are stored as weights of 4,001 nodes. Seen from each end, the nodes
+    run from a billionth of the range to half of it and are 1 % apart. The weight of a
+    value is divided between the two nodes next to it so that the mean does not change.
+    Logarithms are concave, so this can only lower the capital: the bounds stay valid,
+    and become hardly wider.
 
     References
     ----------
@@ -457,22 +470,23 @@ class MeanBounds:
         values : array-like of shape (n_samples,)
             x, from `lower` to `upper`.
         sample_weight : array-like of shape (n_samples,), default=None
-            w, on the same scale in all batches; 1 when None. Values of weight 0 do not
-            count.
+            w, individual weights for each value, on the same scale in all batches; 1
+            when None. Values with weight 0 are left out.
 
         Returns
         -------
         self : MeanBounds
-            With these values added.
+            The bounds with these values added.
 
         Raises
         ------
         ValueError
-            If a value is out of its limits or a weight is not valid.
+            If a value is outside the limits, or a weight is not valid.
         """
         x = _check_values(values, self.lower, self.upper)
         weight = check_weight(sample_weight, len(x))
         share = (x - self.lower) / (self.upper - self.lower)
+        # Each weight goes to the two nodes around its value, see Notes.
         left = np.searchsorted(_SHARES, share, side="right") - 1
         left = left.clip(max=len(_SHARES) - 2)
         to_right = (share - _SHARES[left]) / (_SHARES[left + 1] - _SHARES[left])
@@ -481,22 +495,22 @@ class MeanBounds:
         self._largest = max(self._largest, float(weight.max()))
         return self
 
-    def merge(self, other: "MeanBounds", *, independent: bool = True) -> Self:
+    def merge(self, other: MeanBounds, *, independent: bool = True) -> Self:
         """Add the values of another object.
 
         Parameters
         ----------
         other : MeanBounds
-            Of other values with the same limits. It is not changed.
+            Bounds of other values with the same limits. They are not changed.
         independent : bool, default=True
-            Whether the values of both are independent of each other, so that each adds
-            to what the other shows. If not, the largest weights are added up, and the
-            bounds are about as wide as those of one of both (inequality of Hoelder).
+            Whether the values of both are independent of each other. If not, the
+            largest weights are summed (Hoelder's inequality), and the bounds are about
+            as wide as those of either object.
 
         Returns
         -------
         self : MeanBounds
-            With these values added.
+            The bounds with these values added.
 
         Raises
         ------
@@ -515,7 +529,7 @@ class MeanBounds:
 
     @property
     def mean(self) -> float:
-        """Weighted mean of the values; NaN without any."""
+        """Weighted mean of the values; NaN if there are none."""
         total = self._weights.sum()
         share = self._weights @ _SHARES / total if total else np.nan
         return float(self.lower + (self.upper - self.lower) * share)
@@ -531,7 +545,8 @@ class MeanBounds:
         Returns
         -------
         float
-            From `lower`, also without values, up to the mean of the values.
+            The bound, from `lower` up to the mean of the values; `lower` if there are
+            no values.
         """
         return self.lower + self._gain(_SHARES, confidence)
 
@@ -546,12 +561,13 @@ class MeanBounds:
         Returns
         -------
         float
-            From the mean of the values up to `upper`, also without values.
+            The bound, from the mean of the values up to `upper`; `upper` if there are
+            no values.
         """
         return self.upper - self._gain(1 - _SHARES, confidence)
 
     def _gain(self, shares: Floats, confidence: float) -> float:
-        """Return the lower bound on a mean of shares of the range, in units of it."""
+        """Return the lower bound on a mean of shares, times the range."""
         check_number("confidence", confidence, above=0, below=1)
         used = self._weights > 0
         if not used.any():
@@ -563,17 +579,17 @@ class MeanBounds:
 def bernstein_mean_bound(
     values: ArrayLike, lower: float, upper: float, confidence: float = 0.95
 ) -> float:
-    """Lower bound on a mean in closed form, for values between two limits.
+    """Lower bound on a mean in closed form, for values between two known limits.
 
-    With mean m and variance V (divisor n - 1) of the values and
-    L = log(2 / (1 - confidence))::
+    Let m be the mean and V the variance (divisor n - 1) of the values, and
+    L = log(2 / (1 - confidence)). The bound is::
 
         m - sqrt(2 V L / n) - 7 (upper - lower) L / (3 (n - 1))
 
     Parameters
     ----------
     values : array-like of shape (n_samples,)
-        Independent draws.
+        Values, drawn independently.
     lower : float
         Smallest possible value.
     upper : float
@@ -584,18 +600,18 @@ def bernstein_mean_bound(
     Returns
     -------
     float
-        At least `lower`, at most the mean of the values.
+        The bound, from `lower` up to the mean of the values.
 
     Raises
     ------
     ValueError
-        If a value is out of its limits or `confidence` is not valid.
+        If a value is outside the limits, or `confidence` is not valid.
 
     Notes
     -----
-    *Guarantee.* Let the values be drawn independently from one distribution. With
-    probability `confidence` or more over this draw, the bound is at most its mean, for
-    every number of values.
+    *Guarantee.* Assume that the values are drawn independently from one distribution.
+    With probability `confidence` or more over this draw, the bound is at most the mean
+    of the distribution, for every number of values.
 
     References
     ----------
@@ -615,7 +631,7 @@ def bernstein_mean_bound(
 
 
 def _least_mean(gains: Floats, counts: Floats, confidence: float) -> float:
-    """Return the lower bound on the mean of gains that are not negative."""
+    """Return the lower bound on the mean of non-negative gains with counts c_i."""
     n_samples = counts.sum()
     mean = float(counts @ gains / n_samples)
     if mean == 0:
@@ -630,7 +646,7 @@ def _least_mean(gains: Floats, counts: Floats, confidence: float) -> float:
 
 
 def _shares() -> Floats:
-    """Return the nodes from 0 to 1, close to each other near both ends."""
+    """Return the nodes from 0 to 1, which are dense near both ends."""
     half = np.geomspace(_FIRST_NODE, 0.5, _NODES)
     return np.concatenate([[0], half, 1 - half[-2::-1], [1]])
 
@@ -641,10 +657,10 @@ _SHARES = _shares()
 def _floored(
     teacher_proba: ArrayLike, witness_log_proba: ArrayLike, floor: float
 ) -> tuple[Floats, Floats]:
-    """Check both, and return T and the logarithm of the floored witness."""
+    """Check both arrays, and return T and the logarithm of the floored witness."""
     check_number("floor", floor, above=0, below=1)
     proba = check_teacher_proba(teacher_proba)
-    margin_contributions(proba, witness_log_proba)
+    margin_contributions(proba, witness_log_proba)  # checks the logarithms
     witness = softmax(np.asarray(witness_log_proba, dtype=np.float64), axis=1)
     return proba, np.log((1 - floor) * witness + floor / proba.shape[1])
 
@@ -655,12 +671,12 @@ def _lowest(proba: Floats, floor: float) -> float:
 
 
 def _bets(n_samples: float, confidence: float, largest: float, widest: float) -> Floats:
-    """Return the bets, shape (n_bets, 1), each half of the one before.
+    """Return the bets, shape (n_bets, 1); each is half of the previous one.
 
-    For a standard deviation sd in units of the range, sqrt(2 log(1 / error) / n) / sd
-    is the best bet; the smallest bet suits the widest sd.
+    If sd is the standard deviation in units of the range, the best bet is
+    sqrt(2 log(1 / error) / n) / sd. The smallest bet is that for the widest sd.
     """
-    smallest = np.sqrt(2 * _log_odds_against(confidence) / n_samples) / widest
+    smallest = np.sqrt(2 * _log_inverse_error(confidence) / n_samples) / widest
     halvings = max(0, int(np.ceil(np.log2(largest / smallest))))
     return np.asarray(largest * 0.5 ** np.arange(halvings + 1)[:, np.newaxis])
 
@@ -674,7 +690,7 @@ def _log_capitals(bets: Floats, growth: Floats, counts: Floats) -> Floats:
 def _least_log_capital(
     proba: Floats, gains: Floats, bets: Floats, limit: float
 ) -> float:
-    """Return the minimum over r of log W, less the gap of the search."""
+    """Return the minimum over r of log W, minus the remaining gap of the search."""
     mean_proba, once = proba.mean(axis=0), np.ones(len(proba))
     for _ in range(_ROUNDS):
         growth = (gains - proba @ np.log(mean_proba)) / limit
@@ -697,31 +713,32 @@ def _largest_refuted(
     largest: float,
     confidence: float,
 ) -> float:
-    """Return the root of log W(c) = log(1 / error), less the error of the root."""
-    target = _log_odds_against(confidence)
+    """Return the root of log W(c) = log(1 / error), minus the error of the root."""
+    target = _log_inverse_error(confidence)
     root = smallest
     if log_capital(smallest) > target:
         root = brentq(lambda c: log_capital(c) - target, smallest, largest, xtol=_ERROR)
     return float(root) - _ERROR
 
 
-def _log_odds_against(confidence: float) -> float:
-    """Return log(1 / error)."""
+def _log_inverse_error(confidence: float) -> float:
+    """Return log(1 / error), with error = 1 - confidence."""
     return float(-np.log1p(-confidence))
 
 
 def _bernstein_width(values: Floats, scale: float, confidence: float) -> float:
-    """Return sqrt(2 V L / n) + scale L / (n - 1), L = log(2 / error)."""
+    """Return sqrt(2 V L / n) + scale L / (n - 1), with L = log(2 / error)."""
     n_samples = len(values)
     if n_samples == 1:
         return np.inf
-    log_term = np.log(2) + _log_odds_against(confidence)
+    log_term = np.log(2) + _log_inverse_error(confidence)
     deviation = np.sqrt(2 * values.var(ddof=1) * log_term / n_samples)
     return float(deviation + scale * log_term / (n_samples - 1))
 
 
 def _counts(draws: NDArray[np.intp], n_samples: int) -> NDArray[np.intp]:
-    """Return how often each resample has each sample, (n_resamples, n_samples)."""
+    """Return how often each resample contains each sample, (n_resamples, n_samples)."""
+    # Offsets give each resample bins of its own, so a single bincount counts all.
     draws = draws.reshape(-1, draws.shape[-1])
     offsets = n_samples * np.arange(len(draws))[:, np.newaxis]
     counts = np.bincount((draws + offsets).ravel(), minlength=len(draws) * n_samples)
@@ -738,7 +755,7 @@ def _check_values(values: ArrayLike, lower: float, upper: float) -> Floats:
     if not (isinstance(upper, Real) and lower <= x.min() and x.max() <= upper):
         raise ValueError(
             f"values must be between lower = {lower} and upper = {upper}, got values "
-            f"from {x.min()} to {x.max()}. Give the limits of the population, not "
+            f"from {x.min()} to {x.max()}. Pass the limits of the population, not "
             "those of these values."
         )
     return x

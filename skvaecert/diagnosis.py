@@ -1,15 +1,17 @@
-"""Has a VAE collapsed? One call that answers, from arrays (theory sections 15 to 18).
+"""Has a VAE collapsed? The answer from arrays, in one call (theory sections 15 to 18).
 
-Four things are brought together: what drawn codes carry, from both sides; whether the
-mean varies; what the decoder makes of the code; and the kl_weight at which collapse is
-to be expected.
+A diagnosis combines four results: the information of drawn codes, bounded from both
+sides; whether the mean varies; what the decoder's outputs carry about the code; and the
+kl_weight at which collapse is to be expected.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,21 +45,23 @@ from skvaecert.witnesses import LinearWitness, simplex_of, simplex_witness
 
 __all__ = ["Diagnosis", "diagnose"]
 
-_COLOURS = {
+_COLORS = {
     "informative": "seagreen",
     "collapsed": "crimson",
     "ignored": "darkorange",
     "undecided": "goldenrod",
 }
-# Codes that are decoded: a share of the draws, but at least so many, and in groups.
+# Number of codes that are decoded: this share of the draws, but at least so many.
 _DECODED_SHARE, _LEAST_DECODED = 0.1, 1000
-_LEAST_GROUPS, _MOST_IN_GROUP = 16, 256
+# Least number of groups for the jackknife, and most codes in one call of the decoder.
+_LEAST_GROUPS, _MOST_IN_CALL = 16, 256
 _OPTIONS = {
-    # None for an estimator whose loss is not known.
+    # None stands for an estimator whose loss is not known.
     "likelihood": ("gaussian", "bernoulli", None),
     "reduction": ("sum", "mean"),
 }
-# Reconstructions whose error is so many times the variance of X have other units.
+# If the error of reconstructions exceeds the variance of X by this factor, they are
+# taken to have other units than X.
 _OTHER_UNITS = 1.5
 
 
@@ -65,36 +69,36 @@ _OTHER_UNITS = 1.5
 class Diagnosis:
     """Whether a VAE has collapsed, with the values behind the answer.
 
-    `str` gives a short paragraph, notebooks show a table, :meth:`to_json` gives a
-    record. A diagnosis is neither true nor false: ask for its `state`.
+    `str` returns a short paragraph, :meth:`to_json` a record, and notebooks show a
+    table. A diagnosis has no truth value: use its `state`.
 
     Attributes
     ----------
     state : {"informative", "collapsed", "ignored", "undecided"}
-        "collapsed": drawn codes carry at most `negligible` nats about these samples.
-        "ignored": the decoder's outputs carry at most `negligible` nats about the code.
-        "informative": drawn codes carry more than `negligible` nats. "undecided": none
-        of these was shown. The first that applies.
+        The first of these that applies. "collapsed": drawn codes carry at most
+        `negligible` nats about these samples. "ignored": the decoder's outputs carry at
+        most `negligible` nats about the code. "informative": drawn codes carry more
+        than `negligible` nats. "undecided": none of these was shown.
     information : InformationBracket or None
-        What drawn codes carry about these samples, from both sides; None without
-        standard deviations.
+        The information of drawn codes about these samples, bounded from both sides.
+        None without standard deviations.
     mean : Certificate or None
         Whether the mean varies. Without a teacher, its `witness` is "none" and its
         `verdict` "varies", "constant" or "inconclusive".
     decoder : OutputInformation or None
-        What the decoder's outputs carry about the code, at most; None if that was not
-        measured.
+        Estimated upper bound on what the decoder's outputs carry about the code. None
+        if it was not measured.
     threshold : float or None
-        The `kl_weight` at which a linear VAE collapses altogether on these data, from
-        :func:`skvaecert.forecast.collapse_threshold`; None without data.
+        The `kl_weight` at which all directions of a linear VAE collapse on these data,
+        from :func:`skvaecert.forecast.collapse_threshold`. None without data.
     kl_per_dimension : ndarray of shape (latent_dim,) or None
-        KL to the prior, nats; None without standard deviations.
+        KL to the prior, nats. None without standard deviations.
     active_units : int
         Number of dimensions whose mean has a variance of at least 0.01.
     advice : str
-        What to do next, in one sentence.
+        What to do next, in one or two sentences.
     negligible : float
-        The line below which information counts as none, nats.
+        Information up to this value counts as none, nats.
     n_samples : int
         Number of samples, without those of weight 0.
     latent_dim : int
@@ -102,11 +106,11 @@ class Diagnosis:
 
     See Also
     --------
-    diagnose : Makes a diagnosis from arrays.
-    CollapseCertifier.diagnose : Makes a diagnosis of a fitted estimator.
+    diagnose : Compute a diagnosis from arrays.
+    CollapseCertifier.diagnose : Compute a diagnosis of a fitted estimator.
     """
 
-    state: str
+    state: Literal["informative", "collapsed", "ignored", "undecided"]
     information: InformationBracket | None
     mean: Certificate | None
     decoder: OutputInformation | None
@@ -120,14 +124,14 @@ class Diagnosis:
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "A Diagnosis is neither true nor false. Compare diagnosis.state, for "
-            "example with 'collapsed'."
+            "A Diagnosis has no truth value. Compare diagnosis.state, for example with "
+            "'collapsed'."
         )
 
     def __str__(self) -> str:
-        """Say what was found and what to do, in plain sentences."""
-        found = f"{self.state.capitalize()}: {_told_of_codes(self)}"
-        others = [_told_of_decoder(self), _told_of_mean(self.mean), self.advice]
+        """Return what was found and what to do, in plain sentences."""
+        found = f"{self.state.capitalize()}: {_codes_finding(self)}"
+        others = [_decoder_finding(self), _mean_finding(self.mean), self.advice]
         return " ".join([found, *filter(None, others)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -136,14 +140,15 @@ class Diagnosis:
         Returns
         -------
         dict
-            Plain Python values, in the order of the attributes; results are dicts, too.
+            Plain Python values, in the order of the attributes. `information`, `mean`
+            and `decoder` are dicts as well, or None.
         """
         return dataclasses.asdict(self) | {
             "kl_per_dimension": _as_list(self.kl_per_dimension)
         }
 
     def to_json(self) -> str:
-        """Return the fields as a JSON object, with null for what is not finite.
+        """Return the fields as a JSON object, with null for values that are not finite.
 
         Returns
         -------
@@ -153,7 +158,7 @@ class Diagnosis:
         return as_json(self.to_dict())
 
     def _repr_html_(self) -> str:
-        return as_html(str(self), _table(self), _COLOURS[self.state])
+        return as_html(str(self), _table(self), _COLORS[self.state])
 
 
 def diagnose(
@@ -165,69 +170,72 @@ def diagnose(
     teacher_proba: ArrayLike | None = None,
     witness: Any = None,
     sample_weight: ArrayLike | None = None,
-    likelihood: str = "gaussian",
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
     noise_variance: float | None = None,
-    reduction: str = "sum",
+    reduction: Literal["sum", "mean"] = "sum",
     kl_weight: float | None = None,
     negligible: float = 0.05,
     confidence: float = 0.999999,
     n_draws: int = 40_000,
     random_state: int | np.random.Generator | None = None,
 ) -> Diagnosis:
-    """Tell whether a VAE has collapsed, from the posteriors of some samples.
+    """Diagnose whether a VAE has collapsed, from the posteriors of some samples.
 
-    With the bracket [low, high] of the information of drawn codes, and U the most that
-    the decoder's outputs carry about the code, the state is::
+    Let [low, high] be the bracket of the information of drawn codes, and U the
+    estimated upper bound on the information of the decoder's outputs about the code.
+    The state is::
 
         "collapsed"      if high <= negligible, else
-        "ignored"        if U and three standard errors <= negligible, else
+        "ignored"        if U plus three standard errors <= negligible, else
         "informative"    if low > negligible, else
         "undecided"
 
     Parameters
     ----------
     mean : array-like of shape (n_samples, latent_dim)
-        Means of the posteriors q(z|x_i).
+        The latent means: means of the encoder's posteriors q(z|x_i).
     std : array-like of shape (n_samples, latent_dim), default=None
-        Their standard deviations, above 0: exp(log_variance / 2). Log-variances raise
-        an error, unless all of them are above 0: then nothing tells them from standard
-        deviations. Without `std` the state is "undecided".
+        The posterior standard deviations, above 0: exp(log_variance / 2). If
+        log-variances are passed, there is an error, unless all of them are above 0 and
+        cannot be told from standard deviations. Without `std` the state is "undecided".
     decode : callable, default=None
         Takes codes, an array of shape (n_codes, latent_dim), and returns the means of
-        the likelihood, an array of shape (n_codes, ...); for "bernoulli" probabilities,
-        not logits. It must see nothing but the codes: no label, no earlier values.
+        the likelihood, an array of shape (n_codes, ...). For "bernoulli" these are
+        probabilities, not logits. It must depend on the codes only, not on a label or
+        on earlier values of the output.
     X : array-like of shape (n_samples, ...), default=None
-        The same samples, in the units of the outputs; for the noise variance and the
-        threshold.
+        The same samples, in the units of the decoder's outputs. They are used for the
+        noise variance and the threshold.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
-        Posteriors of a teacher, for a witness to read off the mean.
+        The teacher's posteriors, which a witness reads off the latent mean.
     witness : AlignmentLoss or None, default=None
-        What reads them: the loss that a model was trained with. None for the fixed
-        simplex at the prior-matched scale of these posteriors. It needs
-        n_components - 1 <= latent_dim, and posteriors that are not all uniform; else
-        they are left aside.
+        The witness: the alignment loss that a model was trained with. If None, it is
+        the fixed simplex at the prior-matched scale of `teacher_proba`. This requires
+        n_components - 1 <= latent_dim and posteriors that are not all uniform.
+        Otherwise `teacher_proba` is not used.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights; uniform when None. A sample of weight 0 does not count. The threshold
-        is that of all others alike.
+        Individual weights for each sample; uniform when None. Samples with weight 0 are
+        left out. The threshold gives all other samples the same weight.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         The likelihood of the decoder.
     noise_variance : float or None, default=None
-        Variance of the Gaussian likelihood, if the loss fixes it: 1/2 for a sum of
-        squared errors without a factor. None if it is learned; then it is the mean
-        squared error of reconstructing `X` from drawn codes.
+        Variance of the Gaussian likelihood if the loss fixes it, for example 1/2 for a
+        sum of squared errors without a factor. None if it is learned. Then it is the
+        mean squared error of reconstructing `X` from drawn codes.
     reduction : {"sum", "mean"}, default="sum"
         Whether the loss sums the reconstruction over features or averages it.
     kl_weight : float or None, default=None
-        Weight of the KL term in the loss, at least 0, for the advice.
+        Weight of the KL term in the loss, at least 0. It is used for the advice.
     negligible : float, default=0.05
-        Information that counts as none, nats, above 0.
+        Information up to this value counts as none, nats, above 0.
     confidence : float, default=0.999999
         Probability with which the bracket holds, in (0, 1).
     n_draws : int, default=40000
-        Codes drawn for the bracket, in all. A tenth of that, at least 1000, is drawn
-        for the decoder.
+        Total number of codes drawn for the bracket. A tenth of it, but at least 1000
+        codes, is drawn for the decoder.
     random_state : int, numpy.random.Generator or None, default=None
-        Seed of the draws; different ones each time when None.
+        Determines random number generation for the draws. Pass an int for reproducible
+        output across multiple function calls.
 
     Returns
     -------
@@ -237,8 +245,9 @@ def diagnose(
     Raises
     ------
     ValueError
-        If an argument is not valid, what the decoder's measurement needs is missing, or
-        no code could carry more than `negligible` nats about so few samples.
+        If an argument is not valid, if `decode` is given without `X` or
+        `noise_variance` for the Gaussian likelihood, or if no code could carry more
+        than `negligible` nats about so few samples.
 
     Warns
     -----
@@ -248,18 +257,18 @@ def diagnose(
 
     See Also
     --------
-    CollapseCertifier.diagnose : The same of a fitted estimator.
-    skvaecert.information.code_information : The bracket.
-    skvaecert.information.output_information : What the decoder passes on.
-    skvaecert.forecast.collapse_threshold : The threshold.
+    CollapseCertifier.diagnose : Compute a diagnosis of a fitted estimator.
+    skvaecert.information.code_information : Compute the bracket.
+    skvaecert.information.output_information : Compute U.
+    skvaecert.forecast.collapse_threshold : Compute the threshold.
 
     Notes
     -----
-    The bracket is about the samples given, and holds with probability `confidence`
-    over the draws. "Ignored" rests on an estimate. Means may vary, and a witness may
-    read them, while the noise of the posterior hides all of it: such a code has
-    collapsed. Means may also be constant, and the standard deviations tell samples
-    apart: such a code is informative.
+    The bracket is about the given samples, and holds with probability `confidence` over
+    the draws. "Ignored" is based on an estimate. Latent means may vary, and a witness
+    may read clusters off them, although the posterior's noise hides all of it. Such a
+    code has collapsed. Latent means may also be constant, although the standard
+    deviations tell samples apart. Such a code is informative.
 
     References
     ----------
@@ -267,7 +276,7 @@ def diagnose(
 
     Examples
     --------
-    The means vary by a hundredth of the noise:
+    In the first example, the means vary by a hundredth of the noise:
 
     >>> import numpy as np
     >>> from skvaecert import diagnose
@@ -296,9 +305,10 @@ def diagnose(
 
 @dataclass(frozen=True)
 class Codes:
-    """Posteriors of samples: means, and standard deviations if there are any.
+    """Posteriors of samples: latent means, and standard deviations if there are any.
 
-    Another batch moves a mean, and logarithms of standard deviations, by `moved`.
+    `moved` is the root mean square change of the means, and of the logarithms of the
+    standard deviations, in another batch.
     """
 
     mean: NDArray[Any]
@@ -317,14 +327,16 @@ class Codes:
         return X if counting.all() else take_samples(X, np.flatnonzero(counting))
 
     def reproducible(self, found: InformationBracket) -> InformationBracket:
-        """Subtract what an encoder may have made up that moves its own codes.
+        """Subtract the information that an encoder may add by moving its own codes.
 
-        Rounding, as in section 16, of the size that was seen.
+        The changes between batches count like rounding errors in theory section 16.
         """
+        # The formula of section 16, with u_j^2 = moved^2 / d and h_j = moved.
         latent_dim, squared = self.mean.shape[1], self.moved**2
         narrowest = float(np.min(np.asarray(self.std), where=self._counts, initial=1))
         made_up = np.log1p(squared / latent_dim / narrowest**2) / 2 + squared
         rounding = max(found.rounding, latent_dim * float(made_up))
+        # The assumed rounding is subtracted from `low` already.
         low = max(0.0, found.low - (rounding - found.rounding))
         low_by = found.low_by if low > 0 else "zero"
         return replace(found, low=low, rounding=rounding, low_by=low_by)
@@ -336,7 +348,7 @@ class Codes:
     def draw(
         self, n_draws: int, generator: np.random.Generator
     ) -> tuple[NDArray[np.intp], NDArray[Any]]:
-        """Draw samples, and a code of each, in the precision of the means."""
+        """Draw samples and a code for each, in the precision of the means."""
         origin = generator.choice(len(self.mean), size=n_draws, p=self.proba)
         noise = generator.standard_normal((n_draws, self.mean.shape[1]))
         code = self.mean[origin] + np.asarray(self.std)[origin] * noise
@@ -345,20 +357,20 @@ class Codes:
 
 
 def diagnose_codes(
-    codes: "Codes",
+    codes: Codes,
     *,
     X: ArrayLike | None = None,
     teacher_proba: ArrayLike | None = None,
     witness: Any = None,
-    likelihood: str = "gaussian",
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
     noise_variance: float | None = None,
-    reduction: str = "sum",
+    reduction: Literal["sum", "mean"] = "sum",
     kl_weight: float | None = None,
     **settings: Any,
 ) -> Diagnosis:
-    """Diagnose posteriors, of which it may be known how far another batch moves them.
+    """Diagnose posteriors that may be known to change with the batch.
 
-    The arguments are those of :func:`diagnose`.
+    The other arguments are those of :func:`diagnose`.
     """
     n_samples = len(check_codes("mean", codes.mean))
     if X is not None:
@@ -374,14 +386,15 @@ def diagnose_codes(
 
 @dataclass(frozen=True)
 class Loss:
-    """What is known of the loss that a VAE was trained with.
+    """What is known about the loss that a VAE was trained with.
 
-    A noise variance that was learned counts for the decoder and not for the threshold.
+    A learned noise variance is used for the decoder, but not for the threshold, which
+    is that of a VAE that learns its own.
     """
 
-    likelihood: str | None
+    likelihood: Literal["gaussian", "bernoulli"] | None
     noise_variance: float | None = None
-    reduction: str = "sum"
+    reduction: Literal["sum", "mean"] = "sum"
     kl_weight: float | None = None
     has_learned_variance: bool = False
 
@@ -410,7 +423,7 @@ def diagnosis_of(
     n_draws: int = 40_000,
     random_state: int | np.random.Generator | None = None,
 ) -> Diagnosis:
-    """Bring together what codes, certificate and decoder tell."""
+    """Combine the results on codes, mean and decoder to a diagnosis."""
     check_number("negligible", negligible, above=0)
     _check_loss(loss)
     information = decoder = kl = None
@@ -427,8 +440,11 @@ def diagnosis_of(
         information = codes.reproducible(found)
         kl = kl_per_dimension(codes.mean, codes.std, codes.sample_weight)
         if decode is not None:
-            decoder = _measured(codes, loss, decode, X, n_draws, random_state)
+            decoder = _decoder_information(
+                codes, loss, decode, X, n_draws, random_state
+            )
     threshold = None if X is None else loss.threshold(codes.counted(X))
+    # The certificate must not show another bracket than the diagnosis.
     mean = replace(certificate(information), information=information)
     state = _state(information, decoder, negligible)
     return Diagnosis(
@@ -450,7 +466,7 @@ def _state(
     information: InformationBracket | None,
     decoder: OutputInformation | None,
     negligible: float,
-) -> str:
+) -> Literal["informative", "collapsed", "ignored", "undecided"]:
     if information is None:
         return "undecided"
     if information.high <= negligible:
@@ -477,16 +493,17 @@ def _certificate(
 def _witness(
     codes: Codes, teacher_proba: ArrayLike | None, loss: Any
 ) -> tuple[LinearWitness, Floats]:
-    """Return the witness of a loss, or else the fixed simplex, and what it is to read.
+    """Return the witness of a loss, or the fixed simplex, and the posteriors it reads.
 
-    If there can be none: one component, of probability 1, which nothing can be read of.
+    Without usable posteriors, return a witness and posteriors of a single component,
+    which carry no information. The test of a constant mean needs no more.
     """
     n_samples, latent_dim = codes.mean.shape
     if loss is not None:
         if teacher_proba is None:
             raise ValueError(
-                "teacher_proba must be given with witness: the posteriors that it is "
-                "to read off the mean."
+                "teacher_proba must be given with witness, which reads it off the "
+                "latent mean, got None."
             )
         witness = simplex_witness(*simplex_of(loss))
         check_shapes(codes.mean, np.asarray(teacher_proba), witness.weights.shape)
@@ -495,6 +512,7 @@ def _witness(
         proba = check_teacher_proba(teacher_proba, n_samples)
         n_components = proba.shape[1]
         scale = prior_matched_scale(proba, codes.sample_weight)
+        # The simplex needs K - 1 dimensions, and uniform posteriors have scale 0.
         if 1 < n_components <= latent_dim + 1 and scale > 0:
             vertices = simplex_vertices(n_components, latent_dim)
             return simplex_witness(vertices, scale), proba
@@ -502,7 +520,7 @@ def _witness(
     return nothing, np.ones((n_samples, 1))
 
 
-def _measured(
+def _decoder_information(
     codes: Codes,
     loss: Loss,
     decode: Callable[[Any], Any],
@@ -510,14 +528,14 @@ def _measured(
     n_draws: int,
     random_state: int | np.random.Generator | None,
 ) -> OutputInformation | None:
-    """Measure what the decoder makes of drawn codes."""
+    """Estimate what the decoder's outputs carry about drawn codes."""
     likelihood = loss.likelihood or "gaussian"
     learned = likelihood == "gaussian" and loss.noise_variance is None
     if learned and X is None:
         raise ValueError(
-            "noise_variance or X must be given with decode for likelihood='gaussian': "
-            "without the noise of the outputs, nothing says how much they carry. "
-            "TrainedEncoder compares them with an X of floats only."
+            "noise_variance or X must be given with decode for likelihood='gaussian', "
+            "because the information of the outputs depends on their noise. In "
+            "TrainedEncoder, X must be an array of floats."
         )
     sums, spread = OutputSums(likelihood), SpreadSums()
     n_decoded = max(_LEAST_DECODED, int(_DECODED_SHARE * n_draws))
@@ -528,12 +546,14 @@ def _measured(
         sums.add(output, target)
         if target is not None:
             spread.update(target, np.ones(len(target)))
+    # The variance of X is the error of the best constant output.
     if learned and sums.mean_squared_error > _OTHER_UNITS * spread.variance.mean():
         warn_user(
-            "The decoder was not measured: its outputs for drawn codes are off by "
-            f"{sums.mean_squared_error:.3g} (mean square), and the variance of X is "
-            f"only {spread.variance.mean():.3g}. Return outputs in the units of X, or "
-            "set noise_variance."
+            "The decoder was not measured, because its outputs do not seem to have the "
+            "units of X: the mean squared error of reconstructions from drawn codes is "
+            f"{sums.mean_squared_error:.3g}, and the variance of X is only "
+            f"{spread.variance.mean():.3g}. Return outputs in the units of X, or pass "
+            "noise_variance."
         )
         return None
     return sums.information(loss.noise_variance)
@@ -542,8 +562,11 @@ def _measured(
 def _decoded(
     decode: Callable[[Any], Any], codes: NDArray[Any]
 ) -> Iterator[tuple[NDArray[np.intp], Any]]:
-    """Decode as many codes at a time as networks like, and yield smaller groups."""
-    n_calls = -(-len(codes) // _MOST_IN_GROUP)
+    """Decode in calls of a moderate size, and yield the smaller groups of each call.
+
+    The jackknife needs several groups, also if there is only one call.
+    """
+    n_calls = -(-len(codes) // _MOST_IN_CALL)
     n_groups = -(-_LEAST_GROUPS // n_calls)
     for part in np.array_split(np.arange(len(codes)), n_calls):
         output = check_real("decode", decode(codes[part]))
@@ -557,36 +580,37 @@ def _targets(X: Any, origin: NDArray[np.intp], shape: tuple[int, ...]) -> Floats
     target = target.reshape(len(target), -1)
     if target.shape != shape:
         raise ValueError(
-            f"decode must return outputs of the shape of X, {target.shape} for so many "
-            f"codes, got {shape}."
+            f"decode must return outputs of the shape of X, here {target.shape}, got "
+            f"{shape}."
         )
     return target
 
 
 def _advice(
-    state: str,
+    state: Literal["informative", "collapsed", "ignored", "undecided"],
     information: InformationBracket | None,
     mean: Certificate,
     loss: Loss,
     threshold: float | None,
 ) -> str:
     if information is None:
-        return "Pass the standard deviations of the posteriors too."
+        return "Pass the standard deviations of the posteriors as well."
     if state == "collapsed":
         advice = _advice_on_collapse(loss, threshold)
         if mean.verdict == "constant":
-            advice += " An escape_report says whether training can move such a mean."
+            advice += " An escape_report shows whether training can move such a mean."
         return advice
     if state == "ignored":
         return (
-            "Make the decoder smaller, take other inputs away from it, or train on: it "
-            "hardly uses the code."
+            "The decoder hardly uses the code: make it smaller, remove its other "
+            "inputs, or train further."
         )
     if state == "informative":
         return _advice_on_mean(mean)
+    # More draws cannot narrow the part of the bracket that is due to rounding.
     if information.rounding > information.high - information.estimate:
         return (
-            f"Encode in higher precision: rounding alone may make "
+            "Encode in higher precision: rounding alone may account for "
             f"{_at_most(information.rounding)} nats, because the standard deviations "
             "are as small as the errors of the means."
         )
@@ -596,14 +620,15 @@ def _advice(
 def _advice_on_collapse(loss: Loss, threshold: float | None) -> str:
     if loss.reduction == "mean":
         return (
-            "Sum the reconstruction over features: an average multiplies kl_weight by "
-            "their number."
+            "Sum the reconstruction loss over features: an average multiplies the "
+            "effective kl_weight by their number."
         )
     align = (
-        "train on with the alignment loss (CertifiedVAE with warm_start=True and a "
-        "larger alignment_weight, or skvaecert.objectives.AlignmentLoss in a loop of "
-        "your own)"
+        "train further with the alignment loss (CertifiedVAE with warm_start=True and "
+        "a larger alignment_weight, or skvaecert.objectives.AlignmentLoss in your own "
+        "loop)"
     )
+    # Below the threshold of a linear VAE, the number would explain nothing.
     if threshold is None or loss.kl_weight is None or loss.kl_weight < threshold:
         return f"Lower kl_weight, or {align}."
     return (
@@ -619,36 +644,37 @@ def _advice_on_mean(mean: Certificate) -> str:
             "carries nothing."
         )
     if mean.certified or mean.witness == "none":
-        return "There is nothing to mend."
+        return "No action is needed."
     if mean.reason == "teacher":
         return (
-            "Nothing is wrong with the code. To have it certified, use a teacher that "
-            "tells these samples apart."
+            "Nothing is wrong with the code. To certify it, use a teacher that tells "
+            "these samples apart."
         )
     if mean.reason == "noise":
         return (
-            "Put modules into evaluation mode, or encode in higher precision: rounding "
+            "Set modules to evaluation mode, or encode in higher precision: rounding "
             "or another batch may move the means too far for a certificate."
         )
     return (
-        "Nothing is wrong with the code. The witness does not read the teacher off it, "
-        "as expected where the training did not align it, or only on other samples."
+        "Nothing is wrong with the code. The witness does not read the teacher's "
+        "clusters off it, which is expected if the model was trained without "
+        "alignment, or aligned on other samples only."
     )
 
 
-def _told_of_codes(d: Diagnosis) -> str:
+def _codes_finding(d: Diagnosis) -> str:
     samples = f"about these {d.n_samples:,} samples"
     if d.information is None:
         return f"without standard deviations, nothing shows what codes carry {samples}."
     if d.state == "collapsed":
         high = _at_most(d.information.high)
         return f"drawn codes carry at most {high} nats {samples}."
-    told = str(d.information)
-    return told[0].lower() + told[1:]
+    sentence = str(d.information)
+    return sentence[0].lower() + sentence[1:]
 
 
-def _told_of_decoder(d: Diagnosis) -> str:
-    """Say what comes through the decoder, where that is less than what goes in."""
+def _decoder_finding(d: Diagnosis) -> str:
+    """Return what the decoder passes on, if it is less than the codes carry."""
     if d.decoder is None or d.information is None:
         return ""
     if d.decoder.high >= d.information.high:
@@ -657,14 +683,14 @@ def _told_of_decoder(d: Diagnosis) -> str:
     return f"The decoder's output carries at most {passed} (estimated)."
 
 
-def _told_of_mean(mean: Certificate | None) -> str:
+def _mean_finding(mean: Certificate | None) -> str:
     if mean is None:
         return ""
     noise = mean.dispersion_in_noise
     by = "" if noise is None else f" by {noise:.2g} times the posterior's noise"
     read = (
         f" and the witness reads {mean.margin:.2f} of at most "
-        f"{mean.teacher_information:.2f} nats about the teacher's groups off it"
+        f"{mean.teacher_information:.2f} nats about the teacher's clusters off it"
     )
     return {
         "certified": f"The mean varies{by},{read}.",
@@ -695,7 +721,7 @@ def _table(d: Diagnosis) -> list[tuple[str, str]]:
 
 
 def _at_most(value: float) -> str:
-    """Round up: what is said must not be more than what was shown."""
+    """Round up, so that the printed bound still holds."""
     digits = 3 if value < 0.1 else 2
     if not math.isfinite(value):
         return "any number of"
@@ -719,8 +745,8 @@ def _check_samples(X: Any, n_samples: int) -> Any:
 def _check_outputs(n_outputs: int, n_codes: int) -> None:
     if n_outputs != n_codes:
         raise ValueError(
-            f"decode must return an output for each code, got {n_outputs} for "
-            f"{n_codes}."
+            f"decode must return one output for each code, got {n_outputs} outputs for "
+            f"{n_codes} codes."
         )
 
 
@@ -740,5 +766,5 @@ def _check_negligible(negligible: float, information: InformationBracket) -> Non
         raise ValueError(
             f"negligible must be below {information.limit:.3g} nats, the most that any "
             f"code can carry about these {information.n_samples} samples, got "
-            f"{negligible:g}. Give more samples."
+            f"{negligible:g}. Pass more samples."
         )

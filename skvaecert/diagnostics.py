@@ -2,8 +2,10 @@
 
 Each of them detects some kinds of collapse and misses others. docs/diagnostics.md shows
 which, on encoders with a known answer. None of them is a certificate. All are computed
-in float64, in nats.
+in float64. Information and KL are in nats.
 """
+
+from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +23,7 @@ __all__ = [
     "active_units",
     "kl_per_dimension",
     "mutual_information",
-    "polarised_regime",
+    "polarized_regime",
 ]
 
 # Pairs of samples whose densities are in memory at once: a few arrays of 2 MiB, about
@@ -38,17 +40,18 @@ def kl_per_dimension(
 ) -> Floats:
     """KL to the prior: KL_j = sum_i p_i (mu_ij^2 + s_ij^2 - ln s_ij^2 - 1) / 2.
 
-    The cost of each dimension of q(z|x_i) = N(mu_i, diag s_i^2). It can be large under
-    collapse too: a constant posterior that is not the prior costs as much as a code.
+    This is the cost of each dimension of q(z|x_i) = N(mu_i, diag s_i^2). It can also be
+    large under collapse: a constant posterior that is not the prior costs as much as an
+    informative code.
 
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        mu, means of the posteriors q(z|x_i).
+        mu, the latent means: means of the encoder's posteriors q(z|x_i).
     latent_std : array-like of shape (n_samples, latent_dim)
-        s, their standard deviations, above 0.
+        s, the posterior standard deviations, above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -66,7 +69,7 @@ def kl_per_dimension(
 
     Examples
     --------
-    A constant far from the prior is as expensive as a code.
+    A constant posterior far from the prior is as expensive as an informative code.
 
     >>> import numpy as np
     >>> from skvaecert.diagnostics import kl_per_dimension
@@ -90,11 +93,12 @@ def active_units(
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        mu, means of the posteriors q(z|x_i).
+        mu, the latent means: means of the encoder's posteriors q(z|x_i).
     threshold : float, default=0.01
-        Above 0; the default is that of the source.
+        Least variance of an active dimension, above 0. The default is that of the
+        reference.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -122,7 +126,7 @@ def active_units(
     return int((_variance(mean, weight) >= threshold).sum())
 
 
-def polarised_regime(
+def polarized_regime(
     latent_mean: ArrayLike,
     latent_std: ArrayLike,
     tolerance: float = 0.1,
@@ -130,8 +134,8 @@ def polarised_regime(
 ) -> NDArray[np.str_]:
     """Classify dimensions as active, passive or mixed by their noise.
 
-    Let E and Var be over samples. A dimension with nearly constant noise,
-    Var(s_ij^2) < tolerance, is
+    Let E and Var be mean and variance over samples. A dimension with nearly constant
+    noise, Var(s_ij^2) < tolerance, is
 
     - "active" if its noise is small: E(s_ij^2) <= tolerance;
     - "passive" if it is the prior: abs(E(s_ij^2) - 1) <= tolerance and
@@ -143,15 +147,15 @@ def polarised_regime(
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        mu, means of the posteriors q(z|x_i).
+        mu, the latent means: means of the encoder's posteriors q(z|x_i).
     latent_std : array-like of shape (n_samples, latent_dim)
-        s, their standard deviations, above 0.
+        s, the posterior standard deviations, above 0.
     tolerance : float, default=0.1
         Above 0 and below 0.5, so that no dimension is both active and passive. The
         default and the conditions on s are those of the code published with the second
         reference.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -176,17 +180,17 @@ def polarised_regime(
     Examples
     --------
     >>> import numpy as np
-    >>> from skvaecert.diagnostics import polarised_regime
+    >>> from skvaecert.diagnostics import polarized_regime
     >>> mean = np.array([[1.0, 0.0, 1.0], [-1.0, 0.0, 0.0]])
     >>> std = np.array([[0.1, 1.0, 0.1], [0.1, 1.0, 1.0]])
-    >>> print(polarised_regime(mean, std))
+    >>> print(polarized_regime(mean, std))
     ['active' 'passive' 'mixed']
     """
     check_number("tolerance", tolerance, above=0, below=0.5)
     mean, std, weight = _check_posteriors(latent_mean, latent_std, sample_weight)
     noise = weight @ std**2
     steady = _variance(std**2, weight) < tolerance
-    # A noise equal to the tolerance counts, however its mean is rounded.
+    # Noise that is equal to the tolerance must count, although its mean is rounded.
     most = tolerance * (1 + _ROUNDING)
     near_prior = (np.abs(noise - 1) <= most) & (weight @ mean**2 <= most)
     kinds = [steady & (noise <= most), steady & near_prior]
@@ -204,31 +208,33 @@ def mutual_information(
 ) -> float:
     """Estimate I(i; z) = sum_i p_i E ln(q(z|x_i) / sum_j p_j q(z|x_j)), z ~ q(z|x_i).
 
-    The information that a drawn code has about which sample it came from, I_q in the
-    first reference. It is computed in log space. Memory does not grow with n_samples.
+    This is the information of a drawn code about the sample that it belongs to, I_q in
+    the first reference. It is computed in log space. Memory does not grow with
+    n_samples.
 
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        mu, means of the posteriors q(z|x_i).
+        mu, the latent means: means of the encoder's posteriors q(z|x_i).
     latent_std : array-like of shape (n_samples, latent_dim)
-        s, their standard deviations, above 0.
+        s, the posterior standard deviations, above 0.
     batch_size : int or None, default=None
-        B: the samples are divided at random into batches of B, the last of which may be
-        smaller, and the estimates are averaged. None for all samples at once, which
-        takes time proportional to n_samples^2: ten seconds for 10,000 samples in 16
-        dimensions.
+        B. The samples are divided at random into batches of B, the last of which may be
+        smaller, and the estimates are averaged. If None, all samples form one batch,
+        which takes time proportional to n_samples^2: ten seconds for 10,000 samples in
+        16 dimensions.
     n_draws : int, default=1
-        Codes drawn from each q(z|x_i).
+        Number of codes drawn from each q(z|x_i).
     random_state : int, RandomState instance or None, default=None
-        Seeds the codes and the batches.
+        Determines random number generation for codes and batches. Pass an int for
+        reproducible output across multiple function calls.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        Nats, at most ln B (ln n_samples when None), to within rounding.
+        Nats, at most ln B (ln n_samples if `batch_size` is None) to within rounding.
 
     Raises
     ------
@@ -239,16 +245,16 @@ def mutual_information(
     -----
     *Bias.* With all samples at once, the expectation over draws is exactly I(i; z) of
     these samples. It is at most ln n: an encoder that tells all samples apart has
-    I(i; z) = ln n, whatever its information about the population. Batches of B lower
-    the limit to ln B. They lower the expectation by the information that a code has
-    about its batch. The expectation is at least 0, but a single estimate of little
-    information can be negative.
+    I(i; z) = ln n for any information about the population. Batches of B lower
+    the limit to ln B, and the expectation by the information that a code has about its
+    batch. The expectation is at least 0, but a single estimate can be negative if there
+    is little information.
 
     *Noise.* Both densities are evaluated at the same codes. He et al. use the closed
     form of the entropy of q(z|x_i). It has the same expectation over draws, but its
     noise does not cancel that of the other density. For a constant encoder, their
-    estimate is about 0 +- sqrt(d / 2n) and this one is 0; theirs can also exceed the
-    limit. It is :func:`skvaecert.baselines.mutual_information`.
+    estimate is about 0 +- sqrt(d / 2n), and this one is 0. Theirs can also exceed the
+    limit. It is available as :func:`skvaecert.baselines.mutual_information`.
 
     References
     ----------
@@ -269,7 +275,7 @@ def mutual_information(
     check_count("n_draws", n_draws)
     check_count("batch_size", len(mean) if batch_size is None else batch_size)
     generator = _generator(random_state)
-    # Samples of weight 0 are neither drawn from nor part of the mixture.
+    # Samples with weight 0 have no codes and are not part of the mixture.
     order = generator.permutation(np.flatnonzero(weight))
     size = batch_size or len(order)
     total = 0.0
@@ -294,7 +300,8 @@ def _information_gains(
     for start in range(0, n_samples, step):
         chunk = np.arange(start, min(start + step, n_samples))
         log_density = _log_densities(code[chunk], mean, std)
-        # The same values, so that equal posteriors have a gain of exactly 0.
+        # The own density is read from the same array, not computed again: with equal
+        # posteriors the gain is then exactly 0.
         own = log_density[np.arange(len(chunk)), chunk]
         gains[chunk] = own - _log_mean_exp(log_density, proba)
     return gains
@@ -303,7 +310,7 @@ def _information_gains(
 def _log_densities(code: Floats, mean: Floats, std: Floats) -> Floats:
     """Return ln q(z_i|x_j) for all pairs, without the factor (2 pi)^(-d/2)."""
     square = np.zeros((len(code), len(mean)))
-    # One dimension at a time: expanded squares would cancel where s is small.
+    # A product of expanded squares would be faster, but loses digits if s is small.
     for z, mu, s in zip(code.T, mean.T, std.T, strict=True):
         distance = z[:, np.newaxis] - mu
         distance /= s
@@ -315,7 +322,7 @@ def _log_densities(code: Floats, mean: Floats, std: Floats) -> Floats:
 
 
 def _log_mean_exp(values: Floats, proba: Floats) -> Floats:
-    """Return ln sum_j p_j exp(values_ij), in the memory of the values."""
+    """Return ln sum_j p_j exp(values_ij); `values` is overwritten to save memory."""
     largest = values.max(axis=1, keepdims=True)
     values -= largest
     np.exp(values, out=values)
@@ -323,7 +330,7 @@ def _log_mean_exp(values: Floats, proba: Floats) -> Floats:
 
 
 def _variance(values: Floats, weight: Floats) -> Floats:
-    # Shifted by a sample that counts: equal values have a variance of exactly 0.
+    # The shift by one of the samples makes the variance of equal values exactly 0.
     shifted = values - values[np.argmax(weight > 0)]
     return np.asarray(weight @ (shifted - weight @ shifted) ** 2)
 
@@ -349,7 +356,7 @@ def _check_posteriors(
         )
     if not std.min() > 0:
         raise ValueError(
-            f"latent_std must be above 0, got a smallest entry of {std.min()}. Pass "
+            f"latent_std must be above 0, got a smallest value of {std.min()}. Pass "
             "standard deviations, exp(log_variance / 2), not logarithms."
         )
     return mean, std, check_sample_weight(sample_weight, len(mean))

@@ -1,11 +1,13 @@
 """Why a collapsed encoder does not escape: force, gradient and dead units."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,19 +21,20 @@ from skvaecert.simplex import Floats
 
 __all__ = ["EscapeReport"]
 
-# Units of machine epsilon below which what should cancel, or stay as it is, is taken
-# to do so. As many as the certificate allows an encoder.
+# Differences below this many machine epsilons count as 0. The certificate allows an
+# encoder as many.
 _NOISE_UNITS = 32
 
-# Random pushes by which Jacobians are compared. One would do but for bad luck.
+# Number of random pushes that compare Jacobians. A single one suffices, unless its
+# effect happens to be small.
 _N_PUSHES = 2
 
-# Of the teacher information: what the first-order step is to take off the loss.
+# Share of the teacher information by which the first-order step reduces the loss.
 _FIRST_SHARE = 0.1
 
 _RECURRENT = (nn.RNN, nn.GRU, nn.LSTM)
 
-# Leaf modules that bend nothing, though they have no weights.
+# Modules without weights that are nevertheless not activations.
 _LINEAR = (
     nn.Identity,
     nn.Flatten,
@@ -44,7 +47,7 @@ _LINEAR = (
     nn.BatchNorm2d,
 )
 
-# What each verdict says of a report.
+# The printed sentences, by verdict.
 _SENTENCES = {
     "not collapsed": (
         "margin {0.margin:.3g} of at most {0.teacher_information:.3g} nats on these "
@@ -53,24 +56,24 @@ _SENTENCES = {
     "can escape": (
         "the margin is {0.margin:.3g} nats, but the alignment loss has a gradient that "
         "moves the means apart (norm {0.escape_gradient_norm:.3g}, force "
-        "{0.latent_force:.3g} nats per latent unit). Train on with the alignment loss; "
-        "a large weight of the KL term may need a larger one of the alignment."
+        "{0.latent_force:.3g} nats per latent unit). Train further with the alignment "
+        "loss. A large KL weight may require a larger alignment weight."
     ),
     "flat": (
-        "the samples are pushed apart (force {0.latent_force:.3g} nats per latent unit)"
-        " and some steps of the encoder's parameters move their means apart, but the "
-        "pushes cancel, so that the gradient of the alignment loss does not. Move the "
-        "parameters a little at random, or train with a reconstruction loss or another "
-        "teacher first."
+        "the force on the means differs between samples ({0.latent_force:.3g} nats per "
+        "latent unit), and some steps of the encoder's parameters move the means "
+        "apart. But in the gradient of the alignment loss these steps cancel. Perturb "
+        "the parameters at random, or first train with a reconstruction loss or "
+        "another teacher."
     ),
     "stuck": (
-        "the samples are pushed apart (force {0.latent_force:.3g} nats per latent "
-        "unit), but to first order no step of the encoder's parameters moves their "
-        "means apart. {0._reason}"
+        "the force on the means differs between samples ({0.latent_force:.3g} nats per "
+        "latent unit), but to first order no step of the encoder's parameters moves "
+        "the means apart. {0._reason}"
     ),
     "uninformative": (
-        "the teacher tells these {0.n_samples} samples apart by only "
-        "{0.teacher_information:.3g} nats, so nothing pushes their means apart. Use "
+        "the teacher information on these {0.n_samples} samples is only "
+        "{0.teacher_information:.3g} nats, so no force moves their means apart. Use "
         "another teacher, or more samples."
     ),
 }
@@ -81,19 +84,19 @@ class EscapeReport:
     """Whether the alignment loss can move an encoder's means apart, and if not, why.
 
     In latent space it always can: the escape force on a constant code is above 0 for
-    every teacher that tells samples apart. Training follows the gradient with respect
-    to the encoder's parameters, which may be 0. `str` gives a sentence or two.
+    every teacher that tells samples apart. But training follows the gradient with
+    respect to the encoder's parameters, which may be 0. `str` returns a few sentences.
 
     Attributes
     ----------
     verdict : {"not collapsed", "can escape", "flat", "stuck", "uninformative"}
-        "not collapsed": the margin is certified. Else "can escape": there is a
-        gradient that moves the means apart. If there is none beyond rounding, though
-        there is a force, "stuck": to first order no step of the parameters moves the
-        means of any two of these samples apart, because all samples have the same
-        Jacobian; or "flat": some steps do, but what the samples ask of them cancels.
-        "uninformative": there is no force, because the teacher does not tell these
-        samples apart.
+        "not collapsed": the margin is certified. "can escape": a gradient moves the
+        means apart. "stuck": there is a force, but to first order no step of the
+        parameters moves the means of any two of these samples apart, because all
+        samples have the same Jacobian. "flat": there is a force, and some steps move
+        the means apart, but the contributions of the samples to the gradient cancel to
+        within rounding. "uninformative": there is no force, because the teacher does
+        not tell these samples apart.
     margin : float
         G = I_T - A, nats.
     teacher_information : float
@@ -101,35 +104,35 @@ class EscapeReport:
     alignment_loss : float
         A on these samples, nats.
     latent_force : float
-        sqrt(sum_i p_i ||f_i(mu_i)||^2) at the codes as they are, nats per latent unit.
+        sqrt(sum_i p_i ||f_i(mu_i)||^2) at the latent means, nats per latent unit.
     collapsed_force : float
-        f_rms: the same at the best constant code.
+        f_rms, the same at the best constant code, nats per latent unit.
     gradient_norm : float
-        Norm of the gradient of A with respect to the trained parameters of the
-        encoder, nats per unit.
+        Norm of the gradient of A with respect to the trainable parameters of the
+        encoder, nats per unit of the parameters.
     escape_gradient_norm : float
-        Norm of the part of that gradient that is due to f_i less its mean over the
+        Norm of the part of that gradient that is due to f_i minus its mean over the
         samples. The rest is due to the mean force, which is the same for all samples.
-        If all means move alike whatever parameter changes, this norm is 0, but
-        `gradient_norm` is not: a dead encoder can still move to a better constant.
+        If every parameter moves all means alike, this norm is 0, but `gradient_norm`
+        may be above 0: a dead encoder can still move to a better constant.
     dead_units : mapping of str to float
-        By name of the layer, as in ``named_modules()`` of the model and in the order of
-        the forward pass: the share of units whose output does not vary over the samples
-        beyond rounding. Layers are the modules called in encoding that are not linear;
-        functions are not seen. Units are features, or channels after convolutions; of
-        recurrent layers, features of the last states. Of a module that is used several
-        times the largest share counts.
+        For each layer, the share of units whose output does not vary over the samples
+        beyond rounding. The keys are the names in ``named_modules()`` of the model, in
+        the order of the forward pass. Layers are the modules called in encoding that
+        are not linear; functions are not included. Units are features, channels after
+        convolutions, or features of the last states of recurrent layers. If a module is
+        used several times, the largest share counts.
     first_order_step : float
         0.1 I_T / gradient_norm^2: the step size at which gradient descent would, to
-        first order, lower A by a tenth of the teacher information; infinite without a
-        gradient. It compares encoders and is no `learning_rate` for Adam.
+        first order, lower A by a tenth of the teacher information. It is infinite if
+        the gradient is 0. Use it to compare encoders, not as `learning_rate` for Adam.
     n_samples : int
         Number of samples.
 
     See Also
     --------
-    CertifiedVAE.escape_report : Makes it.
-    skvaecert.wrappers.TrainedEncoder.escape_report : Makes it of other models.
+    CertifiedVAE.escape_report : Compute the report of a CertifiedVAE.
+    skvaecert.wrappers.TrainedEncoder.escape_report : Compute it for other models.
 
     References
     ----------
@@ -147,7 +150,7 @@ class EscapeReport:
     'can escape'
     """
 
-    verdict: str
+    verdict: Literal["not collapsed", "can escape", "flat", "stuck", "uninformative"]
     margin: float
     teacher_information: float
     alignment_loss: float
@@ -166,7 +169,7 @@ class EscapeReport:
 
     @property
     def dead_layers(self) -> list[str]:  # numpydoc ignore=RT01
-        """Names of the layers whose units are all dead, in the order of the pass."""
+        """Names of the layers whose units are all dead, in the order of calls."""
         return [name for name, share in self.dead_units.items() if share == 1]
 
     def __str__(self) -> str:
@@ -179,23 +182,23 @@ class EscapeReport:
             if isinstance(value, float)
         ]
         shares = [(f"dead in {n}", f"{s:.0%}") for n, s in self.dead_units.items()]
-        colour = "seagreen" if self.can_escape else "crimson"
-        return as_html(str(self), numbers + shares, colour)
+        color = "seagreen" if self.can_escape else "crimson"
+        return as_html(str(self), numbers + shares, color)
 
     @property
     def _reason(self) -> str:
         if not self.dead_layers:
             return (
-                "No layer that could be looked at is dead: look for frozen parameters, "
-                "saturated functions in a forward, products of parameters that are all "
-                "0, or an output that ignores its input."
+                "No layer that can be inspected is dead. Look for frozen parameters, "
+                "saturated functions in a forward method, products of parameters that "
+                "are all 0, or an output that ignores its input."
             )
         first, *later = self.dead_layers
-        after = f" ({', '.join(later)} after it too)" if later else ""
+        after = f" (and after it in {', '.join(later)})" if later else ""
         return (
-            f"Hidden features are dead in {first}{after}: reinitialise the weights "
-            f"that lead into {first}, or use an activation with a gradient everywhere, "
-            "such as SiLU."
+            f"All hidden features are dead in {first}{after}. Reinitialize the weights "
+            f"that lead into {first}, or use an activation whose gradient is not 0 "
+            "anywhere, such as SiLU."
         )
 
 
@@ -211,18 +214,19 @@ def report_escape(
     """Measure force, gradient and dead units of an encoder.
 
     The gradient is with respect to the parameters of `module`. `encode` maps a batch to
-    its latent means, and `batches` hold the samples in their order. It is called in a
-    block of :func:`differentiating`.
+    its latent means, and `batches` contain the samples in order. Call this function in
+    a block of :func:`differentiating`.
     """
     certificate = certify(teacher_proba, latent_mean, vertices, scale)
     force = escape_force(teacher_proba, latent_mean, vertices, scale)
     gradient = _Gradient(module, encode, force)
-    with _watched(module) as units:
+    with _recorded_units(module) as units:
         for batch in batches:
             units.begin(len(batch))
             gradient.add(batch)
     norms = gradient.norms(units.dtypes)
     information = certificate.teacher_information
+    verdict: Literal["not collapsed", "can escape", "flat", "stuck", "uninformative"]
     if certificate.verdict == "certified":
         verdict = "not collapsed"
     elif information <= certificate.tolerance:
@@ -246,15 +250,15 @@ def report_escape(
 
 @contextmanager
 def differentiating(module: nn.Module) -> Iterator[None]:
-    """Evaluate a module with gradients, and without torch.compile.
+    """Evaluate a module with gradients and without torch.compile.
 
-    What is compiled does not call new hooks, or keeps calling them when they are gone.
+    Compiled code ignores new hooks, or still calls them after they are removed.
     """
     with ExitStack() as stack:
-        # Also where the caller has switched gradients off.
+        # The caller may have switched gradients off.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        # As long as the compiler is not loaded, which takes a second, nothing uses it.
+        # Loading the compiler takes a second. If it is not loaded, nothing is compiled.
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if any(isinstance(part, nn.RNNBase) for part in module.modules()):
@@ -265,7 +269,7 @@ def differentiating(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _without_cudnn() -> Iterator[None]:
-    # Its recurrent layers have a gradient in training mode only.
+    # Recurrent layers of cuDNN have a gradient in training mode only.
     before = torch.backends.cudnn.enabled
     torch.backends.cudnn.enabled = False
     try:
@@ -275,11 +279,12 @@ def _without_cudnn() -> Iterator[None]:
 
 
 class _Norms(NamedTuple):
-    """Norms of the gradient of A, of its part that moves means apart, and a limit.
+    """Norms of the gradient of A, of its part that moves means apart, and their error.
 
     `spread` is sqrt(n_samples) times the norm for random pushes that sum to 0 over the
-    samples: it is 0 iff all samples have the same Jacobian, but for a chance of 0, and
-    as large as Jacobians differ, however many there are (theory section 4).
+    samples. It is 0 if all samples have the same Jacobian, and otherwise above 0 with
+    probability 1. Its size is that of the difference between the Jacobians, for any
+    number of samples (theory section 4).
     """
 
     whole: float
@@ -288,24 +293,25 @@ class _Norms(NamedTuple):
     rounding: float
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> Literal["can escape", "flat", "stuck"]:
         if self.own > self.rounding:
             return "can escape"
         return "flat" if self.spread > self.rounding else "stuck"
 
 
 class _Gradient:
-    """What forces on the means are as forces on the parameters, summed over batches."""
+    """Pulls forces on the means back to the parameters, and sums them over batches."""
 
     def __init__(
         self, module: nn.Module, encode: Callable[[Any], Tensor], force: Floats
     ) -> None:
         self._module, self._encode = module, encode
-        # Frozen parameters cannot follow the force.
+        # Training does not move frozen parameters.
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._pushes = _pushes(force)
         self._n_seen = 0
-        # By push and parameter; without those that the means do not depend on.
+        # Keys are push and parameter. Parameters that the means do not depend on have
+        # no entry.
         self._totals: dict[tuple[int, int], Tensor] = {}
         self._dtypes: set[torch.dtype] = set()
 
@@ -321,7 +327,7 @@ class _Gradient:
 
     def _pull_back(self, mean: Tensor, pushes: Floats) -> None:
         for place, push in enumerate(pushes):
-            # Not backward(): that would write into `grad`, which is the optimizer's.
+            # backward() would write to `grad`, which belongs to the optimizer.
             gradients = torch.autograd.grad(
                 mean,
                 self._parameters,
@@ -337,7 +343,7 @@ class _Gradient:
                     self._totals[key] = total + self._totals.get(key, 0.0)
 
     def _check_frozen(self, batch: Any) -> None:
-        """Check that means lack a gradient only because parameters are frozen."""
+        """Raise unless the means lack a gradient only because parameters are frozen."""
         if not self._parameters:
             return
         frozen = [p for p in self._module.parameters() if not p.requires_grad]
@@ -350,14 +356,14 @@ class _Gradient:
                 parameter.requires_grad_(False)
         if not depends:
             raise ValueError(
-                "encoder must return means with a gradient with respect to its "
-                "parameters, got means without one. Remove torch.no_grad, "
+                "encoder must return latent means that have a gradient with respect to "
+                "its parameters, got means without a gradient. Remove torch.no_grad, "
                 "torch.inference_mode and detach from it, or pass the method that "
                 "training calls."
             )
 
     def norms(self, dtypes: set[torch.dtype]) -> _Norms:
-        """Return the norms, of an encoder that computes in such dtypes."""
+        """Return the norms; `dtypes` are those that the layers compute in."""
         squares = np.zeros(len(self._pushes))
         for (place, _), total in self._totals.items():
             squares[place] += float(total.square().sum())
@@ -368,17 +374,18 @@ class _Gradient:
             )
         whole, own, size, *spreads = map(float, np.sqrt(squares) / self._n_seen)
         spread = max(spreads) * np.sqrt(self._n_seen)
-        # Terms may cancel in either of the sums, but hardly in both of them.
+        # Rounding is relative to the size of the terms. The terms may cancel in either
+        # of the two sums, but hardly in both.
         epsilon = _epsilon(self._dtypes | dtypes)
         return _Norms(whole, own, spread, _NOISE_UNITS * epsilon * max(size, spread))
 
 
 def _pushes(force: Floats) -> Floats:
-    """Return what pushes the means, shape (n_pushes, n_samples, latent_dim).
+    """Return pushes on the means, shape (n_pushes, n_samples, latent_dim).
 
-    The force, whose pull is the gradient of A but for its sign; the part of it that
-    pushes samples apart; its absolute values, for the size of the terms where nothing
-    cancels; and random pushes of the same size that sum to 0.
+    They are, in this order: the force, which gives minus the gradient of A; the force
+    minus its mean, which moves samples apart; its absolute values, which give the size
+    of the terms without cancellation; and random pushes of the same size that sum to 0.
     """
     generator = np.random.default_rng(0)
     random = generator.standard_normal((_N_PUSHES, *force.shape))
@@ -392,19 +399,20 @@ def _epsilon(dtypes: set[torch.dtype]) -> float:
     epsilon = torch.finfo(coarsest).eps
     if epsilon > torch.finfo(torch.float32).eps:
         raise ValueError(
-            "encoder must compute in float32 or float64, so that rounding does not "
-            f"hide what moves means apart, got {coarsest}. Pass that of a copy, "
-            "copy.deepcopy(model).float(), without autocast."
+            "encoder must compute in float32 or float64, because rounding would hide "
+            f"small gradients, got {coarsest}. Use copy.deepcopy(model).float(), "
+            "without autocast."
         )
     return epsilon
 
 
 class _Units:
-    """Range of every unit's output over the samples, by layer."""
+    """Range of the output of each unit over the samples, by layer."""
 
     def __init__(self) -> None:
         self.dtypes: set[torch.dtype] = set()
-        # By layer and call: lowest and highest values, axis of the units, samples.
+        # Keys are layer and call within a forward pass. Values are lowest and highest
+        # output, axis of the units, and number of samples.
         self._ranges: dict[tuple[str, int], tuple[Tensor, Tensor, int, int]] = {}
         self._calls: dict[str, int] = {}
         self._axis = 0
@@ -415,7 +423,8 @@ class _Units:
         self._n_seen += n_samples
 
     def see(self, name: str, layer: nn.Module, inputs: Any, output: Any) -> None:
-        # Weights tell where units are: kernels of convolutions make channels.
+        # The last layer with weights determines the axis of the units: channels after
+        # a convolution, whose kernels have more than two axes, otherwise features.
         n_axes = max((p.ndim for p in layer.parameters()), default=0)
         if n_axes > 1:
             self._axis = 0 if n_axes > 2 else -1
@@ -423,9 +432,9 @@ class _Units:
         if not isinstance(values, Tensor) or not values.is_floating_point():
             return
         self.dtypes.add(values.dtype)
-        if _bends(layer):
+        if _is_nonlinear(layer):
             call = self._calls[name] = self._calls.get(name, -1) + 1
-            # What has no entry for each sample cannot be compared over the samples.
+            # An output without an entry per sample cannot be compared over samples.
             if _is_per_sample(values, self._n_samples):
                 self._widen((name, call), values.detach())
 
@@ -443,7 +452,7 @@ class _Units:
     def shares(self) -> dict[str, float]:
         shares: dict[str, float] = {}
         for (name, _), (low, high, axis, n_seen) in self._ranges.items():
-            # Loops may go on longer for some samples than for others.
+            # In a loop of varying length, later calls have not seen all samples.
             if n_seen == self._n_seen:
                 share = _dead_share(low, high, axis)
                 shares[name] = max(share, shares.get(name, 0.0))
@@ -451,7 +460,7 @@ class _Units:
 
 
 def _last_states(output: Any) -> Tensor:
-    """Return what a recurrent layer has kept of each sample in the end."""
+    """Return the last state of a recurrent layer, shape (n_samples, n_features)."""
     _, states = output
     hidden = states[0] if isinstance(states, tuple) else states
     return hidden.transpose(0, -2).flatten(1)
@@ -464,7 +473,7 @@ def _is_per_sample(values: Tensor, n_samples: int) -> bool:
 
 
 def _of_one_shape(a: Tensor, b: Tensor, fill: float) -> tuple[Tensor, Tensor]:
-    """Fill up two tensors: sequences of one batch may be longer than of another."""
+    """Pad two tensors to one shape, because batches may differ in sequence length."""
     shape = tuple(map(max, a.shape, b.shape))
     filled = a.new_full(shape, fill), b.new_full(shape, fill)
     for whole, part in zip(filled, (a, b), strict=True):
@@ -473,8 +482,8 @@ def _of_one_shape(a: Tensor, b: Tensor, fill: float) -> tuple[Tensor, Tensor]:
 
 
 def _dead_share(low: Tensor, high: Tensor, axis: int) -> float:
-    # At magnitude 1 at least, as the certificate has it: next to inputs and weights of
-    # that size, what varies by less is lost.
+    # As in the certificate, the magnitude is at least 1: smaller differences are lost
+    # next to inputs and weights of that size.
     largest = max(1.0, float(torch.maximum(high.abs(), low.abs()).max()))
     varies = high - low > _NOISE_UNITS * torch.finfo(low.dtype).eps * largest
     # A channel is alive if any of its pixels is.
@@ -483,14 +492,14 @@ def _dead_share(low: Tensor, high: Tensor, axis: int) -> float:
 
 
 @contextmanager
-def _watched(module: nn.Module) -> Iterator[_Units]:
-    """Look at what layers return; no hook is left behind."""
+def _recorded_units(module: nn.Module) -> Iterator[_Units]:
+    """Record the outputs of layers with hooks, which are removed at the end."""
     units = _Units()
     with ExitStack() as hooks:
         for name, layer in module.named_modules():
             is_leaf = next(layer.children(), None) is None
             if name and is_leaf and not isinstance(layer, torch.jit.ScriptModule):
-                # Of a compiled module: as it was called before.
+                # torch.compile adds this prefix to the names.
                 see: Callable[..., None] = partial(
                     units.see, name.replace("_orig_mod.", "")
                 )
@@ -498,8 +507,8 @@ def _watched(module: nn.Module) -> Iterator[_Units]:
         yield units
 
 
-def _bends(layer: nn.Module) -> bool:
-    """Tell activations and recurrent layers from linear maps and from norms."""
+def _is_nonlinear(layer: nn.Module) -> bool:
+    """Return whether a layer is an activation or recurrent, not linear or a norm."""
     if isinstance(layer, (nn.PReLU, *_RECURRENT)):
         return True
     return not isinstance(layer, _LINEAR) and not any(True for _ in layer.parameters())

@@ -1,17 +1,19 @@
-"""What to expect before training (theory sections 9 and 18).
+"""Forecasts before training (theory sections 9 and 18).
 
-Of the margin: reconstruction is left aside, and an encoder may put every code where it
-likes. What remains of the loss is strictly convex in each code, with one number that
-decides: the ratio r = alignment_weight / kl_weight.
+The forecast of the margin ignores the reconstruction loss and assumes that the encoder
+can produce any code. The rest of the loss is strictly convex in each code and depends
+on a single number, the ratio r = alignment_weight / kl_weight.
 
-Of collapse without alignment: the optimum of a linear VAE has a closed form in the
-eigenvalues of the covariance of the data.
+The forecast of collapse without alignment is that of a linear VAE, whose optimum has a
+closed form in the eigenvalues of the covariance of the data.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,20 +41,20 @@ __all__ = [
     "ratio_for_margin",
 ]
 
-# Values in a chunk of samples: few enough to stay in the cache.
+# Number of values in a chunk of posteriors: few enough to stay in the cache.
 _CHUNK_VALUES = 2**16
-# Below it the first order in rho is exact in float64.
+# For a smaller rho, the first order in rho is exact in float64.
 _FIRST_ORDER = 1e-17
-# Errors of Newton steps square, so that what is left after such a step is rounding.
+# Newton's method squares its error, so after a step this small only rounding is left.
 _LAST_STEP = 1e-8
-# At most 7 steps were seen, for rho from 1e-12 to 1e12 and entries down to 1e-300.
+# At most 7 steps were needed, for rho from 1e-12 to 1e12 and values down to 1e-300.
 _MAX_STEPS = 50
 _ROOT_TOLERANCE = 1e-12
-# Nats, from rounding alone.
+# Less information than this, in nats, may be due to rounding.
 _NO_INFORMATION = 1e-9
-# From no margin to the analytic code, for scales near 1.
+# These range from no margin to nearly the analytic code, for scales near 1.
 _RATIOS = np.geomspace(1e-2, 1e4, 37)
-# Values in a chunk of data: many enough for fast matrix products.
+# Number of values in a chunk of data: enough for fast matrix products.
 _DATA_VALUES = 2**22
 # Squares of larger values overflow.
 _LARGEST = 1e150
@@ -68,8 +70,8 @@ class Forecast(NamedTuple):
     margin : float or ndarray
         G, nats, at most the teacher information.
     energy : float or ndarray
-        Mean of ``|z|**2 / 2``, nats a sample, at least 0: the part of the KL term
-        that the latent means pay for.
+        Mean of ``|z|**2 / 2``, nats per sample, at least 0: the part of the KL term
+        that is due to the latent means.
     """
 
     margin: float | Floats
@@ -80,8 +82,8 @@ class Forecast(NamedTuple):
 class ForecastCurve:
     """Forecast over a range of ratios, and at the weights of a VAE.
 
-    What is told of a VAE without alignment is that of a linear one: nonlinear networks
-    may keep more or less.
+    `collapse_threshold` and `linear_information` are those of a linear VAE without
+    alignment. Nonlinear networks may keep more or less information.
 
     Attributes
     ----------
@@ -90,32 +92,32 @@ class ForecastCurve:
     margin : ndarray of shape (n_ratios,)
         Forecast margin, nats.
     energy : ndarray of shape (n_ratios,)
-        Forecast energy, nats a sample.
+        Forecast energy, nats per sample.
     teacher_information : float
-        I_T, which the margin tends to, nats.
+        I_T, nats: the limit of the margin for large ratios.
     operating_ratio : float
-        The ratio of the VAE's weights; infinite for ``kl_weight=0``, not a number if
-        both weights are 0. With ``alignment_weight="auto"`` the ratio at which the
-        forecast reaches `target_margin`.
+        The ratio of the VAE's weights. It is infinite for ``kl_weight=0``, and NaN if
+        both weights are 0. With ``alignment_weight="auto"`` it is the ratio at which
+        the forecast reaches `target_margin`.
     operating_margin : float
-        Forecast margin there, nats.
+        Forecast margin at `operating_ratio`, nats.
     operating_energy : float
-        Forecast energy there, nats a sample.
+        Forecast energy at `operating_ratio`, nats per sample.
     target_margin : float or None
-        The relative margin that `operating_ratio` is for; None for a fixed weight.
+        Relative margin at `operating_ratio`; None for a fixed weight.
     kl_weight : float
         Weight of the KL term of the VAE.
     collapse_threshold : float
-        The least `kl_weight` at which collapse is an optimum without alignment, for
-        these samples and this likelihood: :func:`collapse_threshold`.
+        Least `kl_weight` at which collapse is an optimum without alignment, for these
+        samples and this likelihood, from :func:`collapse_threshold`.
     linear_information : float or None
-        Nats a sample that survive `kl_weight` without alignment:
-        :func:`linear_information`; infinite for ``kl_weight=0``. None for the Bernoulli
-        likelihood, which has no closed form.
+        Information, in nats per sample, that survives `kl_weight` without alignment,
+        from :func:`linear_information`. It is infinite for ``kl_weight=0``, and None
+        for the Bernoulli likelihood, which has no closed form.
 
     See Also
     --------
-    CertifiedVAE : Its `forecast` returns one.
+    CertifiedVAE.forecast : Compute the forecast of a VAE.
     """
 
     ratio: Floats
@@ -133,25 +135,25 @@ class ForecastCurve:
 
 @dataclass(frozen=True, eq=False)
 class LinearForecast:
-    """What a linear VAE keeps at its best, for one kl_weight or an array of them.
+    """Information at the optimum of a linear VAE, for one or several kl_weights.
 
-    Directions are the principal components of the data, largest variance first. Arrays
-    begin with the shape of `kl_weight`.
+    Directions are the principal components of the data, largest variance first. The
+    leading dimensions of all arrays are those of `kl_weight`.
 
     Attributes
     ----------
     information : float or ndarray
-        I, nats a sample: the sum of `per_direction`.
+        I, nats per sample: the sum of `per_direction`.
     per_direction : ndarray of shape (..., n_directions)
-        Nats a sample in each direction, 0 where it has collapsed. There are
-        min(latent_dim, n_features) directions.
+        Information in each direction, nats per sample; 0 if the direction has
+        collapsed. There are min(latent_dim, n_features) directions.
     noise_variance : float or ndarray
-        v, the variance that the Gaussian likelihood learns, in squared units of the
+        v, the learned variance of the Gaussian likelihood, in squared units of the
         data.
     n_surviving : int or ndarray of int
         Number of directions that have not collapsed.
     thresholds : ndarray of shape (n_directions,)
-        The least kl_weight at which each direction collapses. The first is
+        Least kl_weight at which each direction collapses. The first is equal to
         :func:`collapse_threshold`.
     """
 
@@ -163,7 +165,7 @@ class LinearForecast:
 
 
 class _Problem(NamedTuple):
-    """Minimise r A + energy, with energy = stiffness / 2 |u|^2 of the logits u."""
+    """Minimize r A + energy, with energy = stiffness / 2 |u|^2 of the logits u."""
 
     proba: Floats
     weight: Floats
@@ -177,31 +179,34 @@ def forecast_margin(
     *,
     sample_weight: ArrayLike | None = None,
 ) -> Forecast:
-    r"""Margin and energy of the code that minimises r A + sum_i p_i ||z_i||^2 / 2.
+    r"""Margin and energy of the code that minimizes r A + sum_i p_i ||z_i||^2 / 2.
 
     The logits u = beta S z of each sample solve u = rho (T - softmax(u)), where
-    rho = r beta^2 K / (K - 1); they are found to rounding, for any r. The margin
-    increases with r, from -KL(mean T || uniform) at 0 to the teacher information.
+    rho = r beta^2 K / (K - 1). They are computed to within rounding, for any r. The
+    margin increases with r, from -KL(mean T || uniform) at 0 to the teacher
+    information.
 
-    This is a forecast of a trained margin and no bound: reconstruction may hold codes
-    apart that alignment alone would not, and it may take their place.
+    This is a forecast of the margin after training and not a bound. Reconstruction may
+    keep codes apart that alignment alone would not keep apart, and it may also compete
+    with alignment for the code.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0; each row sums to 1; at least two components.
+        T, the teacher's posteriors: every value above 0, each row sums to 1, at least
+        two components.
     scale : float
         beta, above 0.
     ratio : float or array-like
-        r = alignment_weight / kl_weight, at least 0. Infinity is the analytic code.
+        r = alignment_weight / kl_weight, at least 0. Infinity gives the analytic code.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     Forecast
-        ``(margin, energy)``: floats for a number, arrays of the shape of `ratio` for
-        an array.
+        ``(margin, energy)``: floats if `ratio` is a number, otherwise arrays of its
+        shape.
 
     Raises
     ------
@@ -240,21 +245,22 @@ def ratio_for_margin(
 ) -> float:
     """Ratio at which the forecast margin is a given share of the information.
 
-    The r of :func:`forecast_margin` with G(r) = m I_T: an alignment weight of
-    r * kl_weight to begin with. It is found between two bounds,
+    This is the r of :func:`forecast_margin` with G(r) = m I_T. So r * kl_weight is a
+    first choice of the alignment weight. The root is searched between two bounds,
     m I_T / f^2 <= r <= energy of the analytic code / ((1 - m) I_T), where f^2 is the
     mean square of the escape force at the code 0.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0; each row sums to 1; at least two components.
+        T, the teacher's posteriors: every value above 0, each row sums to 1, at least
+        two components.
     scale : float
         beta, above 0.
     relative_margin : float
         m, the margin as a share of the teacher information, in (0, 1).
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -279,15 +285,16 @@ def ratio_for_margin(
     """
     if not 0 < relative_margin < 1:
         raise ValueError(
-            "relative_margin must be above 0 and below 1, which no finite ratio "
-            f"reaches, got {relative_margin}. It is a share of the teacher information."
+            "relative_margin must be above 0 and below 1, got "
+            f"{relative_margin}. It is a share of the teacher information, all of "
+            "which no finite ratio reaches."
         )
     problem = _problem(teacher_proba, scale, sample_weight)
     information = teacher_information(problem.proba, problem.weight)
     if information < _NO_INFORMATION:
         raise ValueError(
             "teacher_proba must differ between samples, got a teacher information of "
-            f"{information:.3g} nats. There is no margin to reach; use another teacher."
+            f"{information:.3g} nats. No margin can be reached. Use another teacher."
         )
     loss = (1 - relative_margin) * information
     low = relative_margin * information / _force_square(problem)
@@ -296,7 +303,7 @@ def ratio_for_margin(
     def excess(ratio: float) -> float:
         return _minimum(problem, ratio)[0] - loss
 
-    # Half and double, so that rounding does not matter at the ends.
+    # The bounds are widened, so that rounding does not put the root outside of them.
     return _root(excess, low / 2, 2 * high)
 
 
@@ -307,7 +314,7 @@ def forecast_curve(
     alignment_weight: float | str,
     kl_weight: float,
     *,
-    likelihood: str,
+    likelihood: Literal["gaussian", "bernoulli"],
     latent_dim: int,
     target_margin: float | None = None,
     ratio: ArrayLike | None = None,
@@ -317,23 +324,26 @@ def forecast_curve(
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
-        The samples to train on, as in :func:`collapse_threshold`.
+        The training samples, as in :func:`collapse_threshold`.
     teacher_proba : ndarray of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1; at least two components.
+        T, the teacher's posteriors: every value above 0, each row sums to 1, at least
+        two components.
     scale : float
         beta, above 0.
     alignment_weight : float or str
-        Weight of the alignment loss; not used with a `target_margin`.
+        Weight of the alignment loss. It is not used if there is a `target_margin`.
     kl_weight : float
         Weight of the KL term.
     likelihood : {"gaussian", "bernoulli"}
-        The likelihood of the decoder; the variance of the Gaussian is learned.
+        The likelihood of the decoder. The variance of the Gaussian is learned.
     latent_dim : int
         Number of latent dimensions.
     target_margin : float or None, default=None
-        Share of the teacher information that a guard holds; None for fixed weights.
+        Share of the teacher information at which a guard keeps the margin; None for a
+        fixed weight.
     ratio : float or array-like of shape (n_ratios,), default=None
-        alignment_weight / kl_weight, at least 0; 37 from 0.01 to 10,000 when None.
+        alignment_weight / kl_weight, at least 0. If None, 37 values from 0.01 to
+        10,000.
 
     Returns
     -------
@@ -368,12 +378,15 @@ def forecast_curve(
 
 
 def _without_alignment(
-    X: ArrayLike, kl_weight: float, likelihood: str, latent_dim: int
+    X: ArrayLike,
+    kl_weight: float,
+    likelihood: Literal["gaussian", "bernoulli"],
+    latent_dim: int,
 ) -> tuple[float, float | None]:
     """Return the collapse threshold and, if it has a closed form, the information."""
     if likelihood == "bernoulli":
         return collapse_threshold(X, likelihood=likelihood), None
-    # Thresholds are the same at any weight.
+    # The weight 0 has no forecast, but the thresholds are the same for any weight.
     forecast = linear_information(X, kl_weight or 1.0, latent_dim)
     information = float(forecast.information) if kl_weight else np.inf
     return float(forecast.thresholds[0]), information
@@ -390,23 +403,23 @@ def guaranteed_margin(
 ) -> float:
     r"""Least margin at a global optimum of the training loss.
 
-    With w = alignment_weight, r = w / kl_weight, A(r) and E(r) the alignment loss and
-    energy of :func:`forecast_margin`, and D = reconstruction_gain, every global
-    optimum has::
+    Let w = alignment_weight, r = w / kl_weight and D = reconstruction_gain, and let
+    A(r) and E(r) be the alignment loss and the energy of :func:`forecast_margin`. Every
+    global optimum has::
 
         A* + E* / r <= A(r) + E(r) / r + D / w
 
-    and the greatest A* that this admits is returned as I_T - A*. So the result is at
-    least I_T - A(r) - (E(r) + D / kl_weight) / r, what follows with E* >= 0 alone; and
-    for D = 0 it is the forecast itself.
+    The function returns I_T - A* for the greatest A* that this allows. The result is at
+    least I_T - A(r) - (E(r) + D / kl_weight) / r, which follows from E* >= 0 alone. For
+    D = 0 it is equal to the forecast.
 
-    It says nothing about a training that does not reach a global optimum, which is the
-    usual case, and nothing about other samples than the training samples.
+    The result does not apply if training does not reach a global optimum, which is the
+    usual case. It applies to the training samples only.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the training samples, every entry above 0; at least two components.
+        T of the training samples: every value above 0, at least two components.
     scale : float
         beta, above 0.
     alignment_weight : float
@@ -414,17 +427,17 @@ def guaranteed_margin(
     kl_weight : float
         Weight of the KL term, at least 0.
     reconstruction_gain : float
-        D, at least 0: the most by which the mean reconstruction loss of any encoder
-        and decoder of the model can be below that of the best decoder that ignores
-        the code, nats a sample. The encoder is taken to be able to produce the
-        forecast codes, with standard deviation 1.
+        D, at least 0, nats per sample. For any encoder and decoder of the model, the
+        mean reconstruction loss is at most D below that of the best decoder that
+        ignores the code. The encoder is assumed to be able to produce the forecast
+        codes, with standard deviation 1.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        Nats, at most the forecast margin; may be negative, and then says nothing.
+        Nats, at most the forecast margin. If it is negative, it guarantees nothing.
 
     Raises
     ------
@@ -456,70 +469,72 @@ def guaranteed_margin(
 def collapse_threshold(
     X: ArrayLike,
     *,
-    likelihood: str = "gaussian",
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
     noise_variance: float | None = None,
     latent_dim: int | None = None,
-    reduction: str = "sum",
+    reduction: Literal["sum", "mean"] = "sum",
 ) -> float:
     r"""Least kl_weight at which collapse is an optimum of a VAE without alignment.
 
-    With beta the kl_weight, lambda_j the eigenvalues of the covariance Sigma of `X`,
-    largest first, D features of mean p, and V = diag p_f (1 - p_f)::
+    Let beta be the kl_weight, lambda_j the eigenvalues of the covariance Sigma of `X`,
+    largest first, D the number of features, p their means and V = diag p_f (1 - p_f).
+    The threshold beta* is::
 
         Gaussian, learned variance    beta* = D lambda_1 / sum_j lambda_j
         Gaussian, fixed variance v    beta* = lambda_1 / v
         Bernoulli                     beta* = lambda_max(V^-1/2 Sigma V^-1/2)
 
-    *Gaussian.* Minimised over its code, the loss of a linear VAE is that of
-    probabilistic PCA with noise beta v: direction j pays for itself iff
-    lambda_j > beta v. So all collapse iff beta v >= lambda_1. A collapsed code learns
-    v = sum_j lambda_j / D, and the loss, minimised over all but v, is convex in log v:
-    there is no other optimum.
+    *Gaussian.* Minimized over its code, the loss of a linear VAE is that of
+    probabilistic PCA with noise beta v. Direction j reduces the loss if and only if
+    lambda_j > beta v. So all directions collapse if and only if beta v >= lambda_1. A
+    collapsed VAE learns v = sum_j lambda_j / D. There is no other optimum, because the
+    loss, minimized over everything but v, is convex in log v.
 
-    *Bernoulli.* Near the collapsed point a decoder with logits U z and an encoder E x
-    change the loss by tr(U' V U) / 2 + beta tr(E Sigma E') / 2 - tr(U E Sigma), which
-    can be negative iff beta V - Sigma has a negative eigenvalue.
+    *Bernoulli.* Near the collapsed point, a decoder with logits U z and an encoder E x
+    change the loss by tr(U' V U) / 2 + beta tr(E Sigma E') / 2 - tr(U E Sigma). This
+    can be negative if and only if beta V - Sigma has a negative eigenvalue.
 
-    Nonlinear networks have the same second order. So below beta* collapse is no
-    optimum, if the network can represent a small linear code. Above beta* it is a
-    local one, but a nonlinear decoder may have a better one: it can tell a rare,
-    distant cluster from the rest.
+    Nonlinear networks have the same loss to second order. So below beta*, collapse is
+    not an optimum if the network can represent a small linear code. Above beta*,
+    collapse is a local optimum, but a nonlinear decoder may have a better one: it can
+    tell a rare, distant cluster from the rest.
 
-    The latent dimension does not matter: one is enough for the first direction.
+    The latent dimension does not matter, because one dimension is enough for the first
+    direction.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
-        The data to train on, finite, at least two samples that differ. It may be a
-        memory map, of any numeric type; it is read once, in chunks. For Bernoulli in
-        [0, 1]; bytes up to 255 are divided by 255, as :class:`skvaecert.CertifiedVAE`
-        does. Features that are constant count in D.
+        The training samples: finite values, at least two samples that differ. A memory
+        map of any numeric type is possible, because `X` is read once, in chunks. For
+        "bernoulli", values must be in [0, 1]. Bytes up to 255 are divided by 255, as in
+        :class:`skvaecert.CertifiedVAE`. Constant features count in D.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
         The likelihood of the decoder.
     noise_variance : float or None, default=None
-        v, in squared units of `X`, above 0; None if it is learned. A loss of squared
-        errors, without a factor, has v = 1/2. For the Gaussian likelihood only.
+        v, in squared units of `X`, above 0; None if it is learned. It is used for the
+        Gaussian likelihood only. A sum of squared errors without a factor has v = 1/2.
     latent_dim : int or None, default=None
-        At least 1. The threshold is the same for all.
+        Number of latent dimensions, at least 1. It does not change the threshold.
     reduction : {"sum", "mean"}, default="sum"
         Whether the loss sums the reconstruction over features or averages it. The
-        average multiplies the effective kl_weight by D, so beta* is divided by D: with
+        average multiplies the effective kl_weight by D, so beta* is divided by D. With
         learned variance it is then at most 1.
 
     Returns
     -------
     float
-        beta*, above 0. Below it collapse is no optimum. From it on collapse is a local
-        optimum, and the only one of a linear Gaussian VAE.
+        beta*, above 0. Below it, collapse is not an optimum. At and above it, collapse
+        is a local optimum, and the only optimum of a linear Gaussian VAE.
 
     Raises
     ------
     ValueError
-        If a parameter is not as told, or `X` does not vary.
+        If a parameter is not valid, or `X` does not vary.
 
     See Also
     --------
-    linear_information : How much survives below the threshold.
+    linear_information : The information that survives below the threshold.
 
     References
     ----------
@@ -559,41 +574,43 @@ def linear_information(
 ) -> LinearForecast:
     r"""Information that survives a kl_weight in a linear VAE, before training.
 
-    For the Gaussian likelihood with learned variance v, summed over D features. With
-    beta the kl_weight, lambda_j the eigenvalues of the covariance of `X`, largest
-    first, and d the latent dimension::
+    This is for the Gaussian likelihood with learned variance v, summed over D features.
+    Let beta be the kl_weight, lambda_j the eigenvalues of the covariance of `X`,
+    largest first, and d the latent dimension. Then::
 
         I(beta) = sum_{j <= d} 1/2 log+(lambda_j / (beta v))
         v       = (1/D) [sum_{j <= d} min(lambda_j, beta v) + sum_{j > d} lambda_j]
 
-    Direction k <= d survives iff beta < beta_k. With the first k directions alive the
-    second equation is linear in v::
+    Direction k <= d survives if and only if beta < beta_k. If the first k directions
+    survive, the second equation is linear in v::
 
         beta_k = D lambda_k / (k lambda_k + sum_{j > k} lambda_j)
         beta v = sum_{j > k} lambda_j / (D / beta - k)
 
-    This is the global optimum: the loss, minimised over all but v, is convex in log v.
-    Where `X` has rank at most d and beta < D / rank, v is 0 and I infinite: the loss
-    has no minimum. At beta = D / rank, where many v are optimal, v is the largest.
+    This is the global optimum, because the loss, minimized over everything but v, is
+    convex in log v. If `X` has rank at most d and beta < D / rank, the loss has no
+    minimum: v is 0 and I is infinite. At beta = D / rank many v are optimal, and the
+    largest is returned.
 
-    I is the mean KL term at the optimum, whatever the distribution of `X`. It is the
-    mutual information of input and drawn code if `X` is normal, else an upper bound.
+    For any distribution of `X`, I is the mean KL term at the optimum. It is the mutual
+    information of input and drawn code if `X` is normal, and otherwise an upper bound
+    on it.
 
-    For a nonlinear VAE it is a forecast and no bound: below beta_1 such a VAE may keep
-    several times as much, or less, and above beta_1 there are data of which it keeps
-    some.
+    For a nonlinear VAE, I is a forecast and not a bound. Below beta_1 such a VAE may
+    keep several times as much, or less. Above beta_1, it keeps some information of some
+    data sets.
 
     Parameters
     ----------
     X : array-like of shape (n_samples, n_features)
-        The data to train on, finite, at least two samples that differ. It may be a
-        memory map, of any numeric type; it is read once, in chunks. All eigenvalues
-        are computed, of a matrix of min(n_samples, n_features) rows.
+        The training samples: finite values, at least two samples that differ. A memory
+        map of any numeric type is possible, because `X` is read once, in chunks. All
+        eigenvalues of a matrix with min(n_samples, n_features) rows are computed.
     kl_weight : float or array-like
-        beta, above 0. If the loss averages the reconstruction over features,
+        beta, above 0. If the loss averages the reconstruction over features, pass
         D * kl_weight.
     latent_dim : int or None, default=None
-        d, at least 1; as many as features when None.
+        d, at least 1; the number of features when None.
 
     Returns
     -------
@@ -603,11 +620,11 @@ def linear_information(
     Raises
     ------
     ValueError
-        If a parameter is not as told, or `X` does not vary.
+        If a parameter is not valid, or `X` does not vary.
 
     See Also
     --------
-    collapse_threshold : The `kl_weight` from which on nothing survives.
+    collapse_threshold : The `kl_weight` at and above which nothing survives.
 
     References
     ----------
@@ -635,7 +652,7 @@ def linear_information(
     alive = weights[..., np.newaxis] < thresholds
     n_surviving = alive.sum(axis=-1)
     level = _noise_level(spectrum, n_features / weights, n_surviving)
-    # 0 / 0 and the logarithm of infinity: no noise is left.
+    # Without noise this is the logarithm of infinity, or 0 / 0 in dead directions.
     with np.errstate(divide="ignore", invalid="ignore"):
         gain = np.log(spectrum[: len(thresholds)] / level[..., np.newaxis]) / 2
     per_direction = np.where(alive, gain, 0.0)
@@ -683,6 +700,7 @@ def _check_ratio(ratio: ArrayLike) -> Floats:
 
 def _minima(problem: _Problem, ratios: Floats) -> tuple[Floats, Floats]:
     """Return alignment loss and energy of the best code, for each ratio."""
+    # Ratios in ascending order, so that each solution is a start for the next.
     losses, energies = np.zeros((2, len(ratios)))
     order = np.argsort(ratios)
     n_samples, n_components = problem.proba.shape
@@ -693,15 +711,16 @@ def _minima(problem: _Problem, ratios: Floats) -> tuple[Floats, Floats]:
         log_proba = np.log(proba)
         mean_log_q = np.full(len(proba), -np.log(n_components))
         for place in order:
-            # A Python float, which overflows without a warning.
+            # Python floats overflow to infinity without a warning, NumPy's warn.
             rho = float(ratios[place]) / problem.stiffness
             logits = _best_logits(proba, rho, mean_log_q)
             log_q = log_softmax(logits, axis=1)
-            # It falls with the ratio: the next Newton iteration begins on the right.
+            # The mean decreases with the ratio. So the next iteration starts to the
+            # right of its root, where Newton's method converges.
             mean_log_q = log_q.mean(axis=1)
             losses[place] += weight @ (proba * (log_proba - log_q)).sum(axis=1)
             energies[place] += weight @ (logits**2).sum(axis=1)
-    # A loss is 0 or more; rounding alone can bring it below.
+    # The exact loss is at least 0, but rounding can make it slightly negative.
     return np.maximum(losses, 0), problem.stiffness / 2 * energies
 
 
@@ -713,9 +732,9 @@ def _minimum(problem: _Problem, ratio: float) -> tuple[float, float]:
 def _best_logits(proba: Floats, rho: float, mean_log_q: Floats) -> Floats:
     """Solve u = rho (T - softmax(u)) for each sample, starting from `mean_log_q`.
 
-    With omega_k = omega(rho T_k + L) the logits are log(omega_k) - L, and L is the root
-    of -sum_k u_k, which is convex and increases: from the right Newton's method
-    descends to it. In this form nothing cancels, however large rho.
+    With Wright's omega function, omega_k = omega(rho T_k + L), the logits are
+    log(omega_k) - L. L is the root of -sum_k u_k, which is convex and increasing, so
+    Newton's method converges from the right. In this form nothing cancels for any rho.
     """
     if rho <= _FIRST_ORDER:
         return np.asarray(rho * (proba - 1 / proba.shape[1]))
@@ -726,12 +745,14 @@ def _best_logits(proba: Floats, rho: float, mean_log_q: Floats) -> Floats:
     for _ in range(_MAX_STEPS):
         omega = wrightomega(pull + shift)
         slope = omega / (1 + omega)
-        # Equal on paper, as log(omega) = rho T + L - omega; each where it is exact.
+        # Both are equal, because log(omega) = rho T + L - omega. Each is used where it
+        # does not cancel.
         logits = np.where(omega < 1, pull - omega, np.log(omega) - shift)
         step = logits.sum(axis=1, keepdims=True) / slope.sum(axis=1, keepdims=True)
         shift = shift + step
         if np.abs(step).max() <= _LAST_STEP:
             break
+    # The logits of the last shift, to first order in the last step.
     return np.asarray(logits - slope * step)
 
 
@@ -741,13 +762,14 @@ def _worst_loss(problem: _Problem, ratio: float, gain: float) -> float:
     most = loss + energy / ratio + gain
     at_zero, _ = _minimum(problem, 0.0)
     if np.isinf(ratio) or most >= at_zero:
-        return most  # energy costs nothing, or none is needed
+        return most  # energy costs nothing, or a code without energy is allowed
 
     def excess(smaller: float) -> float:
         loss, energy = _minimum(problem, smaller)
         return loss + energy / ratio - most
 
-    # No code of this loss has less energy than those of a smaller ratio.
+    # For a given alignment loss, the code of least energy is the forecast code of some
+    # ratio. So the greatest loss is that of a ratio below r.
     if excess(ratio) >= 0:
         return loss
     low = (at_zero - most) / _force_square(problem)
@@ -762,7 +784,7 @@ def _root(decreasing: Callable[[float], float], low: float, high: float) -> floa
 
 
 def _force_square(problem: _Problem) -> float:
-    """Mean square of the escape force at 0, by which A falls at most as r grows."""
+    """Return the mean square escape force at 0: A decreases in r at most this fast."""
     away = problem.proba - 1 / problem.proba.shape[1]
     return float(problem.weight @ (away**2).sum(axis=1)) / problem.stiffness
 
@@ -772,11 +794,11 @@ def _analytic_energy(problem: _Problem) -> float:
     return problem.stiffness / 2 * odds_energy
 
 
-# Of the linear VAE.
+# The linear VAE.
 
 
 def _thresholds(spectrum: Floats) -> Floats:
-    """Return the kl_weight at which each direction collapses, 0 without variance."""
+    """Return the kl_weight at which each direction collapses; 0 without variance."""
     rest = np.full_like(spectrum, np.inf)
     np.divide(_tails(spectrum)[1:], spectrum, out=rest, where=spectrum > 0)
     return np.asarray(len(spectrum) / (np.arange(1, len(spectrum) + 1) + rest))
@@ -788,7 +810,8 @@ def _noise_level(
     """Return beta v, with share = D / beta and the number of surviving directions."""
     dead = _tails(spectrum)[n_surviving]
     weakest = np.concatenate([[np.inf], spectrum])[n_surviving]
-    # It is below the weakest survivor, also where rounding leaves no difference.
+    # The level is below the variance of the weakest survivor. This limit ensures it if
+    # rounding makes the difference 0.
     least = np.maximum(dead / weakest, np.finfo(np.float64).tiny)
     return np.asarray(dead / np.maximum(share - n_surviving, least))
 
@@ -805,27 +828,29 @@ def _spectrum(X: ArrayLike, *, bernoulli: bool = False) -> Floats:
     white = _white_intensity(samples) if bernoulli else None
     moments = _gram if n_samples < n_features else _covariance
     found = eigvalsh(moments(samples, white))[::-1]
-    # What is left of a variance of 0 after rounding.
+    # Eigenvalues that are 0 but for rounding.
     found[found <= max(samples.shape) * np.finfo(np.float64).eps * found[0]] = 0
     if not found[0] > 0:
         raise ValueError(
-            "X must vary, got the same values in all samples. Nothing can be encoded "
-            "of constant data; give the samples to train on."
+            "X must vary, got the same values in all samples. Constant data cannot be "
+            "encoded. Pass the training samples."
         )
     return np.pad(found, (0, n_features - len(found)))
 
 
 def _covariance(samples: Any, white: float | None) -> Floats:
-    """Return the covariance, merged over chunks of samples."""
+    """Return the covariance, whitened if `white` is given, from chunks of samples."""
     n_samples, n_features = samples.shape
     origin = _values(samples[:1], white)[0]
     mean, scatter, n_seen = np.zeros(n_features), 0.0, 0
     for chunk in _chunks(n_samples, n_features):
-        # Differences are exact where an offset is large, and 0 where X is constant.
+        # Differences from the first sample avoid the cancellation of a large offset,
+        # and are exactly 0 for constant features.
         values = _values(samples[chunk], white) - origin
         center, n_seen = values.mean(axis=0), n_seen + len(values)
         share = len(values) / n_seen
         step = np.sqrt(len(values) * (1 - share)) * (center - mean)
+        # The row `step` adds the product of the difference between both means.
         values = np.vstack([values - center, step])
         scatter = scatter + values.T @ values
         mean += share * (center - mean)
@@ -834,7 +859,7 @@ def _covariance(samples: Any, white: float | None) -> Floats:
 
 
 def _gram(samples: Any, white: float | None) -> Floats:
-    """Return the products of centred samples, whose eigenvalues are the same."""
+    """Return the products of centered samples, which have the same eigenvalues."""
     samples = np.asarray(samples)
     n_samples, n_features = samples.shape
     gram = np.zeros((n_samples, n_samples))
@@ -880,7 +905,7 @@ def _values(chunk: Any, white: float | None) -> Floats:
     if not -_LARGEST < low <= high < _LARGEST:
         raise ValueError(
             f"X must be finite, with magnitudes below {_LARGEST:g}, got values from "
-            f"{low:.6g} to {high:.6g}. Impute or drop what is missing, or rescale X."
+            f"{low:.6g} to {high:.6g}. Impute or drop missing values, or rescale X."
         )
     if white is None:
         return values
@@ -901,10 +926,10 @@ def _chunks(n_items: int, n_values: int) -> Iterator[slice]:
 def _check_data(X: Any) -> Any:
     if isinstance(X, np.ma.MaskedArray):
         raise ValueError(
-            "X must not be masked, got a masked array. Impute what is missing, or drop "
-            "those samples."
+            "X must not be masked, got a masked array. Impute the missing values, or "
+            "drop these samples."
         )
-    # Memory maps stay on disk.
+    # Arrays on disk must not be read as a whole here.
     samples = X if hasattr(X, "shape") else np.asarray(X)
     if len(samples.shape) != 2 or samples.shape[0] < 2 or samples.shape[1] < 1:
         raise ValueError(
@@ -925,12 +950,12 @@ def _check_noise_variance(noise_variance: Any, likelihood: str) -> None:
     if likelihood != "gaussian":
         raise ValueError(
             "noise_variance must be None unless likelihood='gaussian', got "
-            f"{noise_variance!r} for likelihood={likelihood!r}. Leave it out."
+            f"{noise_variance!r} for likelihood={likelihood!r}."
         )
     if not isinstance(noise_variance, Real) or not 0 < float(noise_variance) < np.inf:
         raise ValueError(
             "noise_variance must be a number, finite and above 0, got "
-            f"{noise_variance!r}. Leave it out if the decoder learns it."
+            f"{noise_variance!r}. Use None if the decoder learns it."
         )
 
 
@@ -950,7 +975,7 @@ def _check_kl_weight(kl_weight: ArrayLike) -> Floats:
     wrong = weights[~((weights > 0) & (weights < np.inf))]
     if wrong.size:
         raise ValueError(
-            f"kl_weight must be finite and above 0, got {wrong[0]}. Without a KL term "
-            "the information has no limit."
+            f"kl_weight must be finite and above 0, got {wrong[0]}. Without a KL term, "
+            "the information is infinite."
         )
     return weights.astype(np.float64)

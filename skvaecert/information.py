@@ -1,19 +1,22 @@
-"""How much drawn codes carry, from both sides (theory section 16).
+"""The information of drawn codes, bounded from both sides (theory section 16).
 
-Encoders give q_i = N(mu_i, diag sigma_i^2) for each sample. What a code z ~ q_i says
-about its sample i is I(i; z) = E v(z), the mean over drawn codes of
+An encoder returns a posterior q_i = N(mu_i, diag sigma_i^2) for each sample. The
+information of a code z ~ q_i about its sample i is I(i; z) = E v(z), the mean over
+drawn codes of
 
     v(z) = KL(p(.|z) || p),    p(j|z) = p_j q_j(z) / sum_k p_k q_k(z),
 
-which lies in [0, max_i log 1/p_i]. The draws are our own. So bounds on the mean of
-bounded values hold from both sides, for any samples and at any confidence. There is no
-teacher and no witness, and nothing is fitted. All information is in nats.
+which lies in [0, max_i log 1/p_i]. We draw the codes ourselves. So bounds on the mean
+of bounded values hold from both sides, for any samples and at any confidence. No
+teacher and no witness is needed, and nothing is fitted. All information is in nats.
 """
+
+from __future__ import annotations
 
 import copy
 from dataclasses import asdict, dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,26 +46,27 @@ __all__ = [
 # Draws and samples whose pairs are in memory at once: an array of 2 MiB, about the size
 # of a processor's cache.
 _DRAWS, _SAMPLES = 256, 1024
-# Distances, in units of the smallest noise, above which squares are not expanded.
+# Ratio of distance to the smallest noise above which expanded squares would cancel.
 _STEEP = 1e3
-# Deviations that a draw hardly ever exceeds.
+# A draw hardly ever lies further from its mean, in standard deviations.
 _FAR = 6
-# Logarithms that stand for 0: of any density, and of one beside the largest.
+# Logarithms that stand for a density of 0, and for a negligible one relative to the
+# largest.
 _NEVER, _NEGLIGIBLE = -1e290, -700.0
-# Most samples whose codes are told from each other at once, in a stream.
+# Largest number of samples whose codes are compared with each other in a stream.
 _LOT = 8192
-# Of several lots, each has fewer draws: together they are as many.
+# With several lots each needs fewer draws, because the draws of all count together.
 _SHARE_OF_DRAWS = 4
-# Squares of the inverses of smaller deviations overflow.
+# The squared inverse of a smaller standard deviation overflows.
 _SMALLEST = 1e-150
-# Logarithms of exponentials in float32 are off by this, at magnitude max(1, abs(log)).
+# Error of the logarithm of an exponential in float32, at magnitude max(1, abs(log)).
 _EXPONENTIAL = 4 * float(np.finfo(np.float32).eps)
 # Codes drawn from each sample of a lot.
 _DRAWS_IN_LOT = 4
-# From 100 to 10,000 samples, weak codes did best with lots of n^0.5, strong ones with
-# up to n^0.65.
+# From 100 to 10,000 samples, lots of n^0.5 were best for weak codes, and of up to
+# n^0.65 for strong ones.
 _LOT_EXPONENT = 0.55
-# Groups of outputs, each of which is left out once.
+# Number of groups of outputs for the jackknife.
 _MOST_GROUPS = 16
 # How far rounding may push probabilities out of [0, 1].
 _RANGE_SLACK = 1e-6
@@ -70,20 +74,21 @@ _RANGE_SLACK = 1e-6
 
 @dataclass(frozen=True)
 class InformationBracket:
-    """Both ends of I(i; z), the information of drawn codes about their samples.
+    """Lower and upper bound on I(i; z), the information of drawn codes.
 
     Attributes
     ----------
     low : float
-        Lower bound in nats, at least 0, after the subtraction of `rounding`.
+        Lower bound in nats, at least 0. `rounding` is already subtracted.
     high : float
         Upper bound in nats, from `low` to `limit`.
     estimate : float
-        Mean over the draws, limited to the bracket.
+        Mean over the draws in nats, clipped to the bracket.
     confidence : float
-        Probability, over the draws, with which both ends hold.
+        Probability, over the draws, with which both bounds hold.
     limit : float
-        Entropy of the weights, -sum_i p_i log p_i; log n_samples for equal weights.
+        Entropy of the weights in nats, -sum_i p_i log p_i. It is log n_samples for
+        equal weights.
     rounding : float
         Information that rounding in the encoder may have added, in nats.
     n_samples : int
@@ -101,12 +106,14 @@ class InformationBracket:
     limit: float
     rounding: float
     n_samples: int
-    low_by: str
-    high_by: str
+    low_by: Literal["draws", "draws in lots", "zero"]
+    high_by: Literal["draws", "draws in lots", "moment-matched Gaussian", "limit"]
 
     def __str__(self) -> str:
         many = f"these {self.n_samples:,} samples"
-        return carried_by_codes(self, "this sample" if self.n_samples == 1 else many)
+        return information_sentence(
+            self, "this sample" if self.n_samples == 1 else many
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes by name, as plain Python values.
@@ -130,8 +137,8 @@ def code_information(
 ) -> InformationBracket:
     """Bracket I(i; z) = sum_i p_i KL(q_i || sum_j p_j q_j), with q_i = N(mu_i, s_i^2).
 
-    With codes z_1, ..., z_M drawn from the mixture, B a lower confidence bound on a
-    mean (betting) and top = max_i log 1/p_i, the largest possible v::
+    Let z_1, ..., z_M be codes drawn from the mixture, B a lower confidence bound on a
+    mean (betting), and top = max_i log 1/p_i the largest possible v. Then::
 
         v(z) = KL(p(.|z) || p),    p(j|z) = p_j q_j(z) / sum_k p_k q_k(z)
         low  = B(v(z_m)) - rounding
@@ -142,24 +149,26 @@ def code_information(
     Parameters
     ----------
     mean : array-like of shape (n_samples, latent_dim)
-        mu, means of the posteriors q(z|x_i).
+        mu, the latent means: means of the encoder's posteriors q(z|x_i).
     std : array-like of shape (n_samples, latent_dim)
-        s, their standard deviations, above 0: exp(log_variance / 2).
+        s, the posterior standard deviations, above 0: exp(log_variance / 2).
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None. A sample of weight 0 does not
-        count.
+        Individual weights for each sample, normalized to p; uniform when None. Samples
+        with weight 0 are left out.
     confidence : float, default=0.999999
-        Probability with which both ends hold, in (0, 1).
+        Probability with which both bounds hold, in (0, 1).
     n_draws : int, default=40000
-        M, the number of drawn codes in all. The width falls with its square root. Time
-        grows with n_draws * n_samples * latent_dim, memory does not.
+        M, the total number of drawn codes. The width of the bracket falls with the
+        square root of M. Time grows with n_draws * n_samples * latent_dim, but memory
+        does not.
     random_state : int, numpy.random.Generator or None, default=None
-        Seed of the draws; different ones each time when None.
+        Determines random number generation for the draws. Pass an int for reproducible
+        output across multiple function calls.
 
     Returns
     -------
     InformationBracket
-        Ends, estimate and limit in nats.
+        Bounds, estimate and limit in nats.
 
     Raises
     ------
@@ -168,46 +177,48 @@ def code_information(
 
     See Also
     --------
-    population_information : What codes say about samples of the population.
+    population_information : Lower bound for new samples of the population.
     skvaecert.diagnostics.mutual_information : An estimate without bounds.
 
     Notes
     -----
     *Guarantee.* With probability `confidence` or more over the draws,
-    low <= I(i; z) <= high for these samples. They may be any samples: seen in training,
-    dependent, duplicated. Of N encoders, some bracket fails with probability
-    N (1 - confidence) at most, also where draws have the same seed. An encoder that was
-    trained to please these very draws is not covered. I(i; z) is at most the entropy of
-    p. So it says nothing about how many more samples could be told apart. Draws are
-    stratified: draw m takes its sample from the m-th part of p in M. Their values are
-    independent with different means, and their mean is I(i; z). That is enough for
-    betting, since a product of positive factors with a mean of 1 is at most 1.
+    low <= I(i; z) <= high for these samples. They may be training samples, dependent on
+    each other, or duplicated. For N encoders, the probability that any bracket fails is
+    at most N (1 - confidence), also if all use the same seed. An encoder that was
+    trained on these very draws is not covered. I(i; z) is at most the entropy of p,
+    so it does not say how many more samples could be told apart. Draws are stratified:
+    draw m takes its sample from the m-th of M equal parts of p. The values are
+    independent with different means, and the average of these means is I(i; z). This is
+    enough for betting: a product of positive factors with an average of 1 is at most 1.
 
-    *Weights.* A small p_i makes top, and with it the bracket, wide: the draws leave at
-    least about top log(1 / (1 - confidence)) / M to each end. `limit` is the entropy.
+    *Weights.* A small p_i makes top large and the bracket wide: each bound from the
+    draws is at least about top log(1 / (1 - confidence)) / M away from the mean of the
+    draws. `limit` is the entropy.
 
-    *The Gaussian.* Of all diagonal Gaussians r, the one with the moments of the mixture
-    gives the smallest bound, sum_j (log s_j - sum_i p_i log s_ij). So `high` is never
-    above the mean KL to the prior.
+    *The Gaussian.* Among all diagonal Gaussians r, the one with the moments of the
+    mixture gives the smallest bound, sum_j (log s_j - sum_i p_i log s_ij). So `high` is
+    never above the mean KL to the prior.
 
-    *Rounding of the encoder.* A constant mean with rounding errors of float32 carries
-    several nats under s = 1e-7. Let mu_ij be off by errors of root mean square u_j and
-    log s_ij by h_j or less. By the chain rule, the codes carry at least I(i; z) less ::
+    *Rounding of the encoder.* With s = 1e-7, a constant mean with rounding errors of
+    float32 carries several nats. Let mu_ij have errors with root mean square u_j, and
+    log s_ij errors of at most h_j. By the chain rule, the codes carry at least
+    I(i; z) - rounding about the values without these errors, where::
 
         rounding = sum_j [log(1 + u_j^2 / min_i s_ij^2) / 2 + h_j^2]
 
-    about the values without these errors, and `low` is a bound on this. The errors are
-    an assumption, that of the certificate: 32 machine epsilons of float32, at magnitude
-    max(1, abs(mu_ij)) for means and at max(1, abs(log s_ij^2)) for logarithms of
-    variances. A column whose values all fit in 16 bits, whole values for example,
-    counts as computed in 16 bits, with 8 epsilons, and so do the standard deviations of
-    its dimension. One that is the same for all samples has no error. `estimate` and
-    `high` are about codes as they are.
+    `low` is a bound on this difference. The size of the errors is an assumption, the
+    same as for the certificate: 32 machine epsilons of float32, at magnitude
+    max(1, abs(mu_ij)) for means and max(1, abs(log s_ij^2)) for log-variances. If all
+    values of a column fit in 16 bits, for example integers, they count as computed in
+    16 bits, with 8 epsilons, and so do the standard deviations of that dimension. A
+    column that is the same for all samples has no error. `estimate` and `high` are
+    about the codes as they are.
 
-    *Arithmetic.* In float64. Squares of distances are expanded where they are less than
-    1000 times the noise, which leaves an error of 1e-9 nats in each dimension. It is
-    added to the bracket. Other distances are differences, exact for any ratio, which
-    take up to 20 times as long.
+    *Arithmetic.* All computations use float64. Squared distances are expanded if they
+    are less than 1000 times the noise, with an error of at most 1e-9 nats in each
+    dimension, which is added to the bracket. Other distances are computed as
+    differences, which are exact for any ratio and take up to 20 times as long.
 
     References
     ----------
@@ -241,24 +252,26 @@ class InformationSums:
     """The bracket of :func:`code_information` for samples that come in batches.
 
     Samples are kept until they fill a lot of 8,192. Then codes are drawn from the lot,
-    and the samples are dropped. With l the lot of sample i and P_l its share of all
-    weight, I(i; z) = I(l; z) + sum_l P_l I(i; z | l), and I(l; z) is at most the
-    entropy of P. With [low, high] bounds on the sum, from draws within lots::
+    and the samples are dropped. Let l be the lot of sample i, and P_l its share of the
+    total weight. Then I(i; z) = I(l; z) + sum_l P_l I(i; z | l), and I(l; z) is at most
+    the entropy of P. If low and high bound the sum, from draws within lots, then::
 
         low - rounding <= I(i; z) <= min(high + sum_l P_l log 1/P_l,
                                          sum_i p_i KL(q_i || r),  limit)
 
-    Up to 8,192 samples are one lot, and the bracket is that of
+    Up to 8,192 samples form a single lot, and the bracket is that of
     :func:`code_information`.
 
     Parameters
     ----------
     confidence : float, default=0.999999
-        Probability with which both ends of a bracket hold, in (0, 1).
+        Probability with which both bounds of a bracket hold, in (0, 1).
     n_draws : int, default=10000
-        Number of codes drawn from a single lot. Each of several has a quarter of it.
+        Number of codes drawn if there is a single lot. If there are several, a quarter
+        of it is drawn from each.
     random_state : int, numpy.random.Generator or None, default=0
-        Seed of the draws; different ones each time when None.
+        Determines random number generation for the draws. Pass an int for reproducible
+        output across multiple function calls.
 
     Raises
     ------
@@ -267,23 +280,24 @@ class InformationSums:
 
     See Also
     --------
-    code_information : From all samples at once, narrow for any number of them.
+    code_information : From all samples at once; narrow for any number of samples.
 
     Notes
     -----
-    *Guarantee.* As for :func:`code_information`: each bracket holds with probability
+    *Guarantee.* As for :func:`code_information`, each bracket holds with probability
     `confidence` or more over the draws.
 
-    *Width.* Strong codes tell lots apart too. This adds up to the entropy of P, about
-    log(n_samples / 8192), to the width. Weak ones are bounded by the Gaussian r, which
-    is that of all samples.
+    *Width.* Strong codes also tell the lots apart. This widens the bracket by up to the
+    entropy of P, about log(n_samples / 8192). Weak codes are bounded by the Gaussian r
+    of all samples.
 
-    *Weights.* Values of lot l are divided by top_l = max_i log 1/p_i within the lot and
-    have weight P_l top_l / n_draws. So no limit for all lots need be known beforehand.
+    *Weights.* The values of lot l are divided by top_l = max_i log 1/p_i within the lot
+    and have weight P_l top_l / n_draws. So a limit for all lots does not have to be
+    known beforehand.
 
     *Workers.* Sums with the same `random_state` draw the same noise. The merged bounds
-    stay valid, and are as wide as those of one of them. With a seed for each they are
-    narrower. Samples that do not fill a lot are merged as samples.
+    are valid, but as wide as those of a single worker. With a different seed for each
+    worker they are narrower. Samples that do not fill a lot are merged as samples.
 
     References
     ----------
@@ -324,22 +338,23 @@ class InformationSums:
         Parameters
         ----------
         mean : array-like of shape (n_samples, latent_dim)
-            mu, means of the posteriors q(z|x_i).
+            mu, the latent means: means of the encoder's posteriors q(z|x_i).
         std : array-like of shape (n_samples, latent_dim)
-            s, their standard deviations, above 0: exp(log_variance / 2).
+            s, the posterior standard deviations, above 0: exp(log_variance / 2).
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights on the same scale in all batches; 1 when None. A sample of weight 0
-            does not count.
+            Individual weights for each sample, on the same scale in all batches; 1 when
+            None. Samples with weight 0 are left out.
 
         Returns
         -------
         self : InformationSums
-            With these samples added.
+            The sums with these samples added.
 
         Raises
         ------
         ValueError
-            If an array is not valid or has another latent_dim than those before.
+            If an array is not valid, or its latent_dim differs from that of earlier
+            samples.
         """
         means, deviations = _check_posteriors(mean, std)
         weight = check_weight(sample_weight, len(means))
@@ -352,18 +367,18 @@ class InformationSums:
             self._draw_full_lots()
         return self
 
-    def merge(self, other: "InformationSums") -> Self:
+    def merge(self, other: InformationSums) -> Self:
         """Add the samples of other sums.
 
         Parameters
         ----------
         other : InformationSums
-            Of other samples of the same latent_dim. It is not changed.
+            Sums of other samples with the same latent_dim. They are not changed.
 
         Returns
         -------
         self : InformationSums
-            With these samples added.
+            The sums with these samples added.
 
         Raises
         ------
@@ -389,19 +404,20 @@ class InformationSums:
         Returns
         -------
         InformationBracket
-            Ends, estimate and limit in nats. The estimate leaves out what codes say
-            about the lots.
+            Bounds, estimate and limit in nats. The estimate leaves out the information
+            about the lots, I(l; z).
 
         Raises
         ------
         ValueError
-            If there are no samples of a weight above 0.
+            If there are no samples with a weight above 0.
         """
         if not self.n_samples:
             raise ValueError(
-                "InformationSums has no samples of a weight above 0. Call update first."
+                "InformationSums has no samples with a weight above 0. Call update "
+                "first."
             )
-        # What is drawn for this answer is drawn again when the lot is full.
+        # A copy: the waiting samples are drawn from again when their lot is full.
         lots = copy.deepcopy(self._lots)
         if self._waiting:
             n_draws = self._draws_in_lot if lots.count else self.n_draws
@@ -414,6 +430,8 @@ class InformationSums:
 
     def _draw_full_lots(self) -> None:
         size, n_waiting = self._lot_size, sum(len(w) for _, _, w in self._waiting)
+        # A lot that is just full waits, because it may turn out to be the only one,
+        # which gets more draws.
         if n_waiting <= size:
             return
         samples = _joined(self._waiting)
@@ -425,8 +443,8 @@ class InformationSums:
     def _check_columns(self, name: str, n_columns: int) -> None:
         if self.n_samples and n_columns != self._moments.n_columns:
             raise ValueError(
-                f"{name} must have the latent_dim {self._moments.n_columns} of the "
-                f"samples before, got {n_columns}."
+                f"{name} must have the latent_dim of the earlier samples, "
+                f"{self._moments.n_columns}, got {n_columns}."
             )
 
 
@@ -440,30 +458,32 @@ def population_information(
 ) -> float:
     """Lower bound on I(X; Z), the information of codes about samples of the population.
 
-    The samples are divided at random into lots of B. With B(.) a lower confidence bound
-    on a mean (betting) and L the mean, over drawn codes, of the v of
-    :func:`code_information` within a lot::
+    The samples are divided at random into lots of B samples. Let L be the mean, over
+    codes drawn in a lot, of the v of :func:`code_information` within that lot, and
+    bound(.) a lower confidence bound on a mean (betting). Then::
 
-        B(L_1, ..., L_m) - rounding <= I(X; Z),    m = n_samples // B
+        bound(L_1, ..., L_m) - rounding <= I(X; Z),    m = n_samples // B
 
     Parameters
     ----------
     mean : array-like of shape (n_samples, latent_dim)
-        mu, means of the posteriors q(z|x_i) of held-out samples.
+        mu, the latent means of held-out samples: means of the encoder's posteriors
+        q(z|x_i).
     std : array-like of shape (n_samples, latent_dim)
-        s, their standard deviations, above 0: exp(log_variance / 2).
+        s, the posterior standard deviations, above 0: exp(log_variance / 2).
     lot_size : int or None, default=None
-        B, from 2 to n_samples, chosen before the samples are seen. None for
-        n_samples^0.55, rounded down. The rest that does not fill a lot is left out.
+        B, from 2 to n_samples. Choose it without looking at the samples. If None, it is
+        n_samples^0.55, rounded down. Samples that do not fill a lot are left out.
     confidence : float, default=0.95
         Probability with which the bound holds, in (0, 1).
     random_state : int, numpy.random.Generator or None, default=None
-        Seed of lots and draws; different ones each time when None.
+        Determines random number generation for lots and draws. Pass an int for
+        reproducible output across multiple function calls.
 
     Returns
     -------
     float
-        Nats, from 0 to log B.
+        The bound in nats, from 0 to log B.
 
     Raises
     ------
@@ -472,25 +492,25 @@ def population_information(
 
     See Also
     --------
-    code_information : What codes say about these samples, from both sides.
+    code_information : Bounds for the given samples, from both sides.
 
     Notes
     -----
-    *Guarantee.* Let the samples be drawn independently from one population, and let
-    nothing be fitted on them, not even the time at which training stopped. With
-    probability `confidence` or more over samples and draws, the bound is at most
+    *Guarantee.* Assume that the samples are drawn independently from one population,
+    and that nothing was fitted on them, not even the epoch at which training stopped.
+    With probability `confidence` or more over samples and draws, the bound is at most
     I(X; Z), for every number of samples and every population. Training samples are not
-    covered: an encoder that has memorised them looks more informative than it is. If
-    samples depend on each other, as the frames of a video or the augmented copies of an
-    image, lots do too, and the bound is too high more often than stated. So is the
-    largest bound of several lot sizes or seeds.
+    covered: an encoder that has memorized them looks more informative than it is. If
+    samples depend on each other, like the frames of a video or augmented copies of an
+    image, so do the lots, and the bound is too high more often than stated. The same
+    holds for the largest bound over several lot sizes or seeds.
 
-    *Why.* The mean of L is at most I(X; Z), whatever B (InfoNCE with known densities).
-    No bound of this kind is far above log n.
+    *Why.* The mean of L is at most I(X; Z) for any B (InfoNCE with known densities). No
+    bound of this kind is far above log n.
 
-    *Lot size.* Small lots limit the bound to log B, and few lots cost confidence: about
-    4 lots of all at 95 %. The default came within 10 % of the best size for weak and
-    strong, clustered and half-dead codes of 100 to 10,000 samples.
+    *Lot size.* Small lots limit the bound to log B, and few lots cost confidence: at
+    95 % about as much as 4 of the lots. The default came within 10 % of the best size
+    for weak and strong, clustered and half-dead codes of 100 to 10,000 samples.
 
     *Rounding.* As in :func:`code_information`.
 
@@ -528,14 +548,13 @@ def population_information(
     return max(0.0, bound - lost)
 
 
-def _bracket(
-    moments: "_Moments", lots: "_Lots", confidence: float
-) -> InformationBracket:
+def _bracket(moments: _Moments, lots: _Lots, confidence: float) -> InformationBracket:
     error = _arithmetic_error(moments.n_columns)
-    # Each end of the draws fails with half of the probability; the others cannot.
+    # Each bound from the draws may fail with half of the probability. The others hold
+    # always.
     each = (1 + confidence) / 2
-    draws = "draws" if lots.count == 1 else "draws in lots"
-    highs = {
+    draws: _Draws = "draws" if lots.count == 1 else "draws in lots"
+    highs: dict[_Draws | Literal["moment-matched Gaussian", "limit"], float] = {
         "limit": moments.limit,
         "moment-matched Gaussian": moments.gaussian_bound + error,
         draws: lots.scale * lots.shares.high(each) + lots.entropy + error,
@@ -557,21 +576,22 @@ def _bracket(
     )
 
 
-def carried_by_codes(bracket: InformationBracket, about: str) -> str:
-    """Say what drawn codes carry about some samples; ends are rounded outwards.
+def information_sentence(bracket: InformationBracket, about: str) -> str:
+    """Return a sentence about the information of drawn codes.
 
     Parameters
     ----------
     bracket : InformationBracket
-        What they carry.
+        The information; its bounds are rounded outwards.
     about : str
         The samples, in words.
 
     Returns
     -------
     str
-        A sentence.
+        The sentence.
     """
+    # An upper bound below 0.01 is shown with as many digits as it needs.
     digits = 2
     while 0 < bracket.high < 10.0**-digits and digits < 9:
         digits += 1
@@ -587,19 +607,22 @@ def _printed(value: float, digits: int, rounding: str) -> str:
     return str(Decimal(value).quantize(Decimal(10) ** -digits, rounding))
 
 
-def _joined(parts: "list[_Samples]") -> "_Samples":
+def _joined(parts: list[_Samples]) -> _Samples:
     mean, std, weight = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return mean, std, weight
 
 
-def _split(samples: "_Samples", size: int) -> "tuple[_Samples, _Samples]":
+def _split(samples: _Samples, size: int) -> tuple[_Samples, _Samples]:
     mean, std, weight = samples
     rest = mean[size:], std[size:], weight[size:]
     return (mean[:size], std[:size], weight[:size]), rest
 
 
 class _Lots:
-    """Draws within lots, as shares of the largest v that each lot may have."""
+    """Values v of draws within lots, each divided by the largest that its lot allows.
+
+    So the values of all lots lie in [0, 1] and can be bounded together.
+    """
 
     def __init__(self) -> None:
         self.shares = MeanBounds(0, 1)
@@ -609,13 +632,13 @@ class _Lots:
         self._reach = 0.0
         self._seeds: set[int] = set()
 
-    def draw(self, samples: "_Samples", n_draws: int, seed: int) -> None:
+    def draw(self, samples: _Samples, n_draws: int, seed: int) -> None:
         mean, std, weight = samples
         total = float(weight.sum())
         proba = weight / total
         order = _along_steepest(mean, std)
         order = order[proba[order] > 0]
-        # The number of the lot keeps its draws apart from those of lots before.
+        # With its number in the seed, each lot has draws of its own.
         generator = np.random.default_rng([seed, self.count])
         self._seeds.add(seed)
         self.count += 1
@@ -630,7 +653,8 @@ class _Lots:
             self.shares.update((values / top).clip(max=1), weights)
             self._reach += total * top
 
-    def merge(self, other: "_Lots") -> None:
+    def merge(self, other: _Lots) -> None:
+        # With equal seeds, lots of the same number share their noise.
         independent = self._seeds.isdisjoint(other._seeds)
         self.shares.merge(other.shares, independent=independent)
         self.count += other.count
@@ -641,7 +665,7 @@ class _Lots:
 
     @property
     def scale(self) -> float:
-        """What the shares are shares of: sum_l P_l top_l."""
+        """The factor that turns shares into nats: sum_l P_l top_l."""
         return self._reach / self._weight
 
     @property
@@ -658,7 +682,7 @@ class _Moments:
 
     def __init__(self) -> None:
         self.mean = RoundingSums()
-        # Standard deviations and what they may have been computed from.
+        # Of standard deviations, log-variances and variances: see `_origins`.
         self._std = [RoundingSums() for _ in range(3)]
         self._squares: Floats | float = 0.0
         self._logarithms: Floats | float = 0.0
@@ -680,7 +704,7 @@ class _Moments:
         self._largest_log = np.maximum(self._largest_log, largest)
         self._weight_log += float(xlogy(weight, weight).sum())
 
-    def merge(self, other: "_Moments") -> None:
+    def merge(self, other: _Moments) -> None:
         self.mean.merge(other.mean)
         for sums, others in zip(self._std, other._std, strict=True):
             sums.merge(others)
@@ -698,6 +722,7 @@ class _Moments:
     def limit(self) -> float:
         spread = self.mean.spread
         entropy = _entropy(spread.total_weight, self._weight_log)
+        # Rounding can lift the entropy of equal weights above log n.
         return min(entropy, float(np.log(spread.n_samples)))
 
     @property
@@ -710,10 +735,12 @@ class _Moments:
 
     @property
     def rounding(self) -> float:
-        """What rounding adds: sum_j log(1 + u_j^2 / min_i s_ij^2) / 2 + h_j^2."""
+        """What rounding may add: sum_j log(1 + u_j^2 / min_i s_ij^2) / 2 + h_j^2."""
+        # The coarsest type that means, deviations, or their origins fit in.
         unit_of_std = self._std[0].unit
         for sums in (self.mean, *self._std[1:]):
             unit_of_std = np.maximum(unit_of_std, sums.unit)
+        # Equal standard deviations have no error.
         unit_of_std = np.where(self._std[0].unit > 0, unit_of_std, 0)
         logarithms = unit_of_std * np.maximum(self._largest_log, 0.5)
         with np.errstate(over="ignore"):
@@ -722,10 +749,10 @@ class _Moments:
 
 
 def _origins(std: Floats, logarithms: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return deviations, log-variances and variances.
+    """Return standard deviations, log-variances and variances.
 
-    An encoder may compute the latter in 16 bits and the former from them in 32 (theory
-    section 16).
+    An encoder may compute log-variances or variances in 16 bits and standard deviations
+    from them in 32 bits, so all three are tested (theory section 16).
     """
     log_variance, variance = 2 * logarithms, std**2
     return (
@@ -736,18 +763,19 @@ def _origins(std: Floats, logarithms: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _snapped(values: Floats, magnitude: Floats) -> Floats:
-    """Return values of 16 bits where arithmetic in 32 may have moved them away."""
+    """Move values to the nearest of 16 bits if arithmetic in 32 explains the gap."""
     with np.errstate(over="ignore", invalid="ignore"):
         near = values.astype(np.float16).astype(np.float64)
         return np.where(abs(values - near) <= _EXPONENTIAL * magnitude, near, values)
 
 
 def _entropy(weight: float, weight_log: float) -> float:
-    """Return the entropy of weights, from their sum and that of w log w."""
+    """Return the entropy of weights, from the sum of w and the sum of w log w."""
     return max(0.0, float(np.log(weight)) - weight_log / weight)
 
 
 _Samples = tuple[Floats, Floats, Floats]
+_Draws = Literal["draws", "draws in lots"]
 
 
 class _Mixture:
@@ -756,16 +784,18 @@ class _Mixture:
     def __init__(self, mean: Floats, std: Floats, proba: Floats) -> None:
         self.mean, self.std, self.proba = mean, std, proba
         self._log_proba = np.log(proba)
-        self._centred = _centred(mean, proba)
-        reach = np.abs(self._centred).max(axis=0) + _FAR * std.max(axis=0)
+        self._centered = _centered(mean, proba)
+        reach = np.abs(self._centered).max(axis=0) + _FAR * std.max(axis=0)
         steep = reach > _STEEP * std.min(axis=0)
         self._steep, self._flat = np.flatnonzero(steep), np.flatnonzero(~steep)
-        centred, precision = self._centred[:, self._flat], std[:, self._flat] ** -2.0
+        centered, precision = self._centered[:, self._flat], std[:, self._flat] ** -2.0
         constant = self._log_proba - np.log(std).sum(axis=1)
         self._range = float(np.ptp(constant))
-        constant -= (centred**2 * precision).sum(axis=1) / 2
+        constant -= (centered**2 * precision).sum(axis=1) / 2
         # log p_j q_j(z) = (z^2, z, 1) @ weights, for dimensions without cancellation.
-        self._weights = np.vstack([-precision.T / 2, (centred * precision).T, constant])
+        self._weights = np.vstack(
+            [-precision.T / 2, (centered * precision).T, constant]
+        )
 
     def divergences(
         self, chosen: NDArray[np.intp], generator: np.random.Generator
@@ -779,8 +809,12 @@ class _Mixture:
         return values.clip(min=0)
 
     def _at(self, origin: NDArray[np.intp], step: Floats) -> Floats:
-        """Return the divergences at mu + step, summed over samples in lots."""
-        code = (self._centred[origin] + step)[:, self._flat]
+        """Return the divergences at the codes mu + step.
+
+        The sums over all samples run over parts of them. As in a streaming log-sum-exp,
+        the sums so far are rescaled when a larger density appears.
+        """
+        code = (self._centered[origin] + step)[:, self._flat]
         features = np.hstack([code**2, code, np.ones((len(code), 1))])
         # With a_j = log p_j q_j(z) less the largest: sums of e^a, a e^a, e^a log p.
         largest = np.full(len(code), _NEVER)
@@ -805,9 +839,10 @@ class _Mixture:
     def _is_out_of_reach(
         self, origin: NDArray[np.intp], step: Floats, lot: slice
     ) -> bool:
-        """Tell whether one steep dimension alone keeps the samples from all codes.
+        """Return whether the densities of these samples are negligible at all codes.
 
-        Beside that of its own sample, their densities are then below exp(_NEGLIGIBLE).
+        It is so if, in one steep dimension, the samples are so far from all codes that
+        their densities are below exp(_NEGLIGIBLE) times that of the code's own sample.
         """
         if not len(self._steep):
             return False
@@ -839,15 +874,16 @@ class _Mixture:
 
 
 def _along_steepest(mean: Floats, std: Floats) -> NDArray[np.intp]:
-    """Order samples by the mean that varies most beside the noise.
+    """Order samples by the latent mean that varies most relative to the noise.
 
-    Then near samples are together, and many are out of reach of the codes of others.
+    Then samples with similar means are in the same part, and many parts are out of
+    reach of the codes of others.
     """
     steepest = (np.ptp(mean, axis=0) / std.max(axis=0)).argmax()
     return np.argsort(mean[:, steepest], kind="stable")
 
 
-def _centred(mean: Floats, proba: Floats) -> Floats:
+def _centered(mean: Floats, proba: Floats) -> Floats:
     # Shifted by the first sample, so that equal means are exactly 0.
     shifted = mean - mean[0]
     return np.asarray(shifted - proba @ shifted)
@@ -856,14 +892,14 @@ def _centred(mean: Floats, proba: Floats) -> Floats:
 def _stratified(
     proba: Floats, n_draws: int, generator: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Draw samples from p, one from each of its n_draws parts."""
+    """Draw n_draws samples from p, one from each of n_draws equal parts of p."""
     place = (np.arange(n_draws) + generator.random(n_draws)) / n_draws
     chosen = np.searchsorted(np.cumsum(proba), place, side="right")
     return np.minimum(chosen, len(proba) - 1)
 
 
 def _arithmetic_error(latent_dim: int) -> float:
-    """Return what expanding squares of up to _STEEP^2 may cost, in nats."""
+    """Return the error, in nats, of expanding squares of up to _STEEP^2."""
     return 4 * float(np.finfo(np.float64).eps) * _STEEP**2 * latent_dim
 
 
@@ -885,15 +921,15 @@ def _check_posteriors(mean: ArrayLike, std: ArrayLike) -> tuple[Floats, Floats]:
 def _check_lot_size(lot_size: int | None, n_samples: int) -> int:
     if n_samples < 2:
         raise ValueError(
-            "mean must have at least two samples, got 1. Give more samples."
+            "mean must have at least two samples, got 1. Pass more samples."
         )
     if lot_size is None:
         return max(2, int(n_samples**_LOT_EXPONENT))
     check_count("lot_size", lot_size, least=2)
     if lot_size > n_samples:
         raise ValueError(
-            f"lot_size must be at most n_samples = {n_samples}, got {lot_size}. Leave "
-            "it at None, or give more samples."
+            f"lot_size must be at most n_samples = {n_samples}, got {lot_size}. Use "
+            "None, or pass more samples."
         )
     return int(lot_size)
 
@@ -912,57 +948,58 @@ def _check_generator(
 
 @dataclass(frozen=True)
 class OutputInformation:
-    """What the outputs of a decoder carry about the code, at most, and how exactly.
+    """Estimated upper bound on the information of a decoder's outputs about the code.
 
     Attributes
     ----------
     bound : float
-        U, estimated from the draws, nats, at least 0.
+        U, estimated from the draws, in nats, at least 0.
     standard_error : float
-        Standard error of `bound` over the draws, nats.
+        Standard error of `bound` over the draws, in nats.
     likelihood : {"gaussian", "bernoulli"}
-        What the outputs mean.
+        The likelihood of the decoder, whose means are the outputs.
     noise_variance : float or None
-        v of the Gaussian likelihood, in squared units of the outputs.
+        v, the variance of the Gaussian likelihood, in squared units of the outputs.
+        None for "bernoulli".
     n_draws : int
         Number of codes that were decoded.
     """
 
     bound: float
     standard_error: float
-    likelihood: str
+    likelihood: Literal["gaussian", "bernoulli"]
     noise_variance: float | None
     n_draws: int
 
     @property
     def high(self) -> float:  # numpydoc ignore=RT01
-        """`bound` and three standard errors, nats."""
+        """`bound` plus three standard errors, in nats."""
         return self.bound + 3 * self.standard_error
 
 
 class OutputSums:
-    """Moments of outputs for drawn codes, in groups: no output is kept.
+    """Moments of the outputs for drawn codes, by group; no output is kept.
 
-    What is missing without one of the groups gives the standard error (jackknife).
+    The standard error is that of the jackknife, which leaves one group out at a time.
     """
 
-    def __init__(self, likelihood: str) -> None:
+    def __init__(self, likelihood: Literal["gaussian", "bernoulli"]) -> None:
         if likelihood not in ("gaussian", "bernoulli"):
             raise ValueError(
                 f"likelihood must be 'gaussian' or 'bernoulli', got {likelihood!r}."
             )
         self.likelihood = likelihood
         self._origin: Floats | None = None
-        # Of each group: number, squared error, first and second moments.
+        # For each group: count, squared error, first and second moments.
         self._groups: list[Floats] = []
 
     def add(self, output: Floats, target: Floats | None = None) -> None:
-        """Add a group of outputs, for codes of samples `target`."""
+        """Add a group of outputs; `target` holds the samples of their codes."""
         error = 0.0 if target is None else ((output - target) ** 2).mean(axis=1).sum()
         if self.likelihood == "bernoulli":
             first, second = output, entr(output) + entr(1 - output)
         else:
-            # Shifted, so that squares of nearly equal outputs do not cancel.
+            # Shifted, because squares of nearly equal large outputs would cancel.
             self._origin = output[0] if self._origin is None else self._origin
             first = output - self._origin
             second = first**2
@@ -975,7 +1012,7 @@ class OutputSums:
         return float(error / count)
 
     def information(self, noise_variance: float | None = None) -> OutputInformation:
-        """Return U; v is the mean squared error if no noise variance is given."""
+        """Return U, with the mean squared error as v if no noise variance is given."""
         total, n_groups = self._total, len(self._groups)
         without = [self._bound(total - group, noise_variance) for group in self._groups]
         noise = None
@@ -1007,30 +1044,30 @@ class OutputSums:
 def output_information(
     output: ArrayLike,
     *,
-    likelihood: str = "gaussian",
+    likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
     noise_variance: float | None = None,
 ) -> OutputInformation:
-    r"""Bound what a decoder's outputs carry about the code, from drawn codes.
+    r"""Estimate an upper bound on the information of a decoder's outputs on the code.
 
-    With features independent given the code z, outputs f(z) that are the means of the
-    features, and expectations over drawn codes::
+    Assume that the features are independent given the code z, and that the outputs f(z)
+    are their means. With expectations over drawn codes::
 
         Gaussian     U = 1/2 sum_f log(1 + Var f_f(z) / v)
         Bernoulli    U = sum_f [H(E f_f(z)) - E H(f_f(z))]
 
-    H(p) is the entropy of one feature. I(x'; z) <= U for samples x' drawn from the
-    decoder.
+    H(p) is the entropy of one feature. For samples x' drawn from the decoder,
+    I(x'; z) <= U.
 
     Parameters
     ----------
     output : array-like of shape (n_draws, n_features)
-        f(z) for independent draws z of the codes; probabilities for "bernoulli". At
-        least two draws.
+        f(z) for at least two independently drawn codes z. For "bernoulli" these are
+        probabilities.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
-        What the outputs mean.
+        The likelihood of the decoder.
     noise_variance : float or None, default=None
         v, the variance of the Gaussian likelihood, above 0, in squared units of the
-        outputs.
+        outputs. It must be given for "gaussian", and None for "bernoulli".
 
     Returns
     -------
@@ -1044,10 +1081,11 @@ def output_information(
 
     Notes
     -----
-    Each feature carries at most what a Gaussian of its variance would, and independent
-    features together at most the sum. U is estimated. Events too rare for the draws are
-    not in it, nor in its standard error. Decoders that see more than the code, earlier
-    values of the output or a label, are not measured by this.
+    Each feature carries at most as much as a Gaussian of its variance, and features
+    that are independent given the code carry at most the sum. U is an estimate. It does
+    not include events that are too rare for the draws, nor does its standard error. U
+    does not apply to decoders with inputs besides the code, such as a label or earlier
+    values of the output.
 
     References
     ----------
@@ -1055,7 +1093,7 @@ def output_information(
 
     Examples
     --------
-    A decoder that passes the code on, with noise of its size, in one feature of two:
+    A decoder whose first feature is the code itself, with noise of the same variance:
 
     >>> import numpy as np
     >>> from skvaecert.information import output_information
@@ -1070,8 +1108,8 @@ def output_information(
     sums = OutputSums(likelihood)
     if (noise_variance is None) == (likelihood == "gaussian"):
         raise ValueError(
-            "noise_variance must be given for likelihood='gaussian', and for no other, "
-            f"got {noise_variance!r} for {likelihood!r}."
+            "noise_variance must be a number for likelihood='gaussian' and None "
+            f"otherwise, got {noise_variance!r} for {likelihood!r}."
         )
     if noise_variance is not None:
         check_number("noise_variance", noise_variance, above=0)
@@ -1083,22 +1121,24 @@ def output_information(
     return sums.information(noise_variance)
 
 
-def check_output(likelihood: str, output: ArrayLike, *, name: str) -> Floats:
-    """Check outputs of a decoder and flatten each.
+def check_output(
+    likelihood: Literal["gaussian", "bernoulli"], output: ArrayLike, *, name: str
+) -> Floats:
+    """Check the outputs of a decoder and flatten each of them.
 
     Parameters
     ----------
     likelihood : {"gaussian", "bernoulli"}
-        What the outputs mean.
+        The likelihood of the decoder.
     output : array-like of shape (n_draws, ...)
         Outputs.
     name : str
-        What returned them, for errors.
+        Name of the function or array in error messages.
 
     Returns
     -------
     ndarray of shape (n_draws, n_features)
-        In float64; probabilities for "bernoulli".
+        The outputs in float64.
     """
     values = np.asarray(output, dtype=np.float64)
     if values.ndim < 2 or values.size == 0:
@@ -1124,5 +1164,5 @@ def check_output(likelihood: str, output: ArrayLike, *, name: str) -> Floats:
 
 
 def _variance_of_noise(given: float | None, measured: float) -> float:
-    # Perfect outputs leave no noise, and a variance of 0 no quotient.
+    # Perfect outputs have a measured variance of 0, by which nothing can be divided.
     return float(max(measured, _SMALLEST) if given is None else given)

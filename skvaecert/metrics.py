@@ -1,9 +1,11 @@
 """Information, alignment loss, margin, escape force (theory sections 2 to 5, and 12).
 
-Functions on NumPy arrays for whoever has posteriors and no estimator. All are
-computed in float64 and given in nats; sums run over components, means over samples.
-They read each array once, in chunks, so that arrays may be memory-mapped.
+These functions take NumPy arrays of posteriors and need no estimator. They compute in
+float64 and return nats. Sums run over components, means over samples. Each array is
+read once, in chunks, so it may be memory-mapped.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import copy
@@ -49,30 +51,30 @@ __all__ = [
     "view_gap",
 ]
 
-# log-softmax in float32 with logits up to 1e4 is off by less than this.
-_NORMALISATION_TOLERANCE = 1e-3
-# Share of the weight below which samples change no sum.
+# The error of log-softmax in float32 is below this, for logits up to 1e4.
+_NORMALIZATION_TOLERANCE = 1e-3
+# Samples whose share of the weight is below this do not change a float64 sum.
 _NEGLIGIBLE = float(np.finfo(np.float64).eps)
-# Values in a chunk: few enough to stay in a processor's cache.
+# Number of values in a chunk: few enough to stay in a processor's cache.
 _CHUNK_VALUES = 2**16
 
 
 class MarginSums:
     """Margin, teacher information and alignment loss of samples that come in batches.
 
-    With C = -sum_i p_i sum_k T_ik log q_ik, H = -sum_i p_i sum_k T_ik log T_ik and the
-    entropy of the mean teacher, H_mean = -sum_k mean T_k log mean T_k::
+    Let C = -sum_i p_i sum_k T_ik log q_ik, H = -sum_i p_i sum_k T_ik log T_ik, and let
+    H_mean = -sum_k mean T_k log mean T_k be the entropy of the mean teacher. Then::
 
         G = H_mean - C,    I_T = H_mean - H,    A = C - H
 
-    All are sums over samples: one pass is enough, and parts can be merged.
+    All are sums over samples, so one pass is enough, and parts can be merged.
 
     Attributes
     ----------
     n_samples : int
         Number of samples so far, without those of weight 0.
     total_weight : float
-        The sum of their weights.
+        Sum of the weights of these samples.
 
     References
     ----------
@@ -107,16 +109,16 @@ class MarginSums:
         Parameters
         ----------
         teacher_proba : array-like of shape (n_samples, n_components)
-            T, every entry above 0, rows summing to 1.
+            T, the teacher's posteriors: every value above 0, each row sums to 1.
         witness_log_proba : array-like of shape (n_samples, n_components)
             log q, natural logarithms of the witness's probabilities.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights, finite and not negative; 1 when None.
+            Individual weights for each sample, finite and not negative; 1 when None.
 
         Returns
         -------
         self : MarginSums
-            With these samples added; unchanged if an argument is not valid.
+            The sums with these samples added. They are unchanged if an error is raised.
 
         Raises
         ------
@@ -136,16 +138,16 @@ class MarginSums:
         Parameters
         ----------
         teacher_proba : array-like of shape (n_samples, n_components)
-            T, every entry above 0, rows summing to 1.
+            T, the teacher's posteriors: every value above 0, each row sums to 1.
         witness_logits : array-like of shape (n_samples, n_components)
             Finite values; the witness is their softmax.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights, finite and not negative; 1 when None.
+            Individual weights for each sample, finite and not negative; 1 when None.
 
         Returns
         -------
         self : MarginSums
-            With these samples added; unchanged if an argument is not valid.
+            The sums with these samples added. They are unchanged if an error is raised.
 
         Raises
         ------
@@ -155,23 +157,23 @@ class MarginSums:
         logits = _as_log_proba("witness_logits", witness_logits, teacher_proba)
         return self._grow(teacher_proba, logits, sample_weight, _log_sum_exp)
 
-    def merge(self, other: "MarginSums") -> Self:
+    def merge(self, other: MarginSums) -> Self:
         """Add the samples of other sums.
 
         Parameters
         ----------
         other : MarginSums
-            Of other samples; it does not change.
+            Sums of other samples. They are not changed.
 
         Returns
         -------
         self : MarginSums
-            With these samples added.
+            The sums with these samples added.
 
         Raises
         ------
         ValueError
-            If the samples have another number of components.
+            If the number of components differs.
         """
         if other.n_samples == 0:
             return self
@@ -190,13 +192,13 @@ class MarginSums:
 
     @property
     def margin(self) -> float:  # numpydoc ignore=RT01
-        """G, nats; minus infinity where the witness excludes a component."""
+        """G, nats; minus infinity if the witness gives a component probability 0."""
         return self.mean_entropy - self._cross_entropy / self.total_weight
 
     @property
     def teacher_information(self) -> float:  # numpydoc ignore=RT01
         """I_T, nats."""
-        # It is 0 or more; rounding alone can bring it below.
+        # The exact value is at least 0, but rounding can make it slightly negative.
         return max(0.0, self.mean_entropy - self._entropy / self.total_weight)
 
     @property
@@ -224,8 +226,8 @@ class MarginSums:
     def _check_components(self, shape: tuple[int, ...]) -> None:
         if self.n_samples and shape != np.shape(self._proba):
             raise ValueError(
-                f"teacher_proba must have {np.size(self._proba)} columns, as the "
-                f"samples before, got {shape[0]}."
+                f"teacher_proba must have {np.size(self._proba)} columns, as in the "
+                f"batches before, got {shape[0]}."
             )
 
     def _grow(
@@ -240,11 +242,12 @@ class MarginSums:
         posteriors = self._checked_posteriors(teacher_proba)
         witnesses = _as_log_proba("witness_log_proba", witness, posteriors)
         weights = unit_weight(len(posteriors), sample_weight)
+        # The sums of a copy grow, so that an invalid batch leaves these unchanged.
         grown = copy(self)
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
             sums = check_row_sums(proba)
             losses = _cross_entropies(proba, sums, log_q, log_sums)
-            weight, proba, sums, losses = of_weight(weight, proba, sums, losses)
+            weight, proba, sums, losses = drop_zero_weights(weight, proba, sums, losses)
             if not len(weight):
                 continue
             grown._add_teacher(proba, weight, sums)
@@ -267,20 +270,20 @@ class MarginSums:
 class SpreadSums:
     """Mean and variance of each column of samples that come in batches.
 
-    Two sets of samples with weights v and w, means a and b, and sums of squares about
-    these make one with mean a + (b - a) w / (v + w) and (b - a)^2 v w / (v + w) more in
-    the sum of squares. Distances are taken from the first sample, so that equal samples
-    have a variance of exactly 0.
+    Let two sets of samples have weights v and w, means a and b, and sums of squares
+    about these means. Together they have the mean a + (b - a) w / (v + w), and a sum of
+    squares that exceeds the sum of both by (b - a)^2 v w / (v + w). Distances are taken
+    from the first sample, so that equal samples have a variance of exactly 0.
 
     Attributes
     ----------
     first : ndarray of shape (n_columns,)
-        The first sample whose weight is not negligible beside what came before it and
-        in its batch.
+        The first sample whose weight is not negligible compared with the samples before
+        it and in its batch.
     n_samples : int
-        Number of samples of weight above 0.
+        Number of samples with a weight above 0.
     total_weight : float
-        The sum of the weights.
+        Sum of the weights.
 
     Examples
     --------
@@ -305,12 +308,12 @@ class SpreadSums:
         rows : array-like of shape (n_samples, n_columns)
             Finite values.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights, finite and not negative; 1 when None.
+            Individual weights for each sample, finite and not negative; 1 when None.
 
         Returns
         -------
         self : SpreadSums
-            With these samples added.
+            The sums with these samples added.
         """
         values = check_real("rows", rows)
         if values.ndim != 2 or values.size == 0 or not np.isfinite(values).all():
@@ -321,22 +324,22 @@ class SpreadSums:
         self._check_columns(values.shape[1])
         weights = unit_weight(len(values), sample_weight)
         for chunk, weight in _in_chunks(values, weights):
-            weight, chunk = of_weight(weight, chunk)
+            weight, chunk = drop_zero_weights(weight, chunk)
             self._add(chunk, weight)
         return self
 
-    def merge(self, other: "SpreadSums") -> Self:
+    def merge(self, other: SpreadSums) -> Self:
         """Add the samples of other sums.
 
         Parameters
         ----------
         other : SpreadSums
-            Of other samples with as many columns; it does not change.
+            Sums of other samples with as many columns. They are not changed.
 
         Returns
         -------
         self : SpreadSums
-            With these samples added.
+            The sums with these samples added.
         """
         if other.total_weight > 0:
             self._check_columns(len(other.first))
@@ -359,12 +362,12 @@ class SpreadSums:
 
     @property
     def least_dispersion(self) -> float:  # numpydoc ignore=RT01
-        """Lower bound on the exact dispersion of these samples: less summation error.
+        """Lower bound on the exact dispersion: the computed one less summation error.
 
         Sums of n terms are off by a factor within 1 +- (n + 8) u, u = 2^-53, of the
-        root mean square distance from `first`. What the distances lose where parts are
-        merged is below a millionth of the dispersion, since `first` is no sample of
-        negligible weight.
+        root mean square distance from `first`. Merging parts changes the distances by
+        less than a millionth of the dispersion, because the weight of `first` is not
+        negligible.
         """
         reach = np.hypot(self.dispersion, np.linalg.norm(self._mean))
         summing = 2 * float(np.finfo(np.float64).eps) * (self.n_samples + 8) * reach
@@ -373,14 +376,16 @@ class SpreadSums:
     def _check_columns(self, n_columns: int) -> None:
         if len(self.first) not in (0, n_columns):
             raise ValueError(
-                f"rows must have {len(self.first)} columns, as the samples before, got "
-                f"{n_columns}."
+                f"rows must have {len(self.first)} columns, as in the batches before, "
+                f"got {n_columns}."
             )
 
     def _add(self, rows: Floats, weight: Floats) -> None:
         if not len(weight):
             return
         self.n_samples += len(weight)
+        # If all so far is negligible next to this batch, take distances from one of its
+        # samples, because seen from far away all samples would look the same.
         least = _NEGLIGIBLE * float(weight.max())
         if self.total_weight <= least:
             self._shift_by(rows[(weight > least).argmax()])
@@ -390,7 +395,7 @@ class SpreadSums:
         self._join(mean, weight @ (shifted - mean) ** 2, added)
 
     def _shift_by(self, first: Floats) -> None:
-        """Take distances from a sample that counts: far from it, all look the same."""
+        """Take distances from another sample."""
         if len(self.first):
             self._mean = self._mean + (self.first - first)
         self.first = first.copy()
@@ -398,11 +403,12 @@ class SpreadSums:
     def _join(
         self, mean: Floats | float, squares: Floats | float, added: float
     ) -> None:
-        """Add samples by their mean, their squares about it and their weight."""
+        """Add samples, given their mean, sum of squares about it, and weight."""
         step, total = mean - self._mean, self.total_weight + added
         self._squares = self._squares + squares
         self._squares += step**2 * self.total_weight * added / total
-        # From the heavier side: what is far and light must not round it.
+        # The step starts from the heavier mean, so that a light set far away does not
+        # round it.
         if added > self.total_weight:
             self._mean = mean - step * (self.total_weight / total)
         else:
@@ -415,20 +421,22 @@ def teacher_information(
 ) -> float:
     """Teacher information: I_T = sum_i p_i KL(T_i || mean T).
 
-    The mutual information between the sample and the component of the teacher: the
-    alignment loss of the best constant student, and the most that a margin can reach.
+    This is the mutual information between the sample and the component of the teacher.
+    It is the alignment loss of the best constant student, and the largest possible
+    margin.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        Nats, in [0, log K]; 0, to within rounding, for one sample or equal ones.
+        Nats, in [0, log K]. It is 0 to within rounding for a single sample, or if all
+        posteriors are equal.
 
     Raises
     ------
@@ -446,7 +454,7 @@ def teacher_information(
     0.3681
     """
     posteriors = _as_posteriors(teacher_proba)
-    weight = _normalised_weight(sample_weight, posteriors)
+    weight = _normalized_weight(sample_weight, posteriors)
     weights = unit_weight(len(posteriors), weight)
     total = MarginSums()
     for proba, weight in _in_chunks(posteriors, weights):
@@ -466,16 +474,16 @@ def alignment_loss(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        Nats, at least 0; infinite where the witness excludes a component.
+        Nats, at least 0; infinite if the witness gives a component probability 0.
 
     Raises
     ------
@@ -496,7 +504,7 @@ def alignment_loss(
     >>> round(alignment_loss(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]])), 4)
     0.3681
     """
-    weight = _normalised_weight(sample_weight, _as_posteriors(teacher_proba))
+    weight = _normalized_weight(sample_weight, _as_posteriors(teacher_proba))
     sums = MarginSums().update(teacher_proba, witness_log_proba, weight)
     return sums.alignment_loss
 
@@ -506,24 +514,25 @@ def collapse_margin(
     witness_log_proba: ArrayLike,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Margin below the constant student: G = I_T - A.
+    """Margin over the best constant student: G = I_T - A.
 
-    In exact arithmetic a witness that does not depend on the input has G <= 0. A
-    verdict that also covers rounding is given by :func:`skvaecert.certify`.
+    In exact arithmetic, a witness that does not depend on the input has G <= 0.
+    :func:`skvaecert.certify` returns a verdict that also covers rounding.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        Nats, at most I_T; minus infinity where the witness excludes a component.
+        Nats, at most I_T; minus infinity if the witness gives a component
+        probability 0.
 
     Raises
     ------
@@ -544,8 +553,9 @@ def collapse_margin(
     >>> collapse_margin(teacher_proba, np.log([[0.5, 0.5], [0.5, 0.5]]))
     0.0
     """
-    weight = _normalised_weight(sample_weight, _as_posteriors(teacher_proba))
-    # The entropy of the teacher takes most of the time and is not needed.
+    weight = _normalized_weight(sample_weight, _as_posteriors(teacher_proba))
+    # The entropy of the teacher takes most of the time, and the margin does not need
+    # it.
     sums = MarginSums()._grow(
         teacher_proba, witness_log_proba, weight, _log_sums, with_entropy=False
     )
@@ -562,16 +572,16 @@ def margin_contributions(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     ndarray of shape (n_samples,)
-        Nats; their mean with weights p is the margin.
+        Nats. Their mean with weights p is the margin.
 
     Raises
     ------
@@ -603,9 +613,9 @@ def cross_entropies(teacher_proba: ArrayLike, witness_logits: ArrayLike) -> Floa
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_logits : array-like of shape (n_samples, n_components)
-        Finite values, log q up to a constant per sample.
+        Finite values: log q up to a constant per sample.
 
     Returns
     -------
@@ -638,7 +648,7 @@ def escape_force(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     latent_mean : array-like of shape (n_samples, latent_dim)
         The codes z at which the force is taken.
     vertices : array-like of shape (n_components, latent_dim)
@@ -657,7 +667,7 @@ def escape_force(
 
     Examples
     --------
-    On a collapsed code the force differs between samples.
+    On a constant code the force differs between samples.
 
     >>> from skvaecert.metrics import escape_force
     >>> from skvaecert.simplex import simplex_vertices
@@ -680,19 +690,19 @@ def escape_force(
 def escape_force_rms(
     teacher_proba: ArrayLike, scale: float, sample_weight: ArrayLike | None = None
 ) -> float:
-    """Size of the force at the best constant code.
+    """Root mean square force at the best constant code.
 
-    f_rms = beta sqrt(K / (K - 1) sum_i p_i ||T_i - mean T||^2), above 0 exactly if
-    the teacher is not constant.
+    f_rms = beta sqrt(K / (K - 1) sum_i p_i ||T_i - mean T||^2). It is above 0 if and
+    only if the teacher is not constant.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     scale : float
         beta, above 1e-150 and below 1e150.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -720,19 +730,20 @@ def escape_force_rms(
 def latent_dispersion(
     latent_mean: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> float:
-    """Root mean square distance from the mean: sqrt(sum_i p_i ||mu_i - mean mu||^2).
+    """Root mean square distance from the average: sqrt(sum_i p_i ||mu_i - mean mu||^2).
 
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        The encoder means mu.
+        mu, the latent means.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        Latent units; codes as wide as the prior have about sqrt(latent_dim).
+        Distance in latent units. Codes drawn from the prior have about
+        sqrt(latent_dim).
 
     References
     ----------
@@ -750,7 +761,7 @@ def latent_dispersion(
             "latent_mean must be an array of shape (n_samples, latent_dim), finite and "
             f"not empty, got shape {mean.shape}."
         )
-    weight = _normalised_weight(sample_weight, mean)
+    weight = _normalized_weight(sample_weight, mean)
     return SpreadSums().update(mean, weight).dispersion
 
 
@@ -760,15 +771,15 @@ def dispersion_bound(margin: float, force_rms: float) -> float:
     Parameters
     ----------
     margin : float
-        G, or anything below it, in nats.
+        G or a lower bound on it, in nats.
     force_rms : float
         f_rms, from :func:`escape_force_rms`.
 
     Returns
     -------
     float
-        A lower bound, in latent units, on the root mean square distance of the
-        latent means from their average; 0 where the margin is not positive.
+        Lower bound, in latent units, on the root mean square distance of the latent
+        means from their average; 0 if the margin is not positive.
 
     References
     ----------
@@ -799,17 +810,17 @@ def component_contributions(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     ndarray of shape (n_components,)
-        Nats; their sum is the margin. One alone proves nothing: a constant witness
-        that favours component k has G_k > 0, at the cost of the others.
+        Nats. Their sum is the margin. A single positive value proves nothing: a
+        constant witness that favors component k has G_k > 0, at the cost of the others.
 
     Raises
     ------
@@ -836,7 +847,7 @@ def component_contributions(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba)
-    weight, proba, log_q = of_weight(weight, proba, log_q)
+    weight, proba, log_q = drop_zero_weights(weight, proba, log_q)
     return np.asarray(weight @ (proba * (log_q - np.log(weight @ proba))))
 
 
@@ -845,21 +856,21 @@ def component_information(
 ) -> Floats:
     """Information in each component: I_k = sum_i p_i T_ik log(T_ik / mean T_k).
 
-    Equal to mean T_k KL(p(i|k) || p_i), where p(i|k) = p_i T_ik / mean T_k says how
-    component k is spread over the samples; so it is never below 0.
+    It is equal to mean T_k KL(p(i|k) || p_i), where p(i|k) = p_i T_ik / mean T_k is the
+    distribution of component k over the samples. So it is never below 0.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     ndarray of shape (n_components,)
-        Nats, at least 0, and exactly 0 for equal samples; their sum is the teacher
-        information I_T.
+        Nats, at least 0, and exactly 0 if all posteriors are equal. Their sum is the
+        teacher information I_T.
 
     Raises
     ------
@@ -878,11 +889,11 @@ def component_information(
     """
     given = np.asarray(_as_posteriors(teacher_proba), dtype=np.float64)
     check_row_sums(given)
-    # Unlike a matrix product, this sum rounds equal rows alike.
+    # A matrix product may round equal rows differently. This sum does not.
     proba = given / given.sum(axis=1, keepdims=True)
     weight = check_sample_weight(sample_weight, len(proba))
-    weight, proba = of_weight(weight, proba)
-    # The mean of equal values is that value, whatever the rounding of the weights.
+    weight, proba = drop_zero_weights(weight, proba)
+    # The mean of equal values is exactly that value, but rounded weights may change it.
     are_equal = (proba == proba[0]).all(axis=0)
     mean = np.where(are_equal, proba[0], weight @ proba)
     return np.asarray(np.maximum(0.0, weight @ (proba * np.log(proba / mean))))
@@ -895,27 +906,27 @@ def component_visibility(
 ) -> Floats:
     """How well the witness tells the samples of each component from the others.
 
-    V_k = sum_i p_i T_ik log(q_ik / mean q_k), with the witness's own mean. Both
-    p(i|k) = p_i T_ik / mean T_k and r(i|k) = p_i q_ik / mean q_k are distributions
-    over samples, and V_k = I_k - mean T_k KL(p(i|k) || r(i|k)). So V_k is at most I_k,
-    and component k is invisible where V_k is not above 0: the witness places its
-    samples no better than a constant does.
+    V_k = sum_i p_i T_ik log(q_ik / mean q_k), where mean q is the mean of the witness.
+    Both p(i|k) = p_i T_ik / mean T_k and r(i|k) = p_i q_ik / mean q_k are distributions
+    over samples, and V_k = I_k - mean T_k KL(p(i|k) || r(i|k)). So V_k is at most I_k.
+    If V_k is not above 0, component k is invisible: the witness places its samples no
+    better than a constant does.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     witness_log_proba : array-like of shape (n_samples, n_components)
         log q, natural logarithms of the witness's probabilities.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     ndarray of shape (n_components,)
-        Nats, at most I_k of :func:`component_information`; 0, to within rounding, in
-        all components of a constant witness. Their sum is G + KL(mean T || mean q):
-        the margin, and what the witness lost by its averages alone.
+        Nats, at most I_k of :func:`component_information`. For a constant witness all
+        are 0 to within rounding. Their sum is G + KL(mean T || mean q), the margin plus
+        what the witness loses by its averages alone.
 
     Raises
     ------
@@ -928,7 +939,7 @@ def component_visibility(
 
     Examples
     --------
-    A witness that confuses the last two components, and nothing else:
+    A witness that only confuses the last two components:
 
     >>> import numpy as np
     >>> from skvaecert.metrics import component_information, component_visibility
@@ -942,9 +953,10 @@ def component_visibility(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba)
-    weight, proba, log_q = of_weight(weight, proba, log_q)
+    weight, proba, log_q = drop_zero_weights(weight, proba, log_q)
     log_mean = np.asarray(logsumexp(log_q, axis=0, b=weight[:, np.newaxis]))
-    # A component that is excluded everywhere is constant too, at minus infinity.
+    # If the witness gives a component probability 0 for all samples, both logarithms
+    # are minus infinity: a constant, whose difference would be nan.
     differs = log_q != log_mean
     log_ratio = np.subtract(log_q, log_mean, where=differs, out=np.zeros_like(log_q))
     return np.asarray(weight @ (proba * log_ratio))
@@ -956,29 +968,30 @@ def view_gap(
     target_view_proba: ArrayLike,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """View gap: sum_i p_i KL(T(v_i) || T(x_i)), what it costs to read another view.
+    """View gap: sum_i p_i KL(T(v_i) || T(x_i)), the cost of aligning with another view.
 
-    The encoder sees x_i, its targets are the teacher's posteriors of another view
-    v_i: an augmentation, another modality. The analytic code of its own view has
-    margin I_T - gap against these targets, with I_T that of the targets: so much is
-    reachable. It is not the most: an encoder trained on the targets may learn what
-    the other view makes of a sample, and reach more, also where the gap exceeds I_T.
+    The encoder sees x_i, and its targets are the teacher's posteriors of another view
+    v_i, such as an augmentation or another modality. The analytic code of x_i has the
+    margin I_T - gap against these targets, where I_T is that of the targets. So this
+    margin is reachable, but it is not the maximum: an encoder trained on the targets
+    may learn how the other view changes a sample, and reach more, even if the gap
+    exceeds I_T.
 
     Parameters
     ----------
     own_view_proba : array-like of shape (n_samples, n_components)
-        T(x_i): posteriors of what the encoder sees, every entry above 0.
+        T(x_i): posteriors of the view that the encoder sees, every value above 0.
     target_view_proba : array-like of shape (n_samples, n_components)
-        T(v_i): posteriors of what it is aligned with, every entry above 0, of the same
-        samples in the same order.
+        T(v_i): posteriors of the view that it is aligned with, every value above 0, for
+        the same samples in the same order.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        Nats, at least 0; 0, to within rounding, if the views have the same
-        posteriors. Not symmetric in the views.
+        Nats, at least 0. It is 0 to within rounding if the views have the same
+        posteriors. It is not symmetric in the views.
 
     Raises
     ------
@@ -1001,14 +1014,14 @@ def view_gap(
     target = check_teacher_proba(target_view_proba, len(own), name="target_view_proba")
     if own.shape != target.shape:
         raise ValueError(
-            "own_view_proba and target_view_proba must have the same components, got "
-            f"{own.shape[1]} and {target.shape[1]}."
+            "own_view_proba and target_view_proba must have the same number of "
+            f"components, got {own.shape[1]} and {target.shape[1]}."
         )
     return alignment_loss(target, np.log(own), sample_weight)
 
 
 def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
-    """Yield slices of samples that fit into a processor's cache together.
+    """Yield slices of samples that are small enough for a processor's cache.
 
     Parameters
     ----------
@@ -1018,7 +1031,7 @@ def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
     Yields
     ------
     slice
-        One after the other.
+        Consecutive slices that cover all samples.
 
     Examples
     --------
@@ -1032,7 +1045,7 @@ def gen_rows(n_samples: int, n_columns: int) -> Iterator[slice]:
 
 
 class MarginEnergyPath(NamedTuple):
-    """What :func:`margin_energy_path` returns.
+    """Result of :func:`margin_energy_path`.
 
     Attributes
     ----------
@@ -1041,7 +1054,8 @@ class MarginEnergyPath(NamedTuple):
     margin : ndarray of shape (n_points,)
         G of the codes, nats.
     energy : ndarray of shape (n_points,)
-        What they cost, sum_i p_i ||z_i||^2 / 2, nats a sample.
+        sum_i p_i ||z_i||^2 / 2, nats per sample: the part of the KL term that is due to
+        the latent means.
     """
 
     strength: Floats
@@ -1060,23 +1074,23 @@ def margin_energy_path(
     """Margin and energy of the codes z_i = lambda z*_i, for lambda from 0 to 1.
 
     z* is the analytic code. The witness of lambda z* is T^lambda / Z, and the energy is
-    lambda^2 times that of z*. The margin is concave in lambda and increasing, from
-    -KL(mean T || uniform) to I_T. Anchored, the path is z_i = a + lambda (z*_i - a),
-    with a the analytic code of the mean teacher: it starts at the best constant
-    student, where the margin is 0 and the energy that of a.
+    lambda^2 times that of z*. The margin is concave in lambda and increases from
+    -KL(mean T || uniform) to I_T. With `anchored`, the path is z_i = a + lambda (z*_i -
+    a), where a is the analytic code of the mean teacher. It starts at the best constant
+    student, where the margin is 0 and the energy is that of a.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     scale : float
         beta, above 1e-150 and below 1e150. The margin does not depend on it.
     n_points : int, default=51
-        Points on the path, at least 2.
+        Number of points on the path, at least 2.
     anchored : bool, default=False
-        Whether it starts at the best constant student rather than at the origin.
+        Whether the path starts at the best constant student instead of the origin.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -1112,6 +1126,8 @@ def margin_energy_path(
     start = (
         centered_log_ratio([weight @ proba])[0] if anchored else np.zeros(odds.shape[1])
     )
+    # Log-odds stand for codes: those of the analytic code are c, and its witness is
+    # softmax(c).
     codes = (start + step * (odds - start) for step in strength)
     points = [(_margin_of(proba, c, weight), weight @ (c**2).sum(1)) for c in codes]
     margin, squares = np.transpose(points)
@@ -1120,26 +1136,26 @@ def margin_energy_path(
     return MarginEnergyPath(strength, margin, energy)
 
 
-def of_weight(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
-    """Leave the samples of weight 0 out.
+def drop_zero_weights(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
+    """Leave out samples with weight 0.
 
     Parameters
     ----------
     weight : ndarray of shape (n_samples,)
         Weights, not negative.
     *arrays : ndarray
-        Of as many samples.
+        Arrays with n_samples rows.
 
     Returns
     -------
     tuple of ndarray
-        The weights and the arrays, as they are if all weights are above 0.
+        The weights and the arrays, without a copy if all weights are above 0.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from skvaecert.metrics import of_weight
-    >>> of_weight(np.array([0.0, 2.0]), np.array([[1e17], [1.0]]))
+    >>> from skvaecert.metrics import drop_zero_weights
+    >>> drop_zero_weights(np.array([0.0, 2.0]), np.array([[1e17], [1.0]]))
     (array([2.]), array([[1.]]))
     """
     counts = weight > 0
@@ -1149,7 +1165,7 @@ def of_weight(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
 
 
 def unit_weight(n_samples: int, sample_weight: ArrayLike | None) -> Floats:
-    """Check weights; without any, return a zero-stride array of ones.
+    """Check weights, or return a zero-stride array of ones if there are none.
 
     Parameters
     ----------
@@ -1187,7 +1203,7 @@ def _as_posteriors(teacher_proba: ArrayLike) -> NDArray[Any]:
     """Check the shape only, without a copy of the array."""
     proba = check_real("teacher_proba", teacher_proba)
     if proba.ndim != 2 or proba.size == 0:
-        check_teacher_proba(proba)  # which raises
+        check_teacher_proba(proba)  # raises the error for this shape
     return proba
 
 
@@ -1208,7 +1224,7 @@ def _check_log_proba(log_proba: ArrayLike, teacher_proba: Floats) -> Floats:
     return np.asarray(log_q - _log_sums(log_q)[:, None])
 
 
-def _normalised_weight(
+def _normalized_weight(
     sample_weight: ArrayLike | None, samples: NDArray[Any]
 ) -> Floats | None:
     if sample_weight is None:
@@ -1223,7 +1239,7 @@ def _margin_of(proba: Floats, logits: Floats, weight: Floats) -> float:
 def _cross_entropies(
     proba: Floats, sums: Floats, log_q: Floats, log_sums: Callable[[Floats], Floats]
 ) -> Floats:
-    """Return -sum_k T_ik log q_ik; `sums` normalise T, `log_sums` normalises q."""
+    """Return -sum_k T_ik log q_ik; `sums` normalize T, `log_sums` normalizes q."""
     return np.asarray(log_sums(log_q) - _row_products(proba, log_q) / sums)
 
 
@@ -1232,12 +1248,13 @@ def _row_products(a: Floats, b: Floats) -> Floats:
 
 
 def _log_sums(log_q: Floats) -> Floats:
-    """Return log sum_k q_ik: an excess e would fake a margin of e."""
-    # The largest is about 0 if they are valid: what underflows does not count.
+    """Return log sum_k q_ik, which is subtracted: an excess e would fake a margin e."""
+    # No maximum is subtracted first. The sums of valid rows are about 1, and terms that
+    # underflow are negligible.
     with np.errstate(over="ignore", divide="ignore"):
         total = np.log(np.exp(log_q) @ np.ones(log_q.shape[1]))
     worst = total[np.abs(total).argmax()]
-    if not abs(worst) <= _NORMALISATION_TOLERANCE:
+    if not abs(worst) <= _NORMALIZATION_TOLERANCE:
         raise ValueError(
             "witness_log_proba must hold natural logarithms of probabilities that sum "
             f"to 1 in each row, got a row that sums to {np.exp(worst):.6g}. Pass "

@@ -4,9 +4,11 @@ All functions take NumPy arrays and compute in float64. K is the number of teach
 components and d the number of latent dimensions, d >= K - 1.
 """
 
+from __future__ import annotations
+
 import math
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,41 +34,44 @@ Floats = NDArray[np.float64]
 
 # In float32, posteriors over hundreds of components sum to 1 within about 1e-5.
 _SUM_TOLERANCE = 1e-4
-# Smaller values have no logarithm to full precision, or are 0 after normalisation.
+# Smaller values lose digits as subnormal numbers, or are 0 after normalization.
 _SMALLEST_PROBA = 1e-300
 # Squares of larger values overflow.
 _LARGEST_CODE = 1e150
-# Share of the budget that the temperature keeps in reserve for rounding.
+# Share of the energy budget that is left unused, for rounding.
 _RESERVE = 1e-9
+# The computed energy of uniform posteriors, which is exactly 0, is below this.
 _ENERGY_ROUNDING = 1e-25
+# Factor between the temperatures that are tried: 19 %.
 _STEP = 2**0.25
-# Scales and temperatures above it, and below one over it: squares are numbers.
+# Scales and temperatures lie between this and its inverse, so that their squares
+# neither underflow nor overflow.
 _SMALLEST = 1e-150
 _REAL = "{} must hold real numbers, integers or floats of 16 bits or more, got"
 
 
 def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
-    """Check that values are real numbers of 16 bits or more, or integers; no copy.
+    """Check that values are integers or floats of 16 bits or more, without a copy.
 
-    A mask would be dropped by a conversion to float64, as would imaginary parts, and
-    values of 8 bits would count as more precise than they are.
+    A conversion to float64 would drop a mask or an imaginary part, and floats of 8 bits
+    would count as more precise than they are.
 
     Parameters
     ----------
     name : str
         Name of the array in error messages.
     values : array-like
-        Of any shape.
+        Values of any shape.
 
     Returns
     -------
     ndarray
-        The values as they are.
+        The values, unchanged.
 
     Raises
     ------
     ValueError
-        If the values are masked, complex, floats of 8 bits or no numbers.
+        If the values are masked, complex, floats of 8 bits or not numeric.
 
     Examples
     --------
@@ -76,6 +81,7 @@ def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
            [2.]])
     """
     try:
+        # Unlike asarray, asanyarray keeps masks, which are refused below.
         array = np.asanyarray(values)
         if array.dtype == object:
             array = np.asarray(array, dtype=np.float64)
@@ -86,8 +92,8 @@ def check_real(name: str, values: ArrayLike) -> NDArray[Any]:
         raise ValueError(f"{_REAL.format(name)} {given} ({error}).") from error
     if isinstance(array, np.ma.MaskedArray):
         raise ValueError(
-            f"{_REAL.format(name)} a masked array. Leave the masked samples out, or "
-            "fill them."
+            f"{_REAL.format(name)} a masked array. Leave out the masked samples, or "
+            "fill their values."
         )
     is_small = array.dtype.kind not in "biu" and array.dtype.itemsize < 2
     if is_small or array.dtype.kind in "cmMSUTV":
@@ -103,7 +109,7 @@ def check_number(
     least: float = -math.inf,
     below: float = math.inf,
 ) -> float:
-    """Check one finite number against its limits.
+    """Check that a number is finite and within its limits.
 
     Parameters
     ----------
@@ -112,7 +118,7 @@ def check_number(
     value : float
         The number.
     above, least, below : float
-        Limits; `least` is allowed, the others are not.
+        The limits. Only `least` itself is allowed.
 
     Returns
     -------
@@ -122,7 +128,7 @@ def check_number(
     Raises
     ------
     ValueError
-        If the value is no real number or out of its limits.
+        If the value is not a real number or not within the limits.
 
     Examples
     --------
@@ -131,6 +137,7 @@ def check_number(
     2.0
     """
     try:
+        # float() would accept strings and booleans.
         is_other = isinstance(value, str | bytes | bool | np.bool_ | np.complexfloating)
         number = math.nan if is_other else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -145,7 +152,7 @@ def check_number(
 
 
 def check_scale(scale: float) -> float:
-    """Check the scale beta of a witness: its square must be a number.
+    """Check the scale beta of a witness, whose square must not under- or overflow.
 
     Parameters
     ----------
@@ -160,7 +167,7 @@ def check_scale(scale: float) -> float:
     Raises
     ------
     ValueError
-        If it is no such number.
+        If it is not a number within these limits.
     """
     return check_number("scale", scale, above=_SMALLEST, below=1 / _SMALLEST)
 
@@ -173,7 +180,7 @@ def check_codes(name: str, codes: ArrayLike) -> Floats:
     name : str
         Name of the array in error messages.
     codes : array-like of shape (n_samples, latent_dim)
-        Finite values below 1e150, whose squares do not overflow.
+        Finite values of magnitude below 1e150, so that their squares do not overflow.
 
     Returns
     -------
@@ -189,20 +196,19 @@ def check_codes(name: str, codes: ArrayLike) -> Floats:
     if values.ndim != 2 or values.size == 0:
         raise ValueError(
             f"{name} must have shape (n_samples, latent_dim), not empty, got shape "
-            f"{values.shape}. Give one dimension as a column, {name}[:, numpy.newaxis]."
+            f"{values.shape}. Pass a single dimension as {name}[:, numpy.newaxis]."
         )
     largest = np.abs(values).max()
     if not largest < _LARGEST_CODE:
         raise ValueError(
             f"{name} must be finite and below {_LARGEST_CODE:.0e}, got a largest "
-            f"magnitude of {largest}. Leave these samples out, or give them a finite "
-            "code."
+            f"magnitude of {largest}. Leave out these samples, or pass finite codes."
         )
     return values
 
 
 def check_count(name: str, value: int, *, least: int = 1) -> int:
-    """Check a number of things.
+    """Check that a value is an int in a range.
 
     Parameters
     ----------
@@ -211,7 +217,7 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
     value : int
         The number.
     least : int, default=1
-        The smallest one allowed.
+        The smallest allowed value.
 
     Returns
     -------
@@ -221,7 +227,7 @@ def check_count(name: str, value: int, *, least: int = 1) -> int:
     Raises
     ------
     ValueError
-        If the value is no int, below `least`, or 2^31 or more.
+        If the value is not an int, or not in [least, 2^31).
     """
     is_int = isinstance(value, Integral) and not isinstance(value, bool)
     if not (is_int and least <= value < 2**31):
@@ -250,7 +256,7 @@ def check_flag(name: str, value: bool) -> bool:
     Raises
     ------
     ValueError
-        If it is another.
+        If it is not.
     """
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{name} must be True or False, got {value!r}.")
@@ -258,12 +264,12 @@ def check_flag(name: str, value: bool) -> bool:
 
 
 def check_seed(random_state: int | np.random.RandomState | None) -> None:
-    """Check what is to seed a generator.
+    """Check a `random_state`.
 
     Parameters
     ----------
     random_state : int, RandomState instance or None
-        Ints from 0 to 2^32 - 1.
+        An int must be from 0 to 2^32 - 1.
 
     Raises
     ------
@@ -286,16 +292,16 @@ def check_teacher_proba(
     *,
     name: str = "teacher_proba",
 ) -> Floats:
-    """Check teacher posteriors and divide each row by its sum, in float64.
+    """Check the teacher's posteriors and divide each row by its sum, in float64.
 
-    A row that sums to 1 + e instead of 1 would shift the margin by up to e.
+    A row with the sum 1 + e instead of 1 would shift the margin by up to e.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0; each row sums to 1.
+        T, every value above 0; each row sums to 1.
     n_samples : int, default=None
-        Expected number of samples; any number when None.
+        Expected number of samples. Any number is allowed when None.
     name : str, default="teacher_proba"
         Name of the array in error messages.
 
@@ -307,9 +313,9 @@ def check_teacher_proba(
     Raises
     ------
     ValueError
-        If the array is not 2-d, is empty or has another number of rows than
-        `n_samples`; if an entry is not finite and above 0; if the sum of a row
-        differs from 1 by more than 1e-4.
+        If the array is not 2-d, is empty or does not have `n_samples` rows, if a value
+        is not finite and above 0, or if the sum of a row differs from 1 by more than
+        1e-4.
 
     Examples
     --------
@@ -326,7 +332,7 @@ def check_teacher_proba(
 def check_row_sums(
     proba: Floats, n_samples: int | None = None, *, name: str = "teacher_proba"
 ) -> Floats:
-    """Check teacher posteriors and return the sums of their rows.
+    """Check the teacher's posteriors and return the sum of each row.
 
     Parameters
     ----------
@@ -340,12 +346,12 @@ def check_row_sums(
     Returns
     -------
     ndarray of shape (n_samples,)
-        Within 1e-4 of 1.
+        The sums, within 1e-4 of 1.
 
     Raises
     ------
     ValueError
-        As :func:`check_teacher_proba`.
+        As in :func:`check_teacher_proba`.
     """
     if proba.ndim != 2 or proba.size == 0:
         raise ValueError(
@@ -353,12 +359,12 @@ def check_row_sums(
             f"got shape {proba.shape}."
         )
     _check_length(name, len(proba), n_samples)
-    # A matrix product is faster than a sum along the rows.
+    # A matrix product is faster than a sum over the columns.
     smallest, sums = proba.min(), proba @ np.ones(proba.shape[1])
     if not (smallest > _SMALLEST_PROBA and np.isfinite(sums).all()):
         raise ValueError(
-            f"{name} must have every entry finite and above 0 (full support; 1e-300), "
-            f"got a smallest entry of {smallest}. Mix in a floor, for example "
+            f"{name} must have finite values above 0 (full support; at least 1e-300), "
+            f"got a smallest value of {smallest}. Mix in a floor, for example "
             f"0.99 * {name} + 0.01 / {name}.shape[1]."
         )
     worst = sums[np.abs(sums - 1).argmax()]
@@ -371,7 +377,7 @@ def check_row_sums(
 
 
 def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
-    """Check sample weights and normalise them to sum 1; uniform when None.
+    """Check sample weights and normalize their sum to 1; uniform when None.
 
     Parameters
     ----------
@@ -388,7 +394,7 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floa
     Raises
     ------
     ValueError
-        If the weights have another shape, a negative or non-finite entry, or sum 0.
+        If the shape is wrong, a weight is negative or not finite, or all are 0.
 
     Examples
     --------
@@ -406,9 +412,9 @@ def check_sample_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floa
 
 
 def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
-    """Check the weights of a part of the samples; 1 each when None.
+    """Check the weights of some of the samples; all are 1 when None.
 
-    Weights that change no sum, 2^-52 of the largest or less, become 0.
+    A weight of at most 2^-52 of the largest does not change a sum and becomes 0.
 
     Parameters
     ----------
@@ -420,12 +426,12 @@ def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
     Returns
     -------
     ndarray of shape (n_samples,)
-        The weights in float64, not normalised.
+        The weights in float64, not normalized.
 
     Raises
     ------
     ValueError
-        If the weights have another shape, or a negative or non-finite entry.
+        If the shape is wrong, or a weight is negative or not finite.
     """
     if sample_weight is None:
         return np.ones(n_samples)
@@ -456,7 +462,7 @@ def _check_length(name: str, given: int, n_samples: int | None) -> None:
 def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
     """Vertices of a regular simplex: ||s_k|| = 1, s_k . s_j = -1 / (K - 1).
 
-    The vertices sum to 0. They span the first K - 1 latent dimensions, the protected
+    The vertices sum to 0 and span the first K - 1 latent dimensions, the protected
     subspace. The other dimensions are free.
 
     Parameters
@@ -494,7 +500,7 @@ def simplex_vertices(n_components: int, latent_dim: int) -> Floats:
     if latent_dim < n_components - 1:
         raise ValueError(
             f"latent_dim must be at least n_components - 1 = {n_components - 1}, so "
-            f"that the simplex fits, got {latent_dim}. Raise latent_dim or use a "
+            f"that the simplex fits, got {latent_dim}. Increase latent_dim, or use a "
             "teacher with fewer components."
         )
     # Columns of the Helmert matrix are a regular simplex of radius sqrt((K - 1) / K).
@@ -509,13 +515,13 @@ def witness_log_proba(
 ) -> Floats:
     """Log-probabilities of the witness: log softmax(beta S mu).
 
-    The witness has no trained part and depends on the latent mean only. So it is
-    constant where the mean is constant.
+    The witness has no trained parameters and depends on the latent mean only. So it is
+    constant if the mean is constant.
 
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        The encoder means mu.
+        mu, the latent means.
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`simplex_vertices`.
     scale : float
@@ -550,7 +556,7 @@ def check_code(latent_mean: ArrayLike, vertices: ArrayLike) -> tuple[Floats, Flo
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        The encoder means.
+        The latent means.
     vertices : array-like of shape (n_components, latent_dim)
         S.
 
@@ -578,24 +584,24 @@ def _finite_table(name: str, values: ArrayLike) -> Floats:
     table = np.asarray(check_real(name, values), dtype=np.float64)
     if table.ndim != 2 or table.size == 0 or not np.isfinite(table).all():
         raise ValueError(
-            f"{name} must be a 2-d array of finite numbers, not empty, got shape "
+            f"{name} must be a 2-d array of finite values, not empty, got shape "
             f"{table.shape}" + (" with NaN or infinity." if table.ndim == 2 else ".")
         )
     return table
 
 
 def centered_log_ratio(teacher_proba: ArrayLike) -> Floats:
-    """Centred log-odds: c_i = log T_i - mean_k log T_ik.
+    """Centered log-odds: c_i = log T_i - mean_k log T_ik.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0.
+        T, the teacher's posteriors, every value above 0.
 
     Returns
     -------
     ndarray of shape (n_samples, n_components)
-        Centred log-odds, which sum to 0 in each row.
+        Centered log-odds, which sum to 0 in each row.
 
     References
     ----------
@@ -620,14 +626,14 @@ def log_odds_energy(
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0.
+        T, the teacher's posteriors, every value above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     float
-        At least 0; large for posteriors that are nearly one-hot.
+        At least 0. It is large for posteriors that are nearly one-hot.
 
     References
     ----------
@@ -646,17 +652,17 @@ def log_odds_energy(
 def prior_matched_scale(
     teacher_proba: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> float:
-    """Witness scale at which the analytic code is as wide as the prior.
+    """Witness scale at which the analytic code spreads like the prior.
 
-    beta = sqrt(E_T / K): the analytic code then has mean square 1 in each of its
-    K - 1 protected dimensions, like N(0, I), and costs (K - 1) / 2 nats of KL.
+    beta = sqrt(E_T / K). Summed over its K - 1 protected dimensions, the analytic code
+    then has mean square K - 1, like N(0, I), and costs (K - 1) / 2 nats of KL.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0.
+        T, the teacher's posteriors, every value above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -680,14 +686,14 @@ def prior_matched_scale(
 def analytic_code(
     teacher_proba: ArrayLike, vertices: ArrayLike, scale: float
 ) -> Floats:
-    """Code with zero alignment error: z*_i = (K - 1) / (K beta) S^T c_i.
+    """Code whose alignment loss is 0: z*_i = (K - 1) / (K beta) S^T c_i.
 
-    Its witness is the teacher itself, softmax(beta S z*_i) = T_i, exactly.
+    The witness reads exactly the teacher off it: softmax(beta S z*_i) = T_i.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0.
+        T, the teacher's posteriors, every value above 0.
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`simplex_vertices`.
     scale : float
@@ -729,17 +735,17 @@ def analytic_energy(
 ) -> float:
     """Energy of the analytic code: (K - 1) / (2 K beta^2) E_T.
 
-    This is sum_i p_i ||z*_i||^2 / 2, the part of the KL term that is due to the means
-    of the codes.
+    This is sum_i p_i ||z*_i||^2 / 2, the part of the KL term that is due to the latent
+    means.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0.
+        T, the teacher's posteriors, every value above 0.
     scale : float
         beta, above 1e-150 and below 1e150.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -774,16 +780,16 @@ def temper(log_proba: ArrayLike, temperature: float, floor: float) -> Floats:
     Parameters
     ----------
     log_proba : array-like of shape (n_samples, n_components)
-        log P, each row up to a constant, such as joint log-probabilities.
+        log P, each row up to a constant, for example joint log-probabilities.
     temperature : float
-        t, above 0. Temperatures above 1 soften.
+        t, above 0. Temperatures above 1 soften the posteriors.
     floor : float
-        e, at least 0 and below 1. If it is above 0, so is every entry of T.
+        e, at least 0 and below 1. If it is above 0, so is every value of T.
 
     Returns
     -------
     ndarray of shape (n_samples, n_components)
-        T, which sums to 1 in each row.
+        T, whose rows sum to 1.
 
     References
     ----------
@@ -813,12 +819,12 @@ def temper(log_proba: ArrayLike, temperature: float, floor: float) -> Floats:
 def budget_temperature(
     log_proba: ArrayLike, floor: float, energy_budget: float
 ) -> float:
-    """Smallest temperature, from 1 up, at which the energy fits a budget.
+    """Smallest temperature of at least 1 at which the energy fits a budget.
 
-    The energy is that of :func:`analytic_energy` at scale 1. With a floor it may rise
-    with the temperature before it falls. So the temperature is raised in steps of 19 %
-    until the energy fits, and the root is found within the last step. A minimum within
-    a step is missed.
+    The energy is that of :func:`analytic_energy` at scale 1. With a floor, it may rise
+    with the temperature before it falls. So the temperature is increased in steps of
+    19 % until the energy fits, and the root is found within the last step. A minimum
+    within a step is missed.
 
     Parameters
     ----------
@@ -862,7 +868,10 @@ def budget_temperature(
 
 
 def resolve_witness_scale(
-    witness_scale: str | float, proba: Floats, *, name: str = "witness_scale"
+    witness_scale: Literal["prior"] | float,
+    proba: Floats,
+    *,
+    name: str = "witness_scale",
 ) -> float:
     """Return the value of the witness scale beta.
 
@@ -871,7 +880,7 @@ def resolve_witness_scale(
     witness_scale : "prior" or float
         "prior" for :func:`prior_matched_scale`, or beta itself.
     proba : ndarray of shape (n_samples, n_components)
-        Teacher posteriors of the training samples.
+        The teacher's posteriors of the training samples.
     name : str, default="witness_scale"
         Name of the parameter in error messages.
 
@@ -901,8 +910,8 @@ def resolve_witness_scale(
     scale = prior_matched_scale(proba)
     if scale == 0:
         raise ValueError(
-            f"{name} must be a number for this teacher: every posterior is "
-            "uniform, and 'prior' gives 0. Such a teacher has no information and "
-            "certifies nothing. Use another teacher."
+            f"{name} must be a number for this teacher: all its posteriors are "
+            "uniform, and 'prior' would be 0. A teacher without information certifies "
+            "nothing. Use another teacher."
         )
     return scale

@@ -1,9 +1,12 @@
-"""What reads a code: softmax of a linear map, fixed or fitted (theory sections 6, 8).
+"""Witnesses, which read clusters off a code: a softmax of a linear map.
 
-A witness that was not fitted on the samples it reads is constant wherever the code is,
-so that a margin above 0 proves that the code is not. The fixed simplex needs no fit;
-the others are fitted after training, for encoders that were trained without a witness.
+If a witness was not fitted on the samples that it reads, it is constant if the code is
+constant. So a margin above 0 proves that the code is not constant. The fixed simplex
+needs no fit. The other witnesses are fitted after training, for encoders that were
+trained without a witness. Theory sections 6 and 8.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +18,7 @@ from scipy.linalg import orthogonal_procrustes
 from scipy.optimize import brentq, minimize
 from scipy.special import log_softmax, softmax
 
-from skvaecert.metrics import SpreadSums, of_weight
+from skvaecert.metrics import SpreadSums, drop_zero_weights
 from skvaecert.simplex import (
     Floats,
     analytic_code,
@@ -37,10 +40,10 @@ __all__ = [
     "simplex_witness",
 ]
 
-# Strengths up to here are tried: beyond, the witness is a step function.
+# Largest strength that is tried. The witness is then nearly a step function.
 _MOST_STRENGTH = 2.0**20
 _MOST_ITERATIONS = 1000
-# Codes that spread by less are equal: a steeper witness would overflow.
+# Codes that spread by less count as equal, because the weights would overflow.
 _LEAST_SPREAD = 1e-100
 
 
@@ -55,7 +58,8 @@ class LinearWitness:
     bias : ndarray of shape (n_components,)
         b.
     name : str
-        What it is called in a certificate: "raw", "procrustes" or "linear".
+        Name of the witness in a certificate: "raw", "procrustes", "linear", "teacher"
+        or "none".
 
     Examples
     --------
@@ -78,13 +82,13 @@ class LinearWitness:
         )
         if weights.ndim != 2 or not np.isfinite(weights).all():
             raise ValueError(
-                "weights must be an array of shape (n_components, latent_dim), finite, "
+                "weights must be a finite array of shape (n_components, latent_dim), "
                 f"got shape {weights.shape}."
             )
         if bias.shape != weights.shape[:1] or not np.isfinite(bias).all():
             raise ValueError(
-                f"bias must be an array of shape ({len(weights)},), as many values as "
-                f"weights has rows, finite, got shape {bias.shape}."
+                f"bias must be a finite array of shape ({len(weights)},), with a value "
+                f"for each row of weights, got shape {bias.shape}."
             )
 
     def logits(self, codes: ArrayLike) -> Floats:
@@ -93,7 +97,7 @@ class LinearWitness:
         Parameters
         ----------
         codes : array-like of shape (n_samples, latent_dim)
-            Latent means, or codes drawn from the posterior.
+            Latent means, or drawn codes.
 
         Returns
         -------
@@ -103,8 +107,8 @@ class LinearWitness:
         values, dim = check_real("codes", codes), self.weights.shape[1]
         if values.ndim != 2 or values.shape[1] != dim or not np.isfinite(values).all():
             raise ValueError(
-                f"codes must be an array of shape (n_samples, {dim}), finite, got "
-                f"shape {values.shape}."
+                f"codes must be a finite array of shape (n_samples, {dim}), got shape "
+                f"{values.shape}."
             )
         return np.asarray(
             np.asarray(values, dtype=np.float64) @ self.weights.T + self.bias
@@ -116,7 +120,7 @@ class LinearWitness:
         Parameters
         ----------
         codes : array-like of shape (n_samples, latent_dim)
-            Latent means, or codes drawn from the posterior.
+            Latent means, or drawn codes.
 
         Returns
         -------
@@ -125,8 +129,8 @@ class LinearWitness:
         """
         return np.asarray(log_softmax(self.logits(codes), axis=1))
 
-    def equals(self, other: "LinearWitness") -> bool:
-        """Tell whether another witness has the same name and the same values.
+    def equals(self, other: LinearWitness) -> bool:
+        """Return whether another witness has the same name and the same values.
 
         Parameters
         ----------
@@ -146,29 +150,29 @@ class LinearWitness:
 
     @cached_property
     def gain(self) -> float:  # numpydoc ignore=RT01
-        """Largest change of the centred logits for a step of 1 in the code."""
+        """Largest change of the centered logits for a step of 1 in the code."""
         return float(np.linalg.norm(self.weights - self.weights.mean(axis=0), 2))
 
     @cached_property
     def reads_all(self) -> bool:  # numpydoc ignore=RT01
-        """Whether every posterior is read off some code: rank (A, 1) = n_components."""
+        """Whether each posterior can be read off some code: rank (A, 1) = K."""
         columns = np.column_stack([self.weights, np.ones(len(self.weights))])
         return bool(np.linalg.matrix_rank(columns) == len(columns))
 
-    def tempered(self, mean_proba: Floats, strength: float) -> "LinearWitness":
+    def tempered(self, mean_proba: Floats, strength: float) -> LinearWitness:
         """Return the witness q ~ mean T exp(s (A z + b)).
 
         Parameters
         ----------
         mean_proba : ndarray of shape (n_components,)
-            Mean teacher of other samples than those to be read.
+            Mean teacher, from other samples than those that are read.
         strength : float
-            s, at least 0; at 0 the witness is the mean teacher, whatever the code.
+            s, at least 0. At 0 the witness is the mean teacher for any code.
 
         Returns
         -------
         LinearWitness
-            Of the same name.
+            The tempered witness, with the same name.
         """
         check_number("strength", strength, least=0)
         given = check_real("mean_proba", mean_proba)
@@ -199,7 +203,7 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     Raises
     ------
     ValueError
-        If the scale is not positive or the vertices are no regular simplex.
+        If the scale is not valid, or the vertices do not form a regular simplex.
 
     References
     ----------
@@ -214,24 +218,26 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     """
     simplex = np.asarray(check_real("vertices", vertices), dtype=np.float64)
     scale = check_scale(scale)
+    # The vertices have norm 1. Large values could overflow in the product below.
     is_table = simplex.ndim == 2 and np.abs(simplex).max(initial=0) < 2
     n = len(simplex) if is_table else 0
     regular = (np.eye(n) * n - 1) / max(1, n - 1)
     if n == 0 or not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
         raise ValueError(
-            "vertices must form a regular simplex of radius 1: take them from "
-            "simplex_vertices."
+            "vertices must form a regular simplex of radius 1. Use simplex_vertices to "
+            "compute them."
         )
     return LinearWitness(scale * simplex, np.zeros(n), "raw")
 
 
 def simplex_of(loss: Any) -> tuple[Floats, float]:
-    """Return the vertices and the scale that a model was trained against.
+    """Return the vertices and the scale of an alignment loss.
 
     Parameters
     ----------
     loss : AlignmentLoss
-        Or anything else with `vertices` and `scale`; tensors may be on any device.
+        The loss that a model was trained with, or any object with `vertices` and
+        `scale`. Tensors may be on any device.
 
     Returns
     -------
@@ -251,8 +257,8 @@ def simplex_of(loss: Any) -> tuple[Floats, float]:
     """
     if not (hasattr(loss, "vertices") and hasattr(loss, "scale")):
         raise ValueError(
-            "witness must be an AlignmentLoss, or have its vertices and scale, got "
-            f"{loss!r}."
+            "witness must be an AlignmentLoss, or an object with vertices and scale, "
+            f"got {loss!r}."
         )
     vertices = loss.vertices
     if hasattr(vertices, "numpy"):
@@ -267,23 +273,24 @@ def fit_procrustes(
 ) -> LinearWitness:
     """Rotate, shift and scale latent means towards the analytic code, in closed form.
 
-    With centred means M and analytic codes Z, R = argmin ||M R - Z|| over orthogonal
-    matrices comes from the singular values of M^T Z, and their sum over ||M||^2 is the
-    one scale. The witness is softmax(beta S z) at the code so moved.
+    Let M be the centered means and Z the centered analytic codes. The rotation is R =
+    argmin ||M R - Z|| over orthogonal matrices, from the singular value decomposition
+    of M^T Z. The scale is the sum of the singular values over ||M||^2. The witness is
+    softmax(beta S z) at the code z that is moved in this way.
 
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        Encoder means of calibration samples.
+        Latent means of calibration samples.
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the same samples, every entry above 0.
+        T of the same samples, every value above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     LinearWitness
-        Its name is "procrustes". Certify other samples with it.
+        The witness, with the name "procrustes". Certify other samples with it.
 
     Raises
     ------
@@ -309,20 +316,22 @@ def fit_procrustes(
         "latent_mean", latent_mean, teacher_proba, sample_weight
     )
     n_components = proba.shape[1]
-    # Codes of too few dimensions for the simplex are filled up with zeros.
+    # The simplex needs K - 1 dimensions, so codes with fewer are padded with zeros.
     dim = max(mean.shape[1], n_components - 1)
     vertices = simplex_vertices(n_components, dim)
+    # Uniform posteriors have scale 0 and no margin, so that any other scale will do.
     scale = prior_matched_scale(proba, weight) or 1.0
     target = analytic_code(proba, vertices, scale)
     mean = np.pad(mean, [(0, 0), (0, dim - mean.shape[1])])
-    centre, goal = weight @ mean, weight @ target
+    center, goal = weight @ mean, weight @ target
     root = np.sqrt(weight)[:, np.newaxis]
-    moved, wanted = root * (mean - centre), root * (target - goal)
+    moved, wanted = root * (mean - center), root * (target - goal)
     rotation, total = orthogonal_procrustes(moved, wanted)
     size = (moved**2).sum()
     turn = rotation * (total / size if size > _LEAST_SPREAD**2 else 0.0)
     weights = scale * vertices @ turn.T
-    bias = scale * vertices @ goal - weights @ centre
+    bias = scale * vertices @ goal - weights @ center
+    # The weights of padded dimensions are not needed.
     n_dims = np.shape(latent_mean)[1]
     return LinearWitness(weights[:, :n_dims], bias, "procrustes")
 
@@ -334,22 +343,22 @@ def fit_linear(
 ) -> LinearWitness:
     """Fit softmax(A z + b) to the teacher: multinomial regression with soft targets.
 
-    Minimises sum_i p_i KL(T_i || softmax(A z_i + b)) + ||A||^2 / (2 n), with z the
-    means at unit variance, a convex problem.
+    The fit minimizes sum_i p_i KL(T_i || softmax(A z_i + b)) + ||A||^2 / (2 n), where z
+    are the means scaled to unit variance. The problem is convex.
 
     Parameters
     ----------
     latent_mean : array-like of shape (n_samples, latent_dim)
-        Encoder means of calibration samples.
+        Latent means of calibration samples.
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the same samples, every entry above 0.
+        T of the same samples, every value above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
     LinearWitness
-        Its name is "linear". Certify other samples with it.
+        The witness, with the name "linear". Certify other samples with it.
 
     Raises
     ------
@@ -372,9 +381,9 @@ def fit_linear(
     mean, proba, weight = _checked(
         "latent_mean", latent_mean, teacher_proba, sample_weight
     )
-    centre, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
+    center, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
     width = np.where(spread > _LEAST_SPREAD, spread, 1.0)
-    codes = (mean - centre) / width
+    codes = (mean - center) / width
     n_components, dim = proba.shape[1], mean.shape[1]
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
@@ -387,11 +396,13 @@ def fit_linear(
         penalty = (weights**2).sum() / (2 * len(mean))
         return penalty - float(weight @ (proba * log_q).sum(axis=1)), gradient
 
+    # The best constant witness: the optimum if the codes do not vary.
     start = np.r_[np.log(weight @ proba), np.zeros(n_components * dim)]
     options = {"maxiter": _MOST_ITERATIONS}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    # From standardized codes back to codes.
     weights = found[n_components:].reshape(n_components, dim) / width
-    return LinearWitness(weights, found[:n_components] - weights @ centre, "linear")
+    return LinearWitness(weights, found[:n_components] - weights @ center, "linear")
 
 
 def fit_strength(
@@ -399,17 +410,18 @@ def fit_strength(
 ) -> float:
     """Fit the strength of a witness: s >= 0 in q ~ mean T exp(s logits).
 
-    Maximises the margin on calibration samples, which is concave in s. Noise in the
-    codes makes s smaller than 1; at 0 the margin is 0, so s need not be negative.
+    The fit maximizes the margin on calibration samples, which is concave in s. Noise in
+    the codes makes s smaller than 1. At s = 0 the margin is 0, so s is not allowed to
+    be negative.
 
     Parameters
     ----------
     logits : array-like of shape (n_samples, n_components)
-        Logits of the witness.
+        Logits of the witness for the calibration samples.
     teacher_proba : array-like of shape (n_samples, n_components)
-        T of the same samples, every entry above 0.
+        T of the same samples, every value above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to p; uniform when None.
+        Individual weights for each sample, normalized to p; uniform when None.
 
     Returns
     -------
@@ -443,6 +455,7 @@ def fit_strength(
         return float(weight @ ((witness - proba) * scores).sum(axis=1))
 
     high = 1.0
+    # The negative margin is convex in s: its minimum is where the slope becomes 0.
     while slope(high) < 0 and high < _MOST_STRENGTH:
         high *= 2
     if slope(0.0) >= 0 or slope(high) < 0:
@@ -459,10 +472,10 @@ def _checked(
     array = np.asarray(check_real(name, values), dtype=np.float64)
     if array.ndim != 2 or array.size == 0 or not np.isfinite(array).all():
         raise ValueError(
-            f"{name} must be a 2-d array of finite numbers, one row for each sample, "
+            f"{name} must be a 2-d array of finite values, one row for each sample, "
             f"got shape {array.shape}."
         )
     proba = check_teacher_proba(teacher_proba, len(array))
     weight = check_sample_weight(sample_weight, len(array))
-    weight, array, proba = of_weight(weight, array, proba)
+    weight, array, proba = drop_zero_weights(weight, array, proba)
     return array, proba, weight

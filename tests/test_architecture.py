@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,64 @@ def test_public_names_exist_and_are_documented(room):
     assert len(set(loaded.__all__)) == len(loaded.__all__)
     for name in loaded.__all__:
         assert getattr(loaded, name).__doc__
+
+
+def public_callables(module):
+    """Public functions and classes of a module, and public methods of the classes."""
+    for name in module.__all__:
+        value = getattr(module, name)
+        if callable(value):
+            yield name, value
+        if inspect.isclass(value):
+            for method, function in inspect.getmembers(value, inspect.isfunction):
+                is_own = function.__module__.startswith("skvaecert")
+                if is_own and not method.startswith("_"):
+                    yield f"{name}.{method}", function
+
+
+@pytest.mark.parametrize("room", ["", *(f".{room}" for room in PUBLIC)])
+def test_signatures_name_their_types(room):
+    """`help` says ArrayLike, and not what NumPy's type stands for."""
+    for name, value in public_callables(importlib.import_module(f"skvaecert{room}")):
+        try:
+            signature = str(inspect.signature(value))
+        except ValueError:  # classes of exceptions have none
+            continue
+        assert "numpy._typing" not in signature, name
+
+
+@pytest.mark.parametrize("room", ["", *(f".{room}" for room in PUBLIC)])
+def test_import_star_brings_in_public_names_only(room):
+    names = {}
+    exec(f"from skvaecert{room} import *", names)
+    public = importlib.import_module(f"skvaecert{room}").__all__
+    assert names.keys() - {"__builtins__"} == set(public)
+
+
+def test_dir_lists_public_names_only():
+    assert dir(skvaecert) == sorted([*skvaecert.__all__, *PUBLIC, "__version__"])
+
+
+def test_unknown_attributes_are_refused():
+    with pytest.raises(AttributeError, match="'skvaecert' has no attribute 'plot'"):
+        skvaecert.plot  # noqa: B018
+
+
+@pytest.mark.slow
+def test_modules_are_imported_when_they_are_used():
+    """In a process of its own: another test may have imported the modules."""
+    script = f"""
+import sys
+import skvaecert
+assert "skvaecert.plotting" not in sys.modules
+dir(skvaecert)
+assert "skvaecert.plotting" not in sys.modules
+for name in {PUBLIC!r}:
+    assert getattr(skvaecert, name) is sys.modules["skvaecert." + name]
+"""
+    command = [sys.executable, "-c", script]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stderr) == (0, "")
 
 
 def functions():

@@ -88,7 +88,7 @@ NONSENSE = [
     (metrics.dispersion_bound, "force_rms", -1.0),
     (metrics.SpreadSums.update, "rows", [[np.nan]]),
     (diagnostics.active_units, "threshold", 0.0),
-    (diagnostics.polarised_regime, "tolerance", 0.5),
+    (diagnostics.polarized_regime, "tolerance", 0.5),
     (witnesses.LinearWitness.tempered, "strength", -1.0),
     (witnesses.LinearWitness.tempered, "mean_proba", [1.0, 0.0]),
     (witnesses.LinearWitness, "weights", [[np.nan], [0.0]]),

@@ -349,10 +349,10 @@ def test_known_noise_is_held_against_the_margin():
     mean = analytic_code(proba, vertices, scale)
     noisy = certify(proba, mean, vertices, scale, latent_noise=10.0)
     assert (noisy.verdict, noisy.reason) == ("inconclusive", "noise")
-    assert "The encoder is too inexact" in str(noisy)
+    assert "The encoder is not exact enough" in str(noisy)
     decoded = dataclasses.replace(noisy, kind="round_trip", tolerance=0.3)
     assert "may change what the teacher reads by 0.3 nats" in str(decoded)
-    assert "no code could do better" not in str(noisy)
+    assert "no code can have a greater margin" not in str(noisy)
 
 
 def test_one_sample_is_never_certified():
@@ -370,7 +370,7 @@ def test_a_constant_teacher_never_certifies():
     mean = np.random.default_rng(0).normal(size=(20, 2))
     certificate = certify(proba, mean, simplex_vertices(3, 2), 1.0)
     assert (certificate.verdict, certificate.reason) == ("varies", "teacher")
-    assert "no code could do better" in str(certificate)
+    assert "no code can have a greater margin" in str(certificate)
 
 
 def test_free_dimensions_alone_vary():
@@ -416,12 +416,12 @@ def test_sentences(certificates):
     told = {name: str(certificate) for name, certificate in certificates.items()}
     assert told["certified"].startswith(
         "Certified: on these 60 samples the encoder mean is not constant, and the "
-        "witness reads the teacher's groups off it: margin "
+        "witness reads the teacher's clusters off it: margin "
     )
     assert "(100 %)" in told["certified"]
     assert "is not constant. The means' distance from their average" in told["varies"]
-    assert "The witness does not read the teacher's groups off it" in told["varies"]
-    assert "neither variation nor equality" in told["inconclusive"]
+    assert "The witness does not read the teacher's clusters off it" in told["varies"]
+    assert "not shown that the means vary, nor" in told["inconclusive"]
     assert "equal to within rounding" in told["constant"]
 
 

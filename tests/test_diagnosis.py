@@ -69,7 +69,7 @@ def test_known_answers(kind, state, verdict):
     assert (diagnosis.n_samples, diagnosis.latent_dim) == (N, D)
     if kind == "rounding":
         assert diagnosis.information.low == 0 < 3 < diagnosis.information.high
-        assert "rounding alone may make" in diagnosis.advice
+        assert "rounding alone may account for" in diagnosis.advice
 
 
 def test_without_standard_deviations_only_the_mean_is_judged():
@@ -213,7 +213,7 @@ def test_what_a_decoder_measurement_needs():
     with pytest.raises(ValueError, match="decode must return outputs of the shape"):
         diagnose(mean, std, decode=lambda code: code[:, :2], X=mean)
     for wrong in (lambda code: code[:-1], lambda code: (code, code)):
-        with pytest.raises(ValueError, match="decode must return an output for each"):
+        with pytest.raises(ValueError, match="decode must return one output for each"):
             diagnose(mean, std, decode=wrong, noise_variance=1)
     with pytest.raises(ValueError, match="Apply the sigmoid to logits"):
         diagnose(mean, std, decode=lambda code: code, likelihood="bernoulli")
@@ -244,12 +244,12 @@ def test_a_teacher_is_read_by_the_fixed_simplex(rng):
     teacher_proba = softmax(2 * mean[:, :3], axis=1)
     told = diagnose(-mean, std, teacher_proba=teacher_proba, random_state=0)
     assert (told.mean.witness, told.mean.verdict) == ("raw", "varies")
-    assert "The witness does not read the teacher off it" in told.advice
+    assert "The witness does not read the teacher's clusters" in told.advice
     scale = prior_matched_scale(teacher_proba)
     code = analytic_code(teacher_proba, simplex_vertices(3, D), scale)
     aligned = diagnose(code, std, teacher_proba=teacher_proba, random_state=0)
     assert aligned.mean.certified
-    assert aligned.advice == "There is nothing to mend."
+    assert aligned.advice == "No action is needed."
 
 
 def test_a_teacher_of_many_components_is_left_aside():
@@ -275,8 +275,8 @@ def test_a_teacher_without_information_is_no_fault_of_the_code(row):
     ("settings", "said"),
     [
         ({"kl_weight": 50.0}, "Lower kl_weight from 50 to below 1.1"),
-        ({"kl_weight": 0.1}, "Lower kl_weight, or train on with the alignment loss"),
-        ({}, "Lower kl_weight, or train on with the alignment loss"),
+        ({"kl_weight": 0.1}, "Lower kl_weight, or train further with the"),
+        ({}, "Lower kl_weight, or train further with the"),
         ({"kl_weight": 50.0, "reduction": "mean"}, "Sum the reconstruction"),
     ],
 )
@@ -418,7 +418,7 @@ def test_a_healthy_vae(healthy, digits):
     assert diagnosis.mean.margin == healthy.certify(digits[1]).margin
     assert diagnosis.threshold == collapse_threshold(digits[1], likelihood="bernoulli")
     assert diagnosis.decoder.bound > diagnosis.information.low
-    assert diagnosis.advice == "There is nothing to mend."
+    assert diagnosis.advice == "No action is needed."
     again = healthy.diagnose(digits[1])
     assert again.to_json() == diagnosis.to_json()
 

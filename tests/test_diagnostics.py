@@ -15,7 +15,7 @@ from skvaecert.diagnostics import (
     active_units,
     kl_per_dimension,
     mutual_information,
-    polarised_regime,
+    polarized_regime,
 )
 from skvaecert.simplex import (
     prior_matched_scale,
@@ -107,19 +107,19 @@ def test_active_units_depend_on_the_units(mean):
         (np.zeros(100), [2.9, *[0.01] * 99], "mixed"),
     ],
 )
-def test_polarised_regime(mean, std, expected):
-    kinds = polarised_regime(np.c_[mean].astype(float), np.c_[std].astype(float))
+def test_polarized_regime(mean, std, expected):
+    kinds = polarized_regime(np.c_[mean].astype(float), np.c_[std].astype(float))
     assert kinds.tolist() == [expected]
 
 
 def test_the_tolerance_of_the_regime_is_a_parameter():
     mean, std = np.array([[0.5], [-0.5]]), np.full((2, 1), 0.5)
-    assert polarised_regime(mean, std).tolist() == ["mixed"]
-    assert polarised_regime(mean, std, 0.3).tolist() == ["active"]
+    assert polarized_regime(mean, std).tolist() == ["mixed"]
+    assert polarized_regime(mean, std, 0.3).tolist() == ["active"]
     # Half of the rows alone are narrow.
     mean, std = np.zeros((2, 1)), np.array([[0.1], [1.0]])
-    assert polarised_regime(mean, std, sample_weight=[1, 0]).tolist() == ["active"]
-    assert polarised_regime(mean, std, sample_weight=[0, 1]).tolist() == ["passive"]
+    assert polarized_regime(mean, std, sample_weight=[1, 0]).tolist() == ["active"]
+    assert polarized_regime(mean, std, sample_weight=[0, 1]).tolist() == ["passive"]
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_seed_draws_the_same_codes(mean, std):
         (lambda m, s: kl_per_dimension(m * np.nan, s), "latent_mean must be finite"),
         (lambda m, s: kl_per_dimension(m[0], s), r"latent_mean must .* shape \(3,\)"),
         (lambda m, s: active_units(m, 0), "threshold must be .* above 0, got 0"),
-        (lambda m, s: polarised_regime(m, s, 0.5), "tolerance must be .* got 0.5"),
+        (lambda m, s: polarized_regime(m, s, 0.5), "tolerance must be .* got 0.5"),
         (lambda m, s: mutual_information(m, s, batch_size=0), "batch_size .* got 0"),
         (lambda m, s: mutual_information(m, s, n_draws=1.5), "n_draws .* got 1.5"),
     ],
@@ -297,7 +297,7 @@ def test_active_units_say_dead_of_an_informative_one(panel):
 def test_small_noise_passes_for_activity(panel):
     encoders, _ = panel
     kinds = {
-        n: set(polarised_regime(e.latent_mean, e.latent_std))
+        n: set(polarized_regime(e.latent_mean, e.latent_std))
         for n, e in encoders.items()
     }
     assert kinds["prior"] == {"passive"}

@@ -104,7 +104,7 @@ def test_dead_features_are_named_and_keep_the_encoder_where_it_is(blobs, vae):
     assert not report.can_escape
     assert report.dead_units == {"encoder.1": 1.0, "encoder.3": 1.0}
     assert report.dead_layers == ["encoder.1", "encoder.3"]
-    assert "dead in encoder.1 (encoder.3 after it too): reinitialise" in str(report)
+    assert "dead in encoder.1 (and after it in encoder.3). Reinitialize" in str(report)
     assert set(report.dead_units) < {
         name for name, _ in vae.net_.module_.named_modules()
     }
@@ -172,7 +172,7 @@ def test_dead_functions_cannot_be_seen_but_their_gradient_can(blobs, vae):
     report = fitted(vae, Functional, blobs).escape_report(blobs)
     assert report.verdict == "stuck"
     assert report.dead_units == {}
-    assert "No layer that could be looked at is dead" in str(report)
+    assert "No layer that can be inspected is dead" in str(report)
 
 
 def test_a_frozen_encoder_is_stuck(collapsed, blobs):

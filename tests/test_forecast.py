@@ -333,7 +333,7 @@ def test_guarantee_is_attained(proba):
         ({"ratio": -1.0}, r"ratio must be at least 0 .*got -1\.0"),
         ({"ratio": [1.0, np.nan]}, "ratio must be at least 0 .*got nan"),
         ({"teacher_proba": [[1.0], [1.0]]}, "at least two components, got 1"),
-        ({"teacher_proba": [[1.0, 0.0]]}, "every entry finite and above 0"),
+        ({"teacher_proba": [[1.0, 0.0]]}, "finite values above 0"),
         ({"sample_weight": [1.0]}, "sample_weight must have one row for each"),
     ],
 )

@@ -872,7 +872,7 @@ def test_outputs_carry_at_most_the_bound_with_its_error(likelihood):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "noise_variance must be given"),
+        ({}, "noise_variance must be a number"),
         ({"likelihood": "bernoulli", "noise_variance": 1.0}, "and for no other"),
         ({"noise_variance": 0}, "noise_variance must be a finite number above 0"),
         ({"likelihood": "poisson"}, "likelihood must be"),

@@ -239,7 +239,7 @@ def test_a_batch_that_is_not_valid_adds_nothing(proba, mean):
     bad[-1] = 0.5
     with pytest.raises(ValueError, match="sum to 1"):
         sums.update(bad, np.repeat(log_q, 2000, axis=0))
-    with pytest.raises(ValueError, match="5 columns, as the samples before, got 4"):
+    with pytest.raises(ValueError, match="5 columns, as in the batches before, got 4"):
         sums.update(np.full((2, 4), 0.25), np.log(np.full((2, 4), 0.25)))
     assert vars(sums) == before
 

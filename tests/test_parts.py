@@ -427,7 +427,7 @@ def test_sums_of_parts_are_those_of_all_rows():
     centred = values - np.average(values, axis=0, weights=weight)
     expected = np.average(centred**2, axis=0, weights=weight)
     np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
-    with pytest.raises(ValueError, match="4 columns, as the samples before, got 2"):
+    with pytest.raises(ValueError, match="4 columns, as in the batches before, got 2"):
         merged.merge(MarginSums().update([[0.5, 0.5]], np.log([[0.5, 0.5]])))
 
 

@@ -120,9 +120,9 @@ def test_check_teacher_proba_normalises_in_float64():
     ("proba", "message"),
     [
         ([[0.5, 0.4]], r"sum to 1.*got a row that sums to 0.9"),
-        ([[1.0, 0.0]], r"above 0 \(full support.*got a smallest entry of 0.0.*floor"),
-        ([[1.0, 5e-324]], "smallest entry of 5e-324"),
-        ([[1.5, -0.5]], "smallest entry of -0.5"),
+        ([[1.0, 0.0]], r"above 0 \(full support.*got a smallest value of 0.0.*floor"),
+        ([[1.0, 5e-324]], "smallest value of 5e-324"),
+        ([[1.5, -0.5]], "smallest value of -0.5"),
         ([[np.nan, 0.5]], "finite"),
         ([[np.inf, 0.5]], "finite"),
         ([0.5, 0.5], r"shape \(n_samples, n_components\).*got shape \(2,\)"),

@@ -170,7 +170,7 @@ def test_bad_simplex(vertices, scale, message):
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (np.full((N, D), np.nan), "finite numbers"),
+        (np.full((N, D), np.nan), "finite values"),
         (np.zeros(N), "2-d array of"),
         (np.zeros((3, K)), "each of the 3 samples, got 200"),
     ],

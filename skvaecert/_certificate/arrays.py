@@ -1,5 +1,7 @@
 """Certificates of arrays: posteriors and latent means from any framework."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,30 +27,31 @@ def certify(
 ) -> Certificate:
     """Certify that latent means are not constant: G > safety margin + tolerance.
 
-    The margin G = I_T - A compares the alignment loss of the fixed simplex witness
-    with that of the best constant student on the same samples. The tolerance bounds
-    what rounding could have added to G, in the arithmetic of the margin itself and in
-    the latent means as the encoder computed them.
+    The margin is G = I_T - A. A is the alignment loss of the fixed simplex witness. I_T
+    is the teacher information: no constant code has a smaller alignment loss on the
+    same samples. The tolerance bounds what rounding could have added to G, both in the
+    arithmetic of the margin and in the latent means as the encoder computed them.
 
     Parameters
     ----------
     teacher_proba : array-like of shape (n_samples, n_components)
-        T, every entry above 0, rows summing to 1.
+        T, the teacher's posteriors: every value above 0, each row sums to 1.
     latent_mean : array-like of shape (n_samples, latent_dim)
-        The encoder means. They are assumed to be computed in float32, also if their
-        dtype is float64, and in 16 bits where a coordinate fits in 16 bits.
+        The latent means. They are assumed to be computed in float32, also if their
+        dtype is float64, and in 16 bits if a coordinate fits in 16 bits.
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`skvaecert.simplex.simplex_vertices`.
     scale : float
         beta, above 0.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to sum 1; uniform when None. A sample of weight 0, or of
-        2^-52 of the largest, counts for nothing, not even in `n_samples`.
+        Individual weights for each sample, normalized to sum 1; uniform when None. A
+        sample with weight 0, or at most 2^-52 of the largest weight, is left out, also
+        of `n_samples`.
     safety_margin : float, default=0.0
-        tau, nats, at least 0: the margin must exceed it.
+        tau, nats, at least 0: the margin must exceed the tolerance by more than this.
     latent_noise : float, default=0.0
-        Root mean square error of the latent means, in latent units, if it is known
-        to be larger than that of rounding, for example from encoding twice.
+        Root mean square error of the latent means, in latent units. Set it if the error
+        is known to be larger than that of rounding, for example from encoding twice.
 
     Returns
     -------
@@ -62,8 +65,8 @@ def certify(
 
     Notes
     -----
-    The statement is about the means as they are given: an encoder that turns
-    rounding errors of its input into large outputs is not constant as computed.
+    The certificate is about the means that are passed. An encoder that turns rounding
+    errors of its input into large outputs is not constant as computed.
 
     References
     ----------
@@ -82,7 +85,7 @@ def certify(
     """
     means = check_real("latent_mean", latent_mean)
     posteriors = check_real("teacher_proba", teacher_proba)
-    # Before the vertices themselves, whose error would say less.
+    # First, because the error of `simplex_witness` would not name the shape that fits.
     check_shapes(means, posteriors, check_real("vertices", vertices).shape)
     return certify_batches(
         [(posteriors, means, sample_weight)],
@@ -101,22 +104,24 @@ def certify_batches(
     safety_margin: float = 0.0,
     latent_noise: float = 0.0,
 ) -> Certificate:
-    """Certify latent means that come in batches; each batch is read once.
+    """Certify latent means that are passed in batches.
 
     The result is that of :func:`certify` on all samples together, to within the
-    tolerance. Memory does not grow with the number of samples.
+    tolerance. Each batch is read once, and memory does not grow with the number of
+    samples.
 
     Parameters
     ----------
-    batches : iterable of (teacher_proba, latent_mean) or with sample_weight
-        Arrays as in :func:`certify`, for some of the samples. Weights count across
-        batches; a batch without weights has weights of 1.
+    batches : iterable of tuples
+        (teacher_proba, latent_mean) or (teacher_proba, latent_mean, sample_weight), as
+        in :func:`certify`, for some of the samples. Weights are relative to those of
+        all batches; in a batch without weights, each sample has weight 1.
     vertices : array-like of shape (n_components, latent_dim)
         S, from :func:`skvaecert.simplex.simplex_vertices`.
     scale : float
         beta, above 0.
     safety_margin : float, default=0.0
-        tau, nats, at least 0: the margin must exceed it.
+        tau, nats, at least 0: the margin must exceed the tolerance by more than this.
     latent_noise : float, default=0.0
         Root mean square error of the latent means, as in :func:`certify`.
 

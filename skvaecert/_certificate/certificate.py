@@ -1,17 +1,19 @@
-"""The certificate: what is said of an encoder, in values, sentences and tables."""
+"""The certificate of an encoder: values, sentences and a table for notebooks."""
+
+from __future__ import annotations
 
 import dataclasses
 import math
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from typing import Any
+from typing import Any, Literal
 
 from skvaecert._certificate.record import as_html, as_json
-from skvaecert.information import InformationBracket, carried_by_codes
+from skvaecert.information import InformationBracket, information_sentence
 
 __all__ = ["Certificate"]
 
-_COLOURS = {
+_COLORS = {
     "certified": "seagreen",
     "varies": "steelblue",
     "inconclusive": "goldenrod",
@@ -37,18 +39,20 @@ _UNITS = dict.fromkeys(
 class Certificate:
     """Verdict on constant collapse of an encoder mean, with the values behind it.
 
-    `str` gives some sentences, notebooks show a table, :meth:`to_json` gives a record.
-    A certificate is neither true nor false: ask for its `verdict`, or for `certified`.
+    `str` returns a few sentences, :meth:`to_json` a record, and notebooks show a table.
+    A certificate has no truth value: use its `verdict`, or `certified`.
 
     Attributes
     ----------
     verdict : {"certified", "varies", "constant", "inconclusive"}
-        "certified": the margin exceeds safety margin plus tolerance, so the mean is
-        not constant on these samples, and the witness reads the teacher off it.
-        "varies": the mean is not constant, because the means spread by more than
-        `latent_noise`, but the witness does not read the teacher off it; only if `kind`
-        is "mean". "constant": the means are equal to within rounding, on samples that
-        the teacher tells apart. "inconclusive": nothing was shown.
+        "certified": the margin exceeds safety margin plus tolerance. For the kind
+        "mean", the mean is then not constant on these samples, and the witness reads
+        the teacher's clusters off it.
+        "varies", for the kind "mean" only: the mean is not constant, because the means
+        spread by more than `latent_noise`, but the witness does not read the clusters
+        off it. "constant": the means are equal to within rounding, on samples that the
+        teacher tells apart; for the kind "sampled" the posteriors, for "round_trip" the
+        posteriors or the reconstructions. "inconclusive": nothing was shown.
     margin : float
         G = I_T - A, nats, at most `teacher_information`.
     teacher_information : float
@@ -60,17 +64,17 @@ class Certificate:
     tolerance : float
         What rounding could have added to the margin, nats.
     safety_margin : float
-        tau, the margin that the user asked for on top, nats.
+        tau, nats: the margin must exceed the tolerance by more than this.
     dispersion_bound : float
-        Lower bound on `dispersion` that follows from the margin; 0 for kinds that give
-        none.
+        Lower bound on `dispersion` that follows from the margin; 0 unless `kind` is
+        "mean".
     dispersion : float
-        Root mean square distance of the means from their average, in latent units;
-        that of the prior is sqrt(latent_dim).
-    witness : str
-        The witness that read the code. "raw" is the fixed simplex of the papers;
+        Root mean square distance of the means from their average, in latent units. For
+        codes drawn from the prior it is sqrt(latent_dim).
+    witness : {"raw", "procrustes", "linear", "teacher", "none"}
+        The witness that read the code. "raw" is the fixed simplex of the papers.
         "procrustes" and "linear" were fitted on other samples, which proves as much
-        but is not the papers' certificate; "teacher" reads reconstructions; "none"
+        but is not the papers' certificate. "teacher" reads reconstructions. "none"
         stands for no teacher and no witness.
     n_samples : int
         Number of samples, without those of weight 0.
@@ -79,36 +83,40 @@ class Certificate:
     latent_dim : int
         d.
     kind : {"mean", "sampled", "round_trip"}
-        What is certified: that the mean is not constant; that codes drawn from q(z|x)
-        tell the teacher's groups apart; that encoder and decoder together pass them on.
+        What is certified. "mean": the mean is not constant. "sampled": codes drawn from
+        q(z|x) tell the teacher's clusters apart. "round_trip": reconstructions still
+        show the clusters.
     confidence : float or None
         Confidence level of the interval from `margin_low` to `margin_high`, over the
-        draws of codes; None where nothing is drawn.
+        draws of codes; None if no codes are drawn.
     margin_low, margin_high : float
-        The interval of a margin of drawn codes, nats; else the margin itself.
+        Confidence interval of the margin of drawn codes, nats. Both are equal to the
+        margin if no codes are drawn.
     mean_entropy : float
-        H(mean T), nats: what is not known of the teacher's group without a code.
+        H(mean T), nats: the uncertainty about the teacher's cluster without a code.
     latent_noise : float
         Root mean square error that rounding, or another batch, may have left in the
         latent means, in latent units. "certified" and "varies" assume that it is not
         larger. 0 for "round_trip".
     dispersion_in_noise : float or None
         Root mean square distance of the means from their average, each dimension in
-        units of the posterior's noise, the root of its mean variance; None if the
-        encoder gives no standard deviations.
+        units of the posterior's noise, the root of its mean variance. None if the
+        encoder returns no standard deviations.
     information : InformationBracket or None
-        What drawn codes carry about these samples, from both sides; None if the encoder
-        gives no standard deviations.
+        The information of drawn codes about these samples, bounded from both sides.
+        None if the encoder returns no standard deviations.
     reason : str
-        Why a margin was not enough: "teacher", it does not tell these samples apart;
-        "noise", the encoder is too inexact; "safety margin"; "draws", too few;
-        "shared draws", the margin is gone if all samples share their draws;
-        "witness", which does not read the code. Empty if the margin was enough.
+        Why the margin is not enough. "teacher": it does not tell these samples apart.
+        "noise": the encoder is not exact enough. "safety margin": the margin exceeds
+        the tolerance, but not by the safety margin. "draws": too few codes were drawn.
+        "shared draws": the margin vanishes if all samples share their draws.
+        "witness": it does not read the clusters off the code. Empty if the margin is
+        enough.
 
     See Also
     --------
-    certify : Makes a certificate from arrays.
-    CollapseCertifier : Makes certificates for estimators.
+    certify : Compute a certificate from arrays.
+    CollapseCertifier : Compute certificates of estimators.
 
     Examples
     --------
@@ -120,11 +128,11 @@ class Certificate:
     >>> code = analytic_code(teacher_proba, vertices, 1.0)
     >>> print(certify(teacher_proba, code, vertices, 1.0))
     Certified: on these 2 samples the encoder mean is not constant, and the witness
-    reads the teacher's groups off it: margin 0.37 of at most 0.37 nats (100 %). The
+    reads the teacher's clusters off it: margin 0.37 of at most 0.37 nats (100 %). The
     means' distance from their average is 1.10 (root mean square).
     """
 
-    verdict: str
+    verdict: Literal["certified", "varies", "constant", "inconclusive"]
     margin: float
     teacher_information: float
     alignment_loss: float
@@ -137,7 +145,7 @@ class Certificate:
     n_samples: int
     n_components: int
     latent_dim: int
-    kind: str = "mean"
+    kind: Literal["mean", "sampled", "round_trip"] = "mean"
     confidence: float | None = None
     margin_low: float = math.nan
     margin_high: float = math.nan
@@ -149,8 +157,8 @@ class Certificate:
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "A Certificate is neither true nor false. Ask for certificate.certified, "
-            "or compare certificate.verdict."
+            "A Certificate has no truth value. Use certificate.certified, or compare "
+            "certificate.verdict."
         )
 
     @property
@@ -160,12 +168,12 @@ class Certificate:
 
     @property
     def accuracy(self) -> float | None:  # numpydoc ignore=RT01
-        """Lower bound on the chance of guessing the teacher's group from a drawn code.
+        """Lower bound on the chance to guess the teacher's cluster from a drawn code.
 
         max(exp(-h), 1 - h / (2 log 2)) with h = H(mean T) - G, where G is `margin_low`
-        less the tolerance: the best guess of a group that is drawn from the teacher is
-        right with at least this probability, on average over these samples (theory
-        section 14). None unless `kind` is "sampled".
+        less the tolerance. If a cluster is drawn from the teacher's posterior, the best
+        guess is right with at least this probability, on average over these samples
+        (theory section 14). None unless `kind` is "sampled".
         """
         if self.kind != "sampled":
             return None
@@ -174,13 +182,18 @@ class Certificate:
 
     @property
     def _margin_shown(self) -> float:
-        """The margin that may be called "at least", never above the bracket's end."""
+        """The margin that may be called "at least".
+
+        Drawn codes cannot carry more about the clusters than about the samples, so the
+        upper end of the bracket limits it.
+        """
         shown = max(0.0, self.margin_low - self.tolerance)
         return shown if self.information is None else min(shown, self.information.high)
 
     def __str__(self) -> str:
-        """Say what was shown, in plain sentences."""
-        return f"{self.verdict.capitalize()}: {_samples(self)} {_TOLD[self.kind](self)}"
+        """Return what was shown, in plain sentences."""
+        finding = _FINDINGS[self.kind](self)
+        return f"{self.verdict.capitalize()}: {_samples(self)} {finding}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name.
@@ -188,13 +201,13 @@ class Certificate:
         Returns
         -------
         dict
-            Plain Python values, in the order of the attributes; `information` is a
-            dict, too, or None.
+            Plain Python values, in the order of the attributes. `information` is a dict
+            as well, or None.
         """
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """Return the fields as a JSON object, with null for what is not finite.
+        """Return the fields as a JSON object, with null for values that are not finite.
 
         Returns
         -------
@@ -204,15 +217,15 @@ class Certificate:
         return as_json(self.to_dict())
 
     def _repr_html_(self) -> str:
-        fields = self.to_dict() | {"information": self._information_told}
+        fields = self.to_dict() | {"information": self._bracket_text}
         values = (
             (name.replace("_", " "), _short(value) + _UNITS.get(name, ""))
             for name, value in fields.items()
         )
-        return as_html(str(self), values, _COLOURS[self.verdict])
+        return as_html(str(self), values, _COLORS[self.verdict])
 
     @property
-    def _information_told(self) -> str | None:
+    def _bracket_text(self) -> str | None:
         found = self.information
         if found is None:
             return None
@@ -228,20 +241,20 @@ def _samples(c: Certificate) -> str:
     return samples
 
 
-def _tell_mean(c: Certificate) -> str:
+def _mean_finding(c: Certificate) -> str:
     sentences = {
         "certified": _mean_certified,
         "varies": _mean_varies,
         "constant": _mean_constant,
         "inconclusive": _mean_inconclusive,
     }[c.verdict](c)
-    return " ".join([*sentences, *_told_of_codes(c)])
+    return " ".join([*sentences, *_codes_finding(c)])
 
 
 def _mean_certified(c: Certificate) -> list[str]:
     return [
-        "the encoder mean is not constant, and the witness reads the teacher's groups "
-        f"off it: margin {_short(c.margin)} of at most "
+        "the encoder mean is not constant, and the witness reads the teacher's "
+        f"clusters off it: margin {_short(c.margin)} of at most "
         f"{_short(c.teacher_information)} nats ({_percent(c.relative_margin)}).",
         f"The means' distance from their average is {_short(c.dispersion)} (root mean "
         f"square){_in_noise(c)}.",
@@ -253,107 +266,107 @@ def _mean_varies(c: Certificate) -> list[str]:
         "the encoder mean is not constant. The means' distance from their average is "
         f"{_short(c.dispersion)} (root mean square){_in_noise(c)}; rounding or another "
         f"batch explains {_short(c.latent_noise)}.",
-        *_why_not(c, "The witness does not read the teacher's groups off it"),
+        *_why_not(c, "The witness does not read the teacher's clusters off it"),
     ]
 
 
 def _mean_constant(c: Certificate) -> list[str]:
     return [
-        "the latent means are equal to within rounding: the encoder mean has "
-        f"collapsed. Their distance from their average is {c.dispersion:.1e} (root "
-        "mean square)."
+        "the latent means are equal to within rounding. Their distance from their "
+        f"average is {c.dispersion:.1e} (root mean square)."
     ]
 
 
 def _mean_inconclusive(c: Certificate) -> list[str]:
     return [
-        "neither variation nor equality of the means was shown. Their distance from "
-        f"their average is {_short(c.dispersion)} (root mean square); rounding or "
+        "it was not shown that the means vary, nor that they are equal. Their distance "
+        f"from their average is {_short(c.dispersion)} (root mean square); rounding or "
         f"another batch explains {_short(c.latent_noise)}.",
-        *_why_not(c, "Nor is the mean certified"),
+        *_why_not(c, "The mean is not certified"),
     ]
 
 
-def _tell_sampled(c: Certificate) -> str:
+def _sampled_finding(c: Certificate) -> str:
     if c.verdict == "certified":
         sentence = (
             f"a drawn code carries at least {_at_least(c._margin_shown)} of at most "
-            f"{_short(c.teacher_information)} nats about the teacher's groups "
-            f"({_interval(c)}). A group guessed from it is right in at least "
-            f"{math.floor(100 * (c.accuracy or 0.0))} % of cases."
+            f"{_short(c.teacher_information)} nats about the teacher's clusters "
+            f"({_interval(c)}). The best guess of the cluster from it is right in at "
+            f"least {math.floor(100 * (c.accuracy or 0.0))} % of cases."
         )
     elif c.verdict == "constant":
         sentence = (
-            "the posterior q(z|x) is the same to within rounding: it has collapsed. "
-            f"The means' distance from their average is {c.dispersion:.1e} (root mean "
-            "square)."
+            "the encoder's posterior q(z|x) is the same to within rounding. The means' "
+            f"distance from their average is {c.dispersion:.1e} (root mean square)."
         )
     else:
         sentence = " ".join(
-            _why_not(c, "it was not shown that drawn codes tell groups apart")
+            _why_not(c, "it was not shown that drawn codes tell clusters apart")
         )
-    return " ".join([sentence, *_told_of_codes(c)])
+    return " ".join([sentence, *_codes_finding(c)])
 
 
-def _tell_round_trip(c: Certificate) -> str:
+def _round_trip_finding(c: Certificate) -> str:
     codes = "the means" if c.confidence is None else "drawn codes"
     if c.verdict == "certified":
         return (
-            "encoder and decoder together pass input on: the teacher reads at least "
-            f"{_at_least(c._margin_shown)} of at most "
-            f"{_short(c.teacher_information)} nats off the reconstructions of "
-            f"{codes}{_interval(c, ' (', ')')}."
+            f"the reconstructions of {codes} still show the teacher's clusters: the "
+            f"teacher reads at least {_at_least(c._margin_shown)} of at most "
+            f"{_short(c.teacher_information)} nats off them{_interval(c, ' (', ')')}."
         )
     if c.verdict == "constant":
         return "reconstructions do not depend on the sample, to within rounding."
-    return " ".join(_why_not(c, "it was not shown that input comes through"))
+    return " ".join(
+        _why_not(c, "it was not shown that reconstructions keep the teacher's clusters")
+    )
 
 
-_TOLD = {
-    "mean": _tell_mean,
-    "sampled": _tell_sampled,
-    "round_trip": _tell_round_trip,
+_FINDINGS = {
+    "mean": _mean_finding,
+    "sampled": _sampled_finding,
+    "round_trip": _round_trip_finding,
 }
 
 
 def _why_not(c: Certificate, what: str) -> list[str]:
-    """Say what the margin lacks; nothing where there is no teacher."""
+    """Return what the margin lacks, and why; nothing without a teacher."""
     if c.witness == "none":
         return []
     needed, margin = c.safety_margin + c.tolerance, _short(c.margin)
     lacks = f"{what}: the margin is {margin} nats"
     if c.margin <= needed:
         lacks += f", not above the {_short(needed)} needed"
-    return [f"{lacks}{_interval(c, ' (', ')')}.", _reason_told(c)]
+    return [f"{lacks}{_interval(c, ' (', ')')}.", _reason_text(c)]
 
 
-def _reason_told(c: Certificate) -> str:
+def _reason_text(c: Certificate) -> str:
     return {
-        "teacher": "The teacher tells these samples apart by only "
-        f"{_short(c.teacher_information)} nats: no code could do better."
+        "teacher": "The teacher information on these samples is only "
+        f"{_short(c.teacher_information)} nats, and no code can have a greater margin."
         if c.n_samples > 1
         else "A single sample cannot be told apart from others.",
-        "noise": f"The encoder is too inexact: rounding or another batch {_moved(c)}, "
-        "which can make a margin of that size.",
-        "safety margin": f"Rounding explains {_short(c.tolerance)} of the margin, and "
-        f"the safety margin is {_short(c.safety_margin)}.",
-        "draws": "These draws may have made it by chance; more draws would tell.",
-        "shared draws": "It is gone where all samples share their draws, so chance may "
-        "have made it; more draws would tell.",
-        "witness": "That does not prove collapse: the code may vary in a way that the "
+        "noise": "The encoder is not exact enough: rounding or another batch "
+        f"{_moved(c)}, which can produce a margin of that size.",
+        "safety margin": f"Rounding may explain {_short(c.tolerance)} nats of the "
+        f"margin, and the safety margin is {_short(c.safety_margin)} nats.",
+        "draws": "The draws may have produced it by chance. Draw more codes to find "
+        "out.",
+        "shared draws": "It vanishes if all samples share their draws, so it may be "
+        "due to chance. Draw more codes to find out.",
+        "witness": "This does not prove collapse: the code may vary in a way that the "
         "witness does not read.",
     }[c.reason]
 
 
-def _told_of_codes(c: Certificate) -> list[str]:
-    """Say what drawn codes carry, where the encoder gives their noise."""
+def _codes_finding(c: Certificate) -> list[str]:
+    """Return what drawn codes carry, if the encoder returns standard deviations."""
     if c.information is None:
         return []
     hidden = ""
     if c.kind == "mean" and c.information.high < c.margin:
         hidden = " The posterior's noise hides the rest of what the mean shows."
     about = "the sample" if c.n_samples == 1 else "the samples"
-    return [carried_by_codes(c.information, about) + hidden]
+    return [information_sentence(c.information, about) + hidden]
 
 
 def _moved(c: Certificate) -> str:
@@ -383,11 +396,12 @@ def _percent(share: float | None) -> str:
 def _short(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
+    # 0.995 is the least value that two decimals print as 1.00.
     return f"{value:.2f}" if 0.995 <= abs(value) < 100 else f"{value:.2g}"
 
 
 def _at_least(value: float) -> str:
-    """Round down: what is said must not be more than what was shown."""
+    """Round down, so that the printed bound still holds."""
     return _rounded(value, ROUND_FLOOR)
 
 
@@ -399,6 +413,7 @@ def _rounded(value: float, rounding: str) -> str:
     """Round to the digits of `_short`."""
     if not value or not math.isfinite(value):
         return _short(value)
+    # Decimals are exact, but a float times a power of 10 may round across the bound.
     size = abs(value)
     digits = 2 if 0.995 <= size < 100 else 1 - math.floor(math.log10(size))
     step = Decimal(10) ** -digits

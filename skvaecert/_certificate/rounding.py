@@ -1,9 +1,12 @@
-"""How far a margin is trusted: what rounding can make of a constant code.
+"""The tolerance of a margin: how much rounding can add to it.
 
-Two things can lift a margin above 0 that is not: the arithmetic of the margin itself
-(:func:`summation_error`) and rounding in the encoder, which makes a constant code vary
-(:func:`noise_margin` says what that can fake). Theory sections 2 and 5.
+Two kinds of rounding error can lift the margin of a constant code above 0. One is in
+the arithmetic of the margin itself (:func:`summation_error`). The other is in the
+encoder, whose rounding makes a constant code vary (:func:`noise_margin`). Theory
+sections 2 and 5.
 """
+
+from __future__ import annotations
 
 import math
 
@@ -21,7 +24,7 @@ def summation_error(
     r"""Bound the error of the computed margin, given teacher and codes.
 
     With u = 2^-53, products and sums of n and K terms in any order are off by a
-    factor within 1 +- (n + K + 4) u, the normalisations of T and p included, and the
+    factor within 1 +- (n + K + 4) u, the normalizations of T and p included, and the
     mean teacher by the same. A logit a_k . z_i + b_k is off by at most
     (d + 2) u (||a_k|| ||z_i|| + |b_k|), which moves log q by at most twice that;
     log-sum-exp over K terms adds (K + 3 + 2 log K) u, and each logarithm its own
@@ -30,13 +33,14 @@ def summation_error(
 
         error <= 2 u [(n + K + 8) (C + H + 1) + (d + 2) (a sum_i p_i ||z_i|| + b)]
 
-    Twice that is returned, which leaves room for the terms of second order.
+    The returned bound is twice that, which leaves room for the terms of second order.
     """
     n_components, latent_dim = witness.weights.shape
     entropies = alignment.cross_entropy + alignment.mean_entropy + 1
     terms = (alignment.n_samples + n_components + 8) * entropies
     largest = float(np.linalg.norm(witness.weights, axis=1).max()) * mean_norm
     logits = (latent_dim + 2) * (largest + float(np.abs(witness.bias).max()))
+    # NumPy's eps is 2 u, so that this is twice the bound of the docstring.
     return float(2 * np.finfo(np.float64).eps * (terms + logits))
 
 
@@ -45,7 +49,7 @@ def noise_margin(noise: float, force: float, witness: LinearWitness) -> float:
 
     Let the codes be c + delta_i with sum_i p_i ||delta_i||^2 <= u^2, and let the
     witness read the mean teacher off some code z. Its log-likelihood is concave in the
-    code, and the forces f_i at z average to 0, so wherever c is (theory section 5)::
+    code, and the forces f_i at z average to 0. So for any c (theory section 5)::
 
         G <= sum_i p_i <f_i(z), c + delta_i - z> <= f_rms u
 
@@ -56,10 +60,10 @@ def noise_margin(noise: float, force: float, witness: LinearWitness) -> float:
           <= -m^2 + u sqrt(f_rms^2 + a^2 m^2)      with a the gain of the witness
           <= f_rms u + (a u / 2)^2.
     """
-    # A product overflows to infinity, a power to an error.
     if witness.reads_all:
         return force * noise
     gain = witness.gain
+    # A product, because a power of Python floats raises when it overflows.
     return force * noise + (gain * noise) * (gain * noise) / 4
 
 
@@ -69,4 +73,5 @@ def noise_needed(margin: float, force: float, witness: LinearWitness) -> float:
         return dispersion_bound(margin, force)
     if margin <= 0:
         return 0.0
+    # The root of a^2 u^2 / 4 + f u = G, in the form without cancellation.
     return 2 * margin / (force + math.hypot(force, witness.gain * math.sqrt(margin)))

@@ -1,8 +1,10 @@
-"""How a certificate is collected: sums over samples, for each kind of certificate.
+"""The sums over samples that a certificate of each kind needs.
 
-Samples come in batches, and sums of parts are merged; no sample is kept. What is said
-of the sums in the end is decided in :mod:`skvaecert._certificate.verdict`.
+Samples come in batches, and the sums of parts can be merged. No sample is kept.
+:mod:`skvaecert._certificate.verdict` turns the sums into a verdict.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
@@ -29,8 +31,8 @@ from skvaecert.metrics import (
     MarginSums,
     SpreadSums,
     cross_entropies,
+    drop_zero_weights,
     gen_rows,
-    of_weight,
     unit_weight,
 )
 from skvaecert.simplex import (
@@ -51,16 +53,16 @@ __all__ = [
     "check_shapes",
 ]
 
-# Chance of a wrong verdict on drawn codes: that of five standard errors, 3e-7.
+# Chance of a wrong verdict on drawn codes: that of five standard errors, one-sided.
 _CHANCE = float(norm.sf(5.0))
 
-# Share of the uniform distribution in a witness that reads drawn codes. It costs hardly
-# more than as many nats, and bounds the loss by log(K / floor).
+# Share of the uniform distribution in a witness that reads drawn codes. It bounds the
+# loss by log(K / floor), and costs at most -log(1 - floor), about `floor` nats.
 _FLOOR = 1e-3
 
 
 class Sums:
-    """What all kinds share: the witness, and the sums of its margin."""
+    """Base class of all kinds: the witness, and the sums of its margin."""
 
     kind: ClassVar[str]
 
@@ -74,13 +76,16 @@ class Sums:
 
     @property
     def margin(self) -> float:
-        """G of the samples so far, nats; an error if there are none."""
+        """G of the samples so far, nats; raises if there are none."""
         return checked_margin(self.alignment)
 
     def merge(self, other: Any) -> Self:
         """Add the samples of other sums of this kind."""
         if not self.witness.equals(other.witness):
-            raise ValueError("parts must be read by the same witness, got two.")
+            raise ValueError(
+                "parts must have the same witness, got two different ones. Compute all "
+                "parts with the same fitted certifier."
+            )
         self.alignment.merge(other.alignment)
         return self
 
@@ -115,13 +120,13 @@ class MeanSums(Sums):
         """Add samples."""
         chunks = _chunks(self.witness, teacher_proba, sample_weight, latent_mean)
         for proba, weight, (mean,) in chunks:
-            # Checks the posteriors first.
+            # First, because it checks the posteriors before anything is added.
             self.alignment.update_logits(proba, self.witness.logits(mean), weight)
             self._forces.update(_force_terms(proba, self.witness), weight)
             self._means.add(mean, weight)
         return self
 
-    def merge(self, other: "MeanSums") -> Self:
+    def merge(self, other: MeanSums) -> Self:
         """Add the samples of other sums."""
         super().merge(other)
         self._forces.merge(other._forces)
@@ -148,6 +153,7 @@ class MeanSums(Sums):
             tolerance=tolerance,
             safety_margin=safety_margin,
             are_constant=self._means.are_constant,
+            # A constant mean spreads by at most its noise (theory section 15).
             varies=spread.least_dispersion > noise,
             dispersion=spread.dispersion,
             dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
@@ -157,10 +163,10 @@ class MeanSums(Sums):
 
 
 class CodeSums:
-    """What drawn codes carry, and the noise that the spread of means is measured by.
+    """Sums for the information of drawn codes and for the posterior's noise.
 
-    For encoders that give standard deviations; nothing is found if they do not, or not
-    for all samples. A bracket that is `known` is not computed again.
+    There are findings only if the encoder returns standard deviations of all samples.
+    If the bracket is `known`, it is not computed again.
     """
 
     def __init__(self) -> None:
@@ -178,18 +184,21 @@ class CodeSums:
         """Add samples."""
         self._information.update(latent_mean, latent_std, sample_weight)
         weight = unit_weight(len(np.asarray(latent_std)), sample_weight)
-        weight, deviation = of_weight(weight, np.asarray(latent_std, dtype=np.float64))
+        weight, deviation = drop_zero_weights(
+            weight, np.asarray(latent_std, dtype=np.float64)
+        )
         self._weight += float(weight.sum())
         self._variances = self._variances + weight @ deviation**2
 
-    def merge(self, other: "CodeSums") -> None:
+    def merge(self, other: CodeSums) -> None:
         """Add the samples of other sums."""
         self._information.merge(other._information)
         self._weight += other._weight
         self._variances = self._variances + other._variances
 
     def findings(self, n_samples: int, spread: SpreadSums) -> dict[str, Any]:
-        """Return fields of a certificate of so many samples."""
+        """Return fields of the certificate of these samples."""
+        # Standard deviations of some samples only say nothing about all of them.
         if self._information.n_samples != n_samples:
             return {}
         ratio = spread.variance / (self._variances / self._weight)
@@ -200,13 +209,13 @@ class CodeSums:
 
 
 class DrawnSums(Sums):
-    """What the kinds share that draw codes from q(z|x) (theory section 6).
+    """Base class of the kinds that draw codes from q(z|x) (theory section 6).
 
-    The loss of a code lies in [0, log(K / floor)], so that bounds on its mean hold for
-    any losses and any number of draws. Codes are drawn twice: for each sample its own,
-    which give the margin, and with the same draws for all samples, where equal
-    posteriors give equal codes, so that luck cannot make a margin. Only a margin in
-    both is certified.
+    The loss of a code lies in [0, log(K / floor)], so bounds on its mean hold for any
+    distribution and any number of draws. Codes are drawn twice. Draws of each sample
+    give the margin. Draws that all samples share are a control: equal posteriors then
+    give equal codes, and chance cannot produce a margin. Only a margin in both is
+    certified.
     """
 
     def __init__(
@@ -225,13 +234,15 @@ class DrawnSums(Sums):
         n_components, latent_dim = witness.weights.shape
         self._losses = MeanBounds(0.0, math.log(n_components / floor))
         self._means, self._deviations = RoundingSums(), RoundingSums()
-        # With the moments of N(0, 1), for few draws would often miss weak information.
+        # The noise gets exactly mean 0 and variance 1 in each dimension. Otherwise a
+        # few shared draws would often miss weak information.
         noise = generator.standard_normal((n_draws, latent_dim))
         noise -= noise.mean(axis=0)
         self.shared_noise = noise / noise.std(axis=0)
         self._shared_loss = 0.0
         self._generator = generator
         if part is not None:
+            # Parts share the noise above. Their other draws must be independent.
             seed = int(generator.integers(2**63))
             self._generator = np.random.default_rng([part, seed])
 
@@ -244,8 +255,8 @@ class DrawnSums(Sums):
             )
         if not np.array_equal(self.shared_noise, other.shared_noise):
             raise ValueError(
-                "parts must have the same n_draws, and draws from the same seed, got "
-                "others. Give the certifier an int as random_state."
+                "parts must have the same n_draws and the same seed, got different "
+                "draws. Pass an int as random_state of the certifier."
             )
         super().merge(other)
         self._losses.merge(other._losses)
@@ -259,8 +270,9 @@ class DrawnSums(Sums):
         return self._means.spread.n_samples
 
     def _draws(self, mean: Floats, deviation: Floats) -> Iterator[tuple[Floats, ...]]:
-        """Yield codes: of draws of their own, and of draws that all samples share."""
-        # Sample by sample, so that the draws do not depend on the batches.
+        """Yield codes: from draws of each sample, and from draws that all share."""
+        # The draws of a sample follow those of the sample before it, so that they do
+        # not depend on the batches.
         shape = len(mean), self.n_draws, mean.shape[1]
         noises = self._generator.standard_normal(shape).swapaxes(0, 1)
         for own, shared in zip(noises, self.shared_noise, strict=True):
@@ -269,8 +281,9 @@ class DrawnSums(Sums):
     def _add_readings(
         self, proba: NDArray[Any], weight: Floats, own: Floats, shared: Floats
     ) -> None:
-        """Add log q of one draw of each sample, and of one that they share."""
+        """Add log q for one draw of each sample, and for one draw that all share."""
         self.alignment.update(proba, own, weight)
+        # Rounding may move a loss slightly outside of its limits.
         losses = cross_entropies(proba, own).clip(0.0, self._losses.upper)
         self._losses.update(losses, weight)
         self._shared_loss += float(weight @ cross_entropies(proba, shared))
@@ -293,7 +306,11 @@ class DrawnSums(Sums):
 
     @property
     def _interval(self) -> dict[str, Any]:
-        """What the draws leave open, for any losses between their limits."""
+        """What the draws leave open, for any distribution of the bounded losses.
+
+        The margin is entropy minus loss, so the upper bound of the loss gives the lower
+        end.
+        """
         entropy, level = self.alignment.mean_entropy, (1 + self.confidence) / 2
         return {
             "doubt": self.margin - (entropy - self._losses.high(1 - _CHANCE)),
@@ -306,7 +323,7 @@ class DrawnSums(Sums):
 class SampledSums(DrawnSums):
     """Sums for ``kind="sampled"``: drawn codes carry information (theory section 6).
 
-    The witness is read with a floor, (1 - floor) q + floor / K, which bounds its loss.
+    The witness is mixed with a floor, (1 - floor) q + floor / K, which bounds its loss.
     """
 
     kind = "sampled"
@@ -340,7 +357,7 @@ class SampledSums(DrawnSums):
         self.codes.update(mean, deviation, sample_weight)
         return self
 
-    def merge(self, other: "SampledSums") -> Self:
+    def merge(self, other: SampledSums) -> Self:
         """Add the samples of other sums."""
         super().merge(other)
         self.codes.merge(other.codes)
@@ -387,10 +404,15 @@ class SampledSums(DrawnSums):
         return np.asarray(np.logaddexp(log_q + math.log1p(-_FLOOR), lowest))
 
     def _noise(self, latent_noise: float) -> float:
-        """Bound the KL of what rounding, or another batch, may have moved apart."""
+        """Bound the KL divergence between posteriors that should be equal.
+
+        Rounding and other batches move their means and deviations. To leading order,
+        the KL between normals is (error of the mean / deviation)^2 / 2 plus the
+        squared error of the log deviation.
+        """
         units = np.array([self._means.unit, self._deviations.unit]) ** 2
         errors = self._errors[:2] / self.alignment.total_weight
-        # What shows no error has none, were it infinite in units.
+        # A unit of 0 stands for no rounding error, and 0 times infinity would be nan.
         errors = np.where(units > 0, units * errors, 0.0)
         rounding = float(errors[0].sum() / 2 + errors[1].sum())
         with np.errstate(over="ignore"):
@@ -399,10 +421,10 @@ class SampledSums(DrawnSums):
         return rounding + float(moved) + min(latent_noise, 1e50) ** 2 * growth
 
     def _shared_tolerance(self, latent_noise: float) -> float:
-        """Bound the margin that noise can fake where samples share their draws.
+        """Bound the margin that noise can fake if samples share their draws.
 
-        A step in the code changes no loss by more than its length times the largest
-        distance of two rows of A, whatever the floor.
+        A step in the code changes a loss by at most its length times the largest
+        distance of two rows of A, for any floor.
         """
         squares = (self.shared_noise**2).mean(axis=0) / self.alignment.total_weight
         widths = self._errors[2] * squares
@@ -412,12 +434,12 @@ class SampledSums(DrawnSums):
         return math.sqrt(2) * self.witness.gain * noise
 
 
-# What the teacher reads off reconstructions of codes, and the reconstructions.
+# Takes codes; returns what the teacher reads off their reconstructions, and these.
 Reader = Callable[[Floats], tuple[Floats, ArrayLike]]
 
 
 class RoundTripSums(DrawnSums):
-    """Sums for ``kind="round_trip"``: reconstructions show the teacher's groups.
+    """Sums for ``kind="round_trip"``: reconstructions show the teacher's clusters.
 
     The witness is the teacher itself, softened with a floor (theory section 7).
     """
@@ -434,7 +456,8 @@ class RoundTripSums(DrawnSums):
         part: int | None = None,
         confidence: float = 0.95,
     ) -> None:
-        # Only its shape and its name are of use: no logit is computed.
+        # The teacher reads reconstructions, not codes. This witness gives shape and
+        # name only, and no logit of it is computed.
         weights = np.zeros((n_components, latent_dim))
         witness = LinearWitness(weights, np.zeros(n_components), "teacher")
         super().__init__(witness, floor, n_draws, generator, part, confidence)
@@ -464,7 +487,7 @@ class RoundTripSums(DrawnSums):
                 self._add_drawn(proba, weight, read, *arrays)
         return self
 
-    def merge(self, other: "RoundTripSums") -> Self:
+    def merge(self, other: RoundTripSums) -> Self:
         """Add the samples of other sums."""
         if other._is_drawn is not None:
             self._check_drawn(other._is_drawn)
@@ -477,9 +500,10 @@ class RoundTripSums(DrawnSums):
     ) -> Certificate:
         """Return the certificate of all samples so far.
 
-        `shift` is by how much rounding may have changed what the teacher reads, nats.
+        `shift` bounds, in nats, how much rounding changes what the teacher reads.
         """
         checked_margin(self.alignment)
+        # No logits are computed from codes, so there is no term for their norm.
         arithmetic = summation_error(self.alignment, self.witness, 0.0)
         tolerance = arithmetic + shift
         are_equal = bool(self._is_drawn) and self._are_equal
@@ -507,7 +531,7 @@ class RoundTripSums(DrawnSums):
         self._add_distribution(weight, mean, deviation)
 
     def _read(self, read: Reader, weight: Floats, codes: Floats) -> Floats:
-        """Return log q, and note the reconstructions."""
+        """Return log q, and add the reconstructions to their sums."""
         proba, output = read(codes)
         self._outputs.add(_checked(check_real("inverse_transform", output)), weight)
         return np.asarray(np.log(check_teacher_proba(proba, len(codes))))
@@ -515,8 +539,8 @@ class RoundTripSums(DrawnSums):
     def _check_drawn(self, drawn: bool) -> None:
         if self._is_drawn not in (None, drawn):
             raise ValueError(
-                "estimator must have an encode that gives standard deviations of all "
-                "samples, or of none, got some of both."
+                "estimator must have an encode that returns standard deviations for "
+                "all batches or for none, got them for some batches only."
             )
         self._is_drawn = drawn
 
@@ -538,24 +562,26 @@ def _chunks(
         weight, proba = np.ascontiguousarray(weights[rows]), posteriors[rows]
         checked = [_checked(array[rows]) for array in arrays]
         if not weight.all():
-            # What counts for nothing must be valid all the same.
+            # Samples of weight 0 are left out, and must be valid nevertheless.
             check_teacher_proba(proba)
-            weight, proba, *checked = of_weight(weight, proba, *checked)
+            weight, proba, *checked = drop_zero_weights(weight, proba, *checked)
         if len(weight):
             yield proba, weight, checked
 
 
 def _force_terms(proba: ArrayLike, witness: LinearWitness) -> Floats:
-    """Return what forces differ by, A^T T_i, wherever the code is (theory section 4).
+    """Return A^T T_i, the part of a force that differs between samples.
 
-    Their root mean square distance from the mean is f_rms.
+    Its root mean square distance from the mean is f_rms, for any code (theory
+    section 4).
     """
     return np.asarray(check_teacher_proba(proba) @ witness.weights)
 
 
 def _squared_errors(mean: Floats, deviation: Floats, weight: Floats) -> Floats:
-    """Sum those of mean / deviation, log deviation and deviation."""
-    # Networks give the logarithm of a deviation, and round that.
+    """Sum the squared errors of mean / deviation, log deviation and deviation."""
+    # Networks return the logarithm of a deviation, and its rounding error counts. That
+    # of values below 1 is taken as if they were 1, as for the means.
     logs = np.maximum(np.log(deviation) ** 2, 1)
     with np.errstate(over="ignore"):
         means = (np.maximum(np.abs(mean), 1) / deviation) ** 2
@@ -570,8 +596,8 @@ def _check_distribution(
     deviation = check_real("latent_std", latent_std)
     if deviation.shape != mean.shape or not (deviation > 0).all():
         raise ValueError(
-            "latent_std must have the shape of latent_mean and entries above 0, got "
-            f"shape {deviation.shape} with a smallest entry of {deviation.min()}."
+            "latent_std must have the shape of latent_mean and values above 0, got "
+            f"shape {deviation.shape} with a smallest value of {deviation.min()}."
         )
     return mean, deviation
 
@@ -594,11 +620,11 @@ def check_shapes(
             f"{means.shape}."
         )
     if posteriors.ndim != 2 or len(posteriors) != len(means):
-        check_teacher_proba(posteriors, len(means))  # which raises
+        check_teacher_proba(posteriors, len(means))  # raises, with the shape it needs
     if posteriors.shape[1] < n_least:
         raise ValueError(
-            "teacher_proba must have at least 2 columns, got 1: one component tells "
-            "no samples apart."
+            "teacher_proba must have at least 2 columns, got 1. A single component "
+            "cannot tell samples apart."
         )
     wanted = posteriors.shape[1], means.shape[1]
     if shape != wanted:

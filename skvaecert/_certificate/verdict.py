@@ -1,12 +1,15 @@
-"""The verdict: the margin against what rounding, chance and the user ask for.
+"""The verdict: compare the margin with tolerance, safety margin and chance.
 
-A constant code has no margin above the tolerance and no luck above the doubt, so a
-margin above both, and above the safety margin tau, is certified (theory section 2). It
-does not spread by more than rounding either, so a mean that does varies (section 15).
+The margin of a constant code is at most the tolerance. For drawn codes chance adds at
+most `doubt`, except with probability 3e-7. So a margin above both, and above the safety
+margin tau, is certified (theory section 2). A constant mean does not spread by more
+than rounding either, so a mean that does varies (section 15).
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any
+from typing import Any, Literal
 
 from skvaecert._certificate.certificate import Certificate
 from skvaecert.metrics import MarginSums
@@ -14,7 +17,8 @@ from skvaecert.simplex import check_number
 
 __all__ = ["checked_margin", "conclude"]
 
-# Sums of smaller weights are rounded to few digits, powers of larger ones overflow.
+# Smaller sums of weights lose digits near the smallest floats, and powers of larger
+# ones overflow.
 _WEIGHTS = 1e-50, 1e50
 
 
@@ -30,11 +34,12 @@ def conclude(
     is_luck: bool = False,
     **fields: Any,
 ) -> Certificate:
-    """Weigh the margin and fill in a certificate.
+    """Decide the verdict and build the certificate.
 
-    `error` bounds that of the arithmetic, `tolerance` adds that of the encoder.
-    `varies` says whether the means spread by more (theory section 15). `doubt` is what
-    draws of codes may have added, `is_luck` whether they may have done it all.
+    `error` bounds the error of the arithmetic, and `tolerance` also that of the
+    encoder. `varies` is true if the means spread by more than their noise (theory
+    section 15). `doubt` bounds what the draws of codes may have added to the margin,
+    and `is_luck` is true if the margin does not persist when samples share their draws.
     """
     safety_margin = check_number("safety_margin", safety_margin, least=0)
     margin, information = checked_margin(alignment), alignment.teacher_information
@@ -42,11 +47,12 @@ def conclude(
     reason = _reason(
         margin, information, error, tolerance, safety_margin, doubt, is_luck
     )
+    verdict: Literal["certified", "varies", "constant", "inconclusive"]
     if not reason:
         verdict = "certified"
     elif varies:
         verdict = "varies"
-    # Equal codes say nothing about samples that the teacher finds equal, too.
+    # If the teacher does not tell the samples apart, equal codes are no evidence.
     elif are_constant and (tells_apart or _no_teacher_of_several(fields)):
         verdict = "constant"
     else:
@@ -80,8 +86,9 @@ def _reason(
     doubt: float,
     is_luck: bool,
 ) -> str:
-    """Say why the margin is not enough; nothing if it is."""
+    """Return why the margin is not enough, or an empty string if it is."""
     needed = safety_margin + tolerance
+    # The order matters: each reason assumes that those above it do not apply.
     if margin - doubt > needed:
         return "shared draws" if is_luck else ""
     if information <= safety_margin + error:
@@ -96,7 +103,7 @@ def _reason(
 
 
 def checked_margin(alignment: MarginSums) -> float:
-    """Return G, nats; an error if there are no samples or their weights are extreme."""
+    """Return G, nats; raise if there are no samples or their weights are extreme."""
     if not 0 < alignment.total_weight < math.inf:
         raise ValueError(
             "sample_weight must have a finite sum above 0, got "
