@@ -1,5 +1,7 @@
 """The user's X, in the one place that opens, checks, cuts, takes and hashes it."""
 
+from __future__ import annotations
+
 import json
 import math
 from collections.abc import Iterator

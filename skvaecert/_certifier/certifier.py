@@ -5,6 +5,8 @@ certificate. What one step finds out about the samples is passed on in one objec
 `EncodedSamples`.
 """
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -76,15 +78,15 @@ from skvaecert.witnesses import simplex_of, simplex_witness
 __all__ = ["CollapseCertifier", "drawn_margin"]
 
 
-def _template(certifier: "CollapseCertifier") -> Any:
+def _template(certifier: CollapseCertifier) -> Any:
     return CertifiedVAE() if certifier.estimator is None else certifier.estimator
 
 
-def _has_inverse(certifier: "CollapseCertifier") -> bool:
+def _has_inverse(certifier: CollapseCertifier) -> bool:
     return hasattr(_template(certifier), "inverse_transform")
 
 
-def _trains_in_chunks(certifier: "CollapseCertifier") -> bool:
+def _trains_in_chunks(certifier: CollapseCertifier) -> bool:
     template = _template(certifier)
     # A frozen estimator would hand the call on to the one inside, and train it.
     trains = hasattr(template, "get_params") and not _is_frozen(template)

@@ -1,5 +1,7 @@
 """Certificates of samples that are spread over several machines."""
 
+from __future__ import annotations
+
 import copy
 from dataclasses import dataclass, replace
 
@@ -65,7 +67,7 @@ class PartialCertificate:
         """Number of samples."""
         return self.collected.sums.n_samples
 
-    def merge(self, *others: "PartialCertificate") -> "PartialCertificate":
+    def merge(self, *others: PartialCertificate) -> PartialCertificate:
         """Return the partial certificate of all samples together.
 
         Parameters
@@ -140,7 +142,7 @@ class PartialCertificate:
             )
         warn_user(KnownSamplesWarning(f"Left out {known} Certify held-out samples."))
 
-    def _check_mergeable(self, other: "PartialCertificate") -> None:
+    def _check_mergeable(self, other: PartialCertificate) -> None:
         twice = self.parts & other.parts
         if twice:
             raise ValueError(

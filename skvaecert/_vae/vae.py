@@ -1,5 +1,7 @@
 """CertifiedVAE: a variational autoencoder whose code is aligned with a teacher."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Sequence
 from numbers import Integral, Real

@@ -1,5 +1,7 @@
 """TrainedEncoder: an encoder trained elsewhere, as scikit-learn sees it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -35,7 +37,7 @@ __all__ = ["TrainedEncoder"]
 Values = NDArray[np.floating]
 
 
-def _has_decoder(wrapper: "TrainedEncoder") -> bool:
+def _has_decoder(wrapper: TrainedEncoder) -> bool:
     return wrapper.decoder is not None
 
 
