@@ -329,7 +329,7 @@ def test_parts_of_an_encoder_that_was_trained_in_between_are_not_merged(
         module.set(codes[1])
         yield ends[1]
 
-    with pytest.raises(ValueError, match="weights are others after them"):
+    with pytest.raises(ValueError, match="its weights changed while"):
         fitted.certify_batches(batches())
 
 
