@@ -131,7 +131,7 @@ def test_strings_reach_a_module_that_takes_them(text):
     np.testing.assert_array_equal(means[0], means[2])
     with pytest.raises(TypeError, match=r"list") as caught:
         TrainedEncoder(nn.Linear(3, 2)).transform([[1, 2, 3]])
-    assert "given a list of list" in caught.value.__notes__[0]
+    assert "called with a list of list" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(
