@@ -104,11 +104,11 @@ class CollapseCertifier(
 ):
     """Certify that the latent mean of an encoder is not constant.
 
-    Use it to find out whether a variational autoencoder has collapsed, and to rescue
-    it. :meth:`fit` fits the encoder, and a teacher if the encoder has none, and
-    certifies the encoder on the training samples. :meth:`certify` does the same on
-    other samples. :meth:`diagnose` also examines drawn codes and the decoder. The
-    encoder is a :class:`CertifiedVAE` or any other object with `transform`.
+    The encoder is a :class:`CertifiedVAE` or any other object with `transform`.
+    :meth:`fit` fits the encoder, and a teacher if the encoder has none, and certifies
+    the encoder on the training samples. :meth:`certify` certifies it on other samples.
+    Use :meth:`diagnose` to find out whether the encoder has collapsed; it also examines
+    drawn codes and the decoder. Use `warm_start` to rescue a collapsed encoder.
 
     The teacher assigns samples to soft clusters, with posterior T. The witness
     q = softmax(beta S mu(x)) predicts these clusters from the latent mean mu(x). The
@@ -116,9 +116,10 @@ class CollapseCertifier(
 
         G = I_T - A = sum_i p_i sum_k T_ik log(q_ik / mean T_k)
 
-    If mu is constant, G <= 0, whatever the constant. So a margin that exceeds the
-    rounding error of the encoder shows that mu is not constant on these samples. The
-    mean teacher, mean T, is always that of the samples that are scored.
+    If mu is constant, then G <= 0 for any value of the constant. So a margin above the
+    tolerance shows that mu is not constant on these samples, under one assumption on
+    the rounding of encoders. The mean teacher, mean T, is always that of the samples
+    that are scored.
 
     Parameters
     ----------
@@ -144,8 +145,8 @@ class CollapseCertifier(
         tau, in nats, at least 0. :meth:`certify` requires a margin above it.
     warm_start : bool, default=False
         When set to True, :meth:`fit` continues from the fitted encoder, with its
-        parameters set to those of `estimator`. Use it to rescue a collapsed encoder.
-        The estimator must have a parameter `warm_start`, which is treated as True.
+        parameters set to those of `estimator`. This is how to rescue a collapsed
+        encoder. The estimator must have a parameter `warm_start`, which is treated as True.
         Otherwise :meth:`fit` erases the previous fit.
     random_state : int, RandomState instance or None, default=None
         Determines random number generation for the estimator and the teacher if their
@@ -1018,7 +1019,7 @@ def _keeps_epochs(estimator: Any, error: BaseException, first: bool) -> bool:
 
 
 def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
-    """Raise an error unless a warm start gets posteriors as the first fit did."""
+    """Raise an error unless both fits of a warm start have posteriors, or neither."""
     if (teacher_proba is None) == (teacher is None):
         raise ValueError(
             "teacher_proba must be "

@@ -378,8 +378,8 @@ def seed_of(random_state: Any) -> int:
 def _shuffled_subset(n_samples: int) -> NDArray[np.intp]:
     """Return a random, non-contiguous subset of sample indices, without the first.
 
-    An encoder whose means depend on the batch, its order or the position in it then
-    returns other means.
+    The subset changes the batch, breaks its symmetries, and moves samples to other
+    positions, so that means that depend on these change.
     """
     if n_samples == 1:
         return np.zeros(1, dtype=np.intp)
