@@ -174,6 +174,7 @@ def restored_on_error(
     unless: Callable[[BaseException], bool] = lambda error: False,
 ) -> Iterator[None]:
     """Restore the attributes of an estimator if the block fails."""
+    # A shallow copy: what a fit changes in place, it has to restore itself.
     before = dict(vars(estimator))
     try:
         yield
@@ -199,6 +200,7 @@ def seed_unset(estimator: BaseEstimator, seed: int) -> None:
     """Set the `random_state` of an estimator, or of nested ones, where it is None."""
     params = estimator.get_params()
     nested = [name for name in params if name.endswith("__random_state")]
+    # An estimator with a random_state is expected to seed its nested estimators.
     names = ["random_state"] if "random_state" in params else nested
     unset = [name for name in names if params[name] is None]
     if unset:
@@ -229,6 +231,7 @@ def _fixed_params(estimator: Any) -> dict[str, Any]:
     fixed: dict[str, Any] = {}
     for name in estimator._fixed:
         value = getattr(estimator, name)
+        # None and the default estimator are the same value.
         if value is None and name in estimator._nested_defaults:
             value = estimator._nested_defaults[name]()
         if _is_estimator(value) and not isinstance(value, FrozenEstimator):

@@ -89,6 +89,7 @@ def _check_order(loader: DataLoader[Any]) -> None:
 @contextmanager
 def _generators_restored(loader: DataLoader[Any]) -> Iterator[None]:
     """Restore the random generators that a pass through a DataLoader advances."""
+    # Only torch's own generators can be restored, not those of the dataset.
     owners = loader, loader.sampler, loader.batch_sampler
     own = [g for o in owners if (g := getattr(o, "generator", None)) is not None]
     states = [generator.get_state() for generator in own]
@@ -128,6 +129,7 @@ def _n_expected(loader: DataLoader[Any]) -> int | None:
 
 def _first(batch: Any, loader: DataLoader[Any]) -> Any:
     """Return the samples of a batch that may also contain labels and other values."""
+    # Batches may be nested, for example ((samples, lengths), labels).
     while isinstance(batch, tuple | list) and _is_nested(batch):
         if loader.collate_fn is not default_collate:
             _check_parts(batch, loader.batch_size)
@@ -148,6 +150,8 @@ def _is_nested(batch: Any) -> bool:
 
 def _check_parts(batch: Any, batch_size: int | None) -> None:
     """Raise an error for a list of samples: its first part is a single sample."""
+    # Parts of different kinds are samples with labels or other values. In a list of
+    # samples all parts have the same kind.
     kinds = {(type(p), getattr(p, "dtype", 0), getattr(p, "ndim", 1)) for p in batch}
     if len(batch) == 1 or len(kinds) > 1 or getattr(batch[0], "ndim", 1) == 0:
         return
@@ -167,6 +171,7 @@ def _items(dataset: Any) -> Any:
             f"X must have a length, got {type(dataset).__name__}. Pass a DataLoader of "
             "it."
         )
+    # A Dataset need not support iteration.
     samples = [_sample(dataset[i]) for i in range(len(dataset))]
     arrays = [np.asarray(s) for s in samples if isinstance(s, np.ndarray | float | int)]
     one_shape = len({array.shape for array in arrays}) == 1
@@ -187,6 +192,7 @@ def _sample(item: Any) -> Any:
 
 def _array(tensor: Tensor) -> Any:
     values = tensor.detach().cpu()
+    # NumPy has no bfloat16.
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 

@@ -146,8 +146,8 @@ class CollapseCertifier(
     warm_start : bool, default=False
         When set to True, :meth:`fit` continues from the fitted encoder, with its
         parameters set to those of `estimator`. This is how to rescue a collapsed
-        encoder. The estimator must have a parameter `warm_start`, which is treated as True.
-        Otherwise :meth:`fit` erases the previous fit.
+        encoder. The estimator must have a parameter `warm_start`, which is treated as
+        True. Otherwise :meth:`fit` erases the previous fit.
     random_state : int, RandomState instance or None, default=None
         Determines random number generation for the estimator and the teacher if their
         own `random_state` is None, and for the codes that :meth:`certify` and
@@ -330,6 +330,7 @@ class CollapseCertifier(
         # An error that left completed epochs is raised after they are certified.
         postponed: BaseException | None = None
         tasks = FitTasks(self, X, y, n_parts=1)
+        # A fit that fails leaves an earlier fit as it was.
         with restored_on_error(self):
             first = not hasattr(self, "estimator_")
             warm = (partial or self.warm_start) and not first
@@ -343,6 +344,7 @@ class CollapseCertifier(
                     raise
                 postponed = error
             self.estimator_ = estimator
+            # After the encoder, whose errors about X are more specific.
             check_features(self, X, reset=not warm)
             self.teacher_ = self._fitted_teacher(X, teacher_proba, warm)
             samples = EncodedSamples(estimator, self.teacher_, X, teacher_proba)
@@ -619,8 +621,10 @@ class CollapseCertifier(
         check_is_fitted(self)
         X = _flat_in_order(X, teacher_proba, sample_weight)
         pieces = list(self._pieces(X, teacher_proba, sample_weight))
+        # The kind "mean" uses neither the number of draws nor the confidence.
         part = self._collect(pieces, "mean", 8, 0.95)
 
+        # A function, because the certificate contains the bracket of the diagnosis.
         def certificate(information: InformationBracket | None) -> Certificate:
             part.collected.sums.codes.known = information
             return part.certificate()
@@ -754,6 +758,7 @@ class CollapseCertifier(
         return self.witness_.weights.shape[1]
 
     def _validate_params(self) -> None:
+        # First, because scikit-learn's errors do not explain how to wrap a model.
         check_encoder(self.estimator)
         check_teacher(self.teacher)
         super()._validate_params()
@@ -804,6 +809,7 @@ class CollapseCertifier(
             if self.teacher_ is not None:
                 check_unchanged(self)
             return self.teacher_
+        # A simplex without a teacher: the encoder was fitted with teacher_proba.
         was_given = hasattr(encoder, "vertices_") and self.teacher is None
         if teacher_proba is not None or was_given:
             return None
@@ -830,6 +836,7 @@ class CollapseCertifier(
         elif hasattr(encoder, "vertices_"):
             self.vertices_ = encoder.vertices_
             self.witness_scale_ = encoder.witness_scale_
+        # A warm start keeps the simplex, whose scale belongs to the first fit.
         elif not (warm and hasattr(self, "vertices_")):
             self.vertices_ = simplex_vertices(proba.shape[1], means.shape[1])
             self.witness_scale_ = resolve_witness_scale("prior", proba)
@@ -898,6 +905,7 @@ class CollapseCertifier(
         return PartialCertificate(
             parts=frozenset(() if part is None else (part,)),
             n_known=n_known,
+            # Parts do not merge if the encoder was trained between them.
             origin=f"{self._origin} {weights}".rstrip(),
             safety_margin=self.safety_margin,
             collected=collected,
@@ -937,6 +945,7 @@ class CollapseCertifier(
         if given["rows"] is None or not given.items() <= self._certified_on.items():
             return None
         again = copy.copy(self)
+        # The parameter may have changed after the fit.
         again.safety_margin = self.certificate_.safety_margin
         samples = EncodedSamples(self.estimator_, self.teacher_, X, teacher_proba)
         return again._certify_training(samples)
@@ -983,6 +992,7 @@ def _seeded_copy(template: Any, random_state: Any) -> Any:
     if not hasattr(template, "get_params"):
         return template
     estimator = clone(template)
+    # A frozen estimator is fitted already, so its seed has no effect.
     if random_state is not None and not _is_frozen(estimator):
         seed_unset(estimator, int(check_random_state(random_state).randint(2**31 - 1)))
     return estimator

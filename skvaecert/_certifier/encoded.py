@@ -100,6 +100,7 @@ class EncodedSamples:
     def decoded(self, codes: ArrayLike) -> NDArray[np.floating]:
         """Decode codes, after a conversion to the dtype of the encoder."""
         dtype = self.codes[0].dtype
+        # Means may be integers; drawn codes are not.
         is_real = np.issubdtype(dtype, np.floating)
         return decode(self.estimator, np.asarray(codes, dtype if is_real else None))
 
@@ -125,6 +126,7 @@ def last_step(estimator: Any, X: Any) -> tuple[Any, Any]:
     """Return the encoder at the end of a pipeline, and its input."""
     encoder = fitted_encoder(estimator)
     if isinstance(encoder, Pipeline):
+        # A Pipeline has no encode, so its last step is called directly.
         X = encoder[:-1].transform(X) if len(encoder) > 1 else X
         encoder = fitted_encoder(encoder[-1])
     return encoder, X

@@ -215,6 +215,7 @@ class RoundTripKind(Kind):
     def finish(self) -> None:
         """Check the decoder with kept samples, each after samples of another piece."""
         kept = [samples for samples, _ in self.stability.kept]
+        # Each piece is paired with the next one, and the last with the first.
         for samples, others in pairwise([*kept, *kept[:1]]):
             index = np.arange(min(len(samples.weighted), len(others.weighted)))
             if len(kept) > 1:
@@ -253,9 +254,9 @@ class RoundTripKind(Kind):
         moved = rounded(mean, np.maximum(np.abs(mean), 1), generator)
         if deviation:
             # Networks return, and round, the logarithm of a standard deviation.
-            width = np.asarray(deviation[0], dtype=np.float64)
-            error = width * np.maximum(np.abs(np.log(width)), 1)
-            moved += rounded(width, error, generator) * self.sums.shared_noise[0]
+            std = np.asarray(deviation[0], dtype=np.float64)
+            error = std * np.maximum(np.abs(np.log(std)), 1)
+            moved += rounded(std, error, generator) * self.sums.shared_noise[0]
         output = decode(samples.estimator, moved)
         # The error of an output near 0 is that of the terms that cancel each other.
         largest = np.abs(output).max(axis=1)
@@ -294,6 +295,7 @@ class Stability:
 
     def __init__(self) -> None:
         self.moved = 0.0
+        # Magnitude of the codes, at least 1: changes are judged relative to it.
         self._largest = 1.0
         self.kept: list[tuple[EncodedSamples, NDArray[np.floating]]] = []
         self._n_pieces = 0
@@ -371,6 +373,7 @@ def seed_of(random_state: Any) -> int:
 
     It is the same at each call, unless `random_state` is a generator.
     """
+    # None means 0 here: a certificate does not change from call to call.
     given = 0 if random_state is None else random_state
     return int(check_random_state(given).randint(2**31 - 1))
 

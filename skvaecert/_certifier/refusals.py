@@ -26,6 +26,7 @@ def check_teacher(teacher: Any) -> None:
     """Raise an error for an estimator that does not return posteriors."""
     inner = _thawed(teacher)
     _check_instance("teacher", inner)
+    # Other objects get scikit-learn's error for an invalid parameter.
     is_fitted_by_us = hasattr(inner, "fit") and hasattr(inner, "get_params")
     has_posterior = hasattr(inner, "predict_proba") or hasattr(inner, "transform")
     if is_fitted_by_us and not has_posterior:
@@ -54,6 +55,7 @@ def _foreign(model: Any) -> str:
         return f"the torch module {kind}"
     if hasattr(model, "module_"):
         return f"the net {kind} of skorch"
+    # Functions and methods have a __qualname__; drop the name of an enclosing function.
     named = getattr(model, "__qualname__", kind).rpartition("<locals>.")[2]
     return f"the callable {named}" if callable(model) else ""
 
@@ -62,6 +64,7 @@ def _arguments(model: Any) -> str:
     """Return the arguments to pass to TrainedEncoder, as code."""
     owner = getattr(model, "__self__", None)
     if is_module(owner):
+        # A method such as vae.encode: suggest the decoder of the same module, too.
         return f"model.{model.__name__}" + _part(", model", owner, "decode", "decoder")
     if not (is_module(model) or hasattr(model, "module_")):
         return "encode"

@@ -78,6 +78,7 @@ _CERTIFICATE = {
     "n_components": Size("K"),
     "latent_dim": Size("d"),
     "kind": StrOptions({"mean"}),
+    # The mean is not drawn, so its certificate has no confidence level.
     "confidence": None,
     "margin_low": NUMBER,
     "margin_high": NUMBER,
@@ -142,6 +143,7 @@ def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
         check_teacher(state["teacher_"], sizes.get("p", 0), sizes["K"])
         return
     check_is_fitted(encoder)
+    # A GMMTeacher can be the encoder: its codes are posteriors of n_components values.
     is_teacher = hasattr(encoder, "predict_proba")
     found = {
         "p": encoder.n_features_in_,
@@ -176,6 +178,7 @@ def _check_witnesses(
                 raise ValueError(f"witness_ must be {name}, got {read.name}.")
     if isinstance(calibration.tempering, Tempering):
         check_state("Tempering", vars(calibration.tempering), _TEMPERING, {})
+    # A fitted witness in the place of the fixed one would certify chance.
     if name == "raw":
         vertices, scale = state["vertices_"], state["witness_scale_"]
         check_simplex(vertices, scale)

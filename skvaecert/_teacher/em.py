@@ -110,6 +110,7 @@ def log_joint(X: Array, mixture: Mixture) -> Array:
     covariance_type, whitening = mixture.covariance_type, mixture.whitening
     distances = _DISTANCES[covariance_type](X, mixture.means, whitening)
     n_features = X.shape[1]
+    # log_det is that of the whitening, which is half of that of the precision.
     if covariance_type in ("full", "tied"):
         log_det = np.log(np.diagonal(whitening, axis1=-2, axis2=-1)).sum(axis=-1)
     elif covariance_type == "diag":
@@ -126,7 +127,7 @@ def maximize(
     X: Array, responsibilities: Array, covariance_type: str, reg_covar: float
 ) -> Mixture:
     """M-step: return the mixture that maximizes the expected log-likelihood."""
-    # As in scikit-learn: a component without samples keeps a weight above 0.
+    # As in scikit-learn, a component without samples keeps a weight above 0.
     counts = responsibilities.sum(axis=1, dtype=np.float64) + 10 * np.finfo(float).eps
     means = (responsibilities @ X).astype(np.float64) / counts[:, None]
     covariances = _COVARIANCES[covariance_type](X, responsibilities, counts, means)
@@ -173,6 +174,7 @@ def _tied_distances(X: Array, means: Floats, whitening: Floats) -> Array:
 
 
 def _diag_distances(X: Array, means: Floats, whitening: Floats) -> Array:
+    # The square is expanded, so that distances are matrix products.
     precisions = np.square(whitening)
     distances = precisions.astype(X.dtype) @ np.square(X).T
     distances -= (2 * precisions * means).astype(X.dtype) @ X.T
@@ -186,6 +188,7 @@ def _spherical_distances(X: Array, means: Floats, whitening: Floats) -> Array:
 
 
 def _squared_distances(X: Array, means: Floats) -> Array:
+    # |x - m|^2 = |m|^2 - 2 m x + |x|^2, as a matrix product.
     distances = (-2 * means).astype(X.dtype) @ X.T
     distances += np.square(means).sum(axis=1)[:, None].astype(X.dtype)
     distances += np.square(X).sum(axis=1)
@@ -208,6 +211,7 @@ def _full_covariances(
 def _tied_covariances(
     X: Array, responsibilities: Array, counts: Floats, means: Floats
 ) -> Floats:
+    # Covariance within components = total second moment - that of the means.
     between = (counts[:, None] * means).T @ means
     return np.asarray(((X.T @ X).astype(np.float64) - between) / counts.sum())
 

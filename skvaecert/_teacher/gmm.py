@@ -347,6 +347,7 @@ class GMMTeacher(
         ConvergenceWarning
             If the mixture does not converge.
         """
+        # A fit that fails leaves an earlier fit as it was.
         with restored_on_error(self), numpy_only():
             samples = open_samples(self, X, ensure_min_samples=2)
             configurations = self._configurations(*samples.shape)
@@ -373,8 +374,8 @@ class GMMTeacher(
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            The teacher's posteriors. Every value is above 0, and each row sums to 1.
-            The dtype is float32 if that of `X` is float32, else float64.
+            The teacher's posteriors. All values are above 0, and those of a sample sum
+            to 1. The dtype is float32 if that of `X` is float32, else float64.
         """
         check_is_fitted(self)
         samples = open_samples(self, X, reset=False)
@@ -458,6 +459,7 @@ class GMMTeacher(
         pca_components = counts_of("pca_components", self.pca_components)
         kept = [min(count, n_samples, n_features) for count in pca_components]
         covariance_types = self._covariance_types(n_components, n_fitted)
+        # Without duplicates: several pca_components may be cut to the same number.
         grid = dict.fromkeys(product(n_components, kept, covariance_types))
         return [Configuration(*point) for point in grid]
 
@@ -514,10 +516,12 @@ class GMMTeacher(
         best, cut_short = self._search(samples, configurations, random_state)
         configuration = configurations[0] if best is None else best.configuration
         self.n_components_, n_kept, covariance_type = configuration
+        # The leading components of a larger PCA are those of a smaller one.
         self.pca_, samples = _truncated(self.pca_, n_kept), samples[:, :n_kept]
         self.mixture_ = GaussianMixture(
             self.n_components_,
             covariance_type=covariance_type,
+            # Relative to the variance, so that the units of X do not matter.
             reg_covar=self.reg_covar * samples.var(axis=0).mean(),
             n_init=self.n_init,
             max_iter=self.max_iter,
@@ -583,6 +587,7 @@ class GMMTeacher(
         criterion = self._criterion()
         log_joint = self.mixture_._estimate_weighted_log_prob(samples)
         self.temperature_ = criterion.choose_temperature(log_joint)
+        # A search has checked its candidates already.
         if self.energy_budget is not None and self.search_results_ is None:
             energy = analytic_energy(self._tempered(log_joint), 1.0)
             criterion.check_budget(
@@ -697,6 +702,7 @@ def _set_fitted(fitted: GaussianMixture, mixture: Mixture) -> None:
     if mixture.covariance_type in ("full", "tied"):
         roots = np.linalg.inv(factors)
         fitted.covariances_ = roots @ np.swapaxes(roots, -1, -2)
+        # scikit-learn stores the transpose of the whitening matrix.
         fitted.precisions_cholesky_ = np.ascontiguousarray(np.swapaxes(factors, -1, -2))
     else:
         fitted.covariances_ = 1 / np.square(factors)
@@ -713,6 +719,7 @@ def _truncated(pca: PCA, n_components: int) -> PCA:
     if n_components == pca.n_components_:
         return pca
     shorter = copy.copy(pca)
+    # The total variance includes components that the PCA did not keep.
     total = pca.explained_variance_.sum() / pca.explained_variance_ratio_.sum()
     for name in ("components_", "explained_variance_", "explained_variance_ratio_"):
         setattr(shorter, name, getattr(pca, name)[:n_components])

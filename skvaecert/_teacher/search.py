@@ -201,6 +201,7 @@ class _Evaluator:
             with numpy_only():
                 candidate = self._best_restart(configuration)
         except Exception as error:
+            # As in scikit-learn's searches, error_score covers any error.
             if self.error_score == "raise":
                 raise
             candidate = Candidate(
@@ -227,6 +228,7 @@ class _Evaluator:
         split = self.split.first_samples(_FIRST_SAMPLES)
         n_components, n_features, covariance_type = configuration
         fitted, held_out = split.first_features(n_features)
+        # The labels of k-means are one-hot responsibilities.
         mixtures = [
             self.fitter.fit(fitted, np.eye(n_components)[:, labels], covariance_type)
             for labels in self._shared_labels(fitted, n_components)
@@ -242,6 +244,7 @@ class _Evaluator:
         return max(restarts, key=self._merit)
 
     def _merit(self, restart: Candidate) -> tuple[bool, float]:
+        # A restart above the budget is of no use, however informative it is.
         return self.criterion.fits_budget(restart), restart.information
 
     def _resumed(self, candidate: Candidate) -> Candidate:
@@ -392,6 +395,7 @@ def _results(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
+            # After Ctrl-C or an error, the remaining candidates are not started.
             pool.shutdown(cancel_futures=True)
 
 
@@ -415,6 +419,7 @@ def _in_original_units(candidate: Candidate, scale: float) -> Candidate:
     """Undo :func:`_normalized` for a candidate."""
     if candidate.mixture is None:
         return candidate
+    # Log-densities depend on the unit of each principal component.
     log_volume = candidate.configuration.pca_components * np.log(scale)
     return replace(
         candidate,

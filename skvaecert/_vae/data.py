@@ -47,6 +47,7 @@ def split(n_samples: int, held_out: float | None, seed: int) -> tuple[Index, Ind
             "on more samples."
         )
     order = np.random.default_rng(seed).permutation(n_samples)
+    # Sorted, so that samples on disk are read in their order.
     return np.sort(order[n_held:]), np.sort(order[:n_held])
 
 
@@ -134,6 +135,7 @@ class Preprocessor(NamedTuple):
         """Copy samples to the device, bytes as bytes. Samples on disk stay on disk."""
         chunks = self.check(samples)
         stays = isinstance(samples, np.memmap | DatasetSamples)
+        # Samples on disk and bytes are standardized batch by batch, to save memory.
         if not stays and samples.dtype != np.uint8:
             return Resident.filled(samples.shape, chunks, self.standardization, device)
         # Check all samples now, so that invalid ones raise before the first epoch.

@@ -37,7 +37,7 @@ class Prefit(NamedTuple):
         if self.energy is None:
             return float(self.alpha or 0.0)
         energy = analytic_energy(proba, scale)
-        # The energy of a constant teacher's analytic code is 0.
+        # The energy is quadratic in alpha, and 0 if the teacher is constant.
         return min(1.0, float(np.sqrt(self.energy / max(energy, 1e-300))))
 
 

@@ -251,9 +251,9 @@ class CertifiedVAE(
         One dict per epoch, over all warm starts; ``pandas.DataFrame`` takes it. "epoch"
         is the number of the epoch. "loss", "reconstruction" and "kl" are means over its
         batches. "margin", "alignment_loss" and "teacher_information" are computed at
-        its end on a fixed part of the samples (at most a quarter in lots of 256, at
-        least 256, at most 8,192). "kl_weight" and "alignment_weight" are the weights,
-        and "seconds" is the duration. With a `validation_fraction` there are also
+        its end on a fixed part of the samples (at most a quarter, in multiples of 256,
+        at least 256, at most 8,192). "kl_weight" and "alignment_weight" are the
+        weights, and "seconds" is the duration. With a `validation_fraction` there are also
         "validation_loss" (minus the mean ELBO), "validation_margin" and
         "validation_information", and with ``StopWhenCertified(confidence=...)``
         "validation_margin_low".
@@ -542,6 +542,7 @@ class CertifiedVAE(
                 f"{codes.shape[1]}."
             )
         output = decode(self.net_, torch.from_numpy(codes.astype(np.float32)))
+        # The decoder of the Bernoulli likelihood returns logits.
         if self.net_.criterion_.likelihood == "bernoulli":
             output = expit(output)
         return self._standardisation.undo(output).astype(codes.dtype)
@@ -607,6 +608,7 @@ class CertifiedVAE(
                 for chunk in inputs.check(samples)
             ]
         weight = check_sample_weight(sample_weight, len(samples))
+        # The network sees standardized samples; log_unit converts the density.
         return float(weight @ np.concatenate(bounds) - inputs.log_unit)
 
     def witness_log_proba(self, X: ArrayLike) -> Floats:
@@ -870,6 +872,7 @@ class CertifiedVAE(
         if warm:
             self._check_warm(teacher_proba)
         else:
+            # Warm starts hold out the same samples.
             self._split_seed = split_seed
         self._check_early()
         n_samples, fraction = len(samples), self.validation_fraction
@@ -1012,6 +1015,7 @@ class CertifiedVAE(
 
     def _prefit(self, data: Data, device: torch.device) -> None:
         """Regress the latent mean on the scaled analytic code (theory section 11)."""
+        # An earlier fit may have set it.
         self.__dict__.pop("prefit_alpha_", None)
         wanted = Prefit.of(self.prefit)
         if wanted is None:
@@ -1058,6 +1062,7 @@ class CertifiedVAE(
     def __set_fitted__(self, state: dict[str, Any]) -> None:
         """Check a fitted state, which may come from an untrusted file, and set it."""
         self._validate_params()
+        # If both networks are the user's own, hidden_sizes is not used.
         own = [k for k in ("encoder", "decoder") if callable(getattr(self, k))]
         check_vae(state, self.latent_dim, len(self.hidden_sizes) if len(own) < 2 else 0)
         put(self, state, FITTED)

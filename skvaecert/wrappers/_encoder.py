@@ -322,10 +322,12 @@ class TrainedEncoder(
         of 10,000 such images (one thread of a CPU).
         """
         self._validate_params()
+        # Values for each sample belong to samples in a known order.
         in_order = teacher_proba is not None or sample_weight is not None
         with self._encoder.seeded(), self._decoder.seeded():
             samples = as_samples(X, in_order=in_order)
             opened = open_samples(self, samples)
+            # The same checks of stability as in a CollapseCertifier.
             encoded = EncodedSamples(self, None, samples, weight=sample_weight)
             is_gaussian = self._encoder.outputs(opened[:1]).is_gaussian
             codes, stability = codes_of([encoded], is_gaussian, sample_weight)
@@ -398,6 +400,8 @@ class TrainedEncoder(
         self._validate_params()
         return open_samples(self, X, in_order=True)
 
+    # Created at each use, so that set_params takes effect.
+
     @property
     def _encoder(self) -> Network:
         def read(result: Any) -> Outputs:
@@ -410,6 +414,7 @@ class TrainedEncoder(
         return Network("decoder", self.decoder, self.batch_size, read_samples)
 
     def _validate_params(self) -> None:
+        # First, because scikit-learn's error does not mention nets of skorch.
         if not callable(self.encoder):
             raise ValueError(
                 "encoder must be callable: a torch module, a method such as "

@@ -126,6 +126,7 @@ class Network:
                 return self.function(batch)
             return self.function(_tensor(batch, module))
         except Exception as error:
+            # The error of the model itself, with a note on its input.
             error.add_note(_note(self.name, batch, module))
             raise
 
@@ -187,10 +188,12 @@ def _note(name: str, batch: Any, module: nn.Module | None) -> str:
 def _tensor(batch: Any, module: nn.Module) -> Tensor:
     """Return the batch on the device of the module, with floats in its precision."""
     device = device_of(module)
+    # Integers are indices, for example of tokens: torch needs int64 for them.
     if batch.dtype.kind in "iu":
         return torch.from_numpy(batch.astype(np.int64)).to(device)
     state = chain(module.parameters(), module.buffers())
     dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
+    # NumPy does not have all dtypes of torch, so torch converts to the final one.
     exact = np.float64 if dtype == torch.float64 else np.float32
     return torch.from_numpy(batch.astype(exact)).to(device, dtype)
 

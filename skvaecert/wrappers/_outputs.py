@@ -59,6 +59,7 @@ class Outputs:
             )
         if spread is not None:
             spread = _floats(name, spread)
+            # The scale of a distribution may have fewer values than its mean.
             if self.distribution:
                 spread = np.broadcast_to(spread, mean.shape)
             if spread.shape != mean.shape:
@@ -207,6 +208,7 @@ def read_samples(result: Any) -> Outputs:
 
 def _recognized(result: Any) -> Outputs:
     """Find means and spreads by known patterns."""
+    # Some libraries return the posterior inside another object.
     inner = _entry(result, "latent_dist")
     result = result if inner is None else inner
     if _is_array(result):
@@ -344,6 +346,7 @@ def _has_places(value: Any) -> bool:
 def _entry(result: Any, name: str) -> Any:
     if isinstance(result, Mapping):
         return result.get(name)
+    # Attributes of arrays, such as `mean`, are methods and not outputs.
     value = None if _is_array(result) else getattr(result, name, None)
     return None if callable(value) and not _is_array(value) else value
 
@@ -365,6 +368,7 @@ def _naming_hint(mean: Any = ..., spread: Any = ...) -> str:
 
 def _floats(name: str, values: Any) -> Values:
     """Return values as floats, in float32 if they have that precision or less."""
+    # Conversion would ignore a mask, and float8 is too coarse for means.
     if isinstance(values, np.ma.MaskedArray) or "float8" in str(
         getattr(values, "dtype", "")
     ):
@@ -381,6 +385,7 @@ def _floats(name: str, values: Any) -> Values:
     array = np.from_dlpack(values) if only_dlpack else np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} must return real values, got {_described(values)}.")
+    # Values of 16 bits fit into float32 exactly.
     small = array.dtype in (np.float16, np.float32)
     return array.astype(np.float32 if small else np.float64, copy=False)
 
