@@ -89,8 +89,8 @@ class Criterion:
         return sorted(range(len(candidates)), key=lambda i: self._key(candidates[i]))
 
     def _key(self, candidate: Candidate) -> tuple[float, ...]:
-        # Smaller is better: usable, unstable, above the budget, failed. Among candidates
-        # that are not usable, the nearest to usable comes first.
+        # Smaller is better. The order is usable, unstable, above the budget, failed. If
+        # candidates are not usable, the nearest to usable comes first.
         if candidate.mixture is None:
             return 3, 0
         if not self.fits_budget(candidate):

@@ -253,8 +253,8 @@ class CertifiedVAE(
         batches. "margin", "alignment_loss" and "teacher_information" are computed at
         its end on a fixed part of the samples (at most a quarter, in multiples of 256,
         at least 256, at most 8,192). "kl_weight" and "alignment_weight" are the
-        weights, and "seconds" is the duration. With a `validation_fraction` there are also
-        "validation_loss" (minus the mean ELBO), "validation_margin" and
+        weights, and "seconds" is the duration. With a `validation_fraction` there are
+        also "validation_loss" (minus the mean ELBO), "validation_margin" and
         "validation_information", and with ``StopWhenCertified(confidence=...)``
         "validation_margin_low".
     prefit_alpha_ : float
