@@ -229,7 +229,7 @@ def _within_limits(samples: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def is_sequence(X: Any) -> bool:
-    """Return whether X is a list of samples, or a column of strings, and not a table.
+    """Return whether X is a list of samples or a column without numbers, not a table.
 
     Nested lists of floats are a table, as in scikit-learn. Only the first sample
     decides, so that parts of a list are treated as the whole list.
