@@ -94,7 +94,7 @@ class VersionedMixin:
                 InconsistentVersionWarning(
                     f"This {type(self).__name__} was pickled with skvaecert {written} "
                     f"and is unpickled with {VERSION}. It may fail or return other "
-                    "values. Fit it again, or unpickle it with the version that pickled it."
+                    "values. Fit it again, or use the version that pickled it."
                 )
             )
         super().__setstate__(state)  # type: ignore[misc]
