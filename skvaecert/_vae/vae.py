@@ -101,10 +101,10 @@ class CertifiedVAE(
 ):
     """Variational autoencoder (VAE) whose latent mean is aligned with a teacher.
 
-    Use it to train a VAE that is kept from collapsing, or to rescue one that has
-    collapsed. The teacher's posterior T(k|x) assigns samples to soft clusters. The
-    alignment loss A(x) measures how far the clusters that are read off the latent mean
-    mu(x) are from T, so minimizing it keeps the means of different clusters apart.
+    Use it to keep a VAE from collapsing, or to rescue a collapsed VAE. The teacher's
+    posterior T(k|x) assigns samples to soft clusters. The alignment loss A(x) measures
+    how far the clusters that are read off the latent mean mu(x) are from T. Minimizing
+    it keeps the means of different clusters apart.
     :meth:`fit` minimizes, as a mean over samples and in nats::
 
         -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I)) + alignment_weight * A(x)
@@ -188,9 +188,9 @@ class CertifiedVAE(
         Step size of Adam, above 0.
     validation_fraction : float or None, default=None
         Proportion of the samples to set aside as validation set, in (0, 1). Neither
-        the teacher nor the network is fitted on them. Their loss and margin are
-        recorded after each epoch, and the guard holds the margin on them. Warm starts
-        on the same number of samples set aside the same samples.
+        the teacher nor the network is fitted on them. The loss and the margin of these
+        samples are recorded after each epoch, and the guard holds their margin. Warm
+        starts on the same number of samples set aside the same samples.
     torch_compile : bool or str, default=False
         Whether to run the forward pass through :func:`torch.compile`, or the name of
         the backend to use. It pays off for long trainings of large networks only.
