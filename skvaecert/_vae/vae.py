@@ -172,8 +172,8 @@ class CertifiedVAE(
         number of passes over the samples, 10 by default. The `max_epochs` of the
         training come after them.
     witness_scale : "prior" or float, default="prior"
-        beta, above 0. "prior" uses the scale at which the analytic code is as wide as
-        the prior.
+        beta, above 0. "prior" uses the prior-matched scale, at which the analytic code
+        has a mean square of 1 in each of its K - 1 dimensions, as the prior has.
     memory : str, joblib.Memory or None, default=None
         Used to cache fitted teachers, so that a search over other parameters fits the
         teacher of each fold once. If a string is given, it is the path to the caching
