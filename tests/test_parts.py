@@ -159,7 +159,7 @@ def test_two_collapsed_encoders_do_not_make_one_that_is_not(rows):
         for part, (one, piece) in enumerate(zip(certifiers, ends, strict=True))
     )
     assert first.certificate().verdict != "certified"
-    with pytest.raises(ValueError, match="do not fit it on each"):
+    with pytest.raises(ValueError, match="Do not fit it on each"):
         first.merge(last)
     # What the error prevents.
     forged = first.merge(replace(last, origin=first.origin))

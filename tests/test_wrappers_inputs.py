@@ -158,7 +158,7 @@ def test_a_shape_of_samples(digits):
         np.testing.assert_allclose(means, digits[0].astype(np.float32))
     with pytest.raises(ValueError, match=r"\(1, 8\), 8 values, and 64 features"):
         TrainedEncoder(module, input_shape=(1, 8)).transform(images)
-    with pytest.raises(ValueError, match="input_shape must be None for a list"):
+    with pytest.raises(ValueError, match="input_shape must be None if X is a list"):
         TrainedEncoder(lengths, input_shape=(1,)).transform(WORDS)
 
 
