@@ -370,8 +370,8 @@ def digest_samples(X: ArrayLike) -> str | None:
 
     For a numeric table it covers the line
     ``skvaecert rows 1 DTYPE N_SAMPLES N_FEATURES``, with its newline, and the values
-    row by row, little-endian, in float32 if that is the dtype of `X`, else in float64.
-    For other samples, such as texts, it covers the line
+    row by row. These are little-endian, in float32 if that is the dtype of `X`, else in
+    float64. For other samples, such as texts, it covers the line
     ``skvaecert rows 1 json N_SAMPLES`` and one line of JSON for each sample.
     """
     for parts in (_canonical_bytes, _json_lines):

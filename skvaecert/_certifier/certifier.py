@@ -150,9 +150,9 @@ class CollapseCertifier(
         True. Otherwise :meth:`fit` erases the previous fit.
     random_state : int, RandomState instance or None, default=None
         Determines random number generation for the estimator and the teacher if their
-        own `random_state` is None, and for the codes that :meth:`certify` and
-        :meth:`diagnose` draw. Pass an int for reproducible output across multiple
-        function calls. With None the codes are drawn with a fixed seed.
+        own `random_state` is None. Also for the codes that :meth:`certify` and
+        :meth:`diagnose` draw; with None these are drawn with a fixed seed. Pass an int
+        for reproducible output across multiple function calls.
 
     Attributes
     ----------
@@ -527,10 +527,10 @@ class CollapseCertifier(
         Raises
         ------
         ValueError
-            If data or parameters are not valid, the estimator lacks what the kind
-            needs, its decoder does not depend on the codes alone, the witness was
-            fitted on all samples of `X`, or the weights of a torch encoder change while
-            it is certified.
+            If data or parameters are not valid, or if the estimator lacks what the kind
+            needs. Also if the decoder does not depend on the codes alone, if the
+            witness was fitted on all samples of `X`, or if the weights of a torch
+            encoder change while it is certified.
 
         Warns
         -----

@@ -25,10 +25,10 @@ class Prefit(NamedTuple):
         given = {"alpha": 1.0} if prefit == "analytic" else prefit
         if not isinstance(given, dict) or not _is_valid(given):
             raise ValueError(
-                "prefit must be None, 'analytic', or a dict with either 'alpha' or "
-                "'energy', a number above 0, and optionally 'epochs', an integer above "
-                "0, such as {'alpha': 0.5} or {'energy': 4.0, 'epochs': 20}, got "
-                f"{prefit!r}."
+                "prefit must be None, 'analytic', or a dict such as {'alpha': 0.5} or "
+                f"{{'energy': 4.0, 'epochs': 20}}, got {prefit!r}. A dict has either "
+                "'alpha' or 'energy', a number above 0, and optionally 'epochs', an "
+                "integer above 0."
             )
         return cls(**given)
 

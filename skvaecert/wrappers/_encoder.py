@@ -53,9 +53,9 @@ class TrainedEncoder(
 
     `encoder` is called with batches of samples. It returns latent means, preferably
     with log-variances or standard deviations of the posterior. Modules are evaluated in
-    evaluation mode and without gradients. All batches have the same size, and the last
-    batch is filled with copies of its last sample, so that the mean of a sample does
-    not depend on the other samples.
+    evaluation mode and without gradients. All batches have the same size, so that the
+    mean of a sample does not depend on the other samples. The last batch is filled with
+    copies of its last sample.
 
     Parameters
     ----------

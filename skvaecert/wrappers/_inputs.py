@@ -96,9 +96,8 @@ class Network:
         if module is None:
             raise ValueError(
                 "encoder must be a torch module or a method of a torch module for an "
-                "escape report, which needs its gradient, got "
-                f"{self.function!r}: pass the torch module or its method, such as "
-                "vae.encode."
+                f"escape report, got {self.function!r}. The report needs its gradient: "
+                "pass the torch module or its method, such as vae.encode."
             )
         with self.seeded():
             mean = self.outputs(X).mean.astype(np.float64)
