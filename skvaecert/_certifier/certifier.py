@@ -481,7 +481,7 @@ class CollapseCertifier(
     ) -> Certificate:
         """Certify the encoder on the samples X.
 
-        There are three kinds of certificate:
+        `kind` determines what the certificate shows:
 
         - "mean": the latent mean is not constant. Some samples are encoded twice, in
           another batch and order, and a few once more after all samples are read. The

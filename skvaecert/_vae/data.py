@@ -39,8 +39,8 @@ def split(n_samples: int, held_out: float | None, seed: int) -> tuple[Index, Ind
     """
     if held_out is None:
         return None, None
-    n_held = round(held_out * n_samples)
-    if n_held < 1 or n_samples - n_held < 2:
+    n_held_out = round(held_out * n_samples)
+    if n_held_out < 1 or n_samples - n_held_out < 2:
         raise ValueError(
             "validation_fraction must leave at least two samples to train on and one "
             f"to validate on, got {held_out} of {n_samples} samples. Change it, or fit "
@@ -48,7 +48,7 @@ def split(n_samples: int, held_out: float | None, seed: int) -> tuple[Index, Ind
         )
     order = np.random.default_rng(seed).permutation(n_samples)
     # Sorted, so that samples on disk are read in their order.
-    return np.sort(order[n_held:]), np.sort(order[:n_held])
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
 class Data(NamedTuple):
@@ -56,8 +56,8 @@ class Data(NamedTuple):
 
     samples: Any
     proba: Floats
-    held_samples: Any
-    held_proba: Floats | None
+    held_out_samples: Any
+    held_out_proba: Floats | None
 
     @classmethod
     def cut(cls, samples: Any, proba: Floats, training: Index, held_out: Index) -> Self:
@@ -70,9 +70,9 @@ class Data(NamedTuple):
     @property
     def guarded(self) -> tuple[Any, Floats]:
         """The samples and posteriors on which a guard holds the margin."""
-        if self.held_proba is None:
+        if self.held_out_proba is None:
             return self.samples, self.proba
-        return self.held_samples, self.held_proba
+        return self.held_out_samples, self.held_out_proba
 
 
 def fit_standardization(
@@ -116,8 +116,10 @@ class Preprocessor(NamedTuple):
     def training_sets(self, data: Data, device: torch.device) -> TrainingSet:
         """Return the training samples, with the held-out samples attached, if any."""
         held_out = None
-        if data.held_proba is not None:
-            held_out = self.training_set(data.held_samples, data.held_proba, device)
+        if data.held_out_proba is not None:
+            held_out = self.training_set(
+                data.held_out_samples, data.held_out_proba, device
+            )
         return self.training_set(data.samples, data.proba, device, held_out)
 
     def training_set(
