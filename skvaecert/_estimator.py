@@ -1,4 +1,4 @@
-"""What the estimators share: nested defaults, warm starts, fits that fail cleanly."""
+"""Shared parts of the estimators: nested defaults, warm starts, clean failures."""
 
 import sys
 import warnings
@@ -37,25 +37,38 @@ try:
 except ImportError:  # before scikit-learn 1.9
 
     class CallbackSupportMixin:  # type: ignore[no-redef]
-        """Stands for what scikit-learn has since 1.9."""
+        """Empty replacement for the mixin of scikit-learn 1.9."""
 
     def with_callbacks(method: Any) -> Any:
-        """Return the method as it is."""
+        """Return the method unchanged."""
         return method
 
 
 class NestedDefaultMixin:
-    """Lets `set_params` reach into a nested estimator whose parameter is None.
+    """Lets `set_params` set parameters of a nested estimator that is None.
 
     A default estimator in the signature of the constructor would be shared by all
-    instances; None is not, but has no parameters of its own. It is replaced by a
-    fresh default as soon as one of them is set.
+    instances, so the default is None. But None has no parameters. It is replaced by a
+    new default estimator as soon as one of its parameters is set.
     """
 
     _nested_defaults: ClassVar[dict[str, Callable[[], BaseEstimator]]]
 
     def set_params(self, **params: Any) -> Self:
-        """Set parameters of this estimator or, by `name__parameter`, of nested ones."""
+        """Set the parameters of this estimator.
+
+        Parameters
+        ----------
+        **params : dict
+            Estimator parameters. Parameters of nested estimators have the form
+            ``<component>__<parameter>``. A nested estimator that is None is replaced by
+            its default first.
+
+        Returns
+        -------
+        self : estimator instance
+            Estimator instance.
+        """
         for name, default in self._nested_defaults.items():
             reaches_in = any(key.startswith(f"{name}__") for key in params)
             if reaches_in and params.get(name, getattr(self, name)) is None:
@@ -67,7 +80,7 @@ class NestedDefaultMixin:
 
 
 class VersionedMixin:
-    """Notes in pickles which version wrote them, and warns if another reads them."""
+    """Stores the version in pickles, and warns if another version reads them."""
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
@@ -79,19 +92,19 @@ class VersionedMixin:
         if written != VERSION:
             warn_user(
                 InconsistentVersionWarning(
-                    f"This {type(self).__name__} was pickled by skvaecert {written} "
-                    f"and is read by {VERSION}: it may fail, or give other values. Fit "
-                    "it again, or read it by that version."
+                    f"This {type(self).__name__} was pickled with skvaecert {written} "
+                    f"and is unpickled with {VERSION}. It may fail or return other "
+                    "values. Fit it again, or use the version that pickled it."
                 )
             )
         super().__setstate__(state)  # type: ignore[misc]
 
 
 class HTMLMixin:
-    """What scikit-learn's HTML shows besides: link to the reference, and the verdict.
+    """Adds a link to the reference, and the verdict, to scikit-learn's HTML display.
 
-    The link is to the documentation that the metadata of the package name; there is
-    none as long as they name none.
+    The link uses the documentation URL in the metadata of the package. Without this URL
+    there is no link.
     """
 
     _doc_link_module = "skvaecert"
@@ -119,7 +132,7 @@ class HTMLMixin:
 
 
 class FitTasks:
-    """Tells scikit-learn's callbacks of a fit and its parts; nobody before 1.9."""
+    """Notifies scikit-learn's callbacks of a fit and its parts; inactive before 1.9."""
 
     def __init__(self, estimator: Any, X: Any, y: Any, n_parts: int) -> None:
         self.estimator = estimator
@@ -130,13 +143,13 @@ class FitTasks:
             self.context.call_on_fit_task_begin(estimator=estimator, **self.data)
 
     def begin(self, name: str) -> None:
-        """Begin a part."""
+        """Notify the callbacks that a part begins."""
         if self.context is not None:
             self.part = self.context.subcontext(task_name=name)
             self.part.call_on_fit_task_begin(estimator=self.estimator, **self.data)
 
     def end(self, attributes: Callable[[], dict[str, Any]] | None = None) -> bool:
-        """End a part."""
+        """Notify the callbacks that a part ended; return whether to stop."""
         if self.context is None:
             return False
         return self.part.call_on_fit_task_end(
@@ -144,12 +157,12 @@ class FitTasks:
         )
 
     def end_fit(self) -> None:
-        """End the fit."""
+        """Notify the callbacks that the fit ended."""
         if self.context is not None:
             self.context.call_on_fit_task_end(estimator=self.estimator, **self.data)
 
-    def handed_on(self, inner: Any) -> AbstractContextManager[None]:
-        """Let an estimator inside take part."""
+    def propagated_to(self, inner: Any) -> AbstractContextManager[None]:
+        """Let the callbacks follow the fit of a nested estimator."""
         if self.context is None or not hasattr(inner, "set_callbacks"):
             return nullcontext()
         return self.part.propagate_callback_context(inner)
@@ -160,7 +173,8 @@ def restored_on_error(
     estimator: BaseEstimator,
     unless: Callable[[BaseException], bool] = lambda error: False,
 ) -> Iterator[None]:
-    """Give an estimator back the attributes it had if the block fails."""
+    """Restore the attributes of an estimator if the block fails."""
+    # A shallow copy: what a fit changes in place, it has to restore itself.
     before = dict(vars(estimator))
     try:
         yield
@@ -172,10 +186,10 @@ def restored_on_error(
 
 
 def interrupted(estimator: Any, message: str) -> KeyboardInterrupt:
-    """Return what a fit raises on Ctrl-C once its estimator keeps what was done.
+    """Return the KeyboardInterrupt of a fit whose estimator keeps the work so far.
 
-    Not of a class of its own: a script that ends by one has another exit status, by
-    which a loop in the shell takes Ctrl-C for handled, and goes on.
+    It is not a subclass of KeyboardInterrupt: a script that ends with a subclass has
+    another exit status, and a shell loop around it would continue after Ctrl-C.
     """
     error = KeyboardInterrupt(message)
     error.estimator = estimator  # type: ignore[attr-defined]
@@ -183,9 +197,10 @@ def interrupted(estimator: Any, message: str) -> KeyboardInterrupt:
 
 
 def seed_unset(estimator: BaseEstimator, seed: int) -> None:
-    """Set an estimator's `random_state` where it is None."""
+    """Set the `random_state` of an estimator, or of nested ones, where it is None."""
     params = estimator.get_params()
     nested = [name for name in params if name.endswith("__random_state")]
+    # An estimator with a random_state is expected to seed its nested estimators.
     names = ["random_state"] if "random_state" in params else nested
     unset = [name for name in names if params[name] is None]
     if unset:
@@ -193,16 +208,17 @@ def seed_unset(estimator: BaseEstimator, seed: int) -> None:
 
 
 def remember_params(estimator: Any) -> None:
-    """Remember the parameters in `_fixed`, which a warm start must find unchanged."""
+    """Store the parameters in `_fixed`, which a warm start must not change."""
     estimator._remembered = _fixed_params(estimator)
 
 
 def check_unchanged(estimator: Any) -> None:
-    """Raise an error if a parameter is not as :func:`remember_params` found it."""
+    """Raise an error if a parameter changed since :func:`remember_params`."""
     now, before = _fixed_params(estimator), estimator._remembered
     changed = [name for name in now | before if now.get(name) != before.get(name)]
     if changed:
-        name = min(changed, key=len)  # teacher, if that is another, before its parts
+        # If the teacher itself is another one, name it, and not one of its parameters.
+        name = min(changed, key=len)
         raise ValueError(
             f"{name} must stay as it was in the fit that warm_start continues, got "
             f"{estimator.get_params().get(name)!r}. Set it back, or set "
@@ -211,40 +227,52 @@ def check_unchanged(estimator: Any) -> None:
 
 
 def _fixed_params(estimator: Any) -> dict[str, Any]:
-    """Return what stands for the values of the parameters, and of those inside."""
+    """Return hashes of the parameters in `_fixed`, including nested parameters."""
     fixed: dict[str, Any] = {}
     for name in estimator._fixed:
         value = getattr(estimator, name)
+        # None and the default estimator are the same value.
         if value is None and name in estimator._nested_defaults:
             value = estimator._nested_defaults[name]()
         if _is_estimator(value) and not isinstance(value, FrozenEstimator):
             params = value.get_params().items()
-            fixed |= {f"{name}__{k}": _content(v) for k, v in params if _matters(k)}
+            fixed |= {
+                f"{name}__{k}": _content_hash(v)
+                for k, v in params
+                if _affects_result(k)
+            }
             value = type(value)
-        fixed[name] = _content(value)
+        fixed[name] = _content_hash(value)
     return fixed
 
 
-def _matters(name: str) -> bool:
-    # A fit uses seeds up; the others change no result.
+def _affects_result(name: str) -> bool:
+    # A fit may advance a random_state; n_jobs and verbose do not change the result.
     return not name.endswith(("random_state", "n_jobs", "verbose"))
 
 
-def _content(value: Any, *, frozen: bool = False) -> Any:
-    """Return a hash, which is equal for equal values, after pickling too.
+def _content_hash(value: Any, *, frozen: bool = False) -> Any:
+    """Return a hash that is equal for equal values, even after pickling.
 
-    Estimators are hashed by class and parameters, inside a frozen one by all public
-    attributes. What cannot be pickled, such as a lambda, stands for itself.
+    The hash of an estimator covers its class and parameters. Inside a frozen estimator
+    it covers all public attributes. A value that cannot be pickled, such as a lambda,
+    is returned unchanged.
     """
     if _is_numeric(value):
         value = np.array(value, dtype=np.float64, order="C")
     elif isinstance(value, list | tuple):
-        value = [_content(item, frozen=frozen) for item in value]
+        value = [_content_hash(item, frozen=frozen) for item in value]
     elif _is_estimator(value):
         frozen = frozen or isinstance(value, FrozenEstimator)
         params = vars(value) if frozen else value.get_params(deep=False)
-        public = {k: v for k, v in params.items() if _matters(k) and k[0] != "_"}
-        value = type(value), {k: _content(v, frozen=frozen) for k, v in public.items()}
+        value = (
+            type(value),
+            {
+                k: _content_hash(v, frozen=frozen)
+                for k, v in params.items()
+                if _affects_result(k) and k[0] != "_"
+            },
+        )
     elif hasattr(value, "state_dict") and not isinstance(value, type):
         weights = value.state_dict().items()
         value = repr(value), {name: _array(tensor) for name, tensor in weights}
@@ -266,18 +294,18 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _array(tensor: Any) -> Any:
-    """Turn a tensor of any precision and device into an array."""
+    """Return a tensor of any precision and device as an array."""
     return tensor.double().cpu().numpy() if hasattr(tensor, "double") else tensor
 
 
-# Packages whose frames stand between a warning and the line of the user.
-_BETWEEN = ("skvaecert", "functools", "sklearn", "skorch", "joblib", "pickle")
+# Packages whose frames are skipped to find the user's line that caused a warning.
+_SKIPPED_PACKAGES = ("skvaecert", "functools", "sklearn", "skorch", "joblib", "pickle")
 
 
 def warn_user(warning: Warning | str) -> None:
-    """Warn, and point at the line of the user that led here."""
+    """Warn, with the location of the user's line that caused the warning."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and _package(frame.f_globals) in _BETWEEN:
+    while frame.f_back and _package(frame.f_globals) in _SKIPPED_PACKAGES:
         frame, level = frame.f_back, level + 1
     warnings.warn(warning, stacklevel=level)
 

@@ -1,4 +1,4 @@
-"""Samples of torch: tensors, Datasets and DataLoaders, as arrays or lists."""
+"""Samples in torch tensors, Datasets and DataLoaders, converted to arrays or lists."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,21 +21,23 @@ from skvaecert.datasets import WithPosterior
 
 __all__ = ["as_samples", "flat_batches", "flat_samples"]
 
-# Samples of a loader that are certified together: some are encoded twice each time.
+# Number of samples of a loader that are certified together. Some samples of each batch
+# are encoded twice, which would be costly for small batches.
 _TOGETHER = 2048
 
 
 def as_samples(X: Any, *, in_order: bool) -> Any:
-    """Return tensors as arrays, and what a Dataset or a DataLoader holds.
+    """Return a tensor as an array, and the samples of a Dataset or a DataLoader.
 
-    Anything else is returned as it is. `in_order` refuses loaders that may shuffle.
+    Anything else is returned unchanged. With `in_order`, a DataLoader that may shuffle
+    raises an error.
     """
     if isinstance(X, Tensor):
         return _array(X)
     if isinstance(X, DataLoader):
         if in_order:
             _check_order(X)
-        with _same_generators(X):
+        with _generators_restored(X):
             return _joined(_batches(X))
     if isinstance(X, Dataset | WithPosterior):
         return _items(X)
@@ -43,18 +45,18 @@ def as_samples(X: Any, *, in_order: bool) -> Any:
 
 
 def flat_samples(X: Any, *, in_order: bool) -> Any:
-    """Return the same, with the values of each sample in a row."""
+    """Return the samples of :func:`as_samples`, with arrays flattened to 2D."""
     X = as_samples(X, in_order=in_order)
     is_flat = not isinstance(X, np.ndarray) or X.ndim <= 2
     return X if is_flat else X.reshape(len(X), -1)
 
 
 def flat_batches(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield batches with flat samples; small ones of a loader are joined."""
+    """Yield batches with flat samples; small batches of a DataLoader are joined."""
     if isinstance(batches, DataLoader):
         batches = _larger(_batches(batches))
     elif isinstance(batches, Dataset | WithPosterior):
-        # What streams may come in batches.
+        # The items of an IterableDataset are taken as batches.
         batches = batches if isinstance(batches, IterableDataset) else [batches]
     return (flat_samples(batch, in_order=False) for batch in batches)
 
@@ -78,15 +80,16 @@ def _check_order(loader: DataLoader[Any]) -> None:
         kind += " and in_order=False"
     if kind != SequentialSampler.__name__:
         raise ValueError(
-            "X must come in a known order here, since other values belong to its "
-            f"samples, got a DataLoader with a {kind}. Use a DataLoader with "
-            "shuffle=False and without a sampler, or give arrays."
+            "X must come in a known order, because other values belong to its samples, "
+            f"got a DataLoader with a {kind}. Use a DataLoader with shuffle=False and "
+            "without a sampler, or pass arrays."
         )
 
 
 @contextmanager
-def _same_generators(loader: DataLoader[Any]) -> Iterator[None]:
-    """Put the generators back that a pass through a loader draws from."""
+def _generators_restored(loader: DataLoader[Any]) -> Iterator[None]:
+    """Restore the random generators that a pass through a DataLoader advances."""
+    # Only torch's own generators can be restored, not those of the dataset.
     owners = loader, loader.sampler, loader.batch_sampler
     own = [g for o in owners if (g := getattr(o, "generator", None)) is not None]
     states = [generator.get_state() for generator in own]
@@ -99,7 +102,7 @@ def _same_generators(loader: DataLoader[Any]) -> Iterator[None]:
 
 
 def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
-    """Yield the samples of each batch: its first part, where it has several."""
+    """Yield the samples of each batch, which are its first part if it has several."""
     n_read = 0
     for batch in loader:
         samples = _first(batch, loader)
@@ -115,7 +118,7 @@ def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _n_expected(loader: DataLoader[Any]) -> int | None:
-    """Return how many samples a loader reads, where that can be known."""
+    """Return the number of samples that a loader reads, or None if it is unknown."""
     is_usual = type(loader.batch_sampler) is BatchSampler
     if not is_usual or isinstance(loader.dataset, IterableDataset):
         return None
@@ -125,7 +128,8 @@ def _n_expected(loader: DataLoader[Any]) -> int | None:
 
 
 def _first(batch: Any, loader: DataLoader[Any]) -> Any:
-    """Return the samples of a batch, which may come with labels and other values."""
+    """Return the samples of a batch that may also contain labels and other values."""
+    # Batches may be nested, for example ((samples, lengths), labels).
     while isinstance(batch, tuple | list) and _is_nested(batch):
         if loader.collate_fn is not default_collate:
             _check_parts(batch, loader.batch_size)
@@ -133,9 +137,9 @@ def _first(batch: Any, loader: DataLoader[Any]) -> Any:
     if isinstance(batch, Mapping) or not hasattr(batch, "__len__"):
         raise ValueError(
             "X must be a DataLoader whose batches are samples, or begin with them, got "
-            f"{type(batch).__name__}. Take out what the encoder gets: "
-            '(batch["x"] for batch in loader) for certify_batches, '
-            'torch.cat([batch["x"] for batch in loader]) elsewhere.'
+            f"{type(batch).__name__}. Select the input of the encoder: "
+            '(batch["x"] for batch in loader) for certify_batches, or '
+            'torch.cat([batch["x"] for batch in loader]) for other methods.'
         )
     return batch
 
@@ -145,7 +149,9 @@ def _is_nested(batch: Any) -> bool:
 
 
 def _check_parts(batch: Any, batch_size: int | None) -> None:
-    """Fail for a list of samples, which has no first part to be read alone."""
+    """Raise an error for a list of samples: its first part is a single sample."""
+    # Parts of different kinds are samples with labels or other values. In a list of
+    # samples all parts have the same kind.
     kinds = {(type(p), getattr(p, "dtype", 0), getattr(p, "ndim", 1)) for p in batch}
     if len(batch) == 1 or len(kinds) > 1 or getattr(batch[0], "ndim", 1) == 0:
         return
@@ -162,9 +168,10 @@ def _items(dataset: Any) -> Any:
     """Return the samples of a Dataset: an array if all have one shape, or a list."""
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
-            f"X must have a length, got {type(dataset).__name__}. Put it into a "
-            "DataLoader."
+            f"X must have a length, got {type(dataset).__name__}. Pass a DataLoader of "
+            "it."
         )
+    # A Dataset need not support iteration.
     samples = [_sample(dataset[i]) for i in range(len(dataset))]
     arrays = [np.asarray(s) for s in samples if isinstance(s, np.ndarray | float | int)]
     one_shape = len({array.shape for array in arrays}) == 1
@@ -177,14 +184,15 @@ def _sample(item: Any) -> Any:
     if isinstance(item, Mapping):
         raise ValueError(
             "X must be a Dataset whose items are samples, or tuples that begin with "
-            f"them, got items of {type(item).__name__}. Give a list of what the "
-            "encoder gets."
+            f"them, got items of {type(item).__name__}. Pass a list with the inputs of "
+            "the encoder."
         )
     return _array(item) if isinstance(item, Tensor) else item
 
 
 def _array(tensor: Tensor) -> Any:
     values = tensor.detach().cpu()
+    # NumPy has no bfloat16.
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
@@ -199,7 +207,7 @@ def _joined(batches: Iterable[Any]) -> Any:
     if len(shapes) > 1:
         raise ValueError(
             "X must have samples of one shape, got a DataLoader with batches of "
-            f"{' and '.join(map(str, sorted(shapes)))}. Pad all samples to one length, "
-            "since padding that depends on the batch lets means depend on it."
+            f"{' and '.join(map(str, sorted(shapes)))}. Pad all samples to one length: "
+            "if padding depends on the batch, means depend on it, too."
         )
     return np.concatenate(parts)

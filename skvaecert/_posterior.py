@@ -1,4 +1,4 @@
-"""Posteriors of a teacher: the ones that are given, or those that it predicts."""
+"""The teacher's posteriors: given as `teacher_proba`, or predicted by a teacher."""
 
 from typing import Any
 
@@ -11,15 +11,16 @@ __all__ = ["posterior_of", "teacher_posterior"]
 
 
 def teacher_posterior(teacher: Any, X: ArrayLike) -> Floats:
-    """Return the posterior of any teacher: its `predict_proba`, or else `transform`."""
+    """Return the posterior of any teacher, by `predict_proba` or else `transform`."""
     predict = getattr(teacher, "predict_proba", None) or teacher.transform
     proba = np.asarray(predict(X))
     try:
         return check_teacher_proba(proba)
     except ValueError as error:
         raise ValueError(
-            f"teacher must return valid posteriors, got these of a "
-            f"{type(teacher).__name__}: {error} skvaecert.GMMTeacher gives valid ones."
+            "teacher must return valid posteriors, got invalid posteriors from "
+            f"{type(teacher).__name__}: {error} Use skvaecert.GMMTeacher, whose "
+            "posteriors are valid."
         ) from error
 
 
@@ -31,16 +32,16 @@ def posterior_of(
     n_samples: int | None = None,
     n_components: int | None = None,
 ) -> Floats:
-    """Return `teacher_proba` where it is given, or else the posterior of the teacher.
+    """Return `teacher_proba` if it is given, else the posterior of the teacher.
 
-    `teacher` is None after a fit with `teacher_proba`. `n_samples` and `n_components`,
-    where given, are the shape that the posteriors must have.
+    `teacher` is None after a fit with `teacher_proba`. Unless None, `n_samples` and
+    `n_components` are the required shape.
     """
     if teacher_proba is not None:
         proba = check_teacher_proba(teacher_proba, n_samples)
     elif teacher is None:
         raise ValueError(
-            "teacher_proba must be given for these samples: the fit used "
+            "teacher_proba must be given for these samples, because the fit used "
             "teacher_proba and has no teacher. Pass their posteriors."
         )
     else:

@@ -1,4 +1,6 @@
-"""The user's X, in the one place that opens, checks, cuts, takes and hashes it."""
+"""The user's X: all code that opens, checks, cuts, selects and hashes samples."""
+
+from __future__ import annotations
 
 import json
 import math
@@ -42,17 +44,17 @@ __all__ = [
     "take_samples",
 ]
 
-# Samples evaluated together. The last chunk is filled up to it: matrix products of
-# another shape round differently, and a mean must not depend on the batch.
+# Number of samples evaluated together. The last chunk is padded to this size: matrix
+# products of another shape round differently, and a mean must not depend on the batch.
 CHUNK = 256
 
-# Values in a chunk of samples: few enough to stay in the cache while they are checked.
-_CHUNK_NUMBERS = 2**17
+# Number of values in a chunk of samples: few enough to stay in the cache for checks.
+_CHUNK_VALUES = 2**17
 
-# Most samples that are encoded at a time, and most values of stored ones.
+# Maximum number of samples encoded at a time, and of values read from storage.
 _MOST_SAMPLES, _MOST_VALUES = 2**16, 2**23
 
-# Samples read at a time to be hashed.
+# Number of samples read at a time for a hash.
 _HASHED_TOGETHER = 2**12
 
 Index = NDArray[np.intp] | None
@@ -61,18 +63,19 @@ Index = NDArray[np.intp] | None
 class DatasetSamples:
     """Samples of a torch Dataset, read on demand.
 
-    :class:`skvaecert.CertifiedVAE`, :class:`skvaecert.GMMTeacher` and
-    :class:`skvaecert.CollapseCertifier` take it as `X` and never hold all samples in
-    memory. Other estimators take it too, but read all samples at once, through
-    :func:`numpy.asarray`.
+    Use it for data that do not fit into memory. :class:`skvaecert.CertifiedVAE`,
+    :class:`skvaecert.GMMTeacher` and :class:`skvaecert.CollapseCertifier` take it as
+    `X`, and never keep all samples in memory. Other estimators also take it, but read
+    all samples at once, through :func:`numpy.asarray`.
 
     Parameters
     ----------
     dataset : object with `__len__` and `__getitem__`, or ndarray
-        An item is a sample, of any shape, or a tuple that begins with one. Several
-        items are read at once if there is a `__getitems__`, as in torch.
+        The dataset. An item is a sample of any shape, or a tuple whose first entry is a
+        sample. Several items are read at once if the dataset has `__getitems__`, as in
+        torch.
     index : array-like of int or None, default=None
-        Which items, in which order; all when None.
+        Indices of the items to use, in this order. None uses all items.
 
     Raises
     ------
@@ -116,7 +119,7 @@ class DatasetSamples:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
         if copy is False:
             raise ValueError(
-                "copy must not be False: samples are read into a new array."
+                "copy must not be False, because samples are read into a new array."
             )
         return self[:].astype(dtype or self.dtype, copy=False)
 
@@ -143,8 +146,8 @@ def _checked_index(index: ArrayLike | None, n_items: int) -> NDArray[np.integer]
     are_ints = places.ndim == 1 and (places.dtype.kind in "iu" or not len(places))
     if not (are_ints and ((-n_items <= places) & (places < n_items)).all()):
         raise ValueError(
-            f"index must be ints of the {n_items} items of dataset, shape (n_samples,),"
-            f" got {places.dtype} of shape {places.shape}."
+            f"index must have shape (n_samples,) and be indices of the {n_items} items "
+            f"of dataset, got {places.dtype} of shape {places.shape}."
         )
     return places
 
@@ -158,17 +161,17 @@ def _flat(item: Any) -> NDArray[np.number]:
 
 
 def numpy_only() -> AbstractContextManager[None]:
-    """Switch scikit-learn's array API dispatch off: mixtures start from k-means."""
+    """Disable scikit-learn's array API dispatch, which k-means does not support."""
     return config_context(array_api_dispatch=False)
 
 
 def open_samples(
     estimator: BaseEstimator, X: ArrayLike | DatasetSamples, **kwargs: Any
 ) -> NDArray[np.number] | DatasetSamples:
-    """Check what `X` is, but leave the values of an array to :func:`read_samples`.
+    """Check the type and shape of `X`; :func:`read_samples` checks values of arrays.
 
-    So an array on disk, or of integers, is never copied as a whole, nor are the samples
-    of a torch Dataset.
+    So arrays on disk or of integers, and the samples of a torch Dataset, are never
+    copied as a whole.
     """
     if (
         isinstance(X, np.ndarray | DatasetSamples)
@@ -198,9 +201,9 @@ def read_samples(
 def raw_chunks(
     samples: NDArray[np.number] | DatasetSamples,
 ) -> Iterator[NDArray[np.number]]:
-    """Yield the values of an array as they are, in chunks."""
-    # A multiple of what networks take at once.
-    size = CHUNK * max(1, _CHUNK_NUMBERS // samples.shape[1] // CHUNK)
+    """Yield the unchanged values of an array in chunks."""
+    # A multiple of CHUNK, the number of samples that networks evaluate together.
+    size = CHUNK * max(1, _CHUNK_VALUES // samples.shape[1] // CHUNK)
     for batch in gen_batches(len(samples), size):
         yield samples[batch]
 
@@ -214,7 +217,7 @@ def _validate(
 
 
 def _within_limits(samples: NDArray[np.floating]) -> NDArray[np.floating]:
-    # Beyond this, sums of squares overflow.
+    # Above this limit, sums of squares overflow.
     limit = 1e-3 * np.sqrt(np.finfo(samples.dtype).max)
     largest = max(-samples.min(), samples.max())
     if largest > limit:
@@ -226,10 +229,10 @@ def _within_limits(samples: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def is_sequence(X: Any) -> bool:
-    """Tell a list of samples, or a column that holds no numbers, from a table.
+    """Return whether X is a list of samples or a column without numbers, not a table.
 
-    Nested lists of floats are a table, as in scikit-learn. One sample decides, so that
-    parts of a list are read as the whole is.
+    Nested lists of floats are a table, as in scikit-learn. Only the first sample
+    decides, so that parts of a list are treated as the whole list.
     """
     if isinstance(X, list | tuple):
         sample = X[0] if len(X) else ()
@@ -240,28 +243,28 @@ def is_sequence(X: Any) -> bool:
 
 
 def check_features(estimator: BaseEstimator, X: Any, *, reset: bool = False) -> None:
-    """Check number and names of features; samples in a list may have any length."""
+    """Check number and names of features, unless samples are in a list."""
     if not is_sequence(X):
         validate_data(estimator, X, reset=reset, skip_check_array=True)
 
 
-# Take some.
+# Select.
 
 
 def take_samples(X: Any, index: NDArray[np.intp] | slice) -> Any:
-    """Return some samples of anything that scikit-learn can index."""
+    """Return the selected samples of any X that scikit-learn can index."""
     if not _is_stored(X):
         (indexable_X,) = indexable(X)
         return _safe_indexing(indexable_X, index)
     if isinstance(index, slice):
         return np.asarray(X[index])
-    # Files are read in their order, and h5py takes no other.
+    # In the order of the file: it is faster, and h5py requires it.
     order = np.argsort(index)
     return np.asarray(X[index[order]])[np.argsort(order)]
 
 
 def lazy_part(samples: Any, index: Index) -> Any:
-    """Take some samples; those on disk are read on demand."""
+    """Return the selected samples; samples on disk are read on demand."""
     if index is None:
         return samples
     if isinstance(samples, np.memmap):
@@ -272,7 +275,7 @@ def lazy_part(samples: Any, index: Index) -> Any:
 
 
 def _is_stored(X: Any) -> bool:
-    """Tell arrays in chunks, of zarr, dask or h5py, which have to be read."""
+    """Return whether X is a chunked array of zarr, dask or h5py, read in parts."""
     return hasattr(X, "chunks") and hasattr(X, "__array__")
 
 
@@ -282,9 +285,9 @@ def _is_stored(X: Any) -> bool:
 def cut_pieces(
     X: ArrayLike, teacher_proba: ArrayLike | None, sample_weight: ArrayLike | None
 ) -> Iterator[tuple[Any, ArrayLike | None, ArrayLike | None]]:
-    """Cut samples that are stored, or too many to be encoded at once.
+    """Yield pieces of the samples, with their posteriors and weights.
 
-    Yields some samples, with the posteriors and the weights given for them.
+    There is one piece, unless samples are stored or too many to be encoded at once.
     """
     n_samples, size = count_samples(X), _piece_size(X)
     if n_samples <= size and not _is_stored(X):
@@ -299,7 +302,7 @@ def cut_pieces(
 
 
 def count_samples(X: Any) -> int:
-    """Return the number of samples, 0 where the estimator has to say what is wrong."""
+    """Return the number of samples; 0 if X is invalid, since the estimator raises."""
     try:
         return _num_samples(X)
     except TypeError:
@@ -307,7 +310,7 @@ def count_samples(X: Any) -> int:
 
 
 def _piece_size(X: Any) -> int:
-    """Return how many samples to take at a time, of stored ones whole chunks."""
+    """Return the number of samples in a piece: whole chunks if samples are stored."""
     if not _is_stored(X):
         return _MOST_SAMPLES
     chunk = X.chunks[0] if X.chunks else 1
@@ -320,20 +323,20 @@ def _piece_size(X: Any) -> int:
 
 
 def fingerprint_samples(X: ArrayLike) -> NDArray[np.uint64]:
-    """Return an integer for each sample, the same for equal samples only (64 bits)."""
+    """Return a hash of 64 bits for each sample."""
     digests = (blake2b(sample, digest_size=8).digest() for sample in _sample_bytes(X))
     return np.frombuffer(b"".join(digests), dtype=np.uint64)
 
 
 def _sample_bytes(X: Any) -> Iterator[bytes]:
-    """Yield each sample as bytes: its values in float64, else what they print as."""
+    """Yield each sample as bytes: its values in float64, or else its `repr`."""
     for start in range(0, count_samples(X), _HASHED_TOGETHER):
         piece = take_samples(X, slice(start, start + _HASHED_TOGETHER))
         if is_sequence(X):
             yield from map(_item_bytes, piece)
             continue
         try:
-            # Adding 0 turns -0 into 0.
+            # Adding 0 turns -0 into 0, which compares equal.
             samples = np.asarray(_dense(piece), dtype=np.float64) + 0.0
         except (TypeError, ValueError):
             samples = np.asarray(piece, dtype=object)
@@ -347,7 +350,7 @@ def _dense(piece: Any) -> Any:
 
 
 def _item_bytes(sample: Any) -> bytes:
-    """Return one sample as bytes, whatever the others are."""
+    """Return a sample of a list as bytes, independent of the other samples."""
     if isinstance(sample, str | bytes):
         return repr(sample).encode()
     try:
@@ -357,18 +360,19 @@ def _item_bytes(sample: Any) -> bytes:
 
 
 def digests(X: ArrayLike, teacher_proba: ArrayLike | None) -> dict[str, str | None]:
-    """Return hashes by which one can tell what a certificate was made on."""
+    """Return hashes that identify the samples and posteriors of a certificate."""
     given = None if teacher_proba is None else digest_samples(teacher_proba)
     return {"rows": digest_samples(X), "teacher_proba": given}
 
 
 def digest_samples(X: ArrayLike) -> str | None:
-    """Return the SHA-256 of samples, whatever holds them; None of what JSON cannot say.
+    """Return the SHA-256 of samples in any container; None if JSON cannot encode them.
 
-    Of a numeric table the line ``skvaecert rows 1 DTYPE N_SAMPLES N_FEATURES``, with
-    its newline, and the values row after row are hashed, little-endian: float32 where
-    `X` is, float64 otherwise. Of other samples, such as texts, it is the line
-    ``skvaecert rows 1 json N_SAMPLES`` and each of them in a line of JSON.
+    For a numeric table it covers the line
+    ``skvaecert rows 1 DTYPE N_SAMPLES N_FEATURES``, with its newline, and the values
+    row by row. These are little-endian, in float32 if that is the dtype of `X`, else in
+    float64. For other samples, such as texts, it covers the line
+    ``skvaecert rows 1 json N_SAMPLES`` and one line of JSON for each sample.
     """
     for parts in (_canonical_bytes, _json_lines):
         digest = sha256()
@@ -398,7 +402,7 @@ def _json_lines(X: Any) -> Iterator[bytes]:
     yield f"skvaecert rows 1 json {n_samples}\n".encode()
     for batch in gen_batches(n_samples, _HASHED_TOGETHER):
         piece = take_samples(X, batch)
-        # The items of a table of pandas are its columns.
+        # Iteration over a data frame of pandas yields columns, not samples.
         for sample in piece.to_numpy() if hasattr(piece, "to_numpy") else piece:
             yield json.dumps(sample, default=_as_list).encode() + b"\n"
 

@@ -1,9 +1,9 @@
-"""What the fitted state of an estimator must be like: one table of names and rules.
+"""Rules for the fitted state of an estimator: a table with a rule for each name.
 
-The contract of an estimator that can be saved has two methods: `__get_fitted__` returns
-its fitted state, a dict of plain values, arrays, records and estimators, and
-`__set_fitted__` takes such a dict, checks it against the table, and sets it on an
-estimator with the same parameters.
+An estimator that can be saved has two methods. `__get_fitted__` returns its fitted
+state, a dict of plain values, arrays, records and estimators. `__set_fitted__` takes
+such a dict, checks it against the table, and sets it on an estimator with the same
+parameters. Files may be untrusted, so the rules are strict.
 """
 
 import math
@@ -31,18 +31,19 @@ __all__ = [
     "put",
 ]
 
-# Stands for a value that a state may lack.
+# Rule for a value that may be missing in a state.
 ABSENT = type("Absent", (), {"__repr__": lambda self: "absent"})()
 COUNT = Interval(Integral, 0, None, closed="left")
 NUMBER = Interval(Real, None, None, closed="neither")
 POSITIVE = Interval(Real, 0, None, closed="neither")
 NOT_NEGATIVE = Interval(Real, 0, None, closed="left")
+# Limits of memory and of floating-point range, for states from files.
 _MOST_COMPONENTS, _MOST_SCALE = 1024, 1e150
 
 
 @dataclass(frozen=True)
 class Size:
-    """A count above 0 that has a name, by which shapes refer to it."""
+    """A count above 0, with a name that shapes use."""
 
     name: str
 
@@ -56,7 +57,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Array:
-    """An array of finite values whose shape is given by named sizes; "*" is any."""
+    """An array of finite values. Its shape consists of named sizes; "*" is any size."""
 
     shape: str
     dtype: Any = np.float64
@@ -96,11 +97,11 @@ def check_state(
     table: Mapping[str, Any],
     sizes: dict[str, int],
 ) -> None:
-    """Check that a state has the names in a table, and values as their rules ask.
+    """Check that a state has exactly the names in a table, with values that fit.
 
-    A rule is an array, a size, an interval, options, methods, the exact type, None,
-    ABSENT, or a tuple of such. Equal names of sizes are equal sizes; those found are
-    added to `sizes`.
+    A rule is an array, a size, an interval, options, methods, an exact type, None,
+    ABSENT, or a tuple of alternatives. Sizes with the same name must be equal. Sizes
+    that are found are added to `sizes`.
     """
     if unknown := state.keys() - table.keys():
         raise ValueError(f"a {owner} has no {', '.join(sorted(unknown))[:80]}.")
@@ -108,9 +109,10 @@ def check_state(
         value = state.get(name, ABSENT)
         rules = rules if isinstance(rules, tuple) else (rules,)
         if not any(_admits(rule, value, sizes) for rule in rules):
+            allowed = " or ".join(map(_rule_text, rules))
             raise ValueError(
-                f"{name} of a {owner} must be {' or '.join(map(_said, rules))}, got "
-                f"{_described(value)} with {sizes}."
+                f"{name} of a {owner} must be {allowed}, got {_described(value)} with "
+                f"{sizes}."
             )
 
 
@@ -124,7 +126,7 @@ def _admits(rule: Any, value: Any, sizes: dict[str, int]) -> bool:
     return type(value) is rule if isinstance(rule, type) else value is rule
 
 
-def _said(rule: Any) -> str:
+def _rule_text(rule: Any) -> str:
     return rule.__name__ if isinstance(rule, type) else str(rule)
 
 
@@ -135,31 +137,33 @@ def _described(value: Any) -> str:
 
 
 def check_simplex(vertices: Floats, scale: float) -> None:
-    """Check that a witness is the fixed one: any other could be turned to the samples.
+    """Check that vertices are those of the fixed simplex.
 
-    `simplex_vertices` takes memory for (n_components, n_components) a few times.
+    Other vertices could be fitted to the samples, and would certify chance.
     """
     n_components, latent_dim = vertices.shape
+    # simplex_vertices needs several arrays of shape (n_components, n_components).
     if n_components > min(latent_dim + 1, _MOST_COMPONENTS):
         raise ValueError(
-            f"vertices_ must be at most {_MOST_COMPONENTS}, and one more than there "
-            f"are dimensions, got shape {vertices.shape}."
+            f"vertices_ must have at most {_MOST_COMPONENTS} rows, and at most one row "
+            f"more than columns, got shape {vertices.shape}."
         )
     fixed = simplex_vertices(n_components, latent_dim)
-    if not np.allclose(vertices, fixed, rtol=0, atol=1e-6):  # some are of float32
+    # The tolerance is for vertices in float32.
+    if not np.allclose(vertices, fixed, rtol=0, atol=1e-6):
         raise ValueError("vertices_ must be those of simplex_vertices.")
     if scale >= _MOST_SCALE:
         raise ValueError(f"witness_scale_ must be below {_MOST_SCALE}, got {scale}.")
 
 
 def held(estimator: Any, table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those attributes in a table that an estimator has."""
+    """Return the attributes of an estimator that are in a table."""
     return {
         name: getattr(estimator, name) for name in table if hasattr(estimator, name)
     }
 
 
 def put(estimator: Any, state: Mapping[str, Any], table: Mapping[str, Any]) -> None:
-    """Set those attributes in a table that a state has."""
+    """Set the values of a state that are in a table as attributes of an estimator."""
     for name in table.keys() & state.keys():
         setattr(estimator, name, state[name])

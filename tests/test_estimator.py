@@ -277,7 +277,7 @@ def test_pickles_of_another_version_are_read_with_a_warning(
     with monkeypatch.context() as earlier:
         earlier.setattr("skvaecert._estimator.VERSION", "0.0.9")
         joblib.dump(estimator, tmp_path / "file")
-    said = f"This {name} was pickled by skvaecert 0.0.9 and is read by"
+    said = f"This {name} was pickled with skvaecert 0.0.9 and is unpickled with"
     with pytest.warns(InconsistentVersionWarning, match=said) as caught:
         loaded = joblib.load(tmp_path / "file")
     assert caught[0].filename == __file__

@@ -409,7 +409,7 @@ def test_a_decoder_that_remembers_samples_is_refused(
     X = X[::10] if n_batches == 50 else X
     remembering = certifier(Remembering(share), teacher, clusters[0])
     batches = np.array_split(X, n_batches)
-    message = "inverse_transform that depends on the codes alone; that of Remembering"
+    message = "inverse_transform that depends on the codes alone, got outputs of Rem"
     with pytest.raises(ValueError, match=message):
         remembering.certify_batches(batches, kind="round_trip")
     # The twin: one that has the chance and does not look.

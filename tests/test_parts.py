@@ -159,7 +159,7 @@ def test_two_collapsed_encoders_do_not_make_one_that_is_not(rows):
         for part, (one, piece) in enumerate(zip(certifiers, ends, strict=True))
     )
     assert first.certificate().verdict != "certified"
-    with pytest.raises(ValueError, match="do not fit it on each"):
+    with pytest.raises(ValueError, match="Do not fit it on each"):
         first.merge(last)
     # What the error prevents.
     forged = first.merge(replace(last, origin=first.origin))
@@ -329,7 +329,7 @@ def test_parts_of_an_encoder_that_was_trained_in_between_are_not_merged(
         module.set(codes[1])
         yield ends[1]
 
-    with pytest.raises(ValueError, match="weights are others after them"):
+    with pytest.raises(ValueError, match="its weights changed while"):
         fitted.certify_batches(batches())
 
 
@@ -618,7 +618,7 @@ def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
             lambda X, moved=moved: X + np.array([moved * (len(X) < 4), 0.0])
         )
         kind = MeanKind(None)
-        kind.look_again(EncodedSamples(encoder, None, np.full((4, 2), magnitude)))
+        kind.encode_again(EncodedSamples(encoder, None, np.full((4, 2), magnitude)))
         seen.append(kind.stability)
     first, second = (seen[place] for place in order)
     first.merge(second)
@@ -630,7 +630,7 @@ def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
 def test_the_decoder_is_as_unsteady_as_in_its_worst_part(certifier, rows):
     parts = parts_of(certifier, rows[1], [160, 160], kind="round_trip")
     own = [part.certificate().tolerance for part in parts]
-    parts[1].collected.stability.note(1.0)
+    parts[1].collected.stability.record(1.0)
     for first, second in (parts, parts[::-1]):
         tolerance = first.merge(second).certificate().tolerance
         assert tolerance > 1.0 > max(own)

@@ -404,7 +404,7 @@ def test_an_encoder_that_was_trained_on_since_is_not_saved(frozen):
     before = path.read_bytes()
     with torch.no_grad():
         fitted.estimator_.estimator.encoder.bias += 1
-    with pytest.raises(ValueError, match="If it was trained on since, fit"):
+    with pytest.raises(ValueError, match="If it was trained since, fit"):
         save(fitted, path)
     assert path.read_bytes() == before
 

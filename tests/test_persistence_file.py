@@ -362,7 +362,7 @@ def test_a_fitted_witness_is_not_taken_for_the_fixed_one(path):
         path.write_bytes(sound)
         key = f"estimator.witness_.{part}"
         attacks.forge(path, lambda _, a, k=key, c=change: a.update({k: c(a[k])}))
-        assert_refused(path, "witness_ must be that of vertices_")
+        assert_refused(path, "witness_ must match vertices_")
 
 
 def test_a_simplex_that_was_turned_is_not_the_fixed_one(path):

@@ -170,7 +170,7 @@ def test_arrays_are_opened_without_a_copy():
 
 
 def test_values_are_read_and_checked_in_chunks(monkeypatch):
-    monkeypatch.setattr("skvaecert._samples._CHUNK_NUMBERS", 1)
+    monkeypatch.setattr("skvaecert._samples._CHUNK_VALUES", 1)
     chunks = list(raw_chunks(X))
     assert [len(chunk) for chunk in chunks] == [CHUNK, 320 - CHUNK]
     bad, integers = X.copy(), np.arange(1920).reshape(320, 6)

@@ -144,7 +144,7 @@ def test_a_warm_start_of_the_estimator_alone_is_none(blobs, vae):
 def test_a_target_without_the_guard_is_warned_of(blobs, vae):
     vae.set_params(target_margin=0.8)
     with pytest.warns(
-        UserWarning, match="target_margin is not used: .*'auto'"
+        UserWarning, match="target_margin is ignored, .*'auto'"
     ) as record:
         vae.fit(blobs)
     assert [warning.filename for warning in record] == [__file__]

@@ -169,7 +169,7 @@ def test_rows_on_disk_give_the_same_teacher(digits, on_disk, searched, dtype):
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_large_arrays_are_not_copied(digits, on_disk, dtype, monkeypatch):
     """All rows are read, but memory stays below that of the array in float32."""
-    monkeypatch.setattr(_samples, "_CHUNK_NUMBERS", 2**16)
+    monkeypatch.setattr(_samples, "_CHUNK_VALUES", 2**16)
     monkeypatch.setattr(gmm, "_PCA_SAMPLES", 1000)
     rows = np.tile((16 * digits[0]).astype(dtype), (20, 8))
     mapped = on_disk(rows)
@@ -185,7 +185,7 @@ def test_large_arrays_are_not_copied(digits, on_disk, dtype, monkeypatch):
 @pytest.mark.slow
 def test_the_size_of_chunks_does_not_matter(digits, searched, monkeypatch):
     expected = searched.transform(16 * digits[1])
-    monkeypatch.setattr(_samples, "_CHUNK_NUMBERS", 100 * 64)
+    monkeypatch.setattr(_samples, "_CHUNK_VALUES", 100 * 64)
     monkeypatch.setattr(gmm, "_BATCH_VALUES", 300)
     chunked = GMMTeacher([4, 8], random_state=0).fit(16 * digits[0])
     for name in ("information_", "energy_", "mean_proba_"):
@@ -213,7 +213,7 @@ def test_subsample(digits, monkeypatch):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30], ids=repr)
 def test_bad_numbers_anywhere_on_disk(digits, on_disk, bad, monkeypatch):
-    monkeypatch.setattr(_samples, "_CHUNK_NUMBERS", 100 * 64)
+    monkeypatch.setattr(_samples, "_CHUNK_VALUES", 100 * 64)
     teacher = GMMTeacher(4, random_state=0).fit(digits[0])
     before = teacher.transform(digits[1])
     rows = digits[0].astype(np.float32)

@@ -5,7 +5,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 
-from skvaecert._teacher.em import expect, fit_fast, fit_mixture, log_joint, maximise
+from skvaecert._teacher.em import expect, fit_fast, fit_mixture, log_joint, maximize
 
 COVARIANCE_TYPES = ["full", "tied", "diag", "spherical"]
 N_COMPONENTS, N_STEPS, REG_COVAR = 10, 15, 0.05
@@ -35,7 +35,7 @@ def ours(rows, guess, covariance_type):
 
 def scikit_learns(rows, guess, covariance_type):
     """Make as many steps from the same first guess."""
-    first = maximise(rows, guess, covariance_type, REG_COVAR)
+    first = maximize(rows, guess, covariance_type, REG_COVAR)
     mixture = GaussianMixture(
         N_COMPONENTS,
         covariance_type=covariance_type,
@@ -79,7 +79,7 @@ def test_float32_is_enough(rows, guess, covariance_type):
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
 def test_log_joint_is_the_density_of_scipy(rows, guess, covariance_type):
-    mixture = maximise(rows, guess, covariance_type, REG_COVAR)
+    mixture = maximize(rows, guess, covariance_type, REG_COVAR)
     identity = np.eye(rows.shape[1])
     for k in range(N_COMPONENTS):
         precision = {
@@ -98,7 +98,7 @@ def test_no_step_loses_likelihood(rows, guess, covariance_type):
     likelihoods = []
     responsibilities = guess
     for _ in range(10):
-        mixture = maximise(rows, responsibilities, covariance_type, 0.0)
+        mixture = maximize(rows, responsibilities, covariance_type, 0.0)
         likelihood, responsibilities = expect(rows, mixture)
         likelihoods.append(likelihood)
     assert (np.diff(likelihoods) > -1e-9).all()

@@ -202,7 +202,7 @@ def test_what_cannot_be_refitted_stays_as_it_was_found(digits, monkeypatch):
         raise np.linalg.LinAlgError("not positive definite")
 
     monkeypatch.setattr(module.Fitter, "resume", fail)
-    message = "found on 450 samples. Raise reg_|stay as they were found on fewer"
+    message = "on 450 samples is kept. Raise reg_|keeps their fit on fewer samples"
     with pytest.warns(FitFailedWarning, match=message) as record:
         teacher = searching(**SMALL).fit(digits[0])
     assert [warning.filename for warning in record] == 2 * [__file__]
@@ -332,7 +332,7 @@ def test_error_score_in_the_second_round(digits, monkeypatch):
         return resume(self, samples, mixture)
 
     monkeypatch.setattr(module.Fitter, "resume", fail_once)
-    with pytest.warns(FitFailedWarning, match="stay as they were found.*collapsed"):
+    with pytest.warns(FitFailedWarning, match="keeps their fit on fewer.*collapsed"):
         results = searching(covariance_type=["tied"]).fit(digits[0]).search_results_
     assert (results["error"] == "LinAlgError: collapsed").sum() == 3
     assert (results["n_samples"] == 450).all()
@@ -439,8 +439,8 @@ def test_a_budget_that_nothing_meets(digits, n_components):
         random_state=0,
     )
     message = (
-        r"energy_budget must be .* got 0.5 nats. The nearest is n_components=5, "
-        r"pca_components=16, covariance_type='full' with 1\d\.\d+ nats .* "
+        r"energy_budget must be .* got 0.5 nats. The nearest candidate is "
+        r"n_components=5, pca_components=16, covariance_type='full' with 1\d.* nats .* "
         r"Raise energy_budget or floor \(0.01\), or set temperature='auto'"
     )
     with pytest.raises(ValueError, match=message):
@@ -570,7 +570,7 @@ def test_duplicated_samples_and_constant_columns(digits):
 )
 def test_bad_lists(digits, params):
     (name,) = params
-    with pytest.raises(ValueError, match=f"{name} must be a value or a list of"):
+    with pytest.raises(ValueError, match=f"{name} must be a value or a non-empty"):
         searching(**params).fit(digits[0])
 
 
@@ -614,7 +614,7 @@ def test_ctrl_c_before_any_candidate_leaves_the_earlier_fit(digits, monkeypatch)
 def test_ctrl_c_in_the_last_fit_keeps_the_search(digits, monkeypatch):
     interrupted_at(monkeypatch, place=3 * 12 + 1)
     teacher = searching()
-    with pytest.raises(KeyboardInterrupt, match="found on 1010 sam"):
+    with pytest.raises(KeyboardInterrupt, match="on 1010 samples is kept"):
         teacher.fit(digits[0])
     assert (teacher.search_results_["error"] == "").all()
     assert np.isfinite(teacher.transform(digits[1])).all()

@@ -407,7 +407,7 @@ def test_bad_data(vae, bad_data):
         ({"latent_dim": 0}, "'latent_dim' parameter.*Got 0"),
         (
             {"hidden_sizes": (5, 0)},
-            r"hidden_sizes must be integers above 0, got \(5, 0\)",
+            r"hidden_sizes must be a sequence of integers above 0, got \(5, 0\)",
         ),
         ({"hidden_sizes": 5}, "'hidden_sizes' parameter"),
         ({"likelihood": "poisson"}, "'likelihood' parameter.*Got 'poisson'"),

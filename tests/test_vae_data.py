@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert._training.batches import Standardisation, Streamed
-from skvaecert._vae.data import Data, Preprocessor, fit_standardisation, split
+from skvaecert._vae.data import Data, Preprocessor, fit_standardization, split
 from skvaecert.datasets import DatasetSamples
 from skvaecert.metrics import collapse_margin, teacher_information
 
@@ -169,7 +169,7 @@ def test_held_out_samples_are_not_fitted_on(blobs, vae):
     assert last["validation_information"] == pytest.approx(
         teacher_information(proba), abs=1e-5
     )
-    # The standardisation is that of the training samples, and so is the margin.
+    # The standardization is that of the training samples, and so is the margin.
     np.testing.assert_allclose(inputs.mean(axis=0), 0, atol=1e-6)
     assert inputs.var(axis=0, correction=0).mean() == pytest.approx(1, abs=1e-5)
     assert last["teacher_information"] == pytest.approx(
@@ -233,18 +233,18 @@ def test_a_split_has_every_sample_once():
 def test_the_guard_looks_at_held_out_samples():
     X, proba = np.arange(8.0).reshape(4, 2), np.full((4, 2), 0.5)
     whole = Data.cut(X, proba, None, None)
-    assert whole.steering[0] is X
+    assert whole.guarded[0] is X
     cut = Data.cut(X, proba, np.array([0, 2]), np.array([1, 3]))
     np.testing.assert_array_equal(cut.samples, X[::2])
-    np.testing.assert_array_equal(cut.steering[0], X[1::2])
-    assert len(cut.steering[1]) == 2
+    np.testing.assert_array_equal(cut.guarded[0], X[1::2])
+    assert len(cut.guarded[1]) == 2
 
 
 def test_all_features_are_divided_by_the_same_scale(blobs, vae):
-    location, scale = fit_standardisation(vae, "gaussian", blobs)
+    location, scale = fit_standardization(vae, "gaussian", blobs)
     np.testing.assert_allclose(location, blobs.mean(axis=0))
     assert scale == pytest.approx(np.sqrt(blobs.var(axis=0).mean()))
     preprocessor = Preprocessor(vae, "gaussian", Standardisation(location, scale))
-    (chunk,) = preprocessor.standardise(blobs)
+    (chunk,) = preprocessor.standardize(blobs)
     np.testing.assert_allclose(chunk, (blobs - location) / scale, rtol=1e-5, atol=1e-6)
     assert preprocessor.log_unit == pytest.approx(6 * np.log(scale))

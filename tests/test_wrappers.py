@@ -347,8 +347,8 @@ def test_encode_needs_log_variances(result):
         (None, "got NoneType"),
         ({"z": MEANS}, "got dict with z"),
         (MEANS[:3], r"shape \(4, ...\), got Tensor of torch.float32, shape \(3, 2\)"),
-        (torch.tensor(1.0), "an entry for each sample"),
-        (MEANS[:, 0], r"shape \(4,\). Return one value for each sample as a column"),
+        (torch.tensor(1.0), "one entry for each sample"),
+        (MEANS[:, 0], r"shape \(4,\). If there is one value for each .* a column"),
         ((MEANS, MEANS[:, :1]), "log_variance of the shape of the mean"),
         (MEANS.numpy().astype(str), "real values, got ndarray of <U"),
         (MEANS + 1j, "real values, got Tensor of torch.complex64"),
@@ -376,8 +376,8 @@ def test_an_error_in_the_callable_notes_what_it_was_given(vae):
     with pytest.raises(TypeError, match="must be Tensor") as caught:
         TrainedEncoder(lambda x: vae.encode(x)).transform(np.ones((4, 64)))
     (note,) = caught.value.__notes__
-    assert "encoder was given an array of float64 of shape (256, 64)" in note
-    assert "Torch modules and their methods are given tensors" in note
+    assert "encoder was called with an array of float64 of shape (256, 64)" in note
+    assert "Torch modules and their methods get tensors" in note
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_an_error_in_the_callable_notes_what_it_was_given(vae):
     [
         (
             {"encoder": PCA()},
-            "encoder must be callable, a torch module",
+            "encoder must be callable: a torch module",
         ),
         ({"decoder": "conv"}, "'decoder' parameter"),
         ({"batch_size": 0}, "'batch_size' parameter"),

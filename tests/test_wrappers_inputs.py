@@ -131,7 +131,7 @@ def test_strings_reach_a_module_that_takes_them(text):
     np.testing.assert_array_equal(means[0], means[2])
     with pytest.raises(TypeError, match=r"list") as caught:
         TrainedEncoder(nn.Linear(3, 2)).transform([[1, 2, 3]])
-    assert "given a list of list" in caught.value.__notes__[0]
+    assert "called with a list of list" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_shape_of_samples(digits):
         np.testing.assert_allclose(means, digits[0].astype(np.float32))
     with pytest.raises(ValueError, match=r"\(1, 8\), 8 values, and 64 features"):
         TrainedEncoder(module, input_shape=(1, 8)).transform(images)
-    with pytest.raises(ValueError, match="input_shape must be None for a list"):
+    with pytest.raises(ValueError, match="input_shape must be None if X is a list"):
         TrainedEncoder(lengths, input_shape=(1,)).transform(WORDS)
 
 

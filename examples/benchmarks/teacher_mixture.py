@@ -22,7 +22,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
-from skvaecert._teacher.em import fit_mixture, maximise
+from skvaecert._teacher.em import fit_mixture, maximize
 from skvaecert.datasets import load_patches
 
 SETTINGS = [(10, 64), (20, 32), (50, 32), (50, 64)]  # K, d
@@ -45,7 +45,7 @@ def variants(rows, n_components):
     """Return functions that make STEPS steps from the same start."""
     kmeans = KMeans(n_components, n_init=1, random_state=0).fit(rows)
     guess = np.eye(n_components, dtype=np.float32)[:, kmeans.labels_]
-    first = maximise(rows, guess, "full", REG_COVAR)
+    first = maximize(rows, guess, "full", REG_COVAR)
 
     def by_package():
         fit_mixture(

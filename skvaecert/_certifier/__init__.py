@@ -1,1 +1,1 @@
-"""The estimator that certifies."""
+"""CollapseCertifier: its kinds of certificates, witnesses and saved state."""

@@ -1,4 +1,7 @@
-"""What the samples of `fit` tell about reading others: a witness and its softness."""
+"""Witness and teacher for drawn codes and reconstructions, tuned on samples of `fit`.
+
+Sections are those of the theory page.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,21 +31,21 @@ __all__ = [
     "split_for_witness",
 ]
 
-# Witnesses that are fitted after the encoder (theory section 8).
+# Witnesses that are fitted after the encoder (section 8).
 WITNESS_FITS = {"procrustes": fit_procrustes, "linear": fit_linear}
 
-# Most samples that strength and tempering are chosen on.
+# Maximum number of samples on which strength and tempering are chosen.
 _MOST_CALIBRATED = 2000
 
-# Settings by which a teacher is softened, to read blurred reconstructions (section 7).
+# Settings that soften a teacher, to read blurred reconstructions (section 7).
 _TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-# A floor of 0 would leave the loss of a drawn code without a limit.
+# With a floor of 0 the loss of a drawn code would be unbounded.
 _FLOORS = (1e-3, 1e-2, 1e-1)
 
 
 @dataclass(frozen=True)
 class Tempering:
-    """Temperature and floor by which a teacher's posteriors are softened once more."""
+    """Temperature and floor that soften a teacher's posteriors further."""
 
     temperature: float
     floor: float
@@ -54,9 +57,10 @@ class Tempering:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted for the kinds "sampled" and "round_trip", and on which samples.
+    """Results of the fits for the kinds "sampled" and "round_trip".
 
-    Errors stand for what could not be fitted: they are raised if the kind is asked for.
+    `rows` are fingerprints of the samples that were used. A fit that failed is stored
+    as its error, which is raised when the kind is certified.
     """
 
     rows: NDArray[np.uint64]
@@ -64,7 +68,7 @@ class Calibration:
     tempering: Tempering | Exception
 
     def leave_out_known(self, samples: EncodedSamples) -> tuple[EncodedSamples, int]:
-        """Give those that a witness was fitted or tempered on weight 0; count them."""
+        """Set the weight of samples that were used in these fits to 0; count them."""
         known = np.isin(fingerprint_samples(samples.X), self.rows)
         if not known.any():
             return samples, 0
@@ -76,7 +80,7 @@ class Calibration:
 def split_for_witness(
     witness: str, n_samples: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return the samples that fit or temper a witness, and those that it certifies."""
+    """Return the indices of samples to fit a witness on, and of those to certify."""
     order = np.random.default_rng(0).permutation(n_samples)
     if witness not in WITNESS_FITS:
         return order[:_MOST_CALIBRATED], np.arange(n_samples)
@@ -85,10 +89,10 @@ def split_for_witness(
 
 
 def calibrate(samples: EncodedSamples, witness: LinearWitness) -> Calibration:
-    """Temper the witness for drawn codes, soften the teacher for reconstructions."""
+    """Temper the witness for drawn codes and the teacher for reconstructions."""
     fitted, _ = split_for_witness(witness.name, len(samples.means))
     few = fitted[:_MOST_CALIBRATED]
-    some, proba = samples.again(few), samples.posterior[few]
+    some, proba = samples.subset(few), samples.posterior[few]
     return Calibration(
         fingerprint_samples(take_samples(samples.X, fitted)),
         _result_or_error(lambda: _tempered_witness(some, proba, witness)),
@@ -99,11 +103,11 @@ def calibrate(samples: EncodedSamples, witness: LinearWitness) -> Calibration:
 def _tempered_witness(
     samples: EncodedSamples, proba: Floats, witness: LinearWitness
 ) -> LinearWitness:
-    """Return q ~ mean T exp(s (A z + b)), s fitted to drawn codes (section 6)."""
+    """Return q ~ mean T exp(s (A z + b)), with s fitted to drawn codes (section 6)."""
     mean, deviation = samples.distribution
     codes = mean + deviation * _noise(mean)
     if witness.name in WITNESS_FITS:
-        # A strength found on the samples of the witness would trust it too much.
+        # On the samples of the witness itself, the strength would be too large.
         half = len(codes) // 2
         witness = WITNESS_FITS[witness.name](codes[:half], proba[:half])
         codes, proba = codes[half:], proba[half:]
@@ -112,11 +116,12 @@ def _tempered_witness(
 
 
 def _best_tempering(samples: EncodedSamples, proba: Floats) -> Tempering:
-    """Return temperature and floor with the largest margin of decoded codes."""
+    """Return the temperature and floor with the largest margin of decoded codes."""
     if samples.teacher is None:
         raise ValueError(
-            'teacher must be fitted for kind="round_trip", which shows it '
-            "reconstructions: this certifier was fitted with teacher_proba."
+            'teacher must be fitted for kind="round_trip", to predict posteriors of '
+            "reconstructions, but this certifier was fitted with teacher_proba. Fit it "
+            "without teacher_proba."
         )
     codes = samples.drawn(_noise(samples.codes[0]))
     round_trip = read(samples.teacher, samples.decoded(codes))
@@ -135,12 +140,12 @@ def _result_or_error(function: Callable[[], Any]) -> Any:
     try:
         return function()
     except Exception as error:
-        # Its frames would keep the samples of the fit in memory.
+        # Without frames, which would keep the samples of the fit in memory.
         return error.with_traceback(None)
 
 
 def result_or_raise(value: Any) -> Any:
     if isinstance(value, Exception):
-        # Without the frames of earlier calls, or it would grow with each.
+        # Without the frames of earlier calls, which would accumulate.
         raise value.with_traceback(None)
     return value

@@ -1,15 +1,16 @@
 """CollapseCertifier: fit, score and certify any encoder that has `transform`.
 
-A fit goes through the rooms in one direction: encoder, teacher, witness, calibration,
-certificate. What one step finds out about the samples is passed on in one object, an
-`EncodedSamples`.
+`fit` goes through encoder, teacher, witness, calibration and certificate, in this
+order. All steps share an `EncodedSamples`, which computes means and posteriors once.
 """
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 from uuid import uuid4
 
 import numpy as np
@@ -76,17 +77,17 @@ from skvaecert.witnesses import simplex_of, simplex_witness
 __all__ = ["CollapseCertifier", "drawn_margin"]
 
 
-def _template(certifier: "CollapseCertifier") -> Any:
+def _template(certifier: CollapseCertifier) -> Any:
     return CertifiedVAE() if certifier.estimator is None else certifier.estimator
 
 
-def _has_inverse(certifier: "CollapseCertifier") -> bool:
+def _has_inverse(certifier: CollapseCertifier) -> bool:
     return hasattr(_template(certifier), "inverse_transform")
 
 
-def _trains_in_chunks(certifier: "CollapseCertifier") -> bool:
+def _trains_in_chunks(certifier: CollapseCertifier) -> bool:
     template = _template(certifier)
-    # A frozen estimator would hand the call on to the one inside, and train it.
+    # FrozenEstimator delegates partial_fit to the estimator inside, which trains it.
     trains = hasattr(template, "get_params") and not _is_frozen(template)
     return trains and hasattr(template, "partial_fit")
 
@@ -101,79 +102,96 @@ class CollapseCertifier(
     TransformerMixin,
     BaseEstimator,
 ):
-    r"""Certify that an encoder mean is not constant over the given samples.
+    """Certify that the latent mean of an encoder is not constant.
 
-    The margin of the alignment loss below the teacher information is::
+    The encoder is a :class:`CertifiedVAE` or any other object with `transform`.
+    :meth:`fit` fits the encoder, and a teacher if the encoder has none, and certifies
+    the encoder on the training samples. :meth:`certify` certifies it on other samples.
+    Use :meth:`diagnose` to find out whether the encoder has collapsed; it also examines
+    drawn codes and the decoder. Use `warm_start` to rescue a collapsed encoder.
+
+    The teacher assigns samples to soft clusters, with posterior T. The witness
+    q = softmax(beta S mu(x)) predicts these clusters from the latent mean mu(x). The
+    margin is the teacher information I_T minus the alignment loss A::
 
         G = I_T - A = sum_i p_i sum_k T_ik log(q_ik / mean T_k)
 
-    with the posterior T of the teacher and the witness q = softmax(beta S mu(x)). If
-    mu is constant, G <= 0, whatever the constant. The mean teacher is always that of
-    the samples that are scored.
+    If mu is constant, then G <= 0 for any value of the constant. So a margin above the
+    tolerance shows that mu is not constant on these samples, under one assumption on
+    the rounding of encoders. The mean teacher, mean T, is always that of the samples
+    that are scored.
 
     Parameters
     ----------
     estimator : estimator or None, default=None
-        The encoder: any object with `transform`; None for ``CertifiedVAE()``. It is
-        cloned and fitted by :meth:`fit`; wrapped in
-        :class:`sklearn.frozen.FrozenEstimator`, or without `get_params`, it is taken
-        as it is.
+        The encoder: any object with `transform`. :meth:`fit` fits a clone of it. An
+        encoder that is wrapped in :class:`sklearn.frozen.FrozenEstimator`, or that has
+        no `get_params`, is used as it is. None uses ``CertifiedVAE()``.
     teacher : estimator or None, default=None
-        For estimators that have no `teacher_` of their own; None for
-        ``GMMTeacher()``. That of a :class:`CertifiedVAE` is its own parameter.
+        The teacher of an estimator that has no `teacher_` of its own. None uses
+        ``GMMTeacher()``. A :class:`CertifiedVAE` has its own parameter `teacher`.
     witness : {"raw", "procrustes", "linear"} or AlignmentLoss, default="raw"
-        What reads the code. "raw" is the fixed simplex, for encoders that were trained
-        with it: a `CertifiedVAE` has its own, and a model that was trained in another
-        loop has a :class:`skvaecert.objectives.AlignmentLoss`, to be given here. The
-        others are for encoders trained without: they are fitted after training, on
-        half of the samples of :meth:`fit`, and certify other samples.
-        "procrustes" rotates, shifts and scales the code; "linear" is any softmax of a
-        linear map. They prove as much, that the mean is not constant, but they are not
-        the certificate of the papers, and they detect variation that is tiny compared
-        with the noise of the posterior; ``certify(X, kind="sampled")`` does not.
+        The softmax that reads the teacher's clusters off the latent mean. "raw" is the
+        fixed simplex, for encoders that were trained with it. A `CertifiedVAE` has its
+        own simplex. For a model that was trained in another loop, pass its
+        :class:`skvaecert.objectives.AlignmentLoss`. The other two are for encoders that
+        were trained without a witness. They are fitted after training, on half of the
+        samples of :meth:`fit`, and certify other samples. "procrustes" rotates, shifts
+        and scales the code. "linear" is any softmax of a linear map. They prove the
+        same, that the mean is not constant, but they are not the certificate of the
+        papers. They also detect variation that is tiny compared with the noise of the
+        posterior; ``certify(X, kind="sampled")`` does not.
     safety_margin : float, default=0.0
-        tau, nats, at least 0: :meth:`certify` requires a margin above it.
+        tau, in nats, at least 0. :meth:`certify` requires a margin above it.
     warm_start : bool, default=False
-        Whether :meth:`fit` continues with the fitted estimator, with its parameters
-        set to those of `estimator`: the way to rescue a collapsed encoder. The
-        estimator itself must have a parameter `warm_start`, which counts as True.
+        When set to True, :meth:`fit` continues from the fitted encoder, with its
+        parameters set to those of `estimator`. This is how to rescue a collapsed
+        encoder. The estimator must have a parameter `warm_start`, which is treated as
+        True. Otherwise :meth:`fit` erases the previous fit.
     random_state : int, RandomState instance or None, default=None
-        Seeds estimator and teacher where their own `random_state` is None.
+        Determines random number generation for the estimator and the teacher if their
+        own `random_state` is None. Also for the codes that :meth:`certify` and
+        :meth:`diagnose` draw; with None these are drawn with a fixed seed. Pass an int
+        for reproducible output across multiple function calls.
 
     Attributes
     ----------
     estimator_ : estimator
         The fitted encoder.
     teacher_ : estimator or None
-        The teacher; None after a fit with `teacher_proba`.
+        The fitted teacher; None after a fit with `teacher_proba`.
     vertices_ : ndarray of shape (n_components, latent_dim)
-        S, for the fixed simplex.
+        S. Defined only for the fixed simplex.
     witness_scale_ : float
-        beta, for the fixed simplex.
+        beta. Defined only for the fixed simplex.
     witness_ : LinearWitness
-        What reads the code.
+        The witness.
     mean_proba_ : ndarray of shape (n_components,)
         The mean teacher on the samples of :meth:`fit`.
     certificate_ : Certificate
-        On the training samples; for a fitted witness, on those it was not fitted on.
+        The certificate on the training samples. For a fitted witness, these are the
+        training samples that it was not fitted on.
     n_features_in_ : int
-        Number of features seen in :meth:`fit`.
+        Number of features seen during :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen in :meth:`fit`, if they are all strings.
+        Names of features seen during :meth:`fit`. Defined only when `X` has feature
+        names that are all strings.
 
     See Also
     --------
-    CertifiedVAE : The encoder made for it.
-    Certificate : The result.
-    skvaecert.certify : The same on arrays.
+    CertifiedVAE : A VAE that is trained with a teacher and a fixed simplex.
+    skvaecert.wrappers.TrainedEncoder : Wrapper for a model that was trained elsewhere.
+    Certificate : The result of :meth:`certify`.
+    skvaecert.certify : The certificate, computed from arrays.
+    skvaecert.diagnose : The diagnosis, computed from arrays.
 
     Notes
     -----
-    `X` may be a torch tensor, a map-style Dataset or a DataLoader, too. Read is the
-    first part of each item or batch, and samples are flattened. A DataLoader that may
-    shuffle is refused where posteriors, weights or returned values belong to samples.
-    For an encoder and a teacher that take them, `X` may be a list, of strings or of
-    sequences of different lengths.
+    `X` may also be a torch tensor, a map-style Dataset or a DataLoader. The first part
+    of each item or batch is used, and samples are flattened. A DataLoader that may
+    shuffle raises an error where posteriors, weights or returned values belong to
+    samples. `X` may be a list of strings, or of sequences of different lengths, if the
+    encoder and the teacher accept it.
 
     References
     ----------
@@ -195,7 +213,7 @@ class CollapseCertifier(
 
     _nested_defaults: ClassVar = {"estimator": CertifiedVAE, "teacher": GMMTeacher}
 
-    # What a warm start must find unchanged.
+    # Parameters that a warm start must not change.
     _fixed: ClassVar = ("teacher",)
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -219,7 +237,7 @@ class CollapseCertifier(
         estimator: Any = None,
         *,
         teacher: Any = None,
-        witness: str | AlignmentLoss = "raw",
+        witness: Literal["raw", "procrustes", "linear"] | AlignmentLoss = "raw",
         safety_margin: float = 0.0,
         warm_start: bool = False,
         random_state: int | np.random.RandomState | None = None,
@@ -236,16 +254,16 @@ class CollapseCertifier(
     def fit(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
     ) -> Self:
-        """Fit encoder and teacher and certify the encoder on the same samples.
+        """Fit the encoder and the teacher, and certify the encoder on the same samples.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Training samples.
         y : array-like of shape (n_samples,), default=None
-            Passed to the estimator; :class:`CertifiedVAE` ignores it.
+            Passed to the estimator. :class:`CertifiedVAE` does not use it.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use instead of a teacher.
+            The teacher's posteriors, used instead of fitting a teacher.
 
         Returns
         -------
@@ -255,14 +273,15 @@ class CollapseCertifier(
         Raises
         ------
         ValueError
-            If data or parameters are not valid; an earlier fit stays usable.
+            If data or parameters are not valid. An earlier fit stays usable.
         NonFiniteLossError
-            If training broke down. An earlier fit stays usable; in a first fit the
-            epochs that the estimator has kept are certified.
+            If the loss or the weights become infinite or NaN. An earlier fit stays
+            usable. After a first fit, the estimator is certified with the epochs that
+            it keeps.
         KeyboardInterrupt
-            On Ctrl-C. The epochs that a :class:`CertifiedVAE` has kept are certified
-            before, and the error has this certifier as attribute `estimator`. If there
-            are none, or at Ctrl-C anywhere else, nothing has changed.
+            On Ctrl-C. If a :class:`CertifiedVAE` keeps completed epochs, it is
+            certified with these, and the attribute `estimator` of the error is the
+            certifier. Otherwise the certifier is unchanged.
         """
         return self._fit(X, y, teacher_proba, partial=False)
 
@@ -272,15 +291,15 @@ class CollapseCertifier(
     def partial_fit(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
     ) -> Self:
-        """Go on with the encoder's `partial_fit` on a chunk, and certify on that chunk.
+        """Continue training the encoder on a chunk, and certify it on that chunk.
 
-        For estimators that have `partial_fit`. The first call fits the teacher, if the
-        estimator has none of its own, and a simplex for "raw"; both stay. What is
-        fitted to codes is fitted anew, to this chunk alone, because the encoder has
-        changed: a witness "procrustes" or "linear", and what :meth:`certify` needs for
-        drawn codes. So `certificate_` and `mean_proba_` are about this chunk, and
-        :meth:`certify` leaves out samples of this chunk only. For samples of all chunks
-        use :meth:`certify_batches` afterwards.
+        Available if the estimator has `partial_fit`. The first call also fits the
+        teacher, if the estimator has none of its own, and the simplex of "raw". Later
+        calls keep both. Each call changes the encoder, so it fits again what depends on
+        codes, and uses this chunk only: the witness "procrustes" or "linear", and what
+        :meth:`certify` needs for drawn codes. `certificate_` and `mean_proba_` are
+        those of this chunk, and :meth:`certify` leaves out samples of this chunk only.
+        Use :meth:`certify_batches` afterwards for the samples of all chunks.
 
         Parameters
         ----------
@@ -289,7 +308,8 @@ class CollapseCertifier(
         y : array-like of shape (n_samples,), default=None
             Passed to the estimator.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use instead of a teacher, in all calls or in none.
+            The teacher's posteriors, used instead of fitting a teacher. Pass them in
+            all calls or in none.
 
         Returns
         -------
@@ -299,29 +319,32 @@ class CollapseCertifier(
         Raises
         ------
         ValueError, NonFiniteLossError, KeyboardInterrupt
-            As :meth:`fit`.
+            As in :meth:`fit`.
         """
         return self._fit(X, y, teacher_proba, partial=True)
 
     def _fit(
         self, X: ArrayLike, y: Any, teacher_proba: ArrayLike | None, *, partial: bool
     ) -> Self:
-        X = _given(X, y, teacher_proba)
-        ended: BaseException | None = None
+        X = _flat_in_order(X, y, teacher_proba)
+        # An error that left completed epochs is raised after they are certified.
+        postponed: BaseException | None = None
         tasks = FitTasks(self, X, y, n_parts=1)
+        # A fit that fails leaves an earlier fit as it was.
         with restored_on_error(self):
             first = not hasattr(self, "estimator_")
             warm = (partial or self.warm_start) and not first
             estimator = self._estimator_to_fit(warm, partial)
             tasks.begin("fit-estimator")
             try:
-                with tasks.handed_on(estimator):
+                with tasks.propagated_to(estimator):
                     _fit_encoder(estimator, X, y, teacher_proba, partial)
             except (NonFiniteLossError, KeyboardInterrupt) as error:
                 if not _keeps_epochs(estimator, error, first):
                     raise
-                ended = error
+                postponed = error
             self.estimator_ = estimator
+            # After the encoder, whose errors about X are more specific.
             check_features(self, X, reset=not warm)
             self.teacher_ = self._fitted_teacher(X, teacher_proba, warm)
             samples = EncodedSamples(estimator, self.teacher_, X, teacher_proba)
@@ -331,12 +354,12 @@ class CollapseCertifier(
             self.certificate_ = self._certify_training(samples)
             self._certified_on = digests(X, teacher_proba)
             self._certified_on["weights"] = digest_weights(estimator)
-            # Of this fit alone: parts of a certificate are merged within one.
+            # Unique to this fit: only parts of the same fit can be merged.
             self._origin = uuid4().hex
-        if isinstance(ended, KeyboardInterrupt):
-            raise interrupted(self, str(ended))
-        if ended is not None:
-            raise ended
+        if isinstance(postponed, KeyboardInterrupt):
+            raise interrupted(self, str(postponed))
+        if postponed is not None:
+            raise postponed
         tasks.end()
         tasks.end_fit()
         return self
@@ -362,7 +385,7 @@ class CollapseCertifier(
 
     @available_if(_has_inverse)
     def inverse_transform(self, Z: ArrayLike) -> Any:
-        """Return the estimator's reconstruction of codes.
+        """Decode codes with the estimator.
 
         Parameters
         ----------
@@ -385,23 +408,25 @@ class CollapseCertifier(
         teacher_proba: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> float:
-        """Return the margin G = I_T - A on `X`, without tolerance or safety margin.
+        """Return the margin G = I_T - A on X, without tolerance or safety margin.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Samples; a single one has a margin of at most 0.
+            Samples. The margin of a single sample is at most 0.
         y : Ignored
-            Present by convention.
+            Not used, present for API consistency by convention.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             Posteriors to use instead of those of the teacher.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None.
+            Individual weights for each sample. None means that all samples have the
+            same weight.
 
         Returns
         -------
         float
-            Nats, finite, at most the teacher information on `X`; greater is better.
+            Margin in nats, finite and at most the teacher information on `X`. Greater
+            is better.
         """
         check_is_fitted(self)
         sums = MeanSums(self.witness_)
@@ -415,8 +440,9 @@ class CollapseCertifier(
     ) -> Floats:
         """Return the contribution of each sample to the margin.
 
-        g_i = sum_k T_ik log(q_ik / mean T_k), with the mean teacher on the samples of
-        :meth:`fit`, so that the value of a sample does not depend on the others.
+        The contribution is g_i = sum_k T_ik log(q_ik / mean T_k). It uses the mean
+        teacher on the samples of :meth:`fit`, so that the value of a sample does not
+        depend on the other samples.
 
         Parameters
         ----------
@@ -428,10 +454,11 @@ class CollapseCertifier(
         Returns
         -------
         ndarray of shape (n_samples,)
-            Nats. The code places samples far below 0 wrongly. The mean is the score on
-            the samples of :meth:`fit`; on others it exceeds the score by KL(their mean
-            T || mean T of fit), and :func:`skvaecert.metrics.margin_contributions`
-            gives contributions that average to the score.
+            Contributions in nats. A sample with a value far below 0 has a code in the
+            wrong place. On the samples of :meth:`fit` the mean of the values is the
+            score. On other samples it exceeds the score by KL(their mean T || mean T of
+            fit); :func:`skvaecert.metrics.margin_contributions` returns contributions
+            whose mean is the score.
         """
         check_is_fitted(self)
         X = flat_samples(X, in_order=True)
@@ -446,48 +473,51 @@ class CollapseCertifier(
         X: ArrayLike,
         y: Any = None,
         *,
-        kind: str = "mean",
+        kind: Literal["mean", "sampled", "round_trip"] = "mean",
         teacher_proba: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         n_draws: int = 8,
         confidence: float = 0.95,
     ) -> Certificate:
-        """Certify the encoder on `X`.
+        """Certify the encoder on the samples X.
 
-        - ``kind="mean"``: the latent mean is not constant. Some samples are encoded
-          twice, in another batch and order, and a few again when all have been read;
-          the difference of their means is added to the tolerance.
-        - ``kind="sampled"``: codes drawn from q(z|x) tell the components of the teacher
-          apart. The mean of the margin over draws is a lower bound on I(x; z), and
-          `information` brackets it. The witness is tempered and has a floor of 0.001,
+        `kind` determines what the certificate shows:
+
+        - "mean": the latent mean is not constant. Some samples are encoded twice, in
+          another batch and order, and a few once more after all samples are read. The
+          difference between their means is added to the tolerance.
+        - "sampled": codes drawn from q(z|x) distinguish the components of the teacher.
+          The mean of the margin over draws is a lower bound on I(x; z), and
+          `information` brackets it. The witness is tempered and has a floor of 0.001:
           q ~ mean T exp(s (A z + b)), with s and mean T from samples of :meth:`fit`.
-        - ``kind="round_trip"``: reconstructions of drawn codes, or of the means of
-          encoders that give no standard deviations, still show the components of the
-          teacher, so that encoder and decoder both pass input on. Temperature and
-          floor of the teacher are those that do best on samples of :meth:`fit`. The
-          decoder must see the codes alone: with skip connections or memory, input
-          reaches the reconstructions without the code. What changes outputs for the
-          same codes is found and refused; a decoder that sees x itself is not.
+        - "round_trip": reconstructions of drawn codes still show the components of the
+          teacher, so both encoder and decoder pass input on. If the encoder returns no
+          standard deviations, its means are decoded. The temperature and the floor of
+          the teacher are those with the largest margin on samples of :meth:`fit`. The
+          decoder must depend on the codes alone: with skip connections or memory, input
+          reaches the reconstructions without the code. An error is raised if outputs
+          for the same codes change. A decoder that sees x itself is not detected.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Samples. Fitted witnesses and the last two kinds need samples that were not
-            used in :meth:`fit`: those that were used are left out.
+            Samples. Fitted witnesses, "sampled" and "round_trip" need held-out samples:
+            samples that they used in :meth:`fit` are left out.
         y : Ignored
-            Present by convention.
+            Not used, present for API consistency by convention.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
-            What to certify.
+            The kind of certificate.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's; not for "round_trip".
+            Posteriors to use instead of those of the teacher; not for "round_trip".
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None. A sample of weight 0, or of 2^-52 of the
-            largest, counts for nothing.
+            Individual weights for each sample. None means that all samples have the
+            same weight. Samples of weight 0, or of 2^-52 of the largest weight, are
+            ignored.
         n_draws : int, default=8
-            Codes drawn for each sample if `kind` is not "mean", at least 2.
+            Number of codes drawn for each sample, at least 2. Not used for "mean".
         confidence : float, default=0.95
-            Confidence level of the interval over draws if `kind` is not "mean". It
-            holds for any losses and any number of draws.
+            Confidence level of the interval over draws. It holds for any losses and any
+            number of draws. Not used for "mean".
 
         Returns
         -------
@@ -497,15 +527,15 @@ class CollapseCertifier(
         Raises
         ------
         ValueError
-            If data or parameters are not valid, the estimator lacks what the kind
-            needs, its decoder does not depend on the codes alone, the witness was
-            fitted on all samples of `X`, or the weights of a torch encoder change while
-            it is certified.
+            If data or parameters are not valid, or if the estimator lacks what the kind
+            needs. Also if the decoder does not depend on the codes alone, if the
+            witness was fitted on all samples of `X`, or if the weights of a torch
+            encoder change while it is certified.
 
         Warns
         -----
         KnownSamplesWarning
-            If samples were left out, because the witness was fitted on them.
+            If samples are left out, because the witness was fitted on them.
         UnstableEncoderWarning
             If the means of the same samples differ between two batches by more than
             rounding explains.
@@ -524,50 +554,53 @@ class CollapseCertifier(
         *,
         teacher_proba: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-        likelihood: str | None = None,
+        likelihood: Literal["gaussian", "bernoulli"] | None = None,
         noise_variance: float | None = None,
-        reduction: str = "sum",
+        reduction: Literal["sum", "mean"] = "sum",
         kl_weight: float | None = None,
         negligible: float = 0.05,
         confidence: float = 0.999999,
         n_draws: int = 40_000,
     ) -> Diagnosis:
-        """Tell whether the estimator has collapsed: codes, mean, decoder and advice.
+        """Find out whether the estimator has collapsed.
 
-        What drawn codes carry needs an `encode` of the estimator, what the decoder
-        passes on an `inverse_transform`. Likelihood, noise variance and `kl_weight` of
-        a :class:`CertifiedVAE` are known; what is given counts for other estimators.
+        This is :func:`skvaecert.diagnose` for the fitted estimator. It examines drawn
+        codes if the estimator has `encode`, and the decoder if it has
+        `inverse_transform`. The likelihood, the noise variance and the `kl_weight` of a
+        :class:`CertifiedVAE` are known; the parameters are used for other estimators.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Samples; a fitted witness needs samples that were not used in :meth:`fit`.
+            Samples. A fitted witness needs samples that it did not use in :meth:`fit`.
         y : Ignored
-            Present by convention.
+            Not used, present for API consistency by convention.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Posteriors to use instead of those of the teacher.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None. A sample of weight 0 counts for nothing.
+            Individual weights for each sample. None means that all samples have the
+            same weight. Samples of weight 0 are ignored.
         likelihood : {"gaussian", "bernoulli"} or None, default=None
-            Likelihood of the decoder. When None, and the estimator does not tell,
-            outputs count as Gaussian with learned variance, and there is no threshold.
+            Likelihood of the decoder. If it is None and not known from the estimator,
+            outputs are treated as Gaussian with learned variance, and there is no
+            threshold.
         noise_variance : float or None, default=None
-            As in :func:`diagnose`.
+            As in :func:`skvaecert.diagnose`.
         reduction : {"sum", "mean"}, default="sum"
-            As in :func:`diagnose`.
+            As in :func:`skvaecert.diagnose`.
         kl_weight : float or None, default=None
-            As in :func:`diagnose`.
+            As in :func:`skvaecert.diagnose`.
         negligible : float, default=0.05
-            As in :func:`diagnose`.
+            As in :func:`skvaecert.diagnose`.
         confidence : float, default=0.999999
-            As in :func:`diagnose`.
+            As in :func:`skvaecert.diagnose`.
         n_draws : int, default=40000
-            As in :func:`diagnose`.
+            As in :func:`skvaecert.diagnose`.
 
         Returns
         -------
         Diagnosis
-            State, values and advice; its `mean` is the certificate of `X`.
+            State, values and advice. Its attribute `mean` is the certificate of `X`.
 
         Raises
         ------
@@ -577,19 +610,21 @@ class CollapseCertifier(
         Warns
         -----
         UnstableEncoderWarning
-            As :meth:`certify`.
+            As in :meth:`certify`.
         UserWarning
-            If the decoder was not measured, as in :func:`diagnose`.
+            If the decoder is not measured, as in :func:`skvaecert.diagnose`.
 
         References
         ----------
         Theory sections 15 to 18.
         """
         check_is_fitted(self)
-        X = _given(X, teacher_proba, sample_weight)
+        X = _flat_in_order(X, teacher_proba, sample_weight)
         pieces = list(self._pieces(X, teacher_proba, sample_weight))
+        # The kind "mean" uses neither the number of draws nor the confidence.
         part = self._collect(pieces, "mean", 8, 0.95)
 
+        # A function, because the certificate contains the bracket of the diagnosis.
         def certificate(information: InformationBracket | None) -> Certificate:
             part.collected.sums.codes.known = information
             return part.certificate()
@@ -614,21 +649,21 @@ class CollapseCertifier(
         self,
         batches: Iterable[ArrayLike],
         *,
-        kind: str = "mean",
+        kind: Literal["mean", "sampled", "round_trip"] = "mean",
         n_draws: int = 8,
         confidence: float = 0.95,
     ) -> Certificate:
-        """Certify the encoder on samples that come in batches; each is read once.
+        """Certify the encoder on samples that come in batches.
 
-        The result is that of :meth:`certify` on all samples together, to within the
-        tolerance. Memory does not grow with their number. An array on disk can be given
-        to :meth:`certify`, which reads it in pieces.
+        Each batch is read once. The result is that of :meth:`certify` on all samples
+        together, to within the tolerance. Memory does not grow with the number of
+        samples. For an array on disk use :meth:`certify`, which reads it in pieces.
 
         Parameters
         ----------
         batches : DataLoader, Dataset, or iterable of arrays of shape (n_samples, ...)
-            Samples, best some thousands at a time: some of each batch are encoded
-            twice. Small batches of a DataLoader are joined.
+            Samples, preferably some thousands per batch, because some samples of each
+            batch are encoded twice. Small batches of a DataLoader are joined.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
             As in :meth:`certify`.
         n_draws : int, default=8
@@ -644,14 +679,14 @@ class CollapseCertifier(
         Raises
         ------
         ValueError
-            As :meth:`certify`, or if there is no batch.
+            As in :meth:`certify`, or if there is no batch.
 
         Warns
         -----
         KnownSamplesWarning
-            As :meth:`certify`.
+            As in :meth:`certify`.
         UnstableEncoderWarning
-            As :meth:`certify`.
+            As in :meth:`certify`.
         """
         pieces = chain.from_iterable(map(self._pieces, flat_batches(batches)))
         return self._collect(pieces, kind, n_draws, confidence).certificate()
@@ -661,31 +696,32 @@ class CollapseCertifier(
         X: ArrayLike,
         part: int,
         *,
-        kind: str = "mean",
+        kind: Literal["mean", "sampled", "round_trip"] = "mean",
         teacher_proba: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
         n_draws: int = 8,
         confidence: float = 0.95,
     ) -> PartialCertificate:
-        """Collect what a certificate needs to know of some of the samples.
+        """Collect the sums of a certificate for some of the samples.
 
-        For samples that are spread over several machines: send the fitted certifier
-        there, call this method for each part of the samples, merge the results in any
-        order, and ask the merged result for the certificate of all samples.
+        Use it for samples on several machines. Send the fitted certifier to each
+        machine, and call this method for each part of the samples. Then merge the
+        results in any order, and call `certificate` on the merged result.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Some of the samples.
         part : int
-            A number of at least 0 that no other part has. Merging a part twice, from a
-            task that was repeated for example, is an error.
+            Index of the part, at least 0 and different for each part. An error is
+            raised if a part is merged twice, for example from a repeated task.
         kind : {"mean", "sampled", "round_trip"}, default="mean"
             As in :meth:`certify`.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
             As in :meth:`certify`, for these samples.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights, which count across parts; 1 when None.
+            Individual weights for each sample, on the same scale in all parts. None
+            means that all samples have weight 1.
         n_draws : int, default=8
             As in :meth:`certify`.
         confidence : float, default=0.95
@@ -694,21 +730,21 @@ class CollapseCertifier(
         Returns
         -------
         PartialCertificate
-            Without samples, encoder or teacher. It holds sums, and the codes of at most
-            8,192 samples.
+            Sums, and the codes of at most 8,192 samples. It contains no samples,
+            encoder or teacher.
 
         Raises
         ------
         ValueError
             If data or parameters are not valid, or the weights of a torch encoder
-            change in between.
+            change while it is certified.
         """
         part = check_count("part", part, least=0)
         pieces = self._pieces(X, teacher_proba, sample_weight)
         return self._collect(pieces, kind, n_draws, confidence, part)
 
     def __sklearn_tags__(self) -> Tags:
-        """Take over the tags of the estimator on dtypes and input."""
+        """Copy the tags of the estimator for dtypes and input."""
         tags = super().__sklearn_tags__()
         template = _template(self)
         if hasattr(template, "__sklearn_tags__"):
@@ -722,6 +758,7 @@ class CollapseCertifier(
         return self.witness_.weights.shape[1]
 
     def _validate_params(self) -> None:
+        # First, because scikit-learn's errors do not explain how to wrap a model.
         check_encoder(self.estimator)
         check_teacher(self.teacher)
         super()._validate_params()
@@ -729,22 +766,22 @@ class CollapseCertifier(
     def _estimator_to_fit(self, warm: bool, partial: bool) -> Any:
         template = _template(self)
         _check_template(template)
-        self._check_heeded(template, partial)
+        self._check_not_ignored(template, partial)
         estimator = _seeded_copy(template, self.random_state)
         return _continued(self.estimator_, estimator, partial) if warm else estimator
 
-    def _check_heeded(self, template: Any, partial: bool) -> None:
-        """Fail if a fit would ignore a parameter, before it trains."""
-        # Inside a search, or by itself.
+    def _check_not_ignored(self, template: Any, partial: bool) -> None:
+        """Raise an error, before training, if a fit would ignore a parameter."""
+        # The encoder is the estimator itself, or the one inside a search.
         encoder = getattr(template, "estimator", template)
         if isinstance(encoder, CertifiedVAE) and not _is_frozen(template):
             self._check_teacher_unset(encoder)
-        goes_on = partial or self.warm_start
-        if _own_params(template).get("warm_start") and not goes_on:
+        continues = partial or self.warm_start
+        if _own_params(template).get("warm_start") and not continues:
             raise ValueError(
                 "warm_start of the CollapseCertifier must be True for an estimator "
                 "with warm_start=True, got False: every fit would train a new clone of "
-                "the estimator from the beginning. Set it, or set "
+                "the estimator from the beginning. Set warm_start=True, or "
                 "estimator__warm_start=False."
             )
 
@@ -753,14 +790,14 @@ class CollapseCertifier(
             name = type(encoder).__name__
             raise ValueError(
                 f"teacher of the CollapseCertifier must be None for a {name}, which "
-                f"has a teacher of its own, got {self.teacher!r}. Give it to the "
+                f"has its own parameter teacher, got {self.teacher!r}. Pass it to the "
                 f"{name}, or leave it out."
             )
 
     def _fitted_teacher(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, warm: bool
     ) -> Any:
-        """Return the teacher of the encoder, of an earlier fit, or a new one."""
+        """Return the teacher of the encoder or of an earlier fit, or fit a new one."""
         encoder = fitted_encoder(self.estimator_)
         theirs = getattr(encoder, "teacher_", None)
         if theirs is not None:
@@ -772,6 +809,7 @@ class CollapseCertifier(
             if self.teacher_ is not None:
                 check_unchanged(self)
             return self.teacher_
+        # A simplex without a teacher: the encoder was fitted with teacher_proba.
         was_given = hasattr(encoder, "vertices_") and self.teacher is None
         if teacher_proba is not None or was_given:
             return None
@@ -781,11 +819,12 @@ class CollapseCertifier(
         return teacher
 
     def _fit_witness(self, samples: EncodedSamples, warm: bool) -> None:
-        """Take the witness that was trained against, or make one."""
+        """Set the witness: the one that the encoder was trained with, or a new one."""
         means, proba = samples.means, samples.posterior
         if self.witness in WITNESS_FITS:
             for name in ("vertices_", "witness_scale_"):
-                self.__dict__.pop(name, None)  # of an earlier fit
+                # An earlier fit may have set them.
+                self.__dict__.pop(name, None)
             fitted, _ = split_for_witness(self.witness, len(means))
             fit = WITNESS_FITS[self.witness]
             self.witness_ = fit(means[fitted], proba[fitted])
@@ -797,20 +836,21 @@ class CollapseCertifier(
         elif hasattr(encoder, "vertices_"):
             self.vertices_ = encoder.vertices_
             self.witness_scale_ = encoder.witness_scale_
+        # A warm start keeps the simplex, whose scale belongs to the first fit.
         elif not (warm and hasattr(self, "vertices_")):
             self.vertices_ = simplex_vertices(proba.shape[1], means.shape[1])
             self.witness_scale_ = resolve_witness_scale("prior", proba)
         self.witness_ = simplex_witness(self.vertices_, self.witness_scale_)
 
     def _certify_training(self, samples: EncodedSamples) -> Certificate:
-        """Certify on the samples of `fit`, those that the witness was not fitted on."""
+        """Certify on the samples of `fit` on which the witness was not fitted."""
         kind = MeanKind(MeanSums(self.witness_))
         means, proba = samples.means, samples.posterior
         _, others = split_for_witness(self.witness_.name, len(means))
         kind.sums.update(proba[others], means[others])
         if samples.has_distribution:
             kind.sums.codes.update(*(part[others] for part in samples.distribution))
-        kind.look_again(samples)
+        kind.encode_again(samples)
         kind.finish()
         return kind.conclude(self.safety_margin)
 
@@ -821,10 +861,10 @@ class CollapseCertifier(
         sample_weight: ArrayLike | None = None,
     ) -> Iterator[EncodedSamples]:
         """Yield X in pieces that fit into memory, and check its features."""
-        X = _given(X, teacher_proba, sample_weight)
+        X = _flat_in_order(X, teacher_proba, sample_weight)
         for piece in cut_pieces(X, teacher_proba, sample_weight):
             yield EncodedSamples(self.estimator_, self.teacher_, *piece)
-        # Last, because the errors of the estimator say more.
+        # Last, because the errors of the estimator are more specific.
         check_features(self, X)
 
     def _collect(
@@ -846,25 +886,26 @@ class CollapseCertifier(
             random_state=self.random_state,
             part=part,
         )
-        must_be_others = kind != "mean" or self.witness_.name in WITNESS_FITS
+        needs_held_out = kind != "mean" or self.witness_.name in WITNESS_FITS
         n_known, weights = 0, ""
         for samples in pieces:
-            # Now, because what yields the samples may have trained the encoder.
+            # Not before the loop: the generator of samples may train the encoder first.
             weights = weights or digest_weights(self.estimator_)
-            if must_be_others and not known_too:
+            if needs_held_out and not known_too:
                 samples, n_left_out = self._calibration.leave_out_known(samples)
                 n_known += n_left_out
             collected.add(samples)
         collected.finish()
         if digest_weights(self.estimator_) != weights:
             raise ValueError(
-                "batches must leave the encoder as it is, got one whose weights are "
-                "others after them than before: two constants make no code. Certify "
-                "before training, or after."
+                "batches must not change the encoder, but its weights changed while it "
+                "was certified. Two different constant means would look like a code. "
+                "Certify before training, or after."
             )
         return PartialCertificate(
             parts=frozenset(() if part is None else (part,)),
             n_known=n_known,
+            # Parts do not merge if the encoder was trained between them.
             origin=f"{self._origin} {weights}".rstrip(),
             safety_margin=self.safety_margin,
             collected=collected,
@@ -876,7 +917,7 @@ class CollapseCertifier(
         return theirs is None and self.teacher_ is not None
 
     def __get_fitted__(self) -> dict[str, Any]:
-        """Return the fitted state: the contract in `skvaecert._state`."""
+        """Return the fitted state, as described in `skvaecert._state`."""
         if self._has_own_teacher:
             check_unchanged(self)
         return held(self, FITTED) | {
@@ -886,7 +927,7 @@ class CollapseCertifier(
         }
 
     def __set_fitted__(self, state: dict[str, Any]) -> None:
-        """Take a fitted state, which may be a stranger's, and check it."""
+        """Check a fitted state, which may come from an untrusted file, and set it."""
         self._validate_params()
         check_certifier(state, self.witness)
         put(self, state, FITTED)
@@ -898,12 +939,13 @@ class CollapseCertifier(
     def __recertify__(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
     ) -> Certificate | None:
-        """Make the training certificate again; None on samples other than those."""
+        """Compute the training certificate again; None if the samples are others."""
         X = flat_samples(X, in_order=True)
         given = digests(X, teacher_proba)
         if given["rows"] is None or not given.items() <= self._certified_on.items():
             return None
         again = copy.copy(self)
+        # The parameter may have changed after the fit.
         again.safety_margin = self.certificate_.safety_margin
         samples = EncodedSamples(self.estimator_, self.teacher_, X, teacher_proba)
         return again._certify_training(samples)
@@ -916,26 +958,27 @@ def drawn_margin(
     teacher_proba: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Return the margin of drawn codes, of samples of the fit too: no certificate."""
+    """Return the margin of drawn codes, also for samples of `fit`: no certificate."""
     pieces = certifier._pieces(X, teacher_proba, sample_weight)
     part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
     return part.collected.conclude(0.0).margin
 
 
-def _given(X: Any, *per_sample: ArrayLike | None) -> Any:
-    """Return flat samples, in a known order if other values belong to them."""
+def _flat_in_order(X: Any, *per_sample: ArrayLike | None) -> Any:
+    """Return flat samples, in a known order if there are values for each sample."""
     in_order = any(values is not None for values in per_sample)
     return flat_samples(X, in_order=in_order)
 
 
 def _check_template(template: Any) -> None:
-    # A frozen estimator or a search holds what counts.
+    # A frozen estimator or a search wraps the estimator to check.
     inner = getattr(template, "estimator", template)
     last = inner[-1] if isinstance(inner, Pipeline) else None
     if hasattr(last, "witness_log_proba"):
         raise ValueError(
-            f"estimator must not be a Pipeline that ends in a {type(last).__name__}, "
-            "whose teacher would see other samples. Put the certifier last: "
+            f"estimator must not be a Pipeline that ends in a {type(last).__name__}: "
+            "the teacher would see other samples than the encoder. Put the certifier "
+            "last: "
             f"make_pipeline(..., CollapseCertifier({type(last).__name__}()))."
         )
 
@@ -945,10 +988,11 @@ def _is_frozen(estimator: Any) -> bool:
 
 
 def _seeded_copy(template: Any, random_state: Any) -> Any:
-    """Return an unfitted copy of an estimator, seeded if it is not."""
+    """Return an unfitted copy of an estimator, seeded where its seed is None."""
     if not hasattr(template, "get_params"):
         return template
     estimator = clone(template)
+    # A frozen estimator is fitted already, so its seed has no effect.
     if random_state is not None and not _is_frozen(estimator):
         seed_unset(estimator, int(check_random_state(random_state).randint(2**31 - 1)))
     return estimator
@@ -965,27 +1009,27 @@ def _continued(fitted: Any, template: Any, partial: bool) -> Any:
     if not partial and "warm_start" not in own:
         raise ValueError(
             "warm_start=True needs an estimator with a parameter warm_start, got "
-            f"{type(template).__name__}."
+            f"{type(template).__name__}. Set warm_start=False to start again."
         )
     params = own if partial else own | {"warm_start": True}
     estimator = copy.copy(fitted).set_params(**params)
-    # Its state is a copy, so that a fit that fails leaves the fitted one as it is; its
-    # parameters are those of the template, such as callbacks that cannot be copied.
+    # The state is copied, so that a failing fit does not change the fitted estimator.
+    # Parameters are not: callbacks, for example, may not support a copy.
     state = {k: v for k, v in vars(estimator).items() if k not in own}
     vars(estimator).update(copy.deepcopy(state))
     return estimator
 
 
 def _keeps_epochs(estimator: Any, error: BaseException, first: bool) -> bool:
-    """Tell whether an estimator whose fit raised an error has epochs to certify."""
+    """Return whether an estimator whose fit raised an error keeps epochs."""
     if isinstance(error, KeyboardInterrupt):
         return getattr(error, "estimator", None) is estimator
-    # Only a first fit has nothing else to go back to.
+    # Only after a first fit is there no earlier fit to restore.
     return first and hasattr(estimator, "net_")
 
 
 def _check_teacher_proba(teacher: Any, teacher_proba: ArrayLike | None) -> None:
-    """Fail if a warm fit has posteriors where the first had a teacher, or none."""
+    """Raise an error unless both fits of a warm start have posteriors, or neither."""
     if (teacher_proba is None) == (teacher is None):
         raise ValueError(
             "teacher_proba must be "
@@ -1001,7 +1045,7 @@ def _takes_posteriors(estimator: Any) -> bool:
 
 
 def _hides_posteriors(search: Any) -> bool:
-    """Tell whether a search, whose fit takes no posteriors, is over what takes them."""
+    """Return whether a search hides that the estimator inside takes posteriors."""
     inner = None if _is_frozen(search) else getattr(search, "estimator", None)
     return inner is not None and (_takes_posteriors(inner) or _hides_posteriors(inner))
 
@@ -1013,7 +1057,7 @@ def _fit_encoder(
     teacher_proba: ArrayLike | None,
     partial: bool,
 ) -> None:
-    """Fit an encoder; one without parameters is taken as it is."""
+    """Fit an encoder; an encoder without parameters is used as it is."""
     if not (hasattr(estimator, "fit") and hasattr(estimator, "get_params")):
         return
     fit = estimator.partial_fit if partial else estimator.fit
@@ -1024,7 +1068,7 @@ def _fit_encoder(
     elif _hides_posteriors(estimator):
         raise ValueError(
             "teacher_proba must be left out for a search inside the certifier, which "
-            "would not pass it on. Put the certifier inside the search."
+            "does not pass it to its estimator. Put the certifier inside the search."
         )
     else:
         fit(X, y)

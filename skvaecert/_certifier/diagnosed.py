@@ -1,4 +1,4 @@
-"""What a diagnosis asks of a fitted estimator: its codes, its decoder, its loss."""
+"""The parts of a fitted estimator that a diagnosis needs: codes, decoder, loss."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,10 @@ __all__ = ["codes_of", "model_of"]
 def codes_of(
     pieces: Sequence[EncodedSamples], is_gaussian: bool, weight: ArrayLike | None
 ) -> tuple[Codes, Stability]:
-    """Return the posteriors of all samples, or their means, and how far they move."""
+    """Return the posteriors of all samples, or their means, and their stability."""
     kind = SampledKind(None) if is_gaussian else MeanKind(None)
     for piece in pieces:
-        kind.look_again(piece)
+        kind.encode_again(piece)
     kind.finish()
     found = [piece.distribution if is_gaussian else (piece.means,) for piece in pieces]
     mean, *std = map(np.concatenate, zip(*found, strict=True))
@@ -30,8 +30,8 @@ def codes_of(
 
 
 def model_of(estimator: Any, X: Any, given: Loss) -> tuple[Loss, Any, Any]:
-    """Return the loss, the decoder, and the samples as the decoder returns them."""
-    # The units of the last step are those of its likelihood.
+    """Return the loss, the decoder, and the samples in the units of its outputs."""
+    # In a pipeline, the likelihood of the last step is in the units of its own input.
     encoder, X = last_step(estimator, X)
     decode = getattr(encoder, "inverse_transform", None)
     return _own_loss(encoder) or given, decode, X if _is_numeric(X) else None
@@ -44,14 +44,14 @@ def _own_loss(encoder: Any) -> Loss | None:
     return Loss(
         criterion.likelihood,
         encoder.noise_variance_,
-        # Other objectives weigh another term.
+        # With another objective, kl_weight multiplies another term than the KL.
         kl_weight=criterion.kl_weight if encoder.objective is None else None,
         has_learned_variance=True,
     )
 
 
 def _is_numeric(X: Any) -> bool:
-    """Tell samples that can be compared with outputs of a decoder."""
+    """Return whether samples can be compared with outputs of a decoder."""
     if is_sequence(X):
         return False
     try:

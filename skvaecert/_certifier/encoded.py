@@ -1,4 +1,4 @@
-"""Samples as the fitted models see them: means, posteriors, reconstructions."""
+"""Samples with the outputs of fitted models: means, posteriors, reconstructions."""
 
 import warnings
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ __all__ = [
 
 @dataclass(eq=False, repr=False)
 class EncodedSamples:
-    """Samples, and what each model makes of them, asked once and when it is needed."""
+    """Samples with the outputs of each model, computed once and only when needed."""
 
     estimator: Any
     teacher: Any
@@ -56,9 +56,9 @@ class EncodedSamples:
         posterior = encoder.encode(X)
         if not (isinstance(posterior, tuple | list) and len(posterior) == 2):
             raise ValueError(
-                f"{_ENCODE}; that of {type(encoder).__name__} returned "
-                f"{type(posterior).__name__}. skvaecert.wrappers.TrainedEncoder makes "
-                "an estimator of an encoder that returns something else."
+                f"{_ENCODE}; encode of {type(encoder).__name__} returned "
+                f"{type(posterior).__name__}. Wrap an encoder with other outputs in "
+                "skvaecert.wrappers.TrainedEncoder."
             )
         mean, deviation = posterior
         return (
@@ -68,72 +68,72 @@ class EncodedSamples:
 
     @property
     def has_distribution(self) -> bool:
-        """Whether the encoder gives standard deviations that can be used.
-
-        Its `encode` may be anything, and may fail in any way.
-        """
+        """Whether the encoder returns usable standard deviations."""
         try:
             mean, deviation = self.distribution
         except Exception:
+            # `encode` of another library may do something else, and fail in any way.
             return False
         if deviation.shape != mean.shape or not np.isfinite(mean).all():
             return False
-        # Their squares, and those of their inverses, must not overflow.
+        # Squares of standard deviations and of their inverses must not overflow.
         low, high = float(deviation.min()), float(deviation.max())
         return 1e-150 <= low and high < 1e150
 
     @cached_property
     def posterior(self) -> Floats:
-        """T: the posteriors that were given, else those of the teacher."""
+        """T: `teacher_proba` if given, else the posteriors of the teacher."""
         given = self.teacher_proba
         n_samples = None if given is None else _num_samples(self.X)
         return posterior_of(self.teacher, self.X, given, n_samples=n_samples)
 
     @cached_property
     def codes(self) -> tuple[NDArray[np.floating], ...]:
-        """What the decoder gets: means and deviations to draw from, or means alone."""
+        """Means and standard deviations of the codes to decode, or means alone."""
         return self.distribution if self.has_distribution else (self.means,)
 
     def drawn(self, noise: ArrayLike) -> NDArray[np.floating]:
-        """Return codes drawn with this noise; the means if there are no deviations."""
+        """Return codes drawn with this noise, or means if there are no deviations."""
         mean, *deviation = self.codes
         return mean + deviation[0] * np.asarray(noise) if deviation else mean
 
     def decoded(self, codes: ArrayLike) -> NDArray[np.floating]:
-        """Return reconstructions of codes, given in the precision of the encoder."""
+        """Decode codes, after a conversion to the dtype of the encoder."""
         dtype = self.codes[0].dtype
+        # Means may be integers; drawn codes are not.
         is_real = np.issubdtype(dtype, np.floating)
         return decode(self.estimator, np.asarray(codes, dtype if is_real else None))
 
     @cached_property
-    def counting(self) -> NDArray[np.intp]:
-        """The places of the samples of weight above 0."""
+    def weighted(self) -> NDArray[np.intp]:
+        """The indices of the samples with a weight above 0."""
         if self.weight is None:
             return np.arange(_num_samples(self.X))
         return np.flatnonzero(np.asarray(self.weight))
 
-    def again(self, index: NDArray[np.intp]) -> "EncodedSamples":
-        """Return some of the samples, to be encoded anew in another batch."""
+    def subset(self, index: NDArray[np.intp]) -> "EncodedSamples":
+        """Return some of the samples, without outputs: they will be encoded again."""
         return EncodedSamples(self.estimator, self.teacher, take_samples(self.X, index))
 
 
 def fitted_encoder(estimator: Any) -> Any:
-    """Return the fitted encoder itself, out of a search or a frozen estimator."""
+    """Return the fitted encoder inside a search or a frozen estimator."""
     encoder = getattr(estimator, "best_estimator_", estimator)
     return encoder.estimator if isinstance(encoder, FrozenEstimator) else encoder
 
 
 def last_step(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """Return what encodes at the end of a pipeline, and the samples it is given."""
+    """Return the encoder at the end of a pipeline, and its input."""
     encoder = fitted_encoder(estimator)
     if isinstance(encoder, Pipeline):
+        # A Pipeline has no encode, so its last step is called directly.
         X = encoder[:-1].transform(X) if len(encoder) > 1 else X
         encoder = fitted_encoder(encoder[-1])
     return encoder, X
 
 
 def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
-    """Return latent means."""
+    """Return latent means, checked for shape and finite values."""
     means = np.asarray(check_real("transform", estimator.transform(X)))
     n_samples, has_shape = _num_samples(X), means.ndim == 2
     has_shape &= len(means) == n_samples
@@ -148,12 +148,12 @@ def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
 
 
 def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
-    """Return reconstructions."""
+    """Return reconstructions of codes."""
     if not hasattr(estimator, "inverse_transform"):
         name = type(fitted_encoder(estimator)).__name__
         raise ValueError(
             "estimator must have an inverse_transform, its decoder, for "
-            f'kind="round_trip"; {name} has none. Give it a decoder: '
+            f'kind="round_trip"; {name} has none. Pass a decoder: '
             "TrainedEncoder(encoder, decoder)."
         )
     decoded = estimator.inverse_transform(means)
@@ -163,6 +163,6 @@ def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
 def read(teacher: Any, reconstruction: NDArray[np.floating]) -> Floats:
     """Return the teacher's posteriors of reconstructions."""
     with warnings.catch_warnings():
-        # They are arrays, even if the samples came in a table with names.
+        # Reconstructions have no feature names, even if the samples had.
         warnings.filterwarnings("ignore", "X does not have valid feature names")
         return posterior_of(teacher, reconstruction)

@@ -1,8 +1,8 @@
-"""Kinds of certificates: what each asks of encoder, decoder and teacher.
+"""Kinds of certificates, and what each computes with encoder, decoder and teacher.
 
-All look twice: some samples are encoded again in another batch, and a few of them once
-more when all samples have been read, for an encoder may change as it goes. By how much
-this moves the result is held against the margin.
+All kinds encode some samples again in another batch, and a few of them once more after
+all samples are read, because an encoder may change meanwhile. The difference that this
+makes counts against the margin.
 """
 
 from abc import ABC, abstractmethod
@@ -43,24 +43,24 @@ __all__ = [
     "seed_of",
 ]
 
-# Samples that are encoded a second time.
+# Maximum number of samples of a piece that are encoded a second time.
 _MOST_REPEATED = 255
 
-# Samples of one piece that are kept to be encoded at the end, and pieces they are of.
+# Samples of a piece that are kept to be encoded at the end, and number of such pieces.
 _MOST_KEPT, _MOST_PIECES = 16, 8
 
-# Few samples are encoded more often, up to so many in all: noise may repeat by luck.
-_LOOKED_AT, _MOST_LOOKS = 64, 8
+# If few samples are kept, they are encoded repeatedly: noise may repeat by chance.
+_ENCODED_AT_END, _MOST_REPETITIONS = 64, 8
 
-# Means that differ by more between two batches come from no deterministic encoder.
+# A deterministic encoder does not move means by more than this between two batches.
 _UNSTABLE = 1e-3
 
-# Rounding was tried with one draw of it; another may do a little more.
-_CAUTION = 4.0
+# The effect of rounding is measured with one draw; another may have a larger effect.
+_ROUNDING_FACTOR = 4.0
 
 
 class Kind(ABC):
-    """What a certificate needs to know: added in batches, merged, concluded."""
+    """A certificate in progress: samples are added in batches, then it is concluded."""
 
     def __init__(self, sums: Any) -> None:
         self.sums = sums
@@ -68,11 +68,11 @@ class Kind(ABC):
 
     @abstractmethod
     def add(self, samples: EncodedSamples) -> None:
-        """Add samples, and look at some of them again."""
+        """Add samples, and compute the codes of some of them again."""
 
     @abstractmethod
     def codes(self, samples: EncodedSamples) -> NDArray[np.floating]:
-        """Return what must not depend on the batch."""
+        """Return the values that must not depend on the batch."""
 
     def distances(
         self,
@@ -80,49 +80,50 @@ class Kind(ABC):
         before: NDArray[np.floating],
         after: NDArray[np.floating],
     ) -> Floats:
-        """Return by how much each sample moved."""
+        """Return how far the codes of each sample moved."""
         return np.asarray(np.linalg.norm(after - before, axis=1))
 
-    def look_again(self, samples: EncodedSamples) -> None:
+    def encode_again(self, samples: EncodedSamples) -> None:
         """Compute the codes of some samples again, and keep a few for the end."""
-        places = samples.counting
+        places = samples.weighted
         if not len(places):
             return
         before = self.codes(samples)
         index = places[_shuffled_subset(len(places))]
-        self.compare(samples.again(index), before[index])
-        self.stability.note(0.0, float(np.abs(before[places]).max()))
+        self.compare(samples.subset(index), before[index])
+        self.stability.record(0.0, float(np.abs(before[places]).max()))
         self.keep(samples, before)
 
     def keep(self, samples: EncodedSamples, before: NDArray[np.floating]) -> None:
-        """Keep a few samples to be looked at in the end."""
-        kept = samples.counting[:_MOST_KEPT]
+        """Keep a few samples, to be encoded again at the end."""
+        kept = samples.weighted[:_MOST_KEPT]
         if len(kept):
-            self.stability.keep(samples.again(kept), before[kept])
+            self.stability.keep(samples.subset(kept), before[kept])
 
     def compare(self, again: EncodedSamples, before: NDArray[np.floating]) -> None:
         moved = self.distances(again, before, self.codes(again))
-        self.stability.note(float(moved.max()))
+        self.stability.record(float(moved.max()))
 
     def finish(self) -> None:
-        """Encode samples of the beginning and of the way once more, all being read."""
-        for samples, before in self.stability.taken():
+        """Encode the kept samples once more, after all samples are read."""
+        for samples, before in self.stability.pop_kept():
             n_samples = len(before)
-            # Alone, which is what the mean of a sample is. Twice, for a batch of one
-            # has no statistics.
+            # A batch with one sample only, since its mean must not depend on others.
+            # The sample is there twice, because batch statistics need two.
             for place in {0, n_samples // 2}:
                 index = np.array([place, place])
-                self.compare(samples.again(index), before[index])
-            for look in range(min(_MOST_LOOKS, max(1, _LOOKED_AT // n_samples))):
-                # With repetitions: for statistics of a batch, its order and its whole
-                # are always the same.
-                generator = np.random.default_rng([n_samples, look])
+                self.compare(samples.subset(index), before[index])
+            n_repetitions = max(1, _ENCODED_AT_END // n_samples)
+            for repetition in range(min(_MOST_REPETITIONS, n_repetitions)):
+                # Samples are drawn with replacement: a permutation would leave the
+                # statistics of the batch as they were.
+                generator = np.random.default_rng([n_samples, repetition])
                 size = generator.integers(1, 2 * n_samples + 1)
                 index = generator.integers(n_samples, size=size)
-                self.compare(samples.again(index), before[index])
+                self.compare(samples.subset(index), before[index])
 
     def merge(self, other: "Kind") -> None:
-        """Add the samples of another one."""
+        """Add the samples of another certificate in progress."""
         self.sums.merge(other.sums)
         self.stability.merge(other.stability)
 
@@ -139,12 +140,12 @@ class MeanKind(Kind):
 
     def add(self, samples: EncodedSamples) -> None:
         """Add samples, and encode some of them again."""
-        # The encoder looks at X first: its errors say more.
+        # Encode first: the errors of the encoder are more specific than the teacher's.
         means = samples.means
         self.sums.update(samples.posterior, means, samples.weight)
         if samples.has_distribution:
             self.sums.codes.update(*samples.distribution, samples.weight)
-        self.look_again(samples)
+        self.encode_again(samples)
 
     def codes(self, samples: EncodedSamples) -> NDArray[np.floating]:
         """Return the latent means."""
@@ -158,21 +159,21 @@ class SampledKind(Kind):
         """Add samples, and encode some of them again."""
         mean, deviation = samples.distribution
         self.sums.update(samples.posterior, mean, deviation, samples.weight)
-        self.look_again(samples)
+        self.encode_again(samples)
 
     def codes(self, samples: EncodedSamples) -> Floats:
-        """Return means and logarithms of deviations side by side."""
+        """Return means and logarithms of standard deviations, concatenated."""
         mean, deviation = samples.distribution
         if not (np.isfinite(mean).all() and (deviation > 0).all()):
             raise ValueError(
-                "estimator must have an encode that returns finite means, and standard "
-                "deviations above 0, of the same samples at each call."
+                "estimator must have an encode that returns finite means and standard "
+                "deviations above 0, for the same samples at each call."
             )
         return np.hstack([mean, np.log(np.asarray(deviation, dtype=np.float64))])
 
 
 class RoundTripKind(Kind):
-    """Encoder and decoder together pass on what the teacher sees."""
+    """Reconstructions still show the components of the teacher."""
 
     def __init__(self, sums: RoundTripSums, tempering: Tempering) -> None:
         super().__init__(sums)
@@ -183,7 +184,7 @@ class RoundTripKind(Kind):
         if samples.teacher_proba is not None:
             raise ValueError(
                 'teacher_proba must be left out for kind="round_trip": the same '
-                "teacher must see samples and reconstructions."
+                "teacher must predict the posteriors of samples and reconstructions."
             )
         codes, target = samples.codes, self.tempering(samples.posterior)
 
@@ -192,13 +193,13 @@ class RoundTripKind(Kind):
             return self._read(samples, output), output
 
         self.sums.update(target, reader, *codes, sample_weight=samples.weight)
-        if len(samples.counting):
+        if len(samples.weighted):
             before = self.codes(samples)
-            self._look_again(samples, before)
+            self._reconstruct_again(samples, before)
             self.keep(samples, before)
 
     def codes(self, samples: EncodedSamples) -> Floats:
-        """Return the logarithms of what the teacher reads off a shared draw."""
+        """Return the teacher's log-posteriors of reconstructions from a shared draw."""
         return np.log(self._read(samples, samples.decoded(self._drawn(samples))))
 
     def distances(
@@ -207,22 +208,23 @@ class RoundTripKind(Kind):
         before: NDArray[np.floating],
         after: NDArray[np.floating],
     ) -> Floats:
-        """Return by how many nats each sample is read otherwise."""
+        """Return by how many nats the teacher's reading of each sample differs."""
         target = self.tempering(samples.posterior)
         return np.asarray((target * np.abs(after - before)).sum(axis=1))
 
     def finish(self) -> None:
-        """Look at samples of the beginning again, each after those of another piece."""
+        """Check the decoder with kept samples, each after samples of another piece."""
         kept = [samples for samples, _ in self.stability.kept]
+        # Each piece is paired with the next one, and the last with the first.
         for samples, others in pairwise([*kept, *kept[:1]]):
-            index = np.arange(min(len(samples.counting), len(others.counting)))
+            index = np.arange(min(len(samples.weighted), len(others.weighted)))
             if len(kept) > 1:
-                self._check_decoder(samples.again(index), others.again(index))
+                self._check_decoder(samples.subset(index), others.subset(index))
         super().finish()
 
     def conclude(self, safety_margin: float) -> Certificate:
         """Return the certificate."""
-        shift = _CAUTION * self.stability.moved
+        shift = _ROUNDING_FACTOR * self.stability.moved
         return self.sums.certificate(safety_margin=safety_margin, shift=shift)
 
     def _drawn(self, samples: EncodedSamples) -> NDArray[np.floating]:
@@ -231,38 +233,39 @@ class RoundTripKind(Kind):
     def _read(self, samples: EncodedSamples, output: NDArray[np.floating]) -> Floats:
         return self.tempering(read(samples.teacher, output))
 
-    def _look_again(self, samples: EncodedSamples, before: Floats) -> None:
-        """Encode some samples in another batch, and decode some after others."""
-        places = samples.counting
+    def _reconstruct_again(self, samples: EncodedSamples, before: Floats) -> None:
+        """Encode samples in another batch, and decode codes after other samples."""
+        places = samples.weighted
         n_samples = len(places)
         index = _shuffled_subset(n_samples)
-        again = samples.again(places[index])
+        again = samples.subset(places[index])
         self._try_rounding(again, before[places[index]])
         if n_samples > 1:
             steps = np.random.default_rng(0).integers(1, n_samples, size=len(index))
-            others = samples.again(places[(index + steps) % n_samples])
+            others = samples.subset(places[(index + steps) % n_samples])
             self._check_decoder(again, others)
 
     def _try_rounding(self, samples: EncodedSamples, before: Floats) -> None:
-        """Note what rounding of codes and outputs changes in the teacher's reading."""
+        """Record how rounding of codes and outputs changes the teacher's reading."""
         generator = np.random.default_rng(0)
         mean, *deviation = samples.codes
-        # In the precision of the encoder, which others than float64 would hide.
+        # The error is that of the encoder's precision. The result stays in float64,
+        # because a smaller dtype would round the error away.
         moved = rounded(mean, np.maximum(np.abs(mean), 1), generator)
         if deviation:
-            # Networks give the logarithm of a deviation, and round that.
-            width = np.asarray(deviation[0], dtype=np.float64)
-            error = width * np.maximum(np.abs(np.log(width)), 1)
-            moved += rounded(width, error, generator) * self.sums.shared_noise[0]
+            # Networks return, and round, the logarithm of a standard deviation.
+            std = np.asarray(deviation[0], dtype=np.float64)
+            error = std * np.maximum(np.abs(np.log(std)), 1)
+            moved += rounded(std, error, generator) * self.sums.shared_noise[0]
         output = decode(samples.estimator, moved)
-        # Outputs near 0 carry the error of the terms that cancelled.
+        # The error of an output near 0 is that of the terms that cancel each other.
         largest = np.abs(output).max(axis=1)
         largest = np.maximum(largest, _largest(samples.X, len(output)))
         output = rounded(output, largest[:, np.newaxis], generator)
-        self._note(samples, before, output)
+        self._record(samples, before, output)
 
     def _check_decoder(self, samples: EncodedSamples, others: EncodedSamples) -> None:
-        """Fail if codes are decoded otherwise once other samples were encoded."""
+        """Raise an error if outputs for the same codes depend on earlier samples."""
         codes = self._drawn(samples)
         first = samples.decoded(codes)
         self._drawn(others)
@@ -271,36 +274,37 @@ class RoundTripKind(Kind):
         if not change <= _UNSTABLE * size:
             raise ValueError(
                 "estimator must have an inverse_transform that depends on the codes "
-                f"alone; that of {type(fitted_encoder(samples.estimator)).__name__} "
-                f"moved its outputs for the same codes by {change:.2g} once other "
-                "samples had been encoded. A round trip shows nothing where the "
-                "decoder sees the samples in another way (skip connections, what it "
-                "remembers of the last batch). Noise counts as such, too: put modules "
-                "into evaluation mode."
+                "alone, got outputs of "
+                f"{type(fitted_encoder(samples.estimator)).__name__} that change by "
+                f"{change:.2g} for the same codes after other samples are encoded. A "
+                "round trip shows nothing if the decoder sees the samples in another "
+                "way (skip connections, memory of the last batch). Noise has the same "
+                "effect: put modules into evaluation mode."
             )
-        self._note(samples, np.log(self._read(samples, first)), second)
+        self._record(samples, np.log(self._read(samples, first)), second)
 
-    def _note(
+    def _record(
         self, samples: EncodedSamples, before: Floats, output: NDArray[np.floating]
     ) -> None:
         after = np.log(self._read(samples, output))
-        self.stability.note(float(self.distances(samples, before, after).max()))
+        self.stability.record(float(self.distances(samples, before, after).max()))
 
 
 class Stability:
-    """How far results move when some samples are encoded again in another batch."""
+    """Records how far results move if samples are encoded again in another batch."""
 
     def __init__(self) -> None:
         self.moved = 0.0
+        # Magnitude of the codes, at least 1: changes are judged relative to it.
         self._largest = 1.0
         self.kept: list[tuple[EncodedSamples, NDArray[np.floating]]] = []
         self._n_pieces = 0
         self._generator = np.random.default_rng(0)
 
     def keep(self, samples: EncodedSamples, before: NDArray[np.floating]) -> None:
-        """Keep samples with their codes: those of the first piece, and of some others.
+        """Keep samples with their codes, from the first piece and some of the others.
 
-        Any piece after the first has the same chance to be among them.
+        All pieces after the first are kept with the same probability.
         """
         self._n_pieces += 1
         if len(self.kept) < _MOST_PIECES:
@@ -310,29 +314,29 @@ class Stability:
         if place < _MOST_PIECES - 1:
             self.kept[1 + place] = samples, before
 
-    def taken(self) -> list[tuple[EncodedSamples, NDArray[np.floating]]]:
-        """Give the kept samples away: what is merged or sent has none."""
+    def pop_kept(self) -> list[tuple[EncodedSamples, NDArray[np.floating]]]:
+        """Return the kept samples, and forget them: a partial certificate has none."""
         kept, self.kept = self.kept, []
         return kept
 
-    def note(self, moved: float, largest: float = 1.0) -> None:
+    def record(self, moved: float, largest: float = 1.0) -> None:
         self.moved = max(self.moved, moved)
         self._largest = max(self._largest, largest)
 
     def merge(self, other: "Stability") -> None:
-        """Add what another one has seen."""
-        self.note(other.moved, other._largest)
+        """Add the record of another `Stability`."""
+        self.record(other.moved, other._largest)
 
     def warn_if_unstable(self) -> None:
         """Warn if codes moved by more than rounding explains."""
         if self.moved > _UNSTABLE * self._largest:
             warn_user(
                 UnstableEncoderWarning(
-                    f"The encoder moved the mean of a sample by {self.moved:.2g} when "
-                    "the sample came in another batch or later. Put modules into "
-                    "evaluation mode (dropout, batch normalisation) and return means, "
-                    "not drawn codes. The difference is counted as noise, so nothing "
-                    "will be certified by it."
+                    f"The latent mean of a sample changed by {self.moved:.2g} when the "
+                    "sample was encoded in another batch or later. Put modules into "
+                    "evaluation mode (dropout, batch normalization) and return means, "
+                    "not drawn codes. The difference counts as noise, so it certifies "
+                    "nothing."
                 )
             )
 
@@ -347,7 +351,7 @@ def make_kind(
     random_state: Any = None,
     part: int | None = None,
 ) -> Kind:
-    """Return the kind of this name, with nothing added yet."""
+    """Return an empty certificate in progress of this kind."""
     check_draws(n_draws, confidence)
     if kind == "mean":
         return MeanKind(MeanSums(witness))
@@ -365,15 +369,20 @@ def make_kind(
 
 
 def seed_of(random_state: Any) -> int:
-    """Return a seed of draws: the same at each call, unless a generator was given."""
+    """Return a seed for drawing codes.
+
+    It is the same at each call, unless `random_state` is a generator.
+    """
+    # None means 0 here: a certificate does not change from call to call.
     given = 0 if random_state is None else random_state
     return int(check_random_state(given).randint(2**31 - 1))
 
 
 def _shuffled_subset(n_samples: int) -> NDArray[np.intp]:
-    """Return a random, non-contiguous subset of sample indices, never with the first.
+    """Return a random, non-contiguous subset of sample indices, without the first.
 
-    So no batch, no symmetry and not all places are kept.
+    The subset changes the batch, breaks its symmetries, and moves samples to other
+    positions, so that means that depend on these change.
     """
     if n_samples == 1:
         return np.zeros(1, dtype=np.intp)
@@ -382,7 +391,7 @@ def _shuffled_subset(n_samples: int) -> NDArray[np.intp]:
 
 
 def _largest(X: Any, n_samples: int) -> Floats:
-    """Return the largest magnitude in each sample; 0 if it holds no numbers."""
+    """Return the largest magnitude in each sample; 0 if samples are not numeric."""
     try:
         samples = np.abs(np.asarray(X, dtype=np.float64)).reshape(n_samples, -1)
     except (TypeError, ValueError):

@@ -1,4 +1,6 @@
-"""Certificates of samples that are spread over several machines."""
+"""Certificates for samples on several machines."""
+
+from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
@@ -13,25 +15,26 @@ __all__ = ["PartialCertificate"]
 
 @dataclass(frozen=True, repr=False)
 class PartialCertificate:
-    """What a certificate needs to know of some of the samples: sums, and no samples.
+    """The sums of a certificate for some of the samples.
 
-    Made by :meth:`CollapseCertifier.partial_certificate` on any number of machines,
-    merged in any order, small to send.
+    Use it for samples on several machines.
+    :meth:`CollapseCertifier.partial_certificate` returns one for each part of the
+    samples. They are small, contain no samples, and can be merged in any order.
 
     Attributes
     ----------
     parts : frozenset of int
-        The parts that it is made of.
+        Indices of the parts that are merged in it.
     n_known : int
-        How many samples were left out, because the witness or the tempering that reads
-        them was fitted on them; 0 if the kind needs none.
+        Number of samples that were left out, because the witness or the tempering was
+        fitted on them; 0 if the kind needs neither.
     origin : str
-        Identifies the fit of the certifier and the weights of its encoder, where they
-        can be had: those of a :class:`torch.nn.Module` that is an attribute of the
-        estimator, or of one inside it. Of other encoders nothing tells whether they
-        were trained between two parts; do not train them.
+        Identifies the fit of the certifier and, where possible, the weights of its
+        encoder. These are the weights of a :class:`torch.nn.Module` that is an
+        attribute of the estimator, or of an estimator inside it. Training other
+        encoders between two parts is not detected; do not train them.
     safety_margin : float
-        tau, nats.
+        tau, in nats.
     collected : Kind
         The sums.
     n_samples : int
@@ -39,7 +42,7 @@ class PartialCertificate:
 
     See Also
     --------
-    CollapseCertifier.partial_certificate : Makes one.
+    CollapseCertifier.partial_certificate : Returns a partial certificate.
 
     Examples
     --------
@@ -65,25 +68,26 @@ class PartialCertificate:
         """Number of samples."""
         return self.collected.sums.n_samples
 
-    def merge(self, *others: "PartialCertificate") -> "PartialCertificate":
+    def merge(self, *others: PartialCertificate) -> PartialCertificate:
         """Return the partial certificate of all samples together.
 
         Parameters
         ----------
         *others : PartialCertificate
-            Of other parts, by the same fitted certifier or copies of it.
+            Partial certificates of other parts, from the same fitted certifier or
+            copies of it.
 
         Returns
         -------
         PartialCertificate
-            A new one; the given ones do not change.
+            A new partial certificate. The merged ones do not change.
 
         Raises
         ------
         ValueError
-            If a part occurs twice, so that its samples would count twice, or if the
-            parts were not made by one fitted certifier with the same parameters and
-            weights: the codes of two collapsed encoders differ.
+            If a part occurs twice, since its samples would count twice. Or if the parts
+            are not from one fitted certifier with the same parameters and weights,
+            since the codes of two collapsed encoders differ.
         """
         collected = copy.deepcopy(self.collected)
         merged = replace(self, collected=collected)
@@ -103,8 +107,8 @@ class PartialCertificate:
         Returns
         -------
         Certificate
-            That of one pass over the samples, to within the tolerance; for "sampled"
-            with other draws.
+            The certificate of one pass over all samples, to within the tolerance. For
+            "sampled" the draws are different.
 
         Raises
         ------
@@ -116,22 +120,22 @@ class PartialCertificate:
         KnownSamplesWarning
             If samples were left out, because the witness was fitted on them.
         UnstableEncoderWarning
-            As :meth:`CollapseCertifier.certify`.
+            As in :meth:`CollapseCertifier.certify`.
         """
         if self.n_known:
-            self._tell_known()
+            self._report_known()
         return self.collected.conclude(self.safety_margin)
 
     def __repr__(self) -> str:
-        """Say how much is in it."""
+        """Return the numbers of samples and parts."""
         n_parts = len(self.parts)
         return f"<PartialCertificate of {self.n_samples} samples in {n_parts} part(s)>"
 
-    def _tell_known(self) -> None:
-        """Warn of samples that were in fit; fail if there are no others."""
+    def _report_known(self) -> None:
+        """Warn about samples that were in fit; raise if there are no others."""
         known = (
             f"{self.n_known} of {self.n_known + self.n_samples} samples that were in "
-            "fit: the witness would find variation there that means nothing."
+            "fit. On these, the witness also reads variation that is due to chance."
         )
         if not self.n_samples:
             raise ValueError(
@@ -140,12 +144,12 @@ class PartialCertificate:
             )
         warn_user(KnownSamplesWarning(f"Left out {known} Certify held-out samples."))
 
-    def _check_mergeable(self, other: "PartialCertificate") -> None:
+    def _check_mergeable(self, other: PartialCertificate) -> None:
         twice = self.parts & other.parts
         if twice:
             raise ValueError(
-                f"part must be different in all that is merged, got {min(twice)} "
-                "twice: its samples would count twice."
+                "part must be different in all partial certificates that are merged, "
+                f"got {min(twice)} twice: its samples would count twice."
             )
         own, theirs = (
             (part.origin, type(part.collected), part.safety_margin)
@@ -155,6 +159,6 @@ class PartialCertificate:
             raise ValueError(
                 "parts must be made by one fitted certifier, or copies of it, with the "
                 "same kind, safety_margin and weights of the encoder. Send the fitted "
-                "certifier to the workers, or load it from one file there; do not fit "
-                "it on each, nor train its encoder in between."
+                "certifier to the workers, or load it there from one file. Do not fit "
+                "it on each worker, nor train its encoder in between."
             )

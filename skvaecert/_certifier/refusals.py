@@ -1,4 +1,4 @@
-"""Refuse what is no estimator or no teacher, and say how to make one of it."""
+"""Errors for an `estimator` or a `teacher` that has to be wrapped or replaced first."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ __all__ = ["check_encoder", "check_teacher"]
 
 
 def check_encoder(estimator: Any) -> None:
-    """Fail for a model that has to be wrapped first."""
+    """Raise an error for a model that has to be wrapped first."""
     inner = _thawed(estimator)
     _check_instance("estimator", inner)
     described = "" if hasattr(inner, "transform") else _foreign(inner)
@@ -23,12 +23,13 @@ def check_encoder(estimator: Any) -> None:
 
 
 def check_teacher(teacher: Any) -> None:
-    """Fail for an estimator that gives no posteriors."""
+    """Raise an error for an estimator that does not return posteriors."""
     inner = _thawed(teacher)
     _check_instance("teacher", inner)
+    # Other objects get scikit-learn's error for an invalid parameter.
     is_fitted_by_us = hasattr(inner, "fit") and hasattr(inner, "get_params")
-    gives = hasattr(inner, "predict_proba") or hasattr(inner, "transform")
-    if is_fitted_by_us and not gives:
+    has_posterior = hasattr(inner, "predict_proba") or hasattr(inner, "transform")
+    if is_fitted_by_us and not has_posterior:
         raise ValueError(
             "teacher must have a method predict_proba, or a transform that returns "
             f"posteriors, got {type(inner).__name__}. Use skvaecert.GMMTeacher."
@@ -48,20 +49,22 @@ def _check_instance(name: str, value: Any) -> None:
 
 
 def _foreign(model: Any) -> str:
-    """Describe a model of another library; "" for what is none."""
+    """Describe a model of another library; return "" for anything else."""
     kind = type(model).__name__
     if is_module(model):
         return f"the torch module {kind}"
     if hasattr(model, "module_"):
         return f"the net {kind} of skorch"
+    # Functions and methods have a __qualname__; drop the name of an enclosing function.
     named = getattr(model, "__qualname__", kind).rpartition("<locals>.")[2]
     return f"the callable {named}" if callable(model) else ""
 
 
 def _arguments(model: Any) -> str:
-    """Return what to write into TrainedEncoder(...)."""
+    """Return the arguments to pass to TrainedEncoder, as code."""
     owner = getattr(model, "__self__", None)
     if is_module(owner):
+        # A method such as vae.encode: suggest the decoder of the same module, too.
         return f"model.{model.__name__}" + _part(", model", owner, "decode", "decoder")
     if not (is_module(model) or hasattr(model, "module_")):
         return "encode"
@@ -72,5 +75,5 @@ def _arguments(model: Any) -> str:
 
 
 def _part(name: str, module: Any, *parts: str) -> str:
-    """Return how to write the first of these parts that a module has."""
+    """Return the first of these parts that a module has, as code."""
     return next((f"{name}.{part}" for part in parts if hasattr(module, part)), "")

@@ -1,4 +1,4 @@
-"""What a saved certifier must be like: its parts go together, its certificate too."""
+"""Rules for the fitted state of a saved certifier, and for its certificate."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ from skvaecert.witnesses import LinearWitness, simplex_of
 
 __all__ = ["FITTED", "AbsentEncoder", "check_certifier", "is_foreign"]
 
-# Attributes that are saved, and what has no public name.
+# Attributes that are saved, and private values that are saved with them.
 FITTED = {
     "n_features_in_": (Size("p"), ABSENT),
     "feature_names_in_": (Array("p", object), ABSENT),
@@ -78,6 +78,7 @@ _CERTIFICATE = {
     "n_components": Size("K"),
     "latent_dim": Size("d"),
     "kind": StrOptions({"mean"}),
+    # The mean is not drawn, so its certificate has no confidence level.
     "confidence": None,
     "margin_low": NUMBER,
     "margin_high": NUMBER,
@@ -103,19 +104,19 @@ _INFORMATION = {
 
 
 class AbsentEncoder(BaseEstimator):
-    """Stands for an encoder that is not in the file, until it is brought along."""
+    """Placeholder for an encoder that is not in the file."""
 
     def transform(self, X: Any) -> Any:
-        """Raise an error that says how to bring it along."""
+        """Raise an error that explains how to supply the encoder."""
         raise OwnModuleError(
-            "estimator must be given to encode samples: the file has the certificate "
-            "of a model, and not the model. Get it from the author, and pass "
-            "estimator=... to load or verify."
+            "estimator must be given to encode samples: the file contains the "
+            "certificate of a model, but not the model. Get the model from the author, "
+            "and pass estimator=... to load or verify."
         )
 
 
 def is_foreign(encoder: Any) -> bool:
-    """Tell whether an encoder, frozen or not, is one whose fit is not saved."""
+    """Return whether the fitted state of an encoder, frozen or not, is not saved."""
     inner = encoder.estimator if type(encoder) is FrozenEstimator else encoder
     return type(inner) not in (CertifiedVAE, GMMTeacher)
 
@@ -135,13 +136,14 @@ def check_certifier(state: Mapping[str, Any], witness: str | AlignmentLoss) -> N
 
 
 def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
-    """Check that encoder and teacher are fitted, and of one number of features."""
+    """Check that encoder and teacher are fitted, with the same number of features."""
     encoder = state["estimator_"]
     if is_foreign(encoder):
         _check_weights(encoder, state["certified_on"]["weights"])
         check_teacher(state["teacher_"], sizes.get("p", 0), sizes["K"])
         return
     check_is_fitted(encoder)
+    # A GMMTeacher can be the encoder: its codes are posteriors of n_components values.
     is_teacher = hasattr(encoder, "predict_proba")
     found = {
         "p": encoder.n_features_in_,
@@ -154,18 +156,18 @@ def _check_encoder(state: Mapping[str, Any], sizes: dict[str, int]) -> None:
 
 
 def _check_weights(encoder: Any, certified: str) -> None:
-    """Check that an encoder that is not in the file is the one that was certified."""
+    """Check that an encoder from outside the file is the one that was certified."""
     if not isinstance(encoder, AbsentEncoder) and digest_weights(encoder) != certified:
         raise OwnModuleError(
             "estimator must have the weights that were certified, in the same wrapper, "
-            "got others. If it was trained on since, fit the certifier again."
+            "got other weights. If it was trained since, fit the certifier again."
         )
 
 
 def _check_witnesses(
     state: Mapping[str, Any], name: str, sizes: dict[str, int]
 ) -> None:
-    """Check that a witness called fixed was not fitted to the samples it is to read."""
+    """Check the witnesses; above all, that "raw" is the fixed simplex, not a fit."""
     witness, calibration = state["witness_"], state["calibration"]
     check_state("Calibration", vars(calibration), _CALIBRATION, {})
     for read in (witness, calibration.witness):
@@ -176,11 +178,12 @@ def _check_witnesses(
                 raise ValueError(f"witness_ must be {name}, got {read.name}.")
     if isinstance(calibration.tempering, Tempering):
         check_state("Tempering", vars(calibration.tempering), _TEMPERING, {})
+    # A fitted witness in the place of the fixed one would certify chance.
     if name == "raw":
         vertices, scale = state["vertices_"], state["witness_scale_"]
         check_simplex(vertices, scale)
         if witness.bias.any() or not np.array_equal(witness.weights, scale * vertices):
-            raise ValueError("witness_ must be that of vertices_ and witness_scale_.")
+            raise ValueError("witness_ must match vertices_ and witness_scale_.")
 
 
 def _check_loss(state: Mapping[str, Any], loss: AlignmentLoss) -> None:
@@ -192,10 +195,11 @@ def _check_loss(state: Mapping[str, Any], loss: AlignmentLoss) -> None:
 
 
 def _check_certificate(c: Certificate, witness: str) -> None:
-    """Check that the values of a certificate do not contradict each other."""
+    """Check that the values of a certificate are consistent."""
     margin = c.teacher_information - c.alignment_loss
     slack = 1e-9 * (1 + c.alignment_loss)
-    share = c.relative_margin  # not a number where there is nothing to share
+    # NaN if the teacher information is 0.
+    share = c.relative_margin
     if c.information is not None:
         check_state("InformationBracket", vars(c.information), _INFORMATION, {})
     right = {

@@ -1,4 +1,4 @@
-"""The weights of an encoder, where they can be had: those of its torch modules."""
+"""Hashes of the weights of an encoder, for encoders that contain torch modules."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,15 +14,16 @@ __all__ = ["digest_weights", "is_module"]
 def digest_weights(estimator: Any) -> str:
     """Return a hash of the weights in an estimator's torch modules; "" if it has none.
 
-    It does not depend on process, device or training mode. Found are modules that are
-    attributes, or whose method or partial is one, of the estimator and those inside it.
+    The hash does not depend on the process, the device or the training mode. It covers
+    modules that are attributes of the estimator or of an estimator inside it, and
+    modules of which a method or a partial is such an attribute.
     """
     found = sorted(_digest(module) for module in _modules(estimator, set()))
     return blake2b("".join(found).encode(), digest_size=16).hexdigest() if found else ""
 
 
 def is_module(value: Any) -> bool:
-    """Tell a torch module, without an import of torch."""
+    """Return whether a value is a torch module, without importing torch."""
     return hasattr(value, "state_dict") and hasattr(value, "named_buffers")
 
 
@@ -38,7 +39,7 @@ def _modules(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _inside(value: Any) -> Any:
-    """Return what may hold modules in a value."""
+    """Return the parts of a value that may contain modules."""
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, dict):
@@ -48,7 +49,7 @@ def _inside(value: Any) -> Any:
     for name in ("__self__", "__wrapped__"):
         if getattr(value, name, None) is not None:
             return [getattr(value, name)]
-    # A skorch net has no transform.
+    # Estimators with transform, and skorch nets, which have none.
     holds = hasattr(value, "transform") or hasattr(value, "module_")
     return getattr(value, "__dict__", {}).values() if holds else ()
 
@@ -64,10 +65,12 @@ def _digest(module: Any) -> str:
 
 
 def _array(tensor: Any) -> NDArray[Any]:
-    """Return the values of a tensor; none of one that has not been made, or is far."""
+    """Return the values of a tensor, or no values if they are not available."""
     try:
         return np.asarray(tensor.numpy(force=True))
-    except TypeError:  # of 8 bits, or bfloat16
+    except TypeError:
+        # NumPy has no bfloat16 and no floats of 8 bits.
         return np.asarray(tensor.float().numpy(force=True))
     except (AttributeError, RuntimeError, NotImplementedError, ValueError):
+        # A lazy parameter without values, or a tensor on another machine.
         return np.zeros(0)

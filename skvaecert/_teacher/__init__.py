@@ -1,1 +1,1 @@
-"""The teacher: a mixture of Gaussians on principal components."""
+"""GMMTeacher: a Gaussian mixture on principal components, and its search."""

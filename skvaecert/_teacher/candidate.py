@@ -1,4 +1,4 @@
-"""What a search compares, and what makes one candidate better than another."""
+"""Candidates of a search, and the criterion that ranks them."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -12,27 +12,27 @@ from skvaecert.simplex import budget_temperature
 __all__ = ["Candidate", "Configuration", "Criterion", "default_budget"]
 
 
-# The prior-matched scale of a teacher that just fits the default budget. With larger
-# scales, margins on test samples gain little with few components and fall with many
+# Prior-matched scale of a teacher whose energy equals the default budget. With larger
+# scales, margins on test samples gain little with few components, and fall with many
 # (docs/benchmarks.md).
 _LARGEST_SCALE = 4.0
 
 
 class Configuration(NamedTuple):
-    """The parameters that a search varies."""
+    """Values of the parameters that a search varies."""
 
     n_components: int
     pca_components: int
     covariance_type: str
 
     def __str__(self) -> str:
-        """Write as keyword arguments."""
+        """Return the parameters as keyword arguments."""
         return ", ".join(f"{name}={value!r}" for name, value in self._asdict().items())
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration, its fitted mixture, and its values on the held-out samples."""
+    """A configuration with its fitted mixture and values on held-out samples."""
 
     configuration: Configuration
     information: float = np.nan
@@ -48,7 +48,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Criterion:
-    """Which candidates are usable, by parameters of :class:`GMMTeacher`."""
+    """Rules for usable candidates, from the parameters of :class:`GMMTeacher`."""
 
     temperature: float | str
     floor: float
@@ -62,7 +62,7 @@ class Criterion:
         return float(self.energy_budget)
 
     def choose_temperature(self, log_proba: NDArray[np.floating]) -> float:
-        """Return `temperature`, or the smallest that fits the budget if "auto"."""
+        """Return `temperature`; if it is "auto", the smallest that fits the budget."""
         if self.temperature != "auto":
             return float(self.temperature)
         budget = self.budget(log_proba.shape[1])
@@ -73,22 +73,24 @@ class Criterion:
         return candidate.energy <= self.budget(candidate.configuration.n_components)
 
     def is_stable(self, candidate: Candidate) -> bool:
-        """Whether the restarts agree enough."""
-        # Groups of noise may agree a little less than chance would have it.
+        """Whether the agreement of restarts reaches the minimum."""
+        # The adjusted mutual information of clusters in noise may be slightly negative.
         return max(candidate.agreement, 0.0) >= self.min_agreement
 
     def is_usable(self, candidate: Candidate) -> bool:
-        """Whether the candidate is within the budget and stable."""
+        """Whether the candidate fits the budget and is stable."""
         return self.fits_budget(candidate) and self.is_stable(candidate)
 
     def rank(self, candidates: list[Candidate]) -> list[int]:
-        """Return the indices of the candidates from the best to the worst.
+        """Return the indices of the candidates from best to worst.
 
-        Usable ones come first, and among them those measured on more samples.
+        Usable candidates come first, and among them those measured on more samples.
         """
         return sorted(range(len(candidates)), key=lambda i: self._key(candidates[i]))
 
     def _key(self, candidate: Candidate) -> tuple[float, ...]:
+        # Smaller is better. The order is usable, unstable, above the budget, failed. If
+        # candidates are not usable, the nearest to usable comes first.
         if candidate.mixture is None:
             return 3, 0
         if not self.fits_budget(candidate):
@@ -99,15 +101,16 @@ class Criterion:
         return 0, -candidate.n_samples, -candidate.information
 
     def check_budget(self, candidate: Candidate) -> None:
-        """Raise an error if the candidate nearest to the budget does not fit it."""
+        """Raise an error if the best candidate does not fit the budget."""
         if self.fits_budget(candidate):
             return
         raise ValueError(
             "energy_budget must be at least the energy of one candidate, got "
             f"{self.budget(candidate.configuration.n_components):.4g} nats. The "
-            f"nearest is {candidate.configuration} with {candidate.energy:.4g} nats at "
-            f"temperature {candidate.temperature:g}. Raise energy_budget or floor "
-            f"({self.floor:g}), or set temperature='auto'."
+            f"nearest candidate is {candidate.configuration} with "
+            f"{candidate.energy:.4g} nats at temperature {candidate.temperature:g}. "
+            f"Raise energy_budget or floor ({self.floor:g}), or set "
+            "temperature='auto'."
         )
 
 

@@ -1,8 +1,8 @@
-"""Gaussian mixtures by expectation-maximisation (EM), fast enough for a search.
+"""Gaussian mixtures by expectation-maximization (EM), fast enough for a search.
 
 The model and the steps are those of :class:`sklearn.mixture.GaussianMixture`. Three
-things make them faster: float32 where that is exact enough, no copies of the samples,
-and covariances of full mixtures that skip samples of negligible responsibility.
+things make them faster: float32 where it is exact enough, no copies of the samples, and
+covariances of full mixtures that skip samples with negligible responsibility.
 Responsibilities have shape (n_components, n_samples), so that the values of a component
 are contiguous.
 """
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from skvaecert.simplex import Floats
 
-__all__ = ["Mixture", "expect", "fit_fast", "fit_mixture", "log_joint", "maximise"]
+__all__ = ["Mixture", "expect", "fit_fast", "fit_mixture", "log_joint", "maximize"]
 
 
-# Samples with a smaller responsibility change a covariance by less than its rounding.
+# Samples with a smaller responsibility change a covariance by less than rounding does.
 _NEGLIGIBLE = 1e-6
 
-# Few enough for the whitened samples of a component to stay in the cache.
+# Few enough samples for the whitened samples of a component to fit into the cache.
 _CHUNK_SAMPLES = 8192
 
-# Largest error of a log-likelihood in float32, relative or in nats.
+# Maximum error of a log-likelihood in float32, relative or in nats.
 _FLOAT32_ERROR = 1e-5
 
-# That error is measured on every eighth sample.
+# The error of float32 is measured on every eighth sample.
 _CHECKED = 8
 
 Array = NDArray[np.floating]
@@ -69,10 +69,11 @@ class Mixture(NamedTuple):
 
 
 def fit_fast(X: Floats, responsibilities: Array, **settings: Any) -> Mixture:
-    """Fit a mixture in float32, and in float64 if that is not exact enough.
+    """Fit a mixture in float32, and again in float64 if that is not exact enough.
 
-    Clusters that are much narrower than their distances need more digits than float32
-    has: the log-likelihoods of the same mixture in float32 and float64 then differ.
+    Clusters that are much narrower than the distances between them need more digits
+    than float32 has. The log-likelihoods of one mixture in float32 and float64 then
+    differ.
     """
     single = X.astype(np.float32)
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
@@ -97,7 +98,7 @@ def fit_mixture(
     steps: list[float] = []
     gain = np.inf
     while len(steps) < max_iter and gain >= tol:
-        mixture = maximise(X, responsibilities, covariance_type, reg_covar)
+        mixture = maximize(X, responsibilities, covariance_type, reg_covar)
         log_likelihood, responsibilities = expect(X, mixture)
         gain = log_likelihood - steps[-1] if steps else np.inf
         steps.append(log_likelihood)
@@ -109,6 +110,7 @@ def log_joint(X: Array, mixture: Mixture) -> Array:
     covariance_type, whitening = mixture.covariance_type, mixture.whitening
     distances = _DISTANCES[covariance_type](X, mixture.means, whitening)
     n_features = X.shape[1]
+    # log_det is that of the whitening, which is half of that of the precision.
     if covariance_type in ("full", "tied"):
         log_det = np.log(np.diagonal(whitening, axis1=-2, axis2=-1)).sum(axis=-1)
     elif covariance_type == "diag":
@@ -121,11 +123,11 @@ def log_joint(X: Array, mixture: Mixture) -> Array:
     return distances
 
 
-def maximise(
+def maximize(
     X: Array, responsibilities: Array, covariance_type: str, reg_covar: float
 ) -> Mixture:
-    """M-step: return the mixture that maximises the expected log-likelihood."""
-    # A component without samples keeps a weight above 0.
+    """M-step: return the mixture that maximizes the expected log-likelihood."""
+    # As in scikit-learn, a component without samples keeps a weight above 0.
     counts = responsibilities.sum(axis=1, dtype=np.float64) + 10 * np.finfo(float).eps
     means = (responsibilities @ X).astype(np.float64) / counts[:, None]
     covariances = _COVARIANCES[covariance_type](X, responsibilities, counts, means)
@@ -157,7 +159,7 @@ def _full_distances(X: Array, means: Floats, whitening: Floats) -> Array:
         columns = np.ascontiguousarray(X[start : start + _CHUNK_SAMPLES].T)
         white = np.empty_like(columns)
         for k, factor in enumerate(factors):
-            # A lower triangle: a quarter of the products would be with zeros.
+            # The factor is a lower triangle: a quarter of the products are with zeros.
             np.matmul(factor[:half, :half], columns[:half], out=white[:half])
             np.matmul(factor[half:], columns, out=white[half:])
             white -= offsets[k]
@@ -172,6 +174,7 @@ def _tied_distances(X: Array, means: Floats, whitening: Floats) -> Array:
 
 
 def _diag_distances(X: Array, means: Floats, whitening: Floats) -> Array:
+    # The square is expanded, so that distances are matrix products.
     precisions = np.square(whitening)
     distances = precisions.astype(X.dtype) @ np.square(X).T
     distances -= (2 * precisions * means).astype(X.dtype) @ X.T
@@ -185,6 +188,7 @@ def _spherical_distances(X: Array, means: Floats, whitening: Floats) -> Array:
 
 
 def _squared_distances(X: Array, means: Floats) -> Array:
+    # |x - m|^2 = |m|^2 - 2 m x + |x|^2, as a matrix product.
     distances = (-2 * means).astype(X.dtype) @ X.T
     distances += np.square(means).sum(axis=1)[:, None].astype(X.dtype)
     distances += np.square(X).sum(axis=1)
@@ -198,15 +202,16 @@ def _full_covariances(
     covariances = np.empty((n_components, n_features, n_features))
     for k, share in enumerate(responsibilities):
         members = np.flatnonzero(share > _NEGLIGIBLE)
-        centred = X[members] - means[k].astype(X.dtype)
-        centred *= np.sqrt(share[members])[:, None]
-        covariances[k] = centred.T @ centred / counts[k]
+        centered = X[members] - means[k].astype(X.dtype)
+        centered *= np.sqrt(share[members])[:, None]
+        covariances[k] = centered.T @ centered / counts[k]
     return covariances
 
 
 def _tied_covariances(
     X: Array, responsibilities: Array, counts: Floats, means: Floats
 ) -> Floats:
+    # Covariance within components = total second moment - that of the means.
     between = (counts[:, None] * means).T @ means
     return np.asarray(((X.T @ X).astype(np.float64) - between) / counts.sum())
 

@@ -1,10 +1,12 @@
-"""GMMTeacher: soft cluster memberships, found without labels, as fixed targets."""
+"""GMMTeacher: soft clusters, found without labels, that a VAE is aligned with."""
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import product
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -53,22 +55,22 @@ from skvaecert.simplex import (
 __all__ = ["GMMTeacher", "counts_of"]
 
 
-# Nats below which no margin is worth a training.
+# Below this many nats, hardly any margin can be reached.
 _LITTLE_INFORMATION = 0.01
 
-# PCA is fitted on so many samples; more change the variances by less than 1e-4.
+# Maximum number of samples for PCA. More change the variances by less than 1e-4.
 _PCA_SAMPLES = 10_000
 
-# Posteriors are computed in batches of so many values, which stay in the cache.
+# Posteriors are computed in batches of this many values, which fit into the cache.
 _BATCH_VALUES = 2**18
 
-# Precisions, the inverse of variances, must not overflow.
+# Precisions are inverse variances and must not overflow.
 _LEAST_VARIANCE = 1e-200
 
-# The simplest first: "auto" falls back on it where a search is not possible.
+# The simplest comes first: "auto" uses it where a search is not possible.
 _COVARIANCE_TYPES = ("spherical", "diag", "tied", "full")
 
-# n_components="auto": its limits, and the samples that each component gets in between.
+# n_components="auto": the limits, and the number of samples per component in between.
 _AUTO_COMPONENTS, _AUTO_SAMPLES = (2, 10), 5
 
 
@@ -79,80 +81,94 @@ class GMMTeacher(
     TransformerMixin,
     BaseEstimator,
 ):
-    r"""Teacher posterior from a Gaussian mixture on principal components.
+    """Soft clusters of a Gaussian mixture, found without labels.
 
-    With the mixture's posterior P(k|x), temperature t and floor e, the teacher is::
+    This is the default teacher of :class:`CertifiedVAE` and
+    :class:`CollapseCertifier`. It projects samples onto principal components, fits a
+    Gaussian mixture to them, and softens the posterior of the mixture. With this
+    posterior P(k|x), temperature t and floor e, the teacher's posterior is::
 
         T(k|x) = (1 - e) P(k|x)^(1/t) / sum_j P(j|x)^(1/t) + e / K
 
-    Every entry is above 0. The teacher is fitted without labels and is fixed
-    afterwards. Its information I_T, the mean divergence of T(.|x) from the mean
-    teacher, is the largest margin that an encoder can reach.
+    Every value is above 0, and the teacher does not change after :meth:`fit`. The
+    teacher information I_T is the mean divergence of T(.|x) from the mean teacher, the
+    mean of T(.|x) over the samples. It is the largest margin that an encoder can reach.
 
-    The covariance type is searched for unless one is given. A list for `n_components`,
-    `pca_components` or `covariance_type` adds its values to the search. The search
-    holds out a quarter of the samples, fits each candidate on the others, and chooses::
+    Use it if you have no better source of soft labels. Any estimator whose
+    `predict_proba` or `transform` returns probabilities above 0 can take its place.
+
+    :meth:`fit` searches over covariance types unless `covariance_type` names one. A
+    list for `n_components`, `pca_components` or `covariance_type` adds its values to
+    the search. The search holds out a quarter of the samples, fits each candidate to
+    the others, and chooses::
 
         argmax I_T    subject to    (K - 1) / (2 K) E_T <= energy_budget
                       and           AMI of restarts >= min_agreement
 
-    E_T is the log-odds energy, and AMI the adjusted mutual information between the
-    groups that restarts of the mixture find, both on the held-out samples. All
-    candidates are compared on 10,000 samples. If there are more, the three best usable
-    ones are refitted on all training samples and compared again on all held-out
-    samples. The chosen mixture is finally fitted on all samples.
+    E_T is the log-odds energy. AMI is the adjusted mutual information between the
+    clusters that restarts of the mixture find. All three are computed on the held-out
+    samples. The search compares all candidates on 10,000 samples. If there are more
+    samples, it refits the three best usable candidates on all training samples, and
+    compares them again on all held-out samples. The chosen mixture is finally fitted
+    on all samples.
 
     Parameters
     ----------
     n_components : int, list of int or "auto", default="auto"
-        K, the number of mixture components, at most the number of samples (fewer in a
-        search: see Notes). With 1 the teacher has no information. "auto" is a fifth
-        of the number of samples that mixtures are fitted on, but between 2 and 10.
+        K, the number of mixture components. It must be at most the number of samples; a
+        search needs more samples (see Notes). A teacher with one component has no
+        information. "auto" uses a fifth of the number of samples that mixtures are
+        fitted on, but at least 2 and at most 10.
     pca_components : int or list of int, default=16
-        Largest number of principal components. With fewer samples or features, fewer
+        Maximum number of principal components. With fewer samples or features, fewer
         are kept.
-    covariance_type : str, list of str or "auto", default="auto"
-        "full", "tied", "diag" or "spherical", as in
-        :class:`sklearn.mixture.GaussianMixture`. "auto" searches all four. It is
-        "spherical" if there are too few samples, or distinct samples, for a search.
+    covariance_type : {"full", "tied", "diag", "spherical", "auto"} or list of str, \
+            default="auto"
+        Type of the covariances, as in :class:`sklearn.mixture.GaussianMixture`. "auto"
+        searches over all four types. If there are too few samples, or too few distinct
+        samples, for a search, "auto" uses "spherical".
     temperature : float or "auto", default="auto"
-        t, above 0. Temperatures above 1 soften. "auto" is the smallest temperature
-        from 1 up at which the energy of the training samples fits `energy_budget`.
+        t, above 0. A temperature above 1 softens the posterior. "auto" uses the
+        smallest temperature of at least 1 at which the energy on the training samples
+        fits `energy_budget`.
     floor : float, default=0.01
-        e, at least 1e-30 and below 1. It bounds the log-odds, and with them the
-        energy of the codes that the teacher asks for.
+        e, at least 1e-30 and below 1. It bounds the log-odds, and therefore the energy
+        of the analytic code.
     energy_budget : float or None, default=None
-        Largest energy of the analytic code at witness scale 1, in nats of KL per
-        sample. None is 8 (K - 1), at which the prior-matched scale is 4. In our
+        Maximum energy of the analytic code at witness scale 1, in nats of KL per
+        sample. None means 8 (K - 1), at which the prior-matched scale is 4. In our
         experiments sharper teachers did not gain, and lost with many components. A
-        search leaves out candidates above the budget. A single mixture is only
-        checked against a budget that is given.
+        search leaves out candidates above the budget. Without a search, the budget is
+        checked only if it is a number.
     min_agreement : float, default=0.5
-        Smallest adjusted mutual information of two restarts, averaged over pairs, in
-        [0, 1]. Groups that restarts do not agree on may be due to chance. If no
-        candidate reaches it, the one with the largest agreement is chosen, with a
-        warning.
+        Minimum adjusted mutual information of two restarts, averaged over pairs, in
+        [0, 1]. Clusters on which restarts disagree may be due to chance. If no
+        candidate reaches the minimum, the search chooses the candidate with the largest
+        agreement, and warns.
     reg_covar : float, default=1e-3
-        Added to the variances of the mixture, as a share of the mean variance of the
-        principal components. At least 0.
+        Non-negative regularization added to the diagonal of the covariances, as a share
+        of the mean variance of the principal components.
     n_init : int, default=1
-        Restarts of each mixture. The one with the largest likelihood is kept. A search
-        makes at least three, and keeps the one with the largest information.
+        Number of initializations of each mixture. The one with the largest likelihood
+        is kept. A search performs at least three, and keeps the one with the largest
+        information.
     max_iter : int, default=200
-        Largest number of EM iterations of each restart.
+        Maximum number of EM iterations of each initialization.
     subsample : int or None, default=100_000
-        Largest number of samples, drawn at random, that mixtures are fitted on. None
-        for all. PCA is fitted on at most 10,000 samples.
+        Maximum number of samples that mixtures are fitted on; they are drawn at random.
+        None uses all samples. PCA is fitted on at most 10,000 samples.
     error_score : "raise" or float, default=nan
-        Information recorded for candidates that fail, with a warning. "raise" raises
-        their error.
+        Value to assign to the information of a candidate if its fit fails. If "raise",
+        the error is raised. If a number, a FitFailedWarning is raised.
     n_jobs : int or None, default=None
-        Number of threads of a search. -1 for all processors.
+        Number of threads of a search. None means 1 unless in a
+        ``joblib.parallel_backend`` context. -1 means using all processors.
     verbose : int, default=0
-        1 shows a progress bar over the candidates of a search. 2 also prints a line on
-        each candidate.
+        Controls the verbosity of a search: 1 shows a progress bar over the candidates,
+        2 also prints a line for each candidate.
     random_state : int, RandomState instance or None, default=None
-        Seeds PCA, search and mixture. An int gives the same teacher at every fit.
+        Determines random number generation for PCA, the search and the mixture. Pass an
+        int for reproducible output across multiple function calls.
 
     Attributes
     ----------
@@ -165,44 +181,48 @@ class GMMTeacher(
     temperature_ : float
         t.
     information_ : float
-        Teacher information on the training samples, nats.
+        Teacher information on the training samples, in nats.
     energy_ : float
         Energy of the analytic code at witness scale 1, (K - 1) / (2 K) E_T, on the
-        training samples, nats. At scale s it is `energy_` / s^2. The prior-matched
-        scale is sqrt(2 `energy_` / (K - 1)).
+        training samples, in nats. At scale s the energy is `energy_` / s^2. The
+        prior-matched scale is sqrt(2 `energy_` / (K - 1)).
     mean_proba_ : ndarray of shape (n_components,)
-        Mean posterior of the training samples.
+        Mean of the teacher's posteriors over the training samples.
     n_iter_ : int
-        EM iterations of the best restart.
+        Number of EM iterations of the initialization that was kept.
     search_results_ : dict of ndarray or None
-        None without a search, else a table that ``pandas.DataFrame`` takes, with one
-        entry per candidate. Its columns are "n_components", "pca_components",
-        "covariance_type"; on the held-out samples "information", "energy",
-        "temperature", "log_likelihood" (of the principal components, nats per sample)
-        and "agreement"; "n_samples" that the mixture was fitted on; "seconds";
-        "error", empty if there was none; "usable", True within budget and with enough
-        agreement; and "rank", 1 for the chosen candidate.
+        A table with one entry per candidate, which ``pandas.DataFrame`` takes; None
+        without a search. The columns "n_components", "pca_components" and
+        "covariance_type" define the candidate. "information", "energy", "temperature",
+        "log_likelihood" (of the principal components, in nats per sample) and
+        "agreement" are computed on the held-out samples. "n_samples" is the number of
+        samples that the mixture was fitted on, "seconds" the duration of the fit, and
+        "error" the message of an error, or empty. "usable" is True if the candidate is
+        within the budget and has enough agreement. "rank" is 1 for the chosen
+        candidate.
     n_features_in_ : int
-        Number of features seen in :meth:`fit`.
+        Number of features seen during :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen in :meth:`fit`, if they are all strings.
+        Names of features seen during :meth:`fit`. Defined only when `X` has feature
+        names that are all strings.
 
     See Also
     --------
-    CertifiedVAE : Trains a VAE whose code is aligned with a teacher.
-    skvaecert.plotting.TeacherSearchDisplay : Draws a search.
-    skvaecert.metrics.teacher_information : The score, on arrays.
+    CertifiedVAE : A VAE whose code is aligned with a teacher.
+    skvaecert.plotting.TeacherSearchDisplay : Plot of the search.
+    skvaecert.metrics.teacher_information : The score, computed from arrays.
 
     Notes
     -----
     NumPy arrays on disk or of integers are read in chunks and never copied as a whole.
     One pass over the data projects all samples, and keeps `pca_components` values of
-    each in memory. The memory of a search grows with neither samples nor features.
+    each sample in memory. The memory that a search needs grows with neither the number
+    of samples nor the number of features.
 
-    The mixtures of a search are fitted by our own EM. It takes the same steps as
-    scikit-learn's, in float32 where that is exact enough, and starts from the same
-    k-means for all covariance types. Candidates need at least five training samples
-    per component, so "auto" searches from 7 samples per component up.
+    The search fits mixtures with an EM of its own. It takes the same steps as
+    scikit-learn's, in float32 where that is exact enough. All covariance types start
+    from the same k-means. A candidate needs at least five training samples per
+    component, so "auto" searches over covariance types from 7 samples per component up.
 
     References
     ----------
@@ -254,11 +274,12 @@ class GMMTeacher(
 
     def __init__(
         self,
-        n_components: int | str | Sequence[int] = "auto",
+        n_components: int | Sequence[int] | Literal["auto"] = "auto",
         *,
         pca_components: int | Sequence[int] = 16,
-        covariance_type: str | Sequence[str] = "auto",
-        temperature: float | str = "auto",
+        covariance_type: Literal["full", "tied", "diag", "spherical", "auto"]
+        | Sequence[str] = "auto",
+        temperature: float | Literal["auto"] = "auto",
         floor: float = 0.01,
         energy_budget: float | None = None,
         min_agreement: float = 0.5,
@@ -266,7 +287,7 @@ class GMMTeacher(
         n_init: int = 1,
         max_iter: int = 200,
         subsample: int | None = 100_000,
-        error_score: float | str = np.nan,
+        error_score: float | Literal["raise"] = np.nan,
         n_jobs: int | None = None,
         verbose: int = 0,
         random_state: int | np.random.RandomState | None = None,
@@ -289,16 +310,16 @@ class GMMTeacher(
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Fit PCA and mixture, or search for the best ones.
+        """Fit PCA and the mixture, or search for the best mixture.
 
-        There are no weighted mixtures, so there is no `sample_weight`.
+        There is no `sample_weight`, because scikit-learn's mixtures have none.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Samples, at least `n_components`.
+            Training samples, at least `n_components`.
         y : Ignored
-            Present by convention: a teacher knows no labels.
+            Not used, present for API consistency by convention.
 
         Returns
         -------
@@ -309,11 +330,11 @@ class GMMTeacher(
         ------
         ValueError
             If `X` is not valid, is constant, or has fewer samples than `n_components`;
-            if all candidates of a search fail or none fits `energy_budget`.
+            or if all candidates of a search fail, or none fits `energy_budget`.
         KeyboardInterrupt
-            On Ctrl-C. After at least one candidate of a search the teacher is fitted,
-            as the best of those that were done, and is the attribute `estimator` of the
-            error. Otherwise nothing has changed.
+            On Ctrl-C. If a search has completed a candidate, the teacher is fitted
+            with the best completed candidate, and the attribute `estimator` of the
+            error is the teacher. Otherwise the estimator is unchanged.
 
         Warns
         -----
@@ -322,10 +343,11 @@ class GMMTeacher(
         UnstableTeacherWarning
             If no candidate of a search reaches `min_agreement`.
         FitFailedWarning
-            If candidates of a search failed.
+            If some candidates of a search fail.
         ConvergenceWarning
-            If the mixture did not converge.
+            If the mixture does not converge.
         """
+        # A fit that fails leaves an earlier fit as it was.
         with restored_on_error(self), numpy_only():
             samples = open_samples(self, X, ensure_min_samples=2)
             configurations = self._configurations(*samples.shape)
@@ -352,8 +374,8 @@ class GMMTeacher(
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Posteriors: every entry is above 0, and each row sums to 1. float32 for
-            float32 `X`, float64 otherwise.
+            The teacher's posteriors. All values are above 0, and those of a sample sum
+            to 1. The dtype is float32 if that of `X` is float32, else float64.
         """
         check_is_fitted(self)
         samples = open_samples(self, X, reset=False)
@@ -371,7 +393,7 @@ class GMMTeacher(
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Posteriors.
+            The teacher's posteriors.
         """
         return self.predict_proba(X)
 
@@ -386,35 +408,36 @@ class GMMTeacher(
         Returns
         -------
         ndarray of shape (n_samples,)
-            Indices of components, from 0.
+            Indices of components, starting at 0.
         """
         return self.predict_proba(X).argmax(axis=1)
 
     def score(
         self, X: ArrayLike, y: Any = None, sample_weight: ArrayLike | None = None
     ) -> float:
-        """Return the teacher information I_T = sum_i p_i KL(T_i || mean T) on `X`.
+        """Return the teacher information I_T = sum_i p_i KL(T_i || mean T) on X.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Samples.
         y : Ignored
-            Present by convention.
+            Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights, normalised to p; uniform when None.
+            Individual weights for each sample, normalized to p. None means that all
+            samples have the same weight.
 
         Returns
         -------
         float
-            Nats, in [0, log K].
+            Teacher information in nats, in [0, log K].
         """
         check_is_fitted(self)
         samples = open_samples(self, X, reset=False)
         return teacher_information(self._posterior(samples), sample_weight)
 
     def __sklearn_tags__(self) -> Tags:
-        """Tell scikit-learn that the dtype is kept."""
+        """Declare that `transform` preserves the dtype."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
@@ -424,7 +447,7 @@ class GMMTeacher(
         return self.n_components_
 
     def _configurations(self, n_samples: int, n_features: int) -> list[Configuration]:
-        """Return the grid of the search, or one configuration for no search."""
+        """Return the grid of the search; a single configuration needs no search."""
         n_fitted = min(n_samples, self.subsample or n_samples)
         n_components = self._n_components(n_fitted)
         if min(n_components) > n_fitted:
@@ -436,6 +459,7 @@ class GMMTeacher(
         pca_components = counts_of("pca_components", self.pca_components)
         kept = [min(count, n_samples, n_features) for count in pca_components]
         covariance_types = self._covariance_types(n_components, n_fitted)
+        # Without duplicates: several pca_components may be cut to the same number.
         grid = dict.fromkeys(product(n_components, kept, covariance_types))
         return [Configuration(*point) for point in grid]
 
@@ -463,22 +487,22 @@ class GMMTeacher(
         configurations: list[Configuration],
         random_state: np.random.RandomState,
     ) -> None:
-        """Fit the PCA of the largest configuration, on some samples."""
+        """Fit one PCA, with as many components as the largest configuration needs."""
         drawn: Any = samples[_draw(len(samples), _PCA_SAMPLES, random_state)]
         drawn = np.concatenate([c.astype(float) for c in read_samples(self, drawn)])
         if (drawn == drawn[0]).all():
             raise ValueError(
-                f"X must have samples that differ, got {len(drawn)} equal ones. A "
-                "teacher cannot tell them apart."
+                f"X must have samples that differ, got {len(drawn)} equal samples. A "
+                "teacher cannot distinguish them."
             )
         n_components = max(c.pca_components for c in configurations)
         self.pca_ = PCA(n_components, random_state=random_state).fit(drawn)
         largest = self.pca_.explained_variance_[0]
         if largest < _LEAST_VARIANCE:
             raise ValueError(
-                f"X must vary by more than {np.sqrt(_LEAST_VARIANCE):.0e}, or its "
-                f"squares are lost, got a variance of {largest:.3g} on the first "
-                "principal component. Rescale X."
+                f"X must vary by more than {np.sqrt(_LEAST_VARIANCE):.0e}, because "
+                f"smaller values underflow, got a variance of {largest:.3g} on the "
+                "first principal component. Rescale X."
             )
 
     def _fit_mixture(
@@ -487,15 +511,17 @@ class GMMTeacher(
         configurations: list[Configuration],
         random_state: np.random.RandomState,
     ) -> str:
-        """Choose and fit the mixture; return what Ctrl-C cut short."""
+        """Choose and fit the mixture; return a message if Ctrl-C interrupted it."""
         self.search_results_: dict[str, NDArray[Any]] | None = None
         best, cut_short = self._search(samples, configurations, random_state)
         configuration = configurations[0] if best is None else best.configuration
         self.n_components_, n_kept, covariance_type = configuration
+        # The leading components of a larger PCA are those of a smaller one.
         self.pca_, samples = _truncated(self.pca_, n_kept), samples[:, :n_kept]
         self.mixture_ = GaussianMixture(
             self.n_components_,
             covariance_type=covariance_type,
+            # Relative to the variance, so that the units of X do not matter.
             reg_covar=self.reg_covar * samples.var(axis=0).mean(),
             n_init=self.n_init,
             max_iter=self.max_iter,
@@ -515,7 +541,7 @@ class GMMTeacher(
         configurations: list[Configuration],
         random_state: np.random.RandomState,
     ) -> tuple[Candidate | None, str]:
-        """Return the best candidate, None if there is nothing to choose from."""
+        """Return the best candidate, or None if there is only one configuration."""
         if len(configurations) == 1:
             return None, ""
         try:
@@ -531,7 +557,7 @@ class GMMTeacher(
                 random_state=random_state,
             )
         except NoCandidateError:
-            # Nothing but the covariance type was searched, and that by default.
+            # The user asked for no search: only the covariance type was searched.
             is_default = len(configurations) == len(_COVARIANCE_TYPES)
             if self._has_auto_covariance() and is_default:
                 return None, ""
@@ -561,6 +587,7 @@ class GMMTeacher(
         criterion = self._criterion()
         log_joint = self.mixture_._estimate_weighted_log_prob(samples)
         self.temperature_ = criterion.choose_temperature(log_joint)
+        # A search has checked its candidates already.
         if self.energy_budget is not None and self.search_results_ is None:
             energy = analytic_energy(self._tempered(log_joint), 1.0)
             criterion.check_budget(
@@ -568,7 +595,7 @@ class GMMTeacher(
             )
 
     def _measure(self, projected: Floats) -> None:
-        """Set the values on the training samples, from those of batches."""
+        """Compute the attributes on the training samples, batch by batch."""
         sizes: list[int] = []
         information: list[float] = []
         energy: list[float] = []
@@ -579,14 +606,14 @@ class GMMTeacher(
             information.append(teacher_information(proba))
             energy.append(analytic_energy(proba, 1.0))
             means.append(proba.mean(axis=0))
-        # The chain rule: information within batches, and between their means.
+        # Chain rule: the information within batches plus that between their means.
         within = np.average(information, weights=sizes)
         self.information_ = float(within + teacher_information(means, sizes))
         self.energy_ = float(np.average(energy, weights=sizes))
         self.mean_proba_ = np.average(means, axis=0, weights=sizes)
 
     def _project(self, samples: NDArray[np.number] | DatasetSamples) -> Floats:
-        # scikit-learn may be configured to return data frames.
+        # PCA returns data frames if scikit-learn is configured so.
         return np.concatenate(
             [
                 np.asarray(self.pca_.transform(chunk.astype(float, copy=False)))
@@ -602,7 +629,7 @@ class GMMTeacher(
         )
 
     def _projected_posterior(self, projected: Floats) -> Floats:
-        # The mixture's predict_proba would underflow where a high temperature does not.
+        # The mixture's own predict_proba underflows before the temperature is applied.
         return self._tempered(self.mixture_._estimate_weighted_log_prob(projected))
 
     def _tempered(self, log_joint: Floats) -> Floats:
@@ -620,34 +647,35 @@ class GMMTeacher(
         )
 
     def __get_fitted__(self) -> dict[str, Any]:
-        """Return the fitted state: the contract in `skvaecert._state`."""
+        """Return the fitted state, as described in `skvaecert._state`."""
         return held(self, FITTED)
 
     def __set_fitted__(self, state: dict[str, Any]) -> None:
-        """Take a fitted state, which may be a stranger's, and check it."""
+        """Check a fitted state, which may come from an untrusted file, and set it."""
         self._validate_params()
         check_gmm(state)
         put(self, state, FITTED)
-        # A sample one standard deviation off the mean must have a posterior.
+        # The posterior must be valid one standard deviation off the mean.
         deviations = np.sqrt(self.pca_.explained_variance_)[np.newaxis]
         check_teacher_proba(self._posterior(self.pca_.inverse_transform(deviations)))
 
 
 def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
-    """Return the values of a parameter that may be a list."""
+    """Return the values of a parameter, which is a value or a list of values."""
     if isinstance(given, str) or np.isscalar(given):
         return [given]
     values = np.asarray(given, dtype=object)
     if values.ndim != 1 or not len(values) or not all(map(is_valid, values)):
         raise ValueError(
-            f"{name} must be a value or a list of at least one: counts are ints from 1 "
-            f"up, covariance types are among {_COVARIANCE_TYPES}. Got {given!r}."
+            f"{name} must be a value or a non-empty list of values: integers of at "
+            f"least 1 for counts, or covariance types out of {_COVARIANCE_TYPES}. Got "
+            f"{given!r}."
         )
     return values.tolist()
 
 
 def counts_of(name: str, given: Any) -> list[int]:
-    """Return the values of a parameter that is a count or a list of them."""
+    """Return the values of a parameter, which is a count or a list of counts."""
     return [int(count) for count in _values(name, given, _is_count)]
 
 
@@ -659,7 +687,7 @@ def _is_count(value: Any) -> bool:
 def _draw(
     n_samples: int, most: int | None, random_state: np.random.RandomState
 ) -> NDArray[np.integer] | slice:
-    """Return the indices of at most so many samples, drawn at random, in order."""
+    """Return the sorted indices of at most `most` samples, drawn at random."""
     if most is None or n_samples <= most:
         return slice(None)
     return np.sort(
@@ -668,12 +696,13 @@ def _draw(
 
 
 def _set_fitted(fitted: GaussianMixture, mixture: Mixture) -> None:
-    """Set the attributes that scikit-learn's own `fit` would set."""
+    """Set the attributes that scikit-learn's own `fit` sets."""
     factors = mixture.whitening
     fitted.weights_, fitted.means_ = mixture.weights, mixture.means
     if mixture.covariance_type in ("full", "tied"):
         roots = np.linalg.inv(factors)
         fitted.covariances_ = roots @ np.swapaxes(roots, -1, -2)
+        # scikit-learn stores the transpose of the whitening matrix.
         fitted.precisions_cholesky_ = np.ascontiguousarray(np.swapaxes(factors, -1, -2))
     else:
         fitted.covariances_ = 1 / np.square(factors)
@@ -686,10 +715,11 @@ def _set_fitted(fitted: GaussianMixture, mixture: Mixture) -> None:
 
 
 def _truncated(pca: PCA, n_components: int) -> PCA:
-    """Return the PCA of fewer components, without another fit."""
+    """Return a PCA of fewer components, without another fit."""
     if n_components == pca.n_components_:
         return pca
     shorter = copy.copy(pca)
+    # The total variance includes components that the PCA did not keep.
     total = pca.explained_variance_.sum() / pca.explained_variance_ratio_.sum()
     for name in ("components_", "explained_variance_", "explained_variance_ratio_"):
         setattr(shorter, name, getattr(pca, name)[:n_components])

@@ -39,21 +39,21 @@ __all__ = [
 
 _HELD_OUT = 0.25
 
-# All candidates are compared on so many samples. If there are more, the best ones are
-# compared again on all.
+# All candidates are compared on this many samples. If there are more, the finalists are
+# compared again on all samples.
 _FIRST_SAMPLES = 10_000
 
 _N_FINALISTS = 3
 
-# With fewer, the held-out samples do not show every component.
+# With fewer samples per component, some components have no held-out samples.
 _SAMPLES_PER_COMPONENT = 5
 
-# On tables of a hundred samples, two restarts may agree by chance.
+# With a hundred samples, two restarts may agree by chance.
 _LEAST_RESTARTS = 3
 
 _INTERRUPTED = "interrupted"
 
-# The table has no room for a traceback.
+# Errors are cut to this many characters: the table has no room for a traceback.
 _LONGEST_ERROR = 200
 
 _MEASURED = (
@@ -73,7 +73,7 @@ class NoCandidateError(ValueError):
 
 
 class Fitter(NamedTuple):
-    """Settings of EM; `reg_covar` is a share of the variance of the samples."""
+    """Settings of EM; `reg_covar` is relative to the mean variance of the samples."""
 
     reg_covar: float
     max_iter: int
@@ -100,7 +100,7 @@ class Fitter(NamedTuple):
 
 
 def can_search(n_components: int, n_samples: int) -> bool:
-    """Whether the samples are enough to fit candidates of K components."""
+    """Whether there are enough samples to fit candidates of K components."""
     n_fitted = int((1 - _HELD_OUT) * min(n_samples, _FIRST_SAMPLES))
     return n_fitted >= _SAMPLES_PER_COMPONENT * n_components
 
@@ -117,8 +117,11 @@ def search_teacher(
     verbose: int,
     random_state: np.random.RandomState,
 ) -> tuple[Candidate, dict[str, NDArray[Any]], str]:
-    """Return the best candidate, the table of all, and what Ctrl-C cut short."""
-    samples, scale = _normalised(samples)
+    """Return the best candidate, the table of all candidates, and a message.
+
+    The message is empty unless Ctrl-C interrupted the search.
+    """
+    samples, scale = _normalized(samples)
     split = train_test_split(samples, test_size=_HELD_OUT, random_state=random_state)
     seeds = random_state.randint(2**31 - 1, size=max(_LEAST_RESTARTS, n_init))
     evaluator = _Evaluator(_Split(*split), criterion, fitter, error_score, seeds)
@@ -131,7 +134,7 @@ def search_teacher(
     candidates = [_in_original_units(candidate, scale) for candidate in candidates]
     best = candidates[order[0]]
     for warning in _findings(candidates, best, criterion):
-        warn_user(warning)  # at the call of GMMTeacher.fit
+        warn_user(warning)
     cut_short = _interruption(candidates, best) if interrupted else ""
     return best, _table(candidates, order, criterion), cut_short
 
@@ -141,23 +144,23 @@ def refit_on_all(
 ) -> tuple[Mixture, str]:
     """Continue the fit of the chosen mixture on all samples.
 
-    Where that is not possible, the mixture is returned as the search found it. What
-    Ctrl-C cut short is returned too.
+    If that fails, return the mixture of the search. Also return a message, which is
+    empty unless Ctrl-C interrupted the fit.
     """
     assert found.mixture is not None
-    samples, scale = _normalised(samples)
+    samples, scale = _normalized(samples)
     start = found.mixture.rescaled(1 / scale)
-    stays = f"{found.configuration} stays as it was found on {found.n_samples} samples."
+    kept = f"the fit of {found.configuration} on {found.n_samples} samples is kept."
     try:
         return fitter.resume(samples, start).rescaled(scale), ""
     except np.linalg.LinAlgError as error:
         warn_user(
             FitFailedWarning(
-                f"A covariance collapsed ({error}): {stays} Raise reg_covar."
+                f"A covariance became singular ({error}): {kept} Raise reg_covar."
             )
         )
     except KeyboardInterrupt:
-        return found.mixture, f"The last fit was interrupted: {stays}"
+        return found.mixture, f"The last fit was interrupted: {kept}"
     return found.mixture, ""
 
 
@@ -168,7 +171,7 @@ class _Split(NamedTuple):
     held_out: Floats
 
     def first_samples(self, n_samples: int) -> "_Split":
-        """Keep the first samples of both parts, `n_samples` together."""
+        """Keep the first samples of both parts, `n_samples` in total."""
         share = min(1.0, n_samples / sum(map(len, self)))
         return _Split(*(part[: math.ceil(share * len(part))] for part in self))
 
@@ -186,18 +189,19 @@ class _Evaluator:
     fitter: Fitter
     error_score: float | str
     seeds: NDArray[np.integer]
-    _groups: dict[tuple[int, int], list[NDArray[np.integer]]] = field(
+    _labels: dict[tuple[int, int], list[NDArray[np.integer]]] = field(
         default_factory=dict
     )
     _lock: Any = field(default_factory=Lock)
 
     def evaluate(self, configuration: Configuration) -> Candidate:
-        """Fit and measure a candidate on the samples of the first round."""
+        """Fit a candidate and measure it, both on the samples of the first round."""
         began = time.perf_counter()
         try:
             with numpy_only():
                 candidate = self._best_restart(configuration)
         except Exception as error:
+            # As in scikit-learn's searches, error_score covers any error.
             if self.error_score == "raise":
                 raise
             candidate = Candidate(
@@ -208,14 +212,14 @@ class _Evaluator:
         return replace(candidate, seconds=time.perf_counter() - began)
 
     def evaluate_on_all(self, candidate: Candidate) -> Candidate:
-        """Continue the fit on all samples, and measure it on all held-out samples."""
+        """Continue the fit on all samples; measure it on all held-out samples."""
         began = time.perf_counter()
         try:
             resumed = self._resumed(candidate)
         except ValueError as error:  # a LinAlgError is one too
             if self.error_score == "raise":
                 raise
-            # What was found on fewer samples is still valid.
+            # The fit of the first round is still valid.
             return replace(candidate, error=_summary(error))
         seconds = candidate.seconds + time.perf_counter() - began
         return replace(resumed, seconds=seconds)
@@ -224,9 +228,10 @@ class _Evaluator:
         split = self.split.first_samples(_FIRST_SAMPLES)
         n_components, n_features, covariance_type = configuration
         fitted, held_out = split.first_features(n_features)
+        # The labels of k-means are one-hot responsibilities.
         mixtures = [
             self.fitter.fit(fitted, np.eye(n_components)[:, labels], covariance_type)
-            for labels in self._shared_groups(fitted, n_components)
+            for labels in self._shared_labels(fitted, n_components)
         ]
         populated = _populated(mixtures, len(fitted))
         log_probas = [log_joint(held_out, mixture).T for mixture in mixtures]
@@ -239,6 +244,7 @@ class _Evaluator:
         return max(restarts, key=self._merit)
 
     def _merit(self, restart: Candidate) -> tuple[bool, float]:
+        # A restart above the budget is of no use, however informative it is.
         return self.criterion.fits_budget(restart), restart.information
 
     def _resumed(self, candidate: Candidate) -> Candidate:
@@ -250,20 +256,21 @@ class _Evaluator:
         candidate = replace(candidate, n_samples=len(fitted))
         return self._measured(candidate, mixture, log_joint(held_out, mixture).T)
 
-    def _shared_groups(
+    def _shared_labels(
         self, samples: Floats, n_components: int
     ) -> list[NDArray[np.integer]]:
-        """Return the groups of each restart, from which all covariance types start."""
+        """Return the k-means labels of each restart, shared by all covariance types."""
         key = n_components, samples.shape[1]
+        # Several threads evaluate candidates; each clustering is computed once.
         with self._lock:
-            if key not in self._groups:
-                self._groups[key] = _kmeans_groups(samples, n_components, self.seeds)
-            return self._groups[key]
+            if key not in self._labels:
+                self._labels[key] = _kmeans_labels(samples, n_components, self.seeds)
+            return self._labels[key]
 
     def _measured(
         self, candidate: Candidate, mixture: Mixture, log_proba: NDArray[np.floating]
     ) -> Candidate:
-        """Add a mixture, and its values on held-out samples."""
+        """Return the candidate with a mixture and its values on held-out samples."""
         temperature = self.criterion.choose_temperature(log_proba)
         proba = temper(log_proba, temperature, self.criterion.floor)
         return replace(
@@ -276,22 +283,22 @@ class _Evaluator:
         )
 
 
-def _kmeans_groups(
+def _kmeans_labels(
     samples: Floats, n_components: int, seeds: NDArray[np.integer]
 ) -> list[NDArray[np.integer]]:
-    """Return the labels that k-means gives the samples, for each seed."""
+    """Return the k-means labels of the samples, for each seed."""
     least = _SAMPLES_PER_COMPONENT * n_components
     if len(samples) < least:
         raise ValueError(
-            f"n_components={n_components} needs at least {least} samples to fit its "
-            f"mixture on, got {len(samples)}"
+            f"n_components={n_components} needs at least {least} samples to fit the "
+            f"mixture, got {len(samples)}"
         )
     kmeans = [KMeans(n_components, n_init=1, random_state=seed) for seed in seeds]
     return [each.fit(samples).labels_ for each in kmeans]
 
 
 def _populated(mixtures: list[Mixture], n_samples: int) -> list[int]:
-    """Return which mixtures have half a sample or more in each component."""
+    """Return the indices of mixtures with at least half a sample in each component."""
     populated = [
         index
         for index, mixture in enumerate(mixtures)
@@ -299,14 +306,14 @@ def _populated(mixtures: list[Mixture], n_samples: int) -> list[int]:
     ]
     if not populated:
         raise ValueError(
-            "in all restarts some components have no samples: there are fewer groups "
+            "some components have no samples in every restart: X has fewer clusters "
             f"than n_components={len(mixtures[0].weights)}"
         )
     return populated
 
 
 def _agreement(log_probas: list[NDArray[np.floating]]) -> float:
-    """Return the mean adjusted mutual information of pairs of restarts."""
+    """Return the adjusted mutual information of restarts, averaged over pairs."""
     pairs = combinations([log_proba.argmax(axis=1) for log_proba in log_probas], 2)
     return float(np.mean([adjusted_mutual_info_score(*pair) for pair in pairs]))
 
@@ -323,6 +330,7 @@ def _first_round(
 ) -> tuple[list[Candidate], bool]:
     """Evaluate all; return the candidates, and whether Ctrl-C ended the round."""
     done, interrupted = _run(evaluator.evaluate, configurations, n_jobs, verbose)
+    # Without a candidate within the budget there is no teacher to return.
     if interrupted and not any(map(evaluator.criterion.fits_budget, done.values())):
         raise KeyboardInterrupt
     candidates = [
@@ -339,7 +347,10 @@ def _second_round(
     n_jobs: int | None,
     verbose: int,
 ) -> bool:
-    """Evaluate the finalists on all samples, in place; whether Ctrl-C ended it."""
+    """Evaluate the finalists on all samples, and update `candidates` in place.
+
+    Return whether Ctrl-C ended the round.
+    """
     items = [candidates[index] for index in finalists]
     done, interrupted = _run(evaluator.evaluate_on_all, items, n_jobs, verbose)
     for place, candidate in done.items():
@@ -372,11 +383,11 @@ def _run(
 def _results(
     evaluate: Callable[[Any], Candidate], items: Sequence[Any], n_threads: int
 ) -> Generator[tuple[int, Candidate]]:
-    """Yield the results by index; several threads take one core each."""
+    """Yield the results by index; if there are several threads, each uses one core."""
     if n_threads == 1:
         yield from enumerate(map(evaluate, items))
         return
-    # OpenMP keeps its limit by thread, so that each of ours sets it.
+    # OpenMP has one limit per thread, so each thread of the pool sets its own.
     one_core = {"initializer": threadpool_limits, "initargs": (1,)}
     with threadpool_limits(1), ThreadPoolExecutor(n_threads, **one_core) as pool:
         futures = {pool.submit(evaluate, item): i for i, item in enumerate(items)}
@@ -384,6 +395,7 @@ def _results(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
+            # After Ctrl-C or an error, the remaining candidates are not started.
             pool.shutdown(cancel_futures=True)
 
 
@@ -397,16 +409,17 @@ def _report(bar: Any, candidate: Candidate, verbose: int) -> None:
         bar.write(f"{candidate.configuration}: {candidate.error or values}")
 
 
-def _normalised(samples: Floats) -> tuple[Floats, float]:
-    """Divide by the scale of the first component, so that float32 is safe."""
+def _normalized(samples: Floats) -> tuple[Floats, float]:
+    """Divide samples by the scale of the first component, so that float32 suffices."""
     scale = float(np.sqrt(np.square(samples[:, 0]).mean()))
     return samples / scale, scale
 
 
 def _in_original_units(candidate: Candidate, scale: float) -> Candidate:
-    """Undo :func:`_normalised` for a candidate."""
+    """Undo :func:`_normalized` for a candidate."""
     if candidate.mixture is None:
         return candidate
+    # Log-densities depend on the unit of each principal component.
     log_volume = candidate.configuration.pca_components * np.log(scale)
     return replace(
         candidate,
@@ -416,7 +429,7 @@ def _in_original_units(candidate: Candidate, scale: float) -> Candidate:
 
 
 def _rank(candidates: list[Candidate], criterion: Criterion) -> list[int]:
-    """Return the indices from the best to the worst; raise if the best will not do."""
+    """Return the indices from best to worst; raise if even the best is not usable."""
     order = criterion.rank(candidates)
     best = candidates[order[0]]
     if best.mixture is None:
@@ -429,19 +442,19 @@ def _rank(candidates: list[Candidate], criterion: Criterion) -> list[int]:
 def _findings(
     candidates: list[Candidate], best: Candidate, criterion: Criterion
 ) -> Iterator[Warning]:
-    """Yield what the user has to be warned of."""
+    """Yield warnings for the user about the search."""
     failed = [c for c in candidates if c.error and c.error != _INTERRUPTED]
     if failed:
         errors = "; ".join(f"{c.configuration}: {c.error}" for c in failed)
         yield FitFailedWarning(
-            f"{len(failed)} of {len(candidates)} candidates failed. They are left out, "
-            f"or stay as they were found on fewer samples: {errors}"
+            f"{len(failed)} of {len(candidates)} candidates failed. The search leaves "
+            f"them out, or keeps their fit on fewer samples: {errors}"
         )
     if not criterion.is_stable(best):
         yield UnstableTeacherWarning(
             f"No candidate reaches min_agreement={criterion.min_agreement:g}. The "
             f"restarts of {best.configuration} agree best, with an adjusted mutual "
-            f"information of {best.agreement:.2f}. Its groups may be due to chance. "
+            f"information of {best.agreement:.2f}. The clusters may be due to chance. "
             "Try smaller n_components, more samples or larger n_init, or check that X "
             "has structure."
         )
@@ -451,7 +464,7 @@ def _interruption(candidates: list[Candidate], best: Candidate) -> str:
     n_done = sum(c.error != _INTERRUPTED for c in candidates)
     return (
         f"The search was interrupted after {n_done} of {len(candidates)} candidates. "
-        f"The best of them is {best.configuration}."
+        f"The best candidate is {best.configuration}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a saved teacher must be like."""
+"""Rules for the fitted state of a saved teacher."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +38,7 @@ def check_gmm(state: Mapping[str, Any]) -> None:
 
 
 def check_teacher(teacher: Any, n_features: int, n_components: int) -> None:
-    """Check the teacher of an encoder, if there is one: fitted, of these sizes."""
+    """Check that the teacher of an encoder, unless None, is fitted and fits in size."""
     if teacher is None:
         return
     check_is_fitted(teacher)
@@ -46,5 +46,5 @@ def check_teacher(teacher: Any, n_features: int, n_components: int) -> None:
     if sizes != (n_features, n_components):
         raise ValueError(
             f"teacher_ must have {n_features} features and {n_components} components, "
-            f"got {sizes}."
+            f"got {sizes[0]} and {sizes[1]}."
         )

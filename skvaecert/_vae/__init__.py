@@ -1,1 +1,1 @@
-"""The VAE."""
+"""CertifiedVAE: its data, guard, history and saved state."""

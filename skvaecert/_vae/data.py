@@ -1,4 +1,4 @@
-"""Samples of a fit: split, standardised, brought to where the network reads them."""
+"""Samples of a fit: split, standardized, and moved to the device of the network."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -25,95 +25,101 @@ from skvaecert._training.batches import (
 )
 from skvaecert.simplex import Floats
 
-__all__ = ["Data", "Preprocessor", "fit_standardisation", "split"]
+__all__ = ["Data", "Preprocessor", "fit_standardization", "split"]
 
 
-# MinMaxScaler leaves [0, 1] by rounding.
+# MinMaxScaler leaves the interval [0, 1] by rounding.
 _RANGE_SLACK = 1e-6
 
 
 def split(n_samples: int, held_out: float | None, seed: int) -> tuple[Index, Index]:
-    """Return which samples to train on and which to hold out; None for all and none."""
+    """Return the indices of training samples and of held-out samples.
+
+    Both are None if no samples are held out.
+    """
     if held_out is None:
         return None, None
-    n_held = round(held_out * n_samples)
-    if n_held < 1 or n_samples - n_held < 2:
+    n_held_out = round(held_out * n_samples)
+    if n_held_out < 1 or n_samples - n_held_out < 2:
         raise ValueError(
             "validation_fraction must leave at least two samples to train on and one "
             f"to validate on, got {held_out} of {n_samples} samples. Change it, or fit "
             "on more samples."
         )
     order = np.random.default_rng(seed).permutation(n_samples)
-    return np.sort(order[n_held:]), np.sort(order[:n_held])
+    # Sorted, so that samples on disk are read in their order.
+    return np.sort(order[n_held_out:]), np.sort(order[:n_held_out])
 
 
 class Data(NamedTuple):
-    """Samples to train on and to validate on, each with its posteriors."""
+    """Training samples and held-out samples, with their teacher's posteriors."""
 
     samples: Any
     proba: Floats
-    held_samples: Any
-    held_proba: Floats | None
+    held_out_samples: Any
+    held_out_proba: Floats | None
 
     @classmethod
     def cut(cls, samples: Any, proba: Floats, training: Index, held_out: Index) -> Self:
-        """Cut samples as :func:`split` says."""
+        """Divide samples and posteriors by the indices of :func:`split`."""
         if held_out is None:
             return cls(samples, proba, None, None)
         held = lazy_part(samples, held_out), lazy_part(proba, held_out)
         return cls(lazy_part(samples, training), lazy_part(proba, training), *held)
 
     @property
-    def steering(self) -> tuple[Any, Floats]:
-        """The samples on which a guard holds the margin."""
-        if self.held_proba is None:
+    def guarded(self) -> tuple[Any, Floats]:
+        """The samples and posteriors on which a guard holds the margin."""
+        if self.held_out_proba is None:
             return self.samples, self.proba
-        return self.held_samples, self.held_proba
+        return self.held_out_samples, self.held_out_proba
 
 
-def fit_standardisation(
+def fit_standardization(
     estimator: BaseEstimator, likelihood: str, samples: Any
 ) -> Standardisation:
-    """Return the standardisation that a likelihood asks for."""
+    """Return the standardization that the likelihood needs."""
     chunks = read_samples(estimator, samples)
     if likelihood == "gaussian":
         return Standardisation.to_unit_variance(chunks)
     extremes = np.array([(chunk.min(), chunk.max()) for chunk in chunks])
-    # Bytes are taken for intensities, unless they are zeros and ones.
+    # Bytes are intensities from 0 to 255, unless all of them are 0 or 1.
     unit = 255.0 if samples.dtype == np.uint8 and extremes.max() > 1 else 1.0
     _check_range(extremes / unit)
     return Standardisation(np.zeros(samples.shape[1]), unit)
 
 
 class Preprocessor(NamedTuple):
-    """Turns samples into inputs of a network; `estimator` is named in errors."""
+    """Converts samples to inputs of a network; errors name the `estimator`."""
 
     estimator: BaseEstimator
     likelihood: str
-    standardisation: Standardisation
+    standardization: Standardisation
 
-    def standardise(self, samples: Any) -> Iterator[torch.Tensor]:
-        """Yield standardised chunks; look closer only where something is wrong."""
+    def standardize(self, samples: Any) -> Iterator[torch.Tensor]:
+        """Yield standardized chunks, without a full check of valid ones."""
         for chunk in raw_chunks(samples):
             try:
-                yield self.standardisation.apply(chunk)
+                yield self.standardization.apply(chunk)
             except ValueError:
-                # The errors of a full check say more.
+                # A full check raises errors that are easier to understand.
                 deque(read_samples(self.estimator, chunk), maxlen=0)
                 raise
 
     def check(self, samples: Any) -> Iterator[NDArray[np.floating]]:
-        """Yield chunks as they are, once it is known that they have a likelihood."""
+        """Yield chunks unchanged, after a check that the likelihood allows them."""
         for chunk in read_samples(self.estimator, samples):
             if self.likelihood == "bernoulli":
-                _check_range(chunk / self.standardisation.scale)
+                _check_range(chunk / self.standardization.scale)
             yield chunk
 
     def training_sets(self, data: Data, device: torch.device) -> TrainingSet:
-        """Return the samples to train on; those held out, if any, belong to it."""
+        """Return the training samples, with the held-out samples attached, if any."""
         held_out = None
-        if data.held_proba is not None:
-            held_out = self.training_set(data.held_samples, data.held_proba, device)
+        if data.held_out_proba is not None:
+            held_out = self.training_set(
+                data.held_out_samples, data.held_out_proba, device
+            )
         return self.training_set(data.samples, data.proba, device, held_out)
 
     def training_set(
@@ -123,28 +129,30 @@ class Preprocessor(NamedTuple):
         device: torch.device,
         held_out: TrainingSet | None = None,
     ) -> TrainingSet:
-        """Pair samples with what the network is to learn of them."""
+        """Return samples with their targets, on the device."""
         tensor = torch.from_numpy(targets.astype(np.float32)).to(device)
         return TrainingSet(self._on_device(samples, device), tensor, held_out)
 
     def _on_device(self, samples: Any, device: torch.device) -> Rows:
-        """Copy samples to the device, bytes as bytes; those on the disk stay there."""
+        """Copy samples to the device, bytes as bytes. Samples on disk stay on disk."""
         chunks = self.check(samples)
         stays = isinstance(samples, np.memmap | DatasetSamples)
+        # Samples on disk and bytes are standardized batch by batch, to save memory.
         if not stays and samples.dtype != np.uint8:
-            return Resident.filled(samples.shape, chunks, self.standardisation, device)
-        deque(chunks, maxlen=0)  # look at all of them before the first epoch
+            return Resident.filled(samples.shape, chunks, self.standardization, device)
+        # Check all samples now, so that invalid ones raise before the first epoch.
+        deque(chunks, maxlen=0)
         if stays:
-            return Streamed(samples, self.standardisation, device)
-        return Resident(torch.tensor(samples, device=device), self.standardisation)
+            return Streamed(samples, self.standardization, device)
+        return Resident(torch.tensor(samples, device=device), self.standardization)
 
     @property
     def log_unit(self) -> float:
-        """Nats that standardisation adds to the log-density of a sample."""
+        """Nats that standardization adds to the log-density of a sample."""
         if self.likelihood == "bernoulli":
             return 0.0
-        n_features = len(self.standardisation.location)
-        return float(n_features * np.log(self.standardisation.scale))
+        n_features = len(self.standardization.location)
+        return float(n_features * np.log(self.standardization.scale))
 
 
 def _check_range(values: NDArray[np.floating]) -> None:

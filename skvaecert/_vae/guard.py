@@ -1,4 +1,4 @@
-"""The guard of a fit: set up, continued, and whether it reached its target."""
+"""The guard of a fit: how it is created and continued, and when it falls short."""
 
 import torch
 
@@ -11,10 +11,10 @@ from skvaecert.simplex import Floats
 __all__ = ["make_guard", "warn_if_unreached"]
 
 
-# Teacher information of samples that differ by rounding only, nats.
+# Teacher information of samples that differ by rounding only, in nats.
 _NO_INFORMATION = 1e-9
 
-# How far below its target a margin may end without a warning.
+# A margin that ends less than this below its target gives no warning.
 _SLACK = 0.05
 
 
@@ -24,18 +24,19 @@ def make_guard(
     device: torch.device,
     earlier: LagrangeWeight | None,
 ) -> LagrangeWeight:
-    """Return a guard for these posteriors; it goes on from an earlier one."""
+    """Return a guard for these posteriors, which continues from an earlier guard."""
     information = teacher_information(proba)
     if information >= _NO_INFORMATION:
         guard = LagrangeWeight(target_margin, information).to(device)
         if earlier is not None:
             guard.resume_from(earlier)
         return guard
-    if earlier is not None:  # a chunk of a stream may be all alike
+    if earlier is not None:
+        # All samples in a chunk of a stream may be alike: keep the weight.
         return earlier
     raise ValueError(
-        "alignment_weight must be a number for this teacher, got 'auto': its posterior "
-        "is the same for all samples, so there is no margin to hold."
+        "alignment_weight must be a number for this teacher, got 'auto': the teacher's "
+        "posterior is the same for all samples, so there is no margin to hold."
     )
 
 
@@ -52,8 +53,8 @@ def warn_if_unreached(
     warn_user(
         UnreachedMarginWarning(
             f"The guard reached a relative margin of {reached:.3f} in {n_epochs} "
-            f"epochs, not target_margin={target_margin}; its weight stands at "
-            f"{weight:.3g}. Fit on with warm_start=True or use more max_epochs; if the "
-            "margin has stopped rising, use a lower target_margin or kl_weight."
+            f"epochs, not target_margin={target_margin}. The alignment weight is now "
+            f"{weight:.3g}. Fit again with warm_start=True or use more max_epochs. If "
+            "the margin has stopped rising, use a lower target_margin or kl_weight."
         )
     )

@@ -1,4 +1,4 @@
-"""The history of a training, as users see it."""
+"""The history of a training, in the form that users see."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,14 +27,14 @@ _COLUMNS = (
     "validation_information",
 )
 
-# Of densities: skorch has them of standardised samples.
+# These contain log-densities, which skorch records for standardized samples.
 _LOSSES = "loss", "reconstruction", "validation_loss"
 
 
 def history_table(
     history: Sequence[dict[str, Any]], log_unit: float
 ) -> list[dict[str, float]]:
-    """Return the completed epochs of a skorch history, losses in the units of X."""
+    """Return the completed epochs of a skorch history, with losses in units of X."""
     return [_row(epoch, log_unit) for epoch in history if "seconds" in epoch]
 
 
@@ -53,9 +53,9 @@ class Epochs:
         self.history = history
 
     def begin(self) -> None:
-        """Note that an epoch begins."""
+        """Notify the callbacks that an epoch begins."""
         self.tasks.begin("epoch")
 
     def end(self) -> bool:
-        """Note that one ended; return whether training is to stop."""
+        """Notify the callbacks that an epoch ended; return whether to stop training."""
         return self.tasks.end(lambda: {"history_": self.history()})

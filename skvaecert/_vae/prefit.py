@@ -1,4 +1,4 @@
-"""The regression that a first fit may begin with (theory section 11)."""
+"""The regression with which a first fit may begin (theory section 11)."""
 
 from numbers import Integral, Real
 from typing import Any, NamedTuple, Self
@@ -11,7 +11,7 @@ __all__ = ["Prefit"]
 
 
 class Prefit(NamedTuple):
-    """Regress the latent mean on alpha z*, where z* is the analytic code."""
+    """Settings of the regression of the latent mean on alpha z*, the analytic code."""
 
     alpha: float | None = None
     energy: float | None = None
@@ -19,25 +19,25 @@ class Prefit(NamedTuple):
 
     @classmethod
     def of(cls, prefit: str | dict[str, Any] | None) -> Self | None:
-        """Read the parameter `prefit`, and check it."""
+        """Check the parameter `prefit`, and convert it."""
         if prefit is None:
             return None
         given = {"alpha": 1.0} if prefit == "analytic" else prefit
         if not isinstance(given, dict) or not _is_valid(given):
             raise ValueError(
-                "prefit must be None, 'analytic', or a dict with one of 'alpha' and "
-                "'energy', a number above 0, and if need be 'epochs', an integer above "
-                "0, such as {'alpha': 0.5} or {'energy': 4.0, 'epochs': 20}; got "
-                f"{prefit!r}."
+                "prefit must be None, 'analytic', or a dict such as {'alpha': 0.5} or "
+                f"{{'energy': 4.0, 'epochs': 20}}, got {prefit!r}. A dict has either "
+                "'alpha' or 'energy', a number above 0, and optionally 'epochs', an "
+                "integer above 0."
             )
         return cls(**given)
 
     def resolve_alpha(self, proba: Floats, scale: float) -> float:
-        """Return the greatest alpha up to 1 whose code has at most `energy` nats."""
+        """Return alpha; with `energy`, the largest alpha up to 1 that it allows."""
         if self.energy is None:
             return float(self.alpha or 0.0)
         energy = analytic_energy(proba, scale)
-        # A teacher that tells nothing apart has codes that cost nothing.
+        # The energy is quadratic in alpha, and 0 if the teacher is constant.
         return min(1.0, float(np.sqrt(self.energy / max(energy, 1e-300))))
 
 

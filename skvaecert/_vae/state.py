@@ -1,4 +1,4 @@
-"""What a saved VAE must be like, but for its net."""
+"""Rules for the fitted state of a saved VAE, except for its net."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ from skvaecert._teacher.state import check_teacher
 
 __all__ = ["FITTED", "check_vae"]
 
-# Attributes that are saved, and what has no public name.
+# Attributes that are saved, and private values that are saved with them.
 FITTED = {
     "n_features_in_": Size("p"),
     "feature_names_in_": (Array("p", object), ABSENT),
@@ -39,11 +39,11 @@ _HIDDEN = {
 
 
 def check_vae(state: Mapping[str, Any], latent_dim: int, n_hidden: int) -> None:
-    """Check the fitted state of a CertifiedVAE with so many hidden layers."""
+    """Check the fitted state of a CertifiedVAE with `n_hidden` hidden layers."""
     sizes = {"d": latent_dim}
     check_state("CertifiedVAE", state, FITTED | _HIDDEN, sizes)
     check_simplex(state["vertices_"], state["witness_scale_"])
     check_teacher(state["teacher_"], sizes["p"], sizes["K"])
-    # Even without memory for weights, a layer takes some thousand bytes.
+    # A file may name millions of layers; each takes memory even without weights.
     if n_hidden > len(state["net"]["weights"]):
         raise ValueError("hidden_sizes must have weights in the net.")

@@ -1,4 +1,4 @@
-"""The teacher of a VAE: seeded, and fitted once where results are remembered."""
+"""The teacher of a VAE: seeded, and fitted once if `memory` caches it."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def fit_teacher(
     latent_dim: int,
     memory: Any,
 ) -> BaseEstimator:
-    """Fit a clone of the parameter `teacher`, or take a fitted one from `memory`."""
+    """Fit a clone of the parameter `teacher`, or load a fitted one from `memory`."""
     teacher = GMMTeacher() if teacher is None else clone(teacher)
     if seed is not None:
         seed_unset(teacher, seed)
@@ -30,20 +30,20 @@ def fit_teacher(
 
 
 def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
-    """Fail before a search that may end with too many components, not after it."""
+    """Raise an error before a search that may choose too many components."""
     if not isinstance(teacher, GMMTeacher) or np.ndim(teacher.n_components) != 1:
         return
     most = max(counts_of("n_components", teacher.n_components))
     if most > latent_dim + 1:
         raise ValueError(
-            f"latent_dim must be at least {most - 1}, so that the simplex fits for any "
-            f"n_components of the teacher's search, {teacher.n_components!r}; got "
+            f"latent_dim must be at least {most - 1}, so that the simplex fits for all "
+            f"n_components of the teacher's search, {teacher.n_components!r}, got "
             f"{latent_dim}. Raise latent_dim or search fewer components."
         )
 
 
 def _fitted(teacher: Any, X: ArrayLike) -> Any:
-    """Fit a teacher; a function of its own, so that joblib can cache it."""
-    # FrozenEstimator.fit asks for y; some return nothing.
+    """Fit a teacher and return it. joblib caches this function."""
+    # y is required by FrozenEstimator.fit. Some estimators return nothing from fit.
     teacher.fit(X, None)
     return teacher

@@ -1,9 +1,11 @@
-"""CertifiedVAE: a variational autoencoder whose code is aligned with a teacher."""
+"""CertifiedVAE: a variational autoencoder that is aligned with a teacher."""
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -55,7 +57,7 @@ from skvaecert._training.state import (
     net_state,
     saved_alignment,
 )
-from skvaecert._vae.data import Data, Preprocessor, fit_standardisation, split
+from skvaecert._vae.data import Data, Preprocessor, fit_standardization, split
 from skvaecert._vae.guard import make_guard, warn_if_unreached
 from skvaecert._vae.history import Epochs, history_table
 from skvaecert._vae.prefit import Prefit
@@ -97,97 +99,110 @@ class CertifiedVAE(
     TransformerMixin,
     BaseEstimator,
 ):
-    r"""Variational autoencoder with a teacher-aligned code.
+    """Variational autoencoder (VAE) whose latent mean is aligned with a teacher.
 
-    Minimises, as a mean over samples and in nats::
+    Use it to keep a VAE from collapsing, or to rescue a collapsed VAE. The teacher's
+    posterior T(k|x) assigns samples to soft clusters. The alignment loss A(x) measures
+    how far the clusters that are read off the latent mean mu(x) are from T. Minimizing
+    it keeps the means of different clusters apart.
+    :meth:`fit` minimizes, as a mean over samples and in nats::
 
         -log p(x|z) + kl_weight * KL(q(z|x) || N(0, I)) + alignment_weight * A(x)
         A(x) = KL(T(k|x) || softmax(beta S mu(x)))
 
-    where mu is the encoder mean, S a fixed simplex, beta the witness scale and T the
-    teacher's posterior. The softmax is the witness: it has no trained part and sees
-    the mean only. With ``alignment_weight=0`` this is a plain VAE (with `kl_weight`, a
-    beta-VAE).
+    S is a fixed simplex and beta the witness scale. The softmax is the witness: it has
+    no trained parameters and depends on the latent mean only. With
+    ``alignment_weight=0`` this is a plain VAE, and with another `kl_weight` a beta-VAE.
 
-    :class:`CollapseCertifier` tells whether the mean has collapsed.
+    The VAE is a transformer: :meth:`transform` returns latent means. Use
+    :class:`CollapseCertifier` to find out whether a fitted VAE has collapsed.
 
     Parameters
     ----------
     teacher : estimator or None, default=None
-        Its `predict_proba`, or else its `transform`, gives T. A clone of it is fitted
-        on the samples of :meth:`fit`, unless it is wrapped in
-        :class:`sklearn.frozen.FrozenEstimator`. None for ``GMMTeacher()``. Where its
-        `random_state` is None, it is seeded from the `random_state` of the VAE.
+        Estimator whose `predict_proba`, or else `transform`, returns T. :meth:`fit`
+        fits a clone of it, unless it is wrapped in
+        :class:`sklearn.frozen.FrozenEstimator`. None uses ``GMMTeacher()``. If the
+        `random_state` of the teacher is None, the teacher is seeded from the
+        `random_state` of the VAE.
     latent_dim : int, default=16
-        d, at least K - 1 for a teacher of K components.
+        d, the number of latent dimensions, at least K - 1 for a teacher with K
+        components.
     hidden_sizes : sequence of int, default=(128, 128)
-        Hidden layers of the encoder; the decoder has them in reverse. With "conv"
-        they are the fully connected layers between the convolutions and the code.
+        The ith element is the number of units in the ith hidden layer of the encoder.
+        The decoder has the same layers in reverse order. With "conv" these are the
+        fully connected layers between the convolutions and the code.
     encoder, decoder : torch.nn.Module, callable, "conv" or None, default=None
-        None for fully connected layers; "conv" for
+        The networks. None uses fully connected layers. "conv" uses
         :func:`skvaecert.networks.conv_encoder` and
-        :func:`skvaecert.networks.conv_decoder` on images of `image_shape`; or your own
-        module. The encoder maps (n, n_features) to (n, 2 * latent_dim), means and then
-        raw log-variances; the decoder maps (n, latent_dim) to (n, n_features). A
-        module is copied with its weights; a class or function is called with
-        (n_features, latent_dim). With the Gaussian likelihood their inputs are
-        standardised: the mean of each feature is subtracted, and all features are
-        divided by the same scale.
+        :func:`skvaecert.networks.conv_decoder` on images of `image_shape`. A module is
+        copied with its weights. A class or function is called with (n_features,
+        latent_dim) and returns a module. The encoder maps (n, n_features) to
+        (n, 2 * latent_dim), means and then raw log-variances. The decoder maps
+        (n, latent_dim) to (n, n_features). With the Gaussian likelihood both work on
+        standardized samples: the mean of each feature is subtracted, and all features
+        are divided by the same scale.
     image_shape : sequence of int or None, default=None
-        (channels, height, width), height and width above 4. For "conv", and for
-        pictures of reconstructions: samples are images that are flattened in this
-        order. Flatten images of shape (height, width, channels) by
+        Shape of an image, (channels, height, width), with height and width above 4. It
+        is used by "conv" and by plots of reconstructions. Samples are images that are
+        flattened in this order. Flatten images of shape (height, width, channels) by
         ``images.transpose(0, 3, 1, 2).reshape(len(images), -1)``.
     likelihood : {"gaussian", "bernoulli"}, default="gaussian"
-        "gaussian": one variance, learned, for all features; data of any scale.
-        "bernoulli": data in [0, 1], or bytes from 0 to 255.
+        Likelihood of the decoder. "gaussian" learns one variance for all features and
+        takes data of any scale. "bernoulli" takes data in [0, 1], or bytes from 0 to
+        255.
     objective : Objective or None, default=None
-        A mitigation of collapse from `skvaecert.baselines`, which replaces the KL term
-        or another part of the ELBO; None for the ELBO itself.
+        Mitigation of collapse from `skvaecert.baselines`, which replaces the KL term or
+        another part of the ELBO. None uses the ELBO itself.
     alignment_weight : float or "auto", default=10.0
-        Weight of the alignment loss, at least 0. With "auto" it is a multiplier that
-        training adapts to hold the margin at `target_margin`, or above it where that is
-        free: the guard, :class:`skvaecert.objectives.LagrangeWeight`.
+        Weight of the alignment loss, at least 0. With "auto" the weight is a multiplier
+        that training adapts to hold the margin at `target_margin`, or above it where
+        that costs nothing: the guard, :class:`skvaecert.objectives.LagrangeWeight`.
     target_margin : float, default=0.6
-        Share of the teacher information to hold, in (0, 1); for "auto" only.
+        Margin that the guard holds, as a share of the teacher information, in (0, 1).
+        Used only if `alignment_weight` is "auto".
     kl_weight : float, default=1.0
         Weight of the KL term, at least 0.
     prefit : None, "analytic" or dict, default=None
-        Whether a first fit begins with a regression of the mean on alpha z*, where z*
-        is the analytic code. ``"analytic"`` for alpha = 1 (RST-prefit);
-        ``{"alpha": 0.5}`` for another alpha above 0; ``{"energy": 4.0}`` for the
-        greatest alpha up to 1 whose code has an energy, the mean of
-        ``|alpha z*|**2 / 2``, of at most so many nats. A dict may also have "epochs",
-        the passes over the samples, 10 by default. `max_epochs` come after them.
+        Whether a first fit begins with a regression of the latent mean on alpha z*,
+        where z* is the analytic code. ``"analytic"`` sets alpha = 1 (RST-prefit).
+        ``{"alpha": 0.5}`` sets another alpha above 0. ``{"energy": 4.0}`` sets the
+        largest alpha up to 1 at which the energy of the code, the mean of
+        ``|alpha z*|**2 / 2``, is at most 4 nats. A dict may also contain "epochs", the
+        number of passes over the samples, 10 by default. The `max_epochs` of the
+        training come after them.
     witness_scale : "prior" or float, default="prior"
-        beta, above 0; "prior" for the scale at which the analytic code is as wide as
-        the prior.
+        beta, above 0. "prior" uses the prior-matched scale, at which the analytic code
+        has a mean square of 1 in each of its K - 1 dimensions, as the prior has.
     memory : str, joblib.Memory or None, default=None
-        Where fitted teachers are cached, so that a search over other parameters fits
-        the teacher of each fold once. For teachers with a fixed `random_state`.
+        Used to cache fitted teachers, so that a search over other parameters fits the
+        teacher of each fold once. If a string is given, it is the path to the caching
+        directory. The teacher needs a fixed `random_state`.
     max_epochs : int, default=100
-        Passes over the samples in one :meth:`fit`.
+        Number of passes over the samples in one :meth:`fit`.
     batch_size : int or "auto", default="auto"
-        Maximum number of samples in a batch. Batches of an epoch differ in size by at
-        most one. "auto" for a sixteenth of the samples, but at least 8 and at most 128.
+        Maximum number of samples in a batch. The batches of an epoch differ in size by
+        at most one sample. "auto" uses a sixteenth of the samples, but at least 8 and
+        at most 128.
     learning_rate : float, default=1e-3
         Step size of Adam, above 0.
     validation_fraction : float or None, default=None
-        Share of the samples, in (0, 1), to hold out from teacher and network. Their
-        loss and margin are recorded after each epoch, and the guard holds the margin
-        on them. Warm fits on as many samples hold out the same ones.
+        Proportion of the samples to set aside as validation set, in (0, 1). Neither
+        the teacher nor the network is fitted on them. The loss and the margin of these
+        samples are recorded after each epoch, and the guard holds their margin. Warm
+        starts on the same number of samples set aside the same samples.
     torch_compile : bool or str, default=False
         Whether to run the forward pass through :func:`torch.compile`, or the name of
-        the backend to use. Worth it for long trainings of large networks only.
+        the backend to use. It pays off for long trainings of large networks only.
     autocast : bool, default=False
-        Whether to train in bfloat16 where torch considers that safe; slow on most
-        CPUs. Means are computed in float32 after the training, so that certificates
-        keep their meaning.
+        Whether to train in bfloat16 where torch considers that safe. It is slow on most
+        CPUs. After training, means are computed in float32, so that certificates keep
+        their meaning.
     device : str, default="auto"
-        A torch device, or "auto" for the first available one of cuda, mps and cpu.
+        A torch device, or "auto" for the first available device of cuda, mps and cpu.
     warm_start : bool, default=False
-        Whether :meth:`fit` continues from the present weights, with the same teacher
-        and witness. Between warm fits
+        When set to True, :meth:`fit` continues from the current weights, with the same
+        teacher and witness. Otherwise it erases the previous fit. Between warm starts
 
         ====================================================  =====================
         may change                                            must stay
@@ -200,59 +215,64 @@ class CertifiedVAE(
                                                               validation_fraction
         ====================================================  =====================
 
-        and a change on the right is an error.
+        A change of a parameter on the right raises an error.
     callbacks : sequence or None, default=None
         Callbacks of skorch, or (name, callback) pairs. They can monitor "train_loss",
-        "margin", "kl", "reconstruction" and, with a `validation_fraction`,
-        "validation_loss" and "validation_margin", for example
-        ``EarlyStopping("validation_loss", load_best=True)`` for the weights of the best
-        epoch. :meth:`fit` calls the objects given, not copies. Clones, as in a search
-        or a :class:`CollapseCertifier`, have clones of them, or what their
-        `__sklearn_clone__` returns.
+        "margin", "kl" and "reconstruction". With a `validation_fraction` they can also
+        monitor "validation_loss" and "validation_margin": for example,
+        ``EarlyStopping("validation_loss", load_best=True)`` keeps the weights of the
+        best epoch. :meth:`fit` calls the objects that are passed, not copies. A clone
+        of the VAE, as in a search or a :class:`CollapseCertifier`, has clones of them,
+        or what their `__sklearn_clone__` returns.
     verbose : int, default=0
-        Above 0 for a progress bar that shows loss and margin.
+        Controls the verbosity: above 0, a progress bar shows loss and margin.
     random_state : int, RandomState instance or None, default=None
-        Seeds teacher, initial weights, batches and drawn codes. An int gives the same
-        model at every fit on the same CPU and number of threads; small networks train
-        on one thread. The global generators of torch and NumPy are not changed.
+        Determines random number generation for the teacher, the initial weights, the
+        batches and the drawn codes. Pass an int for reproducible output across multiple
+        function calls, on the same CPU and number of threads. Small networks train on
+        one thread. The global generators of torch and NumPy are not changed.
 
     Attributes
     ----------
     teacher_ : estimator or None
         The fitted teacher; None after a fit with `teacher_proba`.
     vertices_ : ndarray of shape (n_components, latent_dim)
-        S.
+        S, the vertices of the simplex.
     witness_scale_ : float
         beta.
     net_ : skorch.NeuralNet
-        The trained net; its `module_` is a :class:`skvaecert.networks.VAE`. After a
-        fit `step_` tells whether "numpy" or "autograd" computed the gradients:
-        NumPy those of fully connected networks on the CPU.
+        The trained net. Its `module_` is a :class:`skvaecert.networks.VAE`. After a fit
+        its `step_` is "numpy" or "autograd", by what computed the gradients. NumPy
+        computes those of fully connected networks on the CPU.
     noise_variance_ : float or None
-        Variance of the Gaussian likelihood, as learned, in squared units of the
-        samples; None for "bernoulli".
+        Learned variance of the Gaussian likelihood, in squared units of the samples;
+        None for "bernoulli".
     history_ : list of dict
-        One dict per epoch, over all warm fits: "epoch"; means over its batches of
-        "loss", "reconstruction" and "kl"; "margin", "alignment_loss" and
-        "teacher_information" at its end on a fixed part of the samples (at most a
-        quarter in lots of 256, at least 256, at most 8,192); "kl_weight",
-        "alignment_weight"; "seconds". With a `validation_fraction` also
-        "validation_loss" (minus the mean ELBO), "validation_margin" and
+        One dict per epoch, over all warm starts; ``pandas.DataFrame`` takes it. "epoch"
+        is the number of the epoch. "loss", "reconstruction" and "kl" are means over its
+        batches. "margin", "alignment_loss" and "teacher_information" are computed at
+        its end on a fixed part of the samples (at most a quarter, in multiples of 256,
+        at least 256, at most 8,192). "kl_weight" and "alignment_weight" are the
+        weights, and "seconds" is the duration. With a `validation_fraction` there are
+        also "validation_loss" (minus the mean ELBO), "validation_margin" and
         "validation_information", and with ``StopWhenCertified(confidence=...)``
-        "validation_margin_low". ``pandas.DataFrame`` takes it.
+        "validation_margin_low".
     prefit_alpha_ : float
-        alpha of the regression that the first fit began with; only with `prefit`.
+        alpha of the regression that the first fit began with. Defined only with
+        `prefit`.
     n_iter_ : int
-        Epochs completed by the last fit.
+        Number of epochs completed by the last fit.
     n_features_in_ : int
-        Number of features seen in :meth:`fit`.
+        Number of features seen during :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen in :meth:`fit`, if they are all strings.
+        Names of features seen during :meth:`fit`. Defined only when `X` has feature
+        names that are all strings.
 
     See Also
     --------
-    CollapseCertifier : Certifies this and other encoders.
+    CollapseCertifier : Certificate and diagnosis of this and other encoders.
     GMMTeacher : The default teacher.
+    skvaecert.wrappers.TrainedEncoder : Wrapper for a VAE that was trained elsewhere.
 
     References
     ----------
@@ -273,7 +293,7 @@ class CertifiedVAE(
 
     _nested_defaults: ClassVar = {"teacher": GMMTeacher}
 
-    # What a warm start cannot change.
+    # Parameters that a warm start must not change.
     _fixed: ClassVar = (
         "teacher",
         "latent_dim",
@@ -335,19 +355,19 @@ class CertifiedVAE(
         *,
         latent_dim: int = 16,
         hidden_sizes: Sequence[int] = (128, 128),
-        encoder: ModuleOrFactory | str | None = None,
-        decoder: ModuleOrFactory | str | None = None,
+        encoder: ModuleOrFactory | Literal["conv"] | None = None,
+        decoder: ModuleOrFactory | Literal["conv"] | None = None,
         image_shape: Sequence[int] | None = None,
-        likelihood: str = "gaussian",
+        likelihood: Literal["gaussian", "bernoulli"] = "gaussian",
         objective: Objective | None = None,
-        alignment_weight: float | str = 10.0,
+        alignment_weight: float | Literal["auto"] = 10.0,
         target_margin: float = _TARGET_MARGIN,
         kl_weight: float = 1.0,
-        prefit: str | dict[str, Any] | None = None,
-        witness_scale: str | float = "prior",
+        prefit: Literal["analytic"] | dict[str, Any] | None = None,
+        witness_scale: Literal["prior"] | float = "prior",
         memory: Any = None,
         max_epochs: int = 100,
-        batch_size: int | str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
         learning_rate: float = 1e-3,
         validation_fraction: float | None = None,
         torch_compile: bool | str = False,
@@ -394,12 +414,13 @@ class CertifiedVAE(
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Samples, at least two. Memory maps and
+            Training samples, at least two. Memory maps and
             :class:`skvaecert.datasets.DatasetSamples` are read batch by batch.
         y : Ignored
-            In a pipeline this is the class label, which must not leak into the code.
+            Not used, present for API consistency by convention. In a pipeline this is
+            the class label, which must not leak into the code.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            The teacher's posteriors, used instead of fitting `teacher`.
 
         Returns
         -------
@@ -409,20 +430,20 @@ class CertifiedVAE(
         Raises
         ------
         ValueError
-            If data or parameters are not valid; an earlier fit stays usable.
+            If data or parameters are not valid. An earlier fit stays usable.
         NonFiniteLossError
-            If the loss or the weights became infinite or not a number. The weights of
-            the last completed epoch are kept, or those of an earlier fit if there is
-            one.
+            If the loss or the weights become infinite or NaN. The weights of an earlier
+            fit are kept, or else those of the last completed epoch.
         KeyboardInterrupt
-            On Ctrl-C, once the estimator is fitted: its model is that of the completed
-            epochs, and `warm_start` goes on from there. The error has it as attribute
-            `estimator`. Before the first epoch is complete, nothing has changed.
+            On Ctrl-C. The estimator is fitted with the completed epochs, and a fit with
+            `warm_start` continues from there. The attribute `estimator` of the error is
+            the estimator. Before the first epoch is complete, the estimator is
+            unchanged.
 
         Warns
         -----
         UnreachedMarginWarning
-            If ``alignment_weight="auto"`` left the relative margin more than 0.05
+            If ``alignment_weight="auto"`` ends with a relative margin more than 0.05
             below `target_margin`.
         """
         warm = self.warm_start and hasattr(self, "net_")
@@ -437,18 +458,18 @@ class CertifiedVAE(
     def partial_fit(
         self, X: ArrayLike, y: Any = None, *, teacher_proba: ArrayLike | None = None
     ) -> Self:
-        """Train for one more epoch; the first call fits the teacher.
+        """Train for one more epoch. The first call also fits the teacher.
 
-        An int `random_state` draws other batches and codes at every call.
+        With an int `random_state` every call draws different batches and codes.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
-            Samples, at least two; may differ from those of earlier calls.
+            Training samples, at least two. They may differ from those of earlier calls.
         y : Ignored
-            Present by convention.
+            Not used, present for API consistency by convention.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            The teacher's posteriors, used instead of fitting `teacher`.
 
         Returns
         -------
@@ -461,9 +482,10 @@ class CertifiedVAE(
         return self
 
     def transform(self, X: ArrayLike) -> NDArray[np.floating]:
-        """Return the latent means mu(x); that of a sample does not depend on others.
+        """Return the latent means mu(x).
 
-        To the bit with fully connected networks, to rounding with your own modules.
+        The mean of a sample does not depend on the other samples: to the bit with fully
+        connected networks, to rounding with your own modules.
 
         Parameters
         ----------
@@ -473,14 +495,14 @@ class CertifiedVAE(
         Returns
         -------
         ndarray of shape (n_samples, latent_dim)
-            Computed in float32, returned in the dtype of `X`.
+            Latent means, computed in float32 and returned in the dtype of `X`.
         """
         check_is_fitted(self)
         samples = open_samples(self, X, reset=False)
         return self._means(samples).astype(_float_type(samples), copy=False)
 
     def encode(self, X: ArrayLike) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Return mean and standard deviation of the posterior q(z|x).
+        """Return means and standard deviations of the encoder's posterior q(z|x).
 
         Parameters
         ----------
@@ -490,16 +512,17 @@ class CertifiedVAE(
         Returns
         -------
         latent_mean, latent_std : ndarray of shape (n_samples, latent_dim)
-            mu(x), as :meth:`transform` returns it, and sigma(x), above 0.
+            mu(x), as :meth:`transform` returns it, and sigma(x). All values of sigma(x)
+            are above 0.
         """
         check_is_fitted(self)
         samples = open_samples(self, X, reset=False)
-        both = posterior(self.net_, self._preprocessor.standardise(samples))
+        both = posterior(self.net_, self._preprocessor.standardize(samples))
         mean, deviation = np.split(both.astype(_float_type(samples), copy=False), 2, 1)
         return mean, deviation
 
     def inverse_transform(self, Z: ArrayLike) -> NDArray[np.floating]:
-        """Return the decoder mean E[x|z] of codes.
+        """Decode codes: return the mean E[x|z] of the decoder's likelihood.
 
         Parameters
         ----------
@@ -509,7 +532,7 @@ class CertifiedVAE(
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Samples, in the units of `X`.
+            Reconstructed samples, in the units of `X`.
         """
         check_is_fitted(self)
         codes = check_array(Z, dtype=[np.float64, np.float32], input_name="Z")
@@ -519,6 +542,7 @@ class CertifiedVAE(
                 f"{codes.shape[1]}."
             )
         output = decode(self.net_, torch.from_numpy(codes.astype(np.float32)))
+        # The decoder of the Bernoulli likelihood returns logits.
         if self.net_.criterion_.likelihood == "bernoulli":
             output = expit(output)
         return self._standardisation.undo(output).astype(codes.dtype)
@@ -534,14 +558,15 @@ class CertifiedVAE(
         Parameters
         ----------
         n_samples : int, default=1
-            Number of samples to draw, at least 1.
+            Number of samples to generate, at least 1.
         random_state : int, RandomState instance or None, default=None
-            Seeds the draw; None for a different one at each call.
+            Determines random number generation for the codes. Pass an int for
+            reproducible output across multiple function calls.
 
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Samples, in the units of `X`.
+            Generated samples, in the units of `X`.
         """
         check_is_fitted(self)
         if n_samples < 1:
@@ -555,32 +580,35 @@ class CertifiedVAE(
     ) -> float:
         """Return the mean evidence lower bound, E[log p(x|z)] - KL(q(z|x) || N(0, I)).
 
-        One code is drawn per sample, with a fixed seed; `kl_weight` plays no part.
+        It is computed from one drawn code per sample, with a fixed seed. `kl_weight` is
+        not used.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Samples.
         y : Ignored
-            Present by convention.
+            Not used, present for API consistency by convention.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights of the mean; uniform when None.
+            Individual weights for each sample. None means that all samples have the
+            same weight.
 
         Returns
         -------
         float
-            Nats per sample, greater is better. For the Gaussian likelihood it is that
-            of a density in the units of `X`.
+            Evidence lower bound in nats per sample; greater is better. For the Gaussian
+            likelihood it refers to a density in the units of `X`.
         """
         check_is_fitted(self)
         samples = open_samples(self, X, reset=False)
         inputs = self._preprocessor
         with seeded(0, torch.device(self.net_.device)):
             bounds = [
-                evidence_bound(self.net_, inputs.standardisation.apply(chunk))
+                evidence_bound(self.net_, inputs.standardization.apply(chunk))
                 for chunk in inputs.check(samples)
             ]
         weight = check_sample_weight(sample_weight, len(samples))
+        # The network sees standardized samples; log_unit converts the density.
         return float(weight @ np.concatenate(bounds) - inputs.log_unit)
 
     def witness_log_proba(self, X: ArrayLike) -> Floats:
@@ -594,7 +622,7 @@ class CertifiedVAE(
         Returns
         -------
         ndarray of shape (n_samples, n_components)
-            Natural logarithms, in float64.
+            Natural logarithms of probabilities, in float64.
         """
         means = np.asarray(self.transform(X))
         return witness_log_proba(means, self.vertices_, self.witness_scale_)
@@ -606,47 +634,49 @@ class CertifiedVAE(
         ratio: ArrayLike | None = None,
         teacher_proba: ArrayLike | None = None,
     ) -> ForecastCurve:
-        """Forecast margin, energy and collapse before training; nothing is trained.
+        """Forecast margin, energy and collapse, without training the network.
 
-        Margin and energy follow from the teacher alone. The curve also tells from which
-        `kl_weight` on collapse would be an optimum without alignment and, for the
-        Gaussian likelihood, how many nats a linear VAE keeps at the present one.
+        Margin and energy follow from the teacher alone. The curve also contains the
+        `kl_weight` from which collapse is an optimum without alignment. For the
+        Gaussian likelihood it contains how many nats a linear VAE keeps at the current
+        `kl_weight`.
 
-        An unfitted estimator is not changed. The teacher is fitted as :meth:`fit` would
-        fit it, on the samples that it would train on, and is dropped afterwards. With
-        an int `random_state` it is the teacher that :meth:`fit` will have, and with
-        `memory` it is fitted once for both. A fitted estimator uses `teacher_` and
-        `witness_scale_`. The weights are the present parameters.
+        An unfitted estimator does not change. A teacher is fitted as :meth:`fit` would
+        fit it, on the same training samples, and is then discarded. With an int
+        `random_state` this is the teacher of :meth:`fit`, and with `memory` it is
+        fitted once for both. A fitted estimator uses `teacher_` and `witness_scale_`.
+        The weights are the current parameters.
 
-        Reconstruction is ignored: the forecast is not a bound on the margin of a
-        training.
+        The forecast ignores reconstruction, so it is not a bound on the margin that
+        training reaches.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Samples.
         ratio : float or array-like of shape (n_ratios,), default=None
-            alignment_weight / kl_weight, at least 0; 37 from 0.01 to 10,000 when None.
+            alignment_weight / kl_weight, at least 0. None uses 37 ratios from 0.01 to
+            10,000.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Posteriors to use instead of those of the teacher.
 
         Returns
         -------
         ForecastCurve
             Margin and energy at each ratio and at the weights of this estimator, and
-            the threshold of collapse.
+            the `kl_weight` at which collapse becomes an optimum without alignment.
 
         Raises
         ------
         ValueError
             If data or parameters are not valid, the samples do not vary, or `objective`
-            is given, since the forecast is of the KL term.
+            is not None. The forecast covers the KL term only.
 
         See Also
         --------
-        skvaecert.forecast.forecast_margin : What is computed.
-        skvaecert.forecast.collapse_threshold : The same without alignment.
-        skvaecert.plotting.ForecastDisplay : Draws it.
+        skvaecert.forecast.forecast_margin : The forecast, computed from arrays.
+        skvaecert.forecast.collapse_threshold : The threshold without alignment.
+        skvaecert.plotting.ForecastDisplay : Plot of the forecast.
 
         References
         ----------
@@ -668,15 +698,15 @@ class CertifiedVAE(
         self._validate_params()
         if self.objective is not None:
             raise ValueError(
-                "objective must be None for a forecast, which is of the KL term, got "
-                f"{self.objective!r}."
+                "objective must be None for a forecast, which covers the KL term only, "
+                f"got {self.objective!r}."
             )
         if hasattr(self, "net_"):
             samples, proba = self._open(X, teacher_proba)
             scale = self.witness_scale_
         else:
-            samples, proba, scale = self._coming_targets(X, teacher_proba)
-        # The threshold of standardised samples is the same.
+            samples, proba, scale = self._targets_of_fit(X, teacher_proba)
+        # The threshold does not change if samples are standardized.
         return forecast_curve(
             samples,
             proba,
@@ -694,17 +724,20 @@ class CertifiedVAE(
     ) -> EscapeReport:
         """Report whether the alignment loss can move the means apart, and if not, why.
 
+        Call it if training with alignment does not rescue a collapsed model.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, n_features)
             Samples.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Posteriors to use instead of those of the teacher.
 
         Returns
         -------
         EscapeReport
-            Verdict, forces, norm of the gradient and dead units; prints as a sentence.
+            Verdict, forces, norm of the gradient and dead units. `str` gives a
+            sentence.
 
         Raises
         ------
@@ -713,8 +746,8 @@ class CertifiedVAE(
 
         Notes
         -----
-        It takes four passes through the encoder, in chunks of samples, and leaves the
-        net as it was.
+        The report takes four passes through the encoder, in chunks of samples. The net
+        does not change.
 
         References
         ----------
@@ -723,9 +756,9 @@ class CertifiedVAE(
         check_is_fitted(self)
         samples, proba = self._open(X, teacher_proba)
         module, device = self.net_.module_, torch.device(self.net_.device)
-        # An encoder of one's own may draw, also in evaluation mode.
+        # A user's encoder may draw random numbers, even in evaluation mode.
         with seeded(0, device), differentiating(module):
-            chunks = self._preprocessor.standardise(samples)
+            chunks = self._preprocessor.standardize(samples)
             return report_escape(
                 module,
                 lambda x: module.encode(x.to(device))[0],
@@ -737,14 +770,14 @@ class CertifiedVAE(
             )
 
     def __sklearn_tags__(self) -> Tags:
-        """Tell scikit-learn that the dtype is kept."""
+        """Declare that `transform` preserves the dtype."""
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 
     @property
     def noise_variance_(self) -> float | None:  # numpydoc ignore=RT01
-        """Variance of the Gaussian likelihood; None for "bernoulli"."""
+        """Learned variance of the Gaussian likelihood; None for "bernoulli"."""
         if self.net_.criterion_.likelihood == "bernoulli":
             return None
         standard = torch.exp(bounded(self.net_.module_.raw_log_noise.detach()))
@@ -764,7 +797,7 @@ class CertifiedVAE(
         return Preprocessor(self, likelihood, self._standardisation)
 
     def _means(self, samples: Any) -> NDArray[np.float32]:
-        return encode(self.net_, self._preprocessor.standardise(samples))
+        return encode(self.net_, self._preprocessor.standardize(samples))
 
     def _open(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
@@ -780,15 +813,16 @@ class CertifiedVAE(
         )
         return samples, proba
 
-    def _coming_targets(
+    def _targets_of_fit(
         self, X: ArrayLike, teacher_proba: ArrayLike | None
     ) -> tuple[Any, Floats, float]:
-        """Return samples, posteriors and witness scale as a fit will have them."""
-        # What is fitted is set on a copy; the user's generator is not drawn from.
+        """Return the samples, posteriors and witness scale that a fit would use."""
+        # A copy, so that neither the estimator nor the user's generator changes.
         vae = copy.copy(self)
         vae.random_state = copy.deepcopy(self.random_state)
         data, _ = vae._prepare(X, teacher_proba, warm=False)
-        simplex_vertices(data.proba.shape[1], self.latent_dim)  # does it fit?
+        # Raises an error if the simplex does not fit into the latent space.
+        simplex_vertices(data.proba.shape[1], self.latent_dim)
         scale = resolve_witness_scale(self.witness_scale, data.proba)
         return data.samples, data.proba, scale
 
@@ -804,13 +838,13 @@ class CertifiedVAE(
         first = not hasattr(self, "net_")
 
         def keeps_progress(error: BaseException) -> bool:
-            # The finite epochs of a first fit: there is nothing to go back to.
+            # A first fit keeps its finite epochs: there is no earlier fit to restore.
             return first and isinstance(error, NonFiniteLossError) and self.n_iter_ > 0
 
         with restored_on_error(self, unless=keeps_progress):
             data, seed = self._prepare(X, teacher_proba, warm=warm)
             before = Snapshot(self.net_) if warm else None
-            # A warm fit draws other batches and codes than the epochs before it.
+            # A warm start draws other batches and codes than the epochs before it.
             seed += 0 if before is None else before.n_epochs
             device = resolve_device(self.device)
             with seeded(seed % _SEEDS, device):
@@ -824,26 +858,29 @@ class CertifiedVAE(
             raise interrupted(
                 self,
                 f"Training was interrupted: the model is that of {self.n_iter_} "
-                f"completed epochs out of {n_epochs}. To go on from it, set "
-                "warm_start=True and fit again.",
+                f"completed epochs out of {n_epochs}. To continue, set warm_start=True "
+                "and fit again.",
             )
         return data
 
     def _prepare(
         self, X: ArrayLike, teacher_proba: ArrayLike | None, *, warm: bool
     ) -> tuple[Data, int]:
-        """Check all that is given, ask the teacher; return data and a seed."""
+        """Check the arguments, fit the teacher if needed; return data and a seed."""
         samples = open_samples(self, X, reset=not warm, ensure_min_samples=2)
         teacher_seed, seed, split_seed = _seeds(self.random_state)
         if warm:
             self._check_warm(teacher_proba)
         else:
+            # Warm starts hold out the same samples.
             self._split_seed = split_seed
         self._check_early()
         n_samples, fraction = len(samples), self.validation_fraction
         training, held_out = split(n_samples, fraction, self._split_seed)
         if not warm:
-            self._begin(X, samples, teacher_proba, training, teacher_seed)
+            self._fit_scaling_and_teacher(
+                X, samples, teacher_proba, training, teacher_seed
+            )
         proba = posterior_of(
             self.teacher_,
             X,
@@ -854,7 +891,7 @@ class CertifiedVAE(
         return Data.cut(samples, proba, training, held_out), seed
 
     def _check_early(self) -> None:
-        """Find what is wrong before a teacher is fitted, which may take long."""
+        """Raise errors early, before the teacher is fitted, which may take long."""
         Prefit.of(self.prefit)
         check_callbacks(self.callbacks, self.validation_fraction)
         resolve_backend(self.torch_compile)
@@ -865,17 +902,20 @@ class CertifiedVAE(
 
     def _warn_of_ignored(self) -> None:
         if self.target_margin != _TARGET_MARGIN and not self._guarded:
-            warn_user("target_margin is not used: it is for alignment_weight='auto'.")
+            warn_user(
+                "target_margin is ignored, because alignment_weight is a number. Set "
+                "alignment_weight='auto' to use it."
+            )
 
     def _check_warm(self, teacher_proba: ArrayLike | None) -> None:
         check_unchanged(self)
         if teacher_proba is not None and self.teacher_ is not None:
             raise ValueError(
                 "teacher_proba must be left out: warm_start continues a fit with the "
-                "teacher in teacher_, which stays."
+                "teacher in teacher_. Leave it out, or set warm_start=False."
             )
 
-    def _begin(
+    def _fit_scaling_and_teacher(
         self,
         X: ArrayLike,
         samples: Any,
@@ -883,8 +923,8 @@ class CertifiedVAE(
         training: Index,
         seed: int,
     ) -> None:
-        """Learn what comes before the network: standardisation and teacher."""
-        self._standardisation = fit_standardisation(
+        """Fit what the network depends on: the standardization and the teacher."""
+        self._standardisation = fit_standardization(
             self, self.likelihood, lazy_part(samples, training)
         )
         self.teacher_ = None
@@ -898,7 +938,7 @@ class CertifiedVAE(
             )
 
     def _build(self, data: Data, device: torch.device, n_epochs: int) -> None:
-        """Set up everything that a warm start keeps."""
+        """Create what a warm start keeps: witness and network, prefitted if set."""
         self.vertices_ = simplex_vertices(data.proba.shape[1], self.latent_dim)
         self.witness_scale_ = resolve_witness_scale(self.witness_scale, data.proba)
         remember_params(self)
@@ -912,8 +952,8 @@ class CertifiedVAE(
         self._prefit(data, device)
 
     def _make_module(self, without: Sequence[str] = ()) -> VAE:
-        """Make the module; `without` names what fully connected layers stand in for."""
-        objective = _own_copy(self.objective)
+        """Create the module; `without` names networks to replace by linear layers."""
+        objective = _cloned(self.objective)
         objective.check(self.likelihood)
         return make_vae(
             self.n_features_in_,
@@ -939,7 +979,7 @@ class CertifiedVAE(
             device=device,
             vertices=self.vertices_,
             criterion__likelihood=self.likelihood,
-            criterion__objective=_own_copy(self.objective),
+            criterion__objective=_cloned(self.objective),
             criterion__scale=self.witness_scale_,
             criterion__kl_weight=kl_weight,
             criterion__alignment_weight=alignment_weight,
@@ -971,10 +1011,11 @@ class CertifiedVAE(
     ) -> float | LagrangeWeight:
         if not self._guarded:
             return float(self.alignment_weight)
-        return make_guard(self.target_margin, data.steering[1], device, earlier)
+        return make_guard(self.target_margin, data.guarded[1], device, earlier)
 
     def _prefit(self, data: Data, device: torch.device) -> None:
-        """Begin with a regression on the scaled analytic code (theory section 11)."""
+        """Regress the latent mean on the scaled analytic code (theory section 11)."""
+        # An earlier fit may have set it.
         self.__dict__.pop("prefit_alpha_", None)
         wanted = Prefit.of(self.prefit)
         if wanted is None:
@@ -986,7 +1027,7 @@ class CertifiedVAE(
         prefit(self.net_, dataset, wanted.epochs)
 
     def _train(self, data: Data, tasks: FitTasks, before: Snapshot | None) -> None:
-        """Train; a fit that goes on from `before` returns to it on an error."""
+        """Train; on an error, restore the net that a warm start began with."""
         dataset = self._preprocessor.training_sets(data, torch.device(self.net_.device))
         try:
             train(self.net_, dataset, Epochs(tasks, self._history))
@@ -1006,21 +1047,22 @@ class CertifiedVAE(
         self.n_iter_ = len(self.history_) - n_earlier
 
     def _warn_of_margin(self, data: Data) -> None:
-        samples, proba = data.steering
+        samples, proba = data.guarded
         means = self._means(samples)
         log_q = witness_log_proba(means, self.vertices_, self.witness_scale_)
         weight = float(self.net_.criterion_.alignment_weight)
         warn_if_unreached(proba, log_q, self.target_margin, weight, self.n_iter_)
 
     def __get_fitted__(self) -> dict[str, Any]:
-        """Return the fitted state: the contract in `skvaecert._state`."""
+        """Return the fitted state, as described in `skvaecert._state`."""
         check_unchanged(self)
         state = held(self, FITTED) | self._standardisation._asdict()
         return state | {"split_seed": self._split_seed, "net": net_state(self.net_)}
 
     def __set_fitted__(self, state: dict[str, Any]) -> None:
-        """Take a fitted state, which may be a stranger's, and check it."""
+        """Check a fitted state, which may come from an untrusted file, and set it."""
         self._validate_params()
+        # If both networks are the user's own, hidden_sizes is not used.
         own = [k for k in ("encoder", "decoder") if callable(getattr(self, k))]
         check_vae(state, self.latent_dim, len(self.hidden_sizes) if len(own) < 2 else 0)
         put(self, state, FITTED)
@@ -1041,7 +1083,10 @@ class CertifiedVAE(
 
 
 def _seeds(random_state: int | np.random.RandomState | None) -> tuple[int, ...]:
-    """Draw seeds for teacher, training and split, each the same whatever is drawn."""
+    """Return seeds for teacher, training and split.
+
+    All are drawn at once, so that no seed depends on which of the others are used.
+    """
     return tuple(map(int, check_random_state(random_state).randint(_SEEDS, size=3)))
 
 
@@ -1049,13 +1094,14 @@ def _float_type(samples: Any) -> type[np.floating]:
     return np.float32 if samples.dtype == np.float32 else np.float64
 
 
-def _own_copy(objective: Objective | None) -> Objective:
+def _cloned(objective: Objective | None) -> Objective:
     return Objective() if objective is None else clone(objective)
 
 
 def _check_hidden_sizes(hidden_sizes: Sequence[int]) -> tuple[int, ...]:
     if not all(isinstance(size, Integral) and size > 0 for size in hidden_sizes):
         raise ValueError(
-            f"hidden_sizes must be integers above 0, got {tuple(hidden_sizes)!r}."
+            "hidden_sizes must be a sequence of integers above 0, got "
+            f"{tuple(hidden_sizes)!r}."
         )
     return tuple(int(size) for size in hidden_sizes)

@@ -1,4 +1,4 @@
-"""Models trained elsewhere, as transformers that a CollapseCertifier takes."""
+"""Wrappers that turn models trained elsewhere into scikit-learn transformers."""
 
 from skvaecert.wrappers._encoder import TrainedEncoder
 

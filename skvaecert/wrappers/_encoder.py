@@ -1,4 +1,6 @@
-"""TrainedEncoder: an encoder trained elsewhere, as scikit-learn sees it."""
+"""TrainedEncoder: a model that was trained elsewhere, as a transformer."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from numbers import Integral
@@ -35,80 +37,88 @@ __all__ = ["TrainedEncoder"]
 Values = NDArray[np.floating]
 
 
-def _has_decoder(wrapper: "TrainedEncoder") -> bool:
+def _has_decoder(wrapper: TrainedEncoder) -> bool:
     return wrapper.decoder is not None
 
 
 class TrainedEncoder(
     VersionedMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator
 ):
-    """Wrap an encoder trained elsewhere, and its decoder, as a transformer.
+    """Wrap a model that was trained elsewhere as a scikit-learn transformer.
 
-    `encoder` is called on batches of samples and returns latent means, best with log
-    variances or standard deviations of the posterior. Modules are put into evaluation
-    mode, without gradients. All batches have the same size, the last one padded with
-    its last sample, so that the mean of a sample does not depend on the other samples.
+    Use it to diagnose or to certify a model of torch, skorch, pythae, Lightning, JAX or
+    another library as it is. Call :meth:`diagnose` to find out whether the model has
+    collapsed. For certificates, pass the wrapper in a
+    :class:`sklearn.frozen.FrozenEstimator` to a :class:`skvaecert.CollapseCertifier`.
+
+    `encoder` is called with batches of samples. It returns latent means, preferably
+    with log-variances or standard deviations of the posterior. Modules are evaluated in
+    evaluation mode and without gradients. All batches have the same size, so that the
+    mean of a sample does not depend on the other samples. The last batch is filled with
+    copies of its last sample.
 
     Parameters
     ----------
     encoder : callable
         Takes a batch of samples and returns ``mean`` of shape (n_batch, latent_dim), or
-        ``(mean, log_variance)``, or one of the things listed under `outputs`. More axes
-        are flattened. Its input depends on what it is:
+        ``(mean, log_variance)``, or one of the alternatives listed under `outputs`.
+        Further axes are flattened. The input depends on the type of the encoder:
 
-        - a :class:`torch.nn.Module`, or a method of one such as ``vae.encode``, gets
-          tensors on the module's device: floats in the module's precision, mostly
-          float32, integers as int64;
-        - any other callable gets NumPy arrays of the dtype of the samples;
-        - samples in a list reach both as a list.
+        - A :class:`torch.nn.Module`, or a method of a module such as ``vae.encode``,
+          takes tensors on the device of the module. Floats have the precision of the
+          module, mostly float32, and integers are int64.
+        - Any other callable takes NumPy arrays with the dtype of the samples.
+        - If the samples are a list, both take a list.
     decoder : callable or None, default=None
-        Takes a batch of codes of shape (n_batch, latent_dim) in the same way and
-        returns samples in the units of X, of any shape; or an object or mapping with
-        `reconstruction`, `sample` or `loc`; or a distribution, whose mean is used. None
-        for no decoder.
+        Takes a batch of codes of shape (n_batch, latent_dim), with the same rules as
+        `encoder`. It returns samples of any shape in the units of X; or an object or
+        mapping with `reconstruction`, `sample` or `loc`; or a distribution, whose mean
+        is used. None means that there is no decoder.
     input_shape : tuple of int or None, default=None
-        Shape of one sample, for encoders that take no flat samples where X is flat, as
-        in a :class:`skvaecert.CollapseCertifier`: for example (1, 28, 28). None for
-        samples as they are.
+        Shape of one sample, for example (1, 28, 28). Set it for encoders that do not
+        take flat samples, if X is flat, as in a :class:`skvaecert.CollapseCertifier`.
+        None leaves the shape of samples as it is.
     batch_size : int, default=256
         Number of samples in each batch, at least 1.
     outputs : dict or None, default=None
-        Which output is what: the place or the name of the "mean", and maybe of one of
-        "log_variance", "std" and "variance". For a network that returns
-        (reconstruction, mean, log_variance) it is ``{"mean": 1, "log_variance": 2}``;
-        for standard deviations as second output ``{"mean": 0, "std": 1}``; for an
-        object or mapping ``{"mean": "z_mean", "variance": "z_var"}``. An output that
-        holds both is the "posterior": ``{"posterior": 1}``. None reads, without being
-        told,
+        Maps "mean", and optionally one of "log_variance", "std" and "variance", to the
+        position or the name of an output. For a network that returns (reconstruction,
+        mean, log_variance) it is ``{"mean": 1, "log_variance": 2}``. For standard
+        deviations as the second output it is ``{"mean": 0, "std": 1}``. For an object
+        or mapping it is, for example, ``{"mean": "z_mean", "variance": "z_var"}``. Use
+        ``{"posterior": 1}`` for an output that contains both. None recognizes
 
-        - one array: means; two in a tuple or list: (mean, log_variance);
-        - a Normal distribution, of torch or of another library, also in Independent.
-          Of other distributions only the mean is used, and :meth:`encode` refuses them;
-        - an object or mapping with these, or with them in its `latent_dist`: `mean`,
+        - one array, as means, and a tuple or list of two, as (mean, log_variance);
+        - a Normal distribution of torch or another library, also in Independent. From
+          other distributions only the mean is used, and :meth:`encode` raises an error;
+        - an object or mapping with these, or with these in its `latent_dist`: `mean`,
           `mu`, `loc` or `embedding`, and `log_variance`, `logvar`, `log_var`,
           `log_covariance`, `std`, `scale` or `variance`.
 
     Attributes
     ----------
     latent_dim_ : int
-        Number of latent dimensions. Like those below, it is set by :meth:`fit` only.
+        Number of latent dimensions. Like the attributes below, it is defined only after
+        :meth:`fit`.
     n_features_in_ : int
-        Number of features seen in :meth:`fit`.
+        Number of features seen during :meth:`fit`.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
-        Names of features seen in :meth:`fit`, if they are all strings.
+        Names of features seen during :meth:`fit`. Defined only when `X` has feature
+        names that are all strings.
 
     See Also
     --------
-    skvaecert.CollapseCertifier : Certifies it, wrapped in a FrozenEstimator.
+    skvaecert.CollapseCertifier : Certificates for the wrapped model.
+    skvaecert.diagnose : The diagnosis, computed from arrays.
 
     Notes
     -----
-    Pass the method that returns means. A method that draws codes, like `embed` of
-    pythae's VAE, advances torch's generator and certifies nothing: its noise counts as
-    error of the means.
+    Pass the method that returns means. A method that draws codes, such as `embed` of
+    pythae's VAE, advances torch's random generator and certifies nothing, because its
+    noise counts as an error of the means.
 
-    Torch computes in full float32 meanwhile, not in TF32, also where
-    ``torch.set_float32_matmul_precision`` or a default of GPUs allows it.
+    Torch computes in full float32 here, not in TF32, even if
+    ``torch.set_float32_matmul_precision`` or a default of GPUs allows TF32.
 
     Examples
     --------
@@ -118,7 +128,7 @@ class TrainedEncoder(
     >>> from skvaecert import CollapseCertifier, GMMTeacher
     >>> from skvaecert.wrappers import TrainedEncoder
     >>> X = load_iris().data
-    >>> vae = torch.nn.ModuleDict(  # stands for yours
+    >>> vae = torch.nn.ModuleDict(  # replace it by your model
     ...     {"encoder": torch.nn.Linear(4, 2), "decoder": torch.nn.Linear(2, 4)})
     >>> model = TrainedEncoder(vae["encoder"], vae["decoder"])
     >>> model.transform(X).shape
@@ -156,14 +166,14 @@ class TrainedEncoder(
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: Any = None) -> Self:
-        """Check that the encoder takes such samples; nothing is fitted.
+        """Check that the encoder accepts the samples. Nothing is fitted.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...), list, Dataset or DataLoader
-            Samples, as in :meth:`transform`; one batch of them is encoded.
+            Samples, as in :meth:`transform`. One batch is encoded.
         y : Ignored
-            Present by convention.
+            Not used, present for API consistency by convention.
 
         Returns
         -------
@@ -182,25 +192,26 @@ class TrainedEncoder(
         Parameters
         ----------
         X : array-like of shape (n_samples, ...), list, Dataset or DataLoader
-            Samples. A list holds anything that the encoder takes a list of: strings,
-            sequences of different lengths. Of the items of a torch Dataset and of the
-            batches of a DataLoader the first part is used, where they are tuples.
+            Samples. A list may contain anything that the encoder takes in a list, such
+            as strings or sequences of different lengths. If the items of a Dataset or
+            the batches of a DataLoader are tuples, their first part is used.
 
         Returns
         -------
         ndarray of shape (n_samples, latent_dim)
-            In float32 if the encoder returns that or less precision, else in float64.
+            Latent means. The dtype is float32 if the encoder returns float32 or less
+            precision, else float64.
 
         Raises
         ------
         ValueError
-            If the encoder returns anything else, or values that are not finite, or a
-            DataLoader may shuffle: the order of the means would not be known.
+            If the encoder returns other outputs or values that are not finite, or if a
+            DataLoader may shuffle, because the order of the means would not be known.
         """
         return self._encoder.outputs(self._opened(X)).mean
 
     def encode(self, X: ArrayLike) -> tuple[Values, Values]:
-        """Return the parameters of the posterior q(z|x) = N(mean, diag(std^2)).
+        """Return means and standard deviations of q(z|x) = N(mean, diag(std^2)).
 
         Parameters
         ----------
@@ -210,21 +221,22 @@ class TrainedEncoder(
         Returns
         -------
         latent_mean : ndarray of shape (n_samples, latent_dim)
-            As from :meth:`transform`.
+            Latent means, as from :meth:`transform`.
         latent_std : ndarray of shape (n_samples, latent_dim)
-            Standard deviations: exp(log_variance / 2), or as `outputs` says.
+            Standard deviations: exp(log_variance / 2), or as set by `outputs`.
 
         Raises
         ------
         ValueError
-            If the encoder returns means only, or a distribution that is no Gaussian
+            If the encoder returns only means, a distribution that is not a Gaussian
             with independent dimensions, or standard deviations or variances that are
-            not above 0; or as :meth:`transform`.
+            not above 0; or as in :meth:`transform`.
 
         Warns
         -----
         UserWarning
-            If all log variances are above 0, as standard deviations and variances are.
+            If all log-variances are above 0, which suggests that they are standard
+            deviations or variances.
         """
         outputs = self._encoder.outputs(self._opened(X))
         return outputs.mean, outputs.std()
@@ -241,12 +253,12 @@ class TrainedEncoder(
         Returns
         -------
         ndarray of shape (n_samples, n_features)
-            Flat samples, in the units that the decoder returns.
+            Reconstructed samples, flattened, in the units that the decoder returns.
 
         Raises
         ------
         ValueError
-            If the decoder returns anything else, or values that are not finite.
+            If the decoder returns other outputs, or values that are not finite.
         """
         self._validate_params()
         codes = check_array(Z, input_name="Z")
@@ -261,23 +273,25 @@ class TrainedEncoder(
         sample_weight: ArrayLike | None = None,
         **options: Any,
     ) -> Diagnosis:
-        """Tell whether the model has collapsed: :func:`skvaecert.diagnose` of it.
+        """Find out whether the model has collapsed.
 
-        Also between two epochs of training: modules are evaluated in evaluation mode,
-        without gradients, and put back; torch's random generators stay where they were.
+        This is :func:`skvaecert.diagnose` for the model. It can also be called between
+        two epochs of training: modules are evaluated in evaluation mode and without
+        gradients, and their mode and torch's random generators are restored.
 
         Parameters
         ----------
         X : array-like of shape (n_samples, ...), list, Dataset or DataLoader
-            Samples, as in :meth:`transform`. Floats are also what outputs of the
-            decoder are compared with.
+            Samples, as in :meth:`transform`. If they are floats, outputs of the decoder
+            are compared with them.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors of a teacher, in the order of the samples: a DataLoader that
-            shuffles is refused.
+            Posteriors of a teacher, in the order of the samples. A DataLoader that
+            shuffles raises an error.
         witness : AlignmentLoss or None, default=None
-            The loss that the model is trained with, if it is one.
+            The alignment loss that the model was trained with, if there is one.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None.
+            Individual weights for each sample. None means that all samples have the
+            same weight.
         **options : dict
             Other parameters of :func:`skvaecert.diagnose`: `likelihood`,
             `noise_variance`, `reduction`, `kl_weight`, `negligible`, `confidence`,
@@ -292,7 +306,7 @@ class TrainedEncoder(
         Raises
         ------
         ValueError
-            As :func:`skvaecert.diagnose` and :meth:`encode`.
+            As in :func:`skvaecert.diagnose` and :meth:`encode`.
 
         Warns
         -----
@@ -302,16 +316,18 @@ class TrainedEncoder(
 
         Notes
         -----
-        Samples are encoded once, and some of them again in other batches. With
+        All samples are encoded once, and some of them again in other batches. With
         ``n_draws=4000``, 2,000 images of 784 pixels took 0.18 s with fully connected
-        networks and 0.46 s with convolutions: a quarter and a tenth of an epoch of
-        10,000 such images (one thread of a CPU).
+        networks and 0.46 s with convolutions. This is a quarter and a tenth of an epoch
+        of 10,000 such images (one thread of a CPU).
         """
         self._validate_params()
+        # Values for each sample belong to samples in a known order.
         in_order = teacher_proba is not None or sample_weight is not None
         with self._encoder.seeded(), self._decoder.seeded():
             samples = as_samples(X, in_order=in_order)
             opened = open_samples(self, samples)
+            # The same checks of stability as in a CollapseCertifier.
             encoded = EncodedSamples(self, None, samples, weight=sample_weight)
             is_gaussian = self._encoder.outputs(opened[:1]).is_gaussian
             codes, stability = codes_of([encoded], is_gaussian, sample_weight)
@@ -330,6 +346,8 @@ class TrainedEncoder(
     ) -> EscapeReport:
         """Report whether the alignment loss can move the means apart, and if not, why.
 
+        Call it if training with alignment does not rescue a collapsed model.
+
         Parameters
         ----------
         X : array-like of shape (n_samples, ...), list, Dataset or DataLoader
@@ -337,26 +355,27 @@ class TrainedEncoder(
         teacher_proba : array-like of shape (n_samples, n_components)
             Posteriors of a teacher for the same samples.
         witness : AlignmentLoss or None, default=None
-            The loss to train with. None for the fixed simplex at the prior-matched
-            scale of `teacher_proba`.
+            The alignment loss to train with. None uses the fixed simplex at the
+            prior-matched scale of `teacher_proba`.
 
         Returns
         -------
         EscapeReport
-            Verdict, forces, norm of the gradient and dead units; prints as a sentence.
+            Verdict, forces, norm of the gradient and dead units. `str` gives a
+            sentence.
 
         Raises
         ------
         ValueError
-            If the encoder is no torch module or method of one, computes in 16 bits,
-            switches gradients off or has one that is not finite; if posteriors do not
-            fit; or as :meth:`transform`.
+            If the encoder is not a torch module or a method of a torch module, computes
+            in 16 bits, disables gradients, or has a gradient that is not finite; if the
+            posteriors do not fit the samples; or as in :meth:`transform`.
 
         Notes
         -----
-        It takes three passes through the encoder, in evaluation mode, and leaves the
-        module as it was. Parameters that are frozen, or that the means do not depend
-        on, do not count.
+        The report takes three passes through the encoder, in evaluation mode. The
+        module does not change. Parameters that are frozen, or that the means do not
+        depend on, do not count.
 
         References
         ----------
@@ -381,6 +400,8 @@ class TrainedEncoder(
         self._validate_params()
         return open_samples(self, X, in_order=True)
 
+    # Created at each use, so that set_params takes effect.
+
     @property
     def _encoder(self) -> Network:
         def read(result: Any) -> Outputs:
@@ -393,11 +414,12 @@ class TrainedEncoder(
         return Network("decoder", self.decoder, self.batch_size, read_samples)
 
     def _validate_params(self) -> None:
+        # First, because scikit-learn's error does not mention nets of skorch.
         if not callable(self.encoder):
             raise ValueError(
-                "encoder must be callable, a torch module, a method such as vae.encode "
-                f"or a function, got {type(self.encoder).__name__}. Of a net of skorch "
-                "give net.module_ or a method of it."
+                "encoder must be callable: a torch module, a method such as "
+                f"vae.encode or a function, got {type(self.encoder).__name__}. For a "
+                "net of skorch pass net.module_ or a method of it."
             )
         super()._validate_params()
         check_names(self.outputs)
@@ -405,22 +427,22 @@ class TrainedEncoder(
             if isinstance(getattr(self, name), type):
                 given = getattr(self, name).__name__
                 raise ValueError(
-                    f"{name} must be a callable that was trained, got the class "
-                    f"{given}. Give an instance, or a method of one."
+                    f"{name} must be a trained model, got the class {given}. Pass an "
+                    "instance, or a method of an instance."
                 )
 
     def __sklearn_is_fitted__(self) -> bool:
-        """Return True: it was trained elsewhere.
+        """Return True: the model was trained elsewhere.
 
         Returns
         -------
         bool
-            True.
+            Always True.
         """
         return True
 
     def __sklearn_tags__(self) -> Tags:
-        """Declare that nothing is fitted, and that the model decides on the dtype."""
+        """Declare that no fit is required, and that the model determines the dtype."""
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         tags.transformer_tags.preserves_dtype = []
@@ -432,6 +454,6 @@ class TrainedEncoder(
 
 
 def _floats(samples: Any) -> Any:
-    """Return samples that outputs of a decoder can be compared with; None of others."""
+    """Return float samples, to compare outputs of a decoder with; None for others."""
     dtype = getattr(samples, "dtype", None)
     return None if dtype is None or dtype.kind != "f" else np.asarray(samples)

@@ -1,4 +1,4 @@
-"""Samples as an encoder takes them: checked, and in batches of one size."""
+"""Inputs of an encoder: samples are checked and cut into batches of one size."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ __all__ = ["Network", "open_samples"]
 def open_samples(
     estimator: BaseEstimator, X: Any, *, reset: bool = False, in_order: bool = False
 ) -> Any:
-    """Return samples that can be indexed: a checked array, or a list as it is."""
+    """Return samples that can be indexed: a checked array, or an unchanged list."""
     X = as_samples(X, in_order=in_order)
     if is_sequence(X):
         if not len(X):
@@ -43,18 +43,18 @@ def open_samples(
         return list(X)
     if isinstance(X, str | bytes | dict | set) and not hasattr(X, "shape"):
         raise ValueError(
-            "X must be an array, a list with an item for each sample, a Dataset or a "
+            "X must be an array, a list with one item for each sample, a Dataset or a "
             f"DataLoader, got {type(X).__name__}."
         )
     if isinstance(X, DatasetSamples):
-        # The others are checked as they are read.
+        # The first sample only: the others are checked when they are read.
         _checked(estimator, X[:1], reset)
         return X
     return _checked(estimator, X, reset)
 
 
 def _checked(estimator: BaseEstimator, X: Any, reset: bool) -> Any:
-    # Without a fit there are no names to compare with, and no reason to warn.
+    # Before fit there are no feature names to compare with.
     if reset or hasattr(estimator, "n_features_in_"):
         return validate_data(estimator, X, reset=reset, allow_nd=True)
     return check_array(X, estimator=estimator, input_name="X", allow_nd=True)
@@ -62,7 +62,7 @@ def _checked(estimator: BaseEstimator, X: Any, reset: bool) -> Any:
 
 @dataclass(frozen=True)
 class Network:
-    """An encoder or a decoder: how it is called, and how its results are read."""
+    """An encoder or a decoder, with the settings for calling it."""
 
     name: str
     function: Any
@@ -72,17 +72,17 @@ class Network:
 
     @property
     def module(self) -> nn.Module | None:
-        """The module that it is, or is a method of."""
+        """The torch module that is called, or whose method is called, if any."""
         return _module_of(self.function)
 
     def seeded(self) -> AbstractContextManager[None]:
-        """Seed torch, and put its generators back."""
+        """Seed torch, and restore its generators afterwards."""
         return seeded(0, device_of(self.module))
 
     def outputs(self, X: Any) -> Outputs:
-        """Return what it makes of samples, in batches of one size."""
+        """Return the outputs for all samples, computed in batches of one size."""
         size, found = self.batch_size, []
-        # No inference mode: what a module keeps from its first pass, a table or lazy
+        # Not inference_mode: what a module creates in its first pass, such as lazy
         # parameters, could not be trained later.
         with torch.no_grad(), evaluating(self.module):
             for batch in self._batches(X):
@@ -91,14 +91,13 @@ class Network:
         return joined(self.name, found)
 
     def escape_report(self, X: Any, teacher_proba: Any, witness: Any) -> EscapeReport:
-        """Report whether the gradient of a torch encoder moves its means apart."""
+        """Report whether the gradient of the alignment loss moves the means apart."""
         module = self.module
         if module is None:
             raise ValueError(
-                "encoder must be a torch module, or a method of one, for an escape "
-                "report, since the gradient of other functions is not known. Got "
-                f"{self.function!r}: pass the torch module or its method, such as "
-                "vae.encode."
+                "encoder must be a torch module or a method of a torch module for an "
+                f"escape report, got {self.function!r}. The report needs its gradient: "
+                "pass the torch module or its method, such as vae.encode."
             )
         with self.seeded():
             mean = self.outputs(X).mean.astype(np.float64)
@@ -126,15 +125,16 @@ class Network:
                 return self.function(batch)
             return self.function(_tensor(batch, module))
         except Exception as error:
+            # The error of the model itself, with a note on its input.
             error.add_note(_note(self.name, batch, module))
             raise
 
 
 def _simplex(witness: Any, proba: Floats, latent_dim: int) -> tuple[Floats, float]:
-    """Return vertices and scale, without a witness of the fixed simplex."""
+    """Return vertices and scale of the witness; None uses the fixed simplex."""
     if witness is not None:
         return simplex_of(witness)
-    # Uniform posteriors say nothing at any scale.
+    # The prior-matched scale of uniform posteriors is 0; any scale will do.
     scale = prior_matched_scale(proba) or 1.0
     return simplex_vertices(proba.shape[1], latent_dim), scale
 
@@ -142,7 +142,9 @@ def _simplex(witness: Any, proba: Floats, latent_dim: int) -> tuple[Floats, floa
 def _reshaped(batch: Any, input_shape: Any) -> Any:
     shape = tuple(map(int, input_shape))
     if isinstance(batch, list):
-        raise ValueError("input_shape must be None for a list of samples.")
+        raise ValueError(
+            f"input_shape must be None if X is a list of samples, got {shape}."
+        )
     n_values = math.prod(batch.shape[1:])
     if math.prod(shape) != n_values:
         raise ValueError(
@@ -153,7 +155,7 @@ def _reshaped(batch: Any, input_shape: Any) -> Any:
 
 
 def _padded(batch: Any, size: int) -> Any:
-    """Fill a batch up with its last sample."""
+    """Fill a batch with copies of its last sample."""
     missing = size - len(batch)
     if isinstance(batch, list):
         return batch + batch[-1:] * missing
@@ -163,42 +165,45 @@ def _padded(batch: Any, size: int) -> Any:
 def _note(name: str, batch: Any, module: nn.Module | None) -> str:
     if isinstance(batch, list):
         return (
-            f"{name} was given a list of {type(batch[0]).__name__}, as X is one. Give "
-            "an array for an array, or for a tensor if it is a torch module."
+            f"{name} was called with a list of {type(batch[0]).__name__}, because X is "
+            "a list. Pass an array, so that a torch module gets a tensor, and another "
+            "callable an array."
         )
     kind = f"an array of {batch.dtype}" if module is None else "a tensor"
     note = (
-        f"{name} was given {kind} of shape {batch.shape}. Torch modules and their "
-        "methods are given tensors, other callables arrays: in the place of a function "
-        "around a module, give the module or a method of it. input_shape in "
+        f"{name} was called with {kind} of shape {batch.shape}. Torch modules and "
+        "their methods get tensors, other callables get arrays. Instead of a function "
+        "that calls a module, pass the module or a method of it. input_shape in "
         "TrainedEncoder sets the shape of a sample."
     )
     if module is not None and batch.dtype.kind in "iu":
         note += (
-            " Integers stay integers, since they may be tokens: give "
-            "X.astype(numpy.float32) to a module that computes with them."
+            " Integers stay integers, because they may be tokens. If the module "
+            "computes with them, pass X.astype(numpy.float32)."
         )
     return note
 
 
 def _tensor(batch: Any, module: nn.Module) -> Tensor:
-    """Return the batch on the device of the module, floats in its precision."""
+    """Return the batch on the device of the module, with floats in its precision."""
     device = device_of(module)
+    # Integers are indices, for example of tokens: torch needs int64 for them.
     if batch.dtype.kind in "iu":
         return torch.from_numpy(batch.astype(np.int64)).to(device)
     state = chain(module.parameters(), module.buffers())
     dtype = next((t.dtype for t in state if t.is_floating_point()), torch.float32)
+    # NumPy does not have all dtypes of torch, so torch converts to the final one.
     exact = np.float64 if dtype == torch.float64 else np.float32
     return torch.from_numpy(batch.astype(exact)).to(device, dtype)
 
 
 def _module_of(function: Any) -> nn.Module | None:
-    """Return the module that a callable is, or is a method of."""
+    """Return the torch module that a callable is, or whose method it is."""
     if isinstance(function, partial):
         return _module_of(function.func)
     owner = getattr(function, "__self__", function)
     if isinstance(owner, nn.Module):
         return owner
-    # torch.compile and decorators keep what they wrap.
+    # torch.compile and decorators store the function that they wrap.
     inner = getattr(function, "__wrapped__", None)
     return None if inner is None else _module_of(inner)

@@ -1,4 +1,4 @@
-"""What an encoder or a decoder returns, read as means and standard deviations."""
+"""Outputs of an encoder or a decoder, converted to means and standard deviations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ __all__ = ["Outputs", "check_names", "joined", "read_posterior", "read_samples"]
 Values = NDArray[np.floating]
 
 _MEASURES = ("log_variance", "std", "variance")
-# What they are called in returned objects, by pythae and diffusers among others.
+# Names of outputs in returned objects, for example in pythae and diffusers.
 _NAMES = {
     "mean": ("mean", "mu", "loc", "embedding"),
     "log_variance": ("log_variance", "logvar", "log_var", "log_covariance"),
@@ -24,16 +24,17 @@ _NAMES = {
     "variance": ("variance",),
 }
 _SAMPLES = ("reconstruction", "sample", "loc", "mean")
-# How many outputs an error lists.
+# Maximum number of outputs that an error lists.
 _MOST_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Means, and what measures the spread of a Gaussian around them, if there is one.
+    """Means and, if there are any, measures of the Gaussian spread around them.
 
-    `keys` are the places or names of both. `returned` describes all that came back, and
-    `distribution` names what kind of one it was, if any.
+    `measure` is the kind of `spread`: "log_variance", "std" or "variance". `keys` are
+    the positions or names of both outputs. `returned` describes the whole result, and
+    `distribution` is the name of its class if it is a distribution.
     """
 
     mean: Any
@@ -44,26 +45,28 @@ class Outputs:
     distribution: str = ""
 
     def arrays(self, name: str, size: int, n_samples: int) -> "Outputs":
-        """Return both as arrays of shape (n_samples, n_values).
+        """Return mean and spread as arrays of shape (n_samples, n_values).
 
-        Copies of the first `n_samples` of a batch, since memory may be used again.
+        They are copies, since a model may reuse memory, and contain the first
+        `n_samples` of a batch: the rest is padding.
         """
         mean, spread = _floats(name, self.mean), self.spread
         if mean.ndim < 2 or len(mean) != size:
             raise ValueError(
-                f"{name} must return an array with an entry for each sample of its "
-                f"batch, shape ({size}, ...), got {self.returned}. Return one value "
-                "for each sample as a column."
+                f"{name} must return an array with one entry for each sample of its "
+                f"batch, shape ({size}, ...), got {self.returned}. If there is one "
+                "value for each sample, return a column."
             )
         if spread is not None:
             spread = _floats(name, spread)
+            # The scale of a distribution may have fewer values than its mean.
             if self.distribution:
                 spread = np.broadcast_to(spread, mean.shape)
             if spread.shape != mean.shape:
                 raise ValueError(
                     f"{name} must return a {self.measure} of the shape of the mean, "
                     f"{mean.shape}, got shape {spread.shape} in {self.returned}."
-                    + _naming()
+                    + _naming_hint()
                 )
             spread = spread[:n_samples].reshape(n_samples, -1).copy()
         mean = mean[:n_samples].reshape(n_samples, -1).copy()
@@ -71,7 +74,7 @@ class Outputs:
 
     @property
     def is_gaussian(self) -> bool:
-        """Whether :meth:`std` must give standard deviations, or say why it cannot."""
+        """Whether :meth:`std` returns standard deviations, or raises an error."""
         return self.spread is not None or bool(self.distribution)
 
     def std(self) -> Values:
@@ -84,7 +87,7 @@ class Outputs:
                 std = np.asarray(np.exp(self.spread / 2))
             if not (std.min() > 0 and np.isfinite(std.max())):
                 raise ValueError(
-                    "encoder must return log variances whose exponentials neither "
+                    "encoder must return log-variances whose exponentials neither "
                     f"vanish nor overflow in {std.dtype}, got values from "
                     f"{smallest:.3g} to {largest:.3g}."
                 )
@@ -94,7 +97,7 @@ class Outputs:
         if not smallest > 0:
             raise ValueError(
                 f"encoder must return values above 0 as {self.measure}, got a smallest "
-                f"one of {smallest:.3g}. If they are logarithms of variances, set "
+                f"value of {smallest:.3g}. If they are log-variances, set "
                 f"{self._named('log_variance')} in TrainedEncoder."
             )
         return self.spread if self.measure == "std" else np.sqrt(self.spread)
@@ -107,7 +110,7 @@ class Outputs:
             )
         else:
             way_out = (
-                "If they are there, name them in TrainedEncoder, for example "
+                "If it returns them, name them in TrainedEncoder, for example "
                 f'outputs={{"mean": {self.keys[0]!r}, "log_variance": ...}}, or "std" '
                 'or "variance".'
             )
@@ -118,12 +121,12 @@ class Outputs:
         )
 
     def _warn(self) -> None:
-        # Without the values: Python shows the same text once.
+        # The text contains no values, so that Python shows the warning once.
         warn_user(
-            f"Output {self.keys[1]!r} of encoder is read as log variances, and all its "
-            "values are above 0, as those of standard deviations and variances are. If "
-            f"it holds these, set {self._named('std')} in TrainedEncoder, or "
-            '"variance" in the place of "std".'
+            f"Output {self.keys[1]!r} of encoder is read as log-variances, but all its "
+            "values are above 0. If it contains standard deviations, set "
+            f"{self._named('std')} in TrainedEncoder. If it contains variances, use "
+            '"variance" instead of "std".'
         )
 
     def _named(self, measure: str) -> str:
@@ -132,7 +135,7 @@ class Outputs:
 
 
 def joined(name: str, batches: Sequence[Outputs]) -> Outputs:
-    """Return the outputs for all batches, which must be of one kind and finite."""
+    """Concatenate the outputs of all batches, which must have one kind of spread."""
     kinds = {batch.measure for batch in batches}
     if len(kinds) > 1:
         raise ValueError(
@@ -170,21 +173,21 @@ def check_names(outputs: Any) -> None:
     )
     if not right or any(type(key) not in (int, str) for key in outputs.values()):
         raise ValueError(
-            "outputs must be None or a dict that names outputs by their place or their "
-            'name: "mean" and maybe one of "log_variance", "std", "variance", or '
-            '"posterior" alone for one that holds both. For example '
-            f'{{"mean": 1, "log_variance": 2}}. Got {outputs!r}.'
+            "outputs must be None, or a dict with positions or names of outputs: for "
+            '"mean" and optionally one of "log_variance", "std" and "variance", or for '
+            '"posterior" alone. For example {"mean": 1, "log_variance": 2}. Got '
+            f"{outputs!r}."
         )
 
 
 def read_posterior(result: Any, names: Mapping[str, Any] | None) -> Outputs:
-    """Return the outputs of an encoder: those that are named, or all that is known."""
-    found = _picked(result, names) if names else _found(result)
+    """Return the outputs of an encoder, by the given names or by known patterns."""
+    found = _named_outputs(result, names) if names else _recognized(result)
     return replace(found, returned=_described(result))
 
 
 def read_samples(result: Any) -> Outputs:
-    """Return the output of a decoder: the mean of its likelihood."""
+    """Return the output of a decoder, which is the mean of its likelihood."""
     mean = None
     if _is_array(result):
         mean = result
@@ -203,8 +206,9 @@ def read_samples(result: Any) -> Outputs:
     return Outputs(mean, returned=_described(result))
 
 
-def _found(result: Any) -> Outputs:
-    """Find means and spreads without being told where."""
+def _recognized(result: Any) -> Outputs:
+    """Find means and spreads by known patterns."""
+    # Some libraries return the posterior inside another object.
     inner = _entry(result, "latent_dist")
     result = result if inner is None else inner
     if _is_array(result):
@@ -216,16 +220,16 @@ def _found(result: Any) -> Outputs:
     return _by_name(result)
 
 
-def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
-    """Take the outputs that are named."""
+def _named_outputs(result: Any, names: Mapping[str, Any]) -> Outputs:
+    """Find means and spreads by the positions or names that the user gave."""
     values = {role: _at(result, key) for role, key in names.items()}
     if "posterior" in values:
-        return _found(values["posterior"])
+        return _recognized(values["posterior"])
     for value in values.values():
         if not _is_array(value):
             raise ValueError(
                 f"outputs must name arrays, got {names} for {_described(value)}. Name "
-                'a distribution, or a tuple of both, "posterior".'
+                'a distribution, or a tuple of mean and spread, "posterior".'
             )
     measure = next((name for name in names if name != "mean"), "")
     keys = names["mean"], names.get(measure)
@@ -233,7 +237,7 @@ def _picked(result: Any, names: Mapping[str, Any]) -> Outputs:
 
 
 def _at(result: Any, key: int | str) -> Any:
-    """Return an output by its place or its name."""
+    """Return an output by its position or its name."""
     value = None
     if isinstance(key, str):
         value = _entry(result, key)
@@ -241,7 +245,7 @@ def _at(result: Any, key: int | str) -> Any:
         value = result[key]
     if value is None:
         raise ValueError(
-            f"outputs must name what encoder returns, got {key!r}, and it returns "
+            f"outputs must name what encoder returns, got {key!r}, but it returns "
             f"{_described(result)}."
         )
     return value
@@ -251,8 +255,8 @@ def _by_place(result: Any) -> Outputs:
     if len(result) not in (1, 2) or not all(map(_is_array, result)):
         raise ValueError(
             "encoder must return the mean, or (mean, log_variance), got "
-            f"{_described(result)}.{_naming(*_pair(result))} If one of them is a "
-            'distribution or holds both, name it "posterior".'
+            f"{_described(result)}.{_naming_hint(*_likely_positions(result))} If one "
+            'output is a distribution or contains both, name it "posterior".'
         )
     mean, spread = (*result, None)[:2]
     return Outputs(mean, spread, "log_variance" if len(result) == 2 else "")
@@ -265,7 +269,7 @@ def _by_name(result: Any) -> Outputs:
         raise ValueError(
             "encoder must return the mean, or (mean, log_variance), or an object with "
             f"them by name, or a Normal distribution, got {_described(result)}."
-            + _naming()
+            + _naming_hint()
         )
     measure = next((m for m in _MEASURES if found[m]), "")
     spread = found.get(measure)
@@ -274,24 +278,26 @@ def _by_name(result: Any) -> Outputs:
 
 
 def _only(result: Any, names: Sequence[str]) -> str | None:
-    """Return the one of these names that the result has."""
+    """Return the only one of these names that the result has, or None."""
     present = [name for name in names if _is_array(_entry(result, name))]
     if len(present) > 1:
         raise ValueError(
-            f"encoder must return one output of a kind, got {_described(result)}, and "
-            f"{' and '.join(present)} could both be meant." + _naming(present[0])
+            f"encoder must return one output of each kind, got {_described(result)}, "
+            f"where {' and '.join(present)} could both be meant."
+            + _naming_hint(present[0])
         )
     return present[0] if present else None
 
 
 def _of_distribution(result: Any) -> Outputs:
-    """Read a Normal distribution of torch, or of another library, and no other.
+    """Read a Normal distribution of torch or of another library.
 
-    Others have a `loc` and a `scale` as well, which are no mean or standard deviation.
+    Of other distributions only the mean is used: their `loc` and `scale` may not be
+    mean and standard deviation.
     """
     normal = result
     while type(normal).__name__ == "Independent":
-        # The second is its name in other libraries.
+        # Other libraries call it `distribution`.
         normal = getattr(normal, "base_dist", None) or normal.distribution
     if not _is_normal(type(normal)):
         kind = type(normal).__name__
@@ -300,7 +306,10 @@ def _of_distribution(result: Any) -> Outputs:
 
 
 def _is_normal(kind: type) -> bool:
-    """Tell a Normal, and subclasses that do not draw otherwise, clipped for example."""
+    """Return whether a class is Normal, or a subclass that draws in the same way.
+
+    Subclasses that redefine how to draw, for example clipped ones, are not Normal.
+    """
     for base in kind.__mro__:
         if base.__name__ == "Normal":
             return True
@@ -312,7 +321,7 @@ def _is_normal(kind: type) -> bool:
 def _mean_of(name: str, distribution: Any) -> Any:
     try:
         mean = distribution.mean
-        # Other libraries have methods.
+        # In other libraries, mean is a method.
         return mean() if callable(mean) and not _is_array(mean) else mean
     except (AttributeError, NotImplementedError) as error:
         raise ValueError(
@@ -330,56 +339,59 @@ def _is_distribution(value: Any) -> bool:
 
 
 def _has_places(value: Any) -> bool:
-    """Tell tuples and lists; outputs with names are read by name only."""
+    """Return whether a value is a tuple or list whose entries have no names."""
     return isinstance(value, tuple | list) and not hasattr(value, "_fields")
 
 
 def _entry(result: Any, name: str) -> Any:
     if isinstance(result, Mapping):
         return result.get(name)
+    # Attributes of arrays, such as `mean`, are methods and not outputs.
     value = None if _is_array(result) else getattr(result, name, None)
     return None if callable(value) and not _is_array(value) else value
 
 
-def _pair(result: Any) -> tuple[Any, Any]:
-    """Return the places of two outputs that could be mean and log variance."""
+def _likely_positions(result: Any) -> tuple[Any, Any]:
+    """Return the positions of two outputs that could be mean and log-variance."""
     shapes = [getattr(value, "shape", None) for value in result]
     pairs = ((i, i + 1) for i in range(len(shapes) - 1) if shapes[i] is not None)
     return next((p for p in pairs if shapes[p[0]] == shapes[p[1]]), (..., ...))
 
 
-def _naming(mean: Any = ..., spread: Any = ...) -> str:
+def _naming_hint(mean: Any = ..., spread: Any = ...) -> str:
     mean, spread = ("..." if key is ... else repr(key) for key in (mean, spread))
     return (
-        " Say which is which in TrainedEncoder, for example "
+        " Name the outputs in TrainedEncoder, for example "
         f'outputs={{"mean": {mean}, "log_variance": {spread}}}.'
     )
 
 
 def _floats(name: str, values: Any) -> Values:
     """Return values as floats, in float32 if they have that precision or less."""
+    # Conversion would ignore a mask, and float8 is too coarse for means.
     if isinstance(values, np.ma.MaskedArray) or "float8" in str(
         getattr(values, "dtype", "")
     ):
         raise ValueError(
-            f"{name} must return real values of 16 bits or more, none of them masked, "
-            f"got {_described(values)}."
+            f"{name} must return real values of 16 bits or more, without masks, got "
+            f"{_described(values)}."
         )
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        # NumPy does not know all of torch's small types.
+        # NumPy does not have all of torch's small dtypes.
         if values.is_floating_point() and values.dtype != torch.float64:
             values = values.float()
     only_dlpack = hasattr(values, "__dlpack__") and not hasattr(values, "__array__")
     array = np.from_dlpack(values) if only_dlpack else np.asarray(values)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{name} must return real values, got {_described(values)}.")
+    # Values of 16 bits fit into float32 exactly.
     small = array.dtype in (np.float16, np.float32)
     return array.astype(np.float32 if small else np.float64, copy=False)
 
 
 def _described(result: Any) -> str:
-    """Return the type of a result, with its shape or its parts."""
+    """Return the type of a result, with its shape or its parts, for errors."""
     kind = type(result).__name__
     if hasattr(result, "shape") and not callable(result.shape):
         dtype = f" of {result.dtype}" if hasattr(result, "dtype") else ""
