@@ -117,8 +117,10 @@ looks = {"raw columns": "s--", "standardized": "o-"}
 for name, shares in columns.items():
     rank = np.arange(1, len(shares) + 1)
     left.plot(rank, np.clip(np.sort(shares)[::-1], 0, 1), looks[name], label=name, ms=4)
-left.set(title="Scaling lets the code carry all columns", ylim=(-0.03, 1.03))
-left.set(xlabel="columns, the best first", ylabel="share of the variance reconstructed")
+left.set(title="Without scaling, most columns are lost", ylim=(-0.03, 1.03))
+left.set(
+    xlabel="columns, in descending order", ylabel="share of the variance reconstructed"
+)
 left.legend()
 
 plane = PCA(2).fit_transform(certifier.transform(S_test))
@@ -129,7 +131,10 @@ for sample in worst:
         str(sample), plane[sample], xytext=(6, 4), textcoords="offset points"
     )
 figure.colorbar(points, ax=right, label="what the sample adds to the margin (nats)")
-right.set(title="Five held-out samples add the least")
-right.set(xlabel="latent means, first principal component", ylabel="second")
+right.set(title="Circles: the samples that add the least")
+right.set(
+    xlabel="latent means, first principal component",
+    ylabel="second principal component",
+)
 figure.savefig("tabular.png", dpi=110)
 print("\nSaved tabular.png")
