@@ -76,9 +76,11 @@ for kind, values in results.items():
 # %%
 # The picture
 # -----------
-# Above: a digit as the teacher sees it. Below: the margin on held-out digits. In the
-# gray area a code has no margin and cannot be certified. A VAE that is trained on the
-# targets learns what a shift or a blur does to a digit. It cannot foresee noise.
+# Above: a digit as the teacher sees it. Below: the margin on held-out digits, at most
+# the information of the targets. In the gray area a code has no margin and cannot be
+# certified. A VAE that is trained on the targets learns what a shift or a blur does to
+# a digit. It cannot foresee noise. The code that is perfect for the unchanged digit has
+# a margin of the information less the view gap.
 
 figure, axes = plt.subplots(
     2, 3, figsize=(9, 5), height_ratios=[1, 4], sharey="row", layout="constrained"
@@ -87,19 +89,22 @@ for (above, below), (kind, values) in zip(axes.T, results.items(), strict=True):
     strengths = VIEWS[kind]
     rng = np.random.default_rng(0)
     views = [other_view(X_test[:1], kind, s, rng).reshape(8, 8) for s in strengths]
-    above.imshow(np.hstack(np.pad(views, ((0, 0), (0, 0), (1, 1)))), cmap="gray_r")
+    line = np.hstack(np.pad(views, ((0, 0), (0, 0), (1, 1))))
+    above.imshow(line, cmap="gray_r", vmin=0, vmax=1)
+    above.set_title(f"targets from digits with {kind.split()[0]}", fontsize=10)
     above.set_axis_off()
     information, gap, trained = values.T
-    below.plot(strengths, information, "k:", label="the most there is")
+    below.plot(strengths, information, "k:", label="information of the targets")
     below.plot(strengths, trained, "o-", label="VAE trained on the targets")
-    own = "code of the own view alone"
+    own = "perfect code of the unchanged digit"
     below.plot(strengths, information - gap, "s--", color="tab:orange", label=own)
     below.axhspan(-7, 0, color="0.92", lw=0)
     below.set(xlabel=kind, xticks=strengths, ylim=(-6, 2.6))
 axes[1, 0].set(ylabel="margin on held-out digits (nats)")
-axes[1, 2].legend(loc="lower left")
+lines = axes[1, 0].get_legend_handles_labels()
+figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
 figure.suptitle(
-    "A VAE learns to foresee a shift or a blur of its targets, but not noise"
+    "A VAE learns what a shift or a blur does to its targets, but cannot foresee noise"
 )
 figure.savefig("view_gap.png", dpi=110)
 print("\nSaved view_gap.png")
