@@ -294,7 +294,9 @@ left.set_title("... alignment rescues it ...", fontsize=11)
 for place, (_, values) in enumerate(results.values()):
     ends = values["10 draws"], values["ELBO"]
     right.plot(ends, [-place, -place], "|-", color="0.3", markersize=14, linewidth=3)
-right.set(ylim=left.get_ylim(), yticks=[], xlabel="perplexity per word, at most")
+right.set(
+    ylim=left.get_ylim(), yticks=[], xlabel="perplexity per word (two upper bounds)"
+)
 right.set_title("... and a code has its price", fontsize=11)
 figure.savefig("text_vae.png", dpi=110)
 print("Saved text_vae.png")
