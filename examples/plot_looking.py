@@ -4,8 +4,8 @@ Look at a model: four displays
 
 This example trains a VAE on images of handwritten digits and draws it in four ways: how
 much its drawn codes carry, how much each sample adds to the margin, where the latent
-means lie, and what the decoder makes of them. It takes about half a minute on one CPU
-core and saves ``looking.png``.
+means lie, and what the decoder makes of them. It takes some seconds on one CPU core and
+saves ``looking.png``.
 """
 
 import matplotlib.pyplot as plt

@@ -34,8 +34,8 @@ print(
 )
 
 # %%
-# Prevention: the training loss aligns the code of this VAE with the teacher. The
-# certificate and the diagnosis are about digits that were not used in ``fit``.
+# Prevention: the training loss aligns the code of this VAE with the teacher. The VAE is
+# diagnosed, and its mean certified, on digits that were not used in ``fit``.
 settings = {
     "teacher": GMMTeacher(n_components=10),
     "likelihood": "bernoulli",

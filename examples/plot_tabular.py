@@ -31,10 +31,9 @@ X_train, X_test = train_test_split(table.data, random_state=0)
 # Scaling
 # -------
 # The Gaussian likelihood estimates one variance for all columns, so the columns with
-# the largest values decide what the code is about. The certificate does not show this:
-# on raw columns the mean is not constant either, but it may depend on the areas alone.
-# The share of each column's variance that is reconstructed on held-out samples does
-# show it.
+# the largest values decide what the code is about. The certificate does not show this.
+# On raw columns, too, the mean is not constant, but it may depend on the areas alone.
+# Compare the share of each column's variance that is reconstructed on held-out samples.
 
 
 def recovered(certifier, X):

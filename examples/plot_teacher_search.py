@@ -5,8 +5,8 @@ A search for a teacher
 How many components should the teacher's mixture have, on how many principal components
 of the data, and with which type of covariance? This example tries 64 combinations on
 patches of photographs. The search takes the teacher that has the most information about
-held-out patches. A VAE is then trained with this teacher. The example takes about half
-a minute on one CPU core and saves ``teacher_search.png``.
+held-out patches. A VAE is then trained with this teacher. The example saves
+``teacher_search.png``.
 """
 
 import torch
@@ -22,8 +22,8 @@ test = load_patches(2000, size=8, subset="test", random_state=0).data
 # %%
 # Search and train
 # ----------------
-# Lists of parameters make a grid. A certificate needs a latent dimension for every
-# component but one, so 16 latent dimensions allow at most 17 components.
+# Lists of parameters make a grid. The witness needs K - 1 latent dimensions for K
+# components, so the 16 dimensions of this VAE allow at most 17 components.
 
 teacher = GMMTeacher(
     n_components=[3, 5, 10, 17],
@@ -45,9 +45,9 @@ print(certifier.certify(test))
 # %%
 # The picture
 # -----------
-# Each dot is a teacher. More components have more information. The energy is what it
-# costs the code to reproduce the teacher. Restarts agree if they find the same
-# clusters. Here every teacher is admissible: its energy fits the budget, and its
+# Each dot is a teacher. Here, more components have more information. The energy is what
+# it costs the code to reproduce the teacher. Restarts agree if they find the same
+# clusters. All 64 teachers are admissible: their energy fits the budget, and their
 # restarts agree well enough.
 
 display = TeacherSearchDisplay.from_estimator(

@@ -77,10 +77,10 @@ for kind, values in results.items():
 # The picture
 # -----------
 # Above: a digit as the teacher sees it. Below: the margin on held-out digits, at most
-# the information of the targets. In the gray area a code has no margin and cannot be
-# certified. A VAE that is trained on the targets learns what a shift or a blur does to
-# a digit. It cannot foresee noise. The code that is perfect for the unchanged digit has
-# a margin of the information less the view gap.
+# the information of the targets. In the gray area the margin is below 0, and the mean
+# is not certified. A VAE that is trained on the targets learns what a shift or a blur
+# does to a digit. It cannot foresee noise. The code that is perfect for the unchanged
+# digit has a margin of the information less the view gap.
 
 figure, axes = plt.subplots(
     2, 3, figsize=(9, 5), height_ratios=[1, 4], sharey="row", layout="constrained"
