@@ -48,10 +48,10 @@ print(certifier.certify(X_test))
 #   may be apart in the other seven directions.
 # - The last display shows ten digits and their reconstructions.
 
-figure = plt.figure(figsize=(9, 7.4), layout="constrained")
-above, below = figure.subfigures(2, 1, height_ratios=[5, 1])
-left, right = above.subfigures(1, 2, width_ratios=[1, 1.3])
+figure = plt.figure(figsize=(9, 6.6), layout="constrained")
+left, right = figure.subfigures(1, 2, width_ratios=[1, 1.25])
 first, second = left.subfigures(2, 1, height_ratios=[1, 1.2])
+third, fourth = right.subfigures(2, 1, height_ratios=[3.6, 1])
 
 bracket = InformationBracketDisplay.from_estimator(
     certifier, X_test, ax=first.subplots(), name="code"
@@ -66,13 +66,13 @@ share = 1 - contributions.share_below
 second.suptitle(f"{share:.1%} of the digits add to the margin", fontsize=11)
 
 latent_map = LatentMapDisplay.from_estimator(
-    certifier, X_test, ax=right.subplots(), s=20
+    certifier, X_test, ax=third.subplots(), s=20
 )
 latent_map.ax_.get_legend().set_title("cluster")
 latent_map.ax_.set_title("lines: where the witness expects a cluster", fontsize=9)
-right.suptitle("Latent means, in two of nine directions", fontsize=11)
+third.suptitle("Latent means, in two of nine directions", fontsize=11)
 
-ReconstructionDisplay.from_estimator(certifier, X_test, ax=below.subplots())
-below.suptitle("Ten held-out digits, and their reconstructions", fontsize=11)
+ReconstructionDisplay.from_estimator(certifier, X_test, ax=fourth.subplots())
+fourth.suptitle("Ten held-out digits, and their reconstructions", fontsize=11)
 figure.savefig("looking.png", dpi=110)
 print("Saved looking.png")
