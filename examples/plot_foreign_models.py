@@ -1,13 +1,13 @@
 """
-Has my VAE, trained elsewhere, collapsed?
-=========================================
+Has a VAE that was trained elsewhere collapsed?
+===============================================
 
-VAEs that know nothing of teachers or witnesses, each asked the same question: how much
-does a code, drawn as the decoder gets it, tell about its sample? One is healthy. Three
-were broken on purpose, in the three ways that are most common: a KL weight that is too
-large, a reconstruction loss that is averaged over features, and a decoder that does not
-use its code. One of pythae follows if that is installed. It takes about half a minute
-on one CPU core and saves ``foreign_models.png``.
+The VAEs of this example were written and trained without skvaecert. Each is asked the
+same question: how much does a drawn code, as the decoder receives it, carry about its
+sample? One VAE is healthy. Three were broken on purpose, in the three most common
+ways: the KL weight is too large, the reconstruction loss is averaged over features, or
+the decoder does not use its code. A VAE of pythae follows if pythae is installed. The
+example takes about half a minute on one CPU core and saves ``foreign_models.png``.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ from skvaecert.plotting import InformationBracketDisplay
 from skvaecert.wrappers import TrainedEncoder
 
 LATENT_DIM = 10
-torch.set_num_threads(1)  # nets this small run no faster on several
+torch.set_num_threads(1)  # networks this small run no faster on several
 torch.manual_seed(0)
 X = load_digits().data.astype(np.float32) / 16
 X_train, X_rest = train_test_split(X, test_size=0.6, random_state=0)
@@ -37,8 +37,8 @@ X_calibration, X_test = train_test_split(X_rest, test_size=450, random_state=0)
 # %%
 # Any model will do
 # -----------------
-# A VAE as one writes it, and a loop that trains it. Nothing here is made for skvaecert,
-# and your own takes its place.
+# Here is a usual VAE, and a loop that trains it. Nothing in them is made for skvaecert.
+# Put your own model in their place.
 
 
 class VAE(nn.Module):
@@ -75,11 +75,11 @@ def train(module, loss, n_epochs=60):
 
 
 # %%
-# Asked in one call
-# -----------------
-# ``TrainedEncoder`` takes the method that returns means and log variances, and the
-# decoder. Its ``diagnose`` also tells whether the decoder uses the code, and what is
-# known of the loss makes the advice better.
+# One call for the answer
+# -----------------------
+# ``TrainedEncoder`` takes two things: the method that returns means and log variances,
+# and the decoder. Its method ``diagnose`` also checks whether the decoder uses the
+# code. The advice is more precise if ``diagnose`` knows the loss.
 
 LOSSES = {
     "healthy": {"kl_weight": 1, "reduction": "sum"},
@@ -92,13 +92,14 @@ for name, loss in LOSSES.items():
     train(vae, partial(vae.loss, **loss))
     models[name] = TrainedEncoder(vae.encode, vae.decoder)
 
-deaf = deepcopy(models["healthy"])
-nn.init.zeros_(deaf.decoder[0].weight)
-models["deaf decoder"] = deaf
+# Without these weights the decoder gives the same output for every code.
+unused = deepcopy(models["healthy"])
+nn.init.zeros_(unused.decoder[0].weight)
+models["decoder weights\nset to 0"] = unused
 
 
 def look(name):
-    """Diagnose a model, and decode a code of each of the first eight digits."""
+    """Diagnose a model, and decode a drawn code of each of the first eight digits."""
     model, loss = models[name], LOSSES.get(name, LOSSES["healthy"])
     found = model.diagnose(X_test, likelihood="bernoulli", random_state=0, **loss)
     mean, std = model.encode(X_test[:8])
@@ -110,7 +111,7 @@ for name in models:
     look(name)
 
 if importlib.util.find_spec("pythae") is None:
-    print("pythae is not installed: left out.\n")
+    print("pythae is not installed, so its VAE is left out.\n")
 else:
     from pythae.models import VAE as PythaeVAE
     from pythae.models import VAEConfig
@@ -118,10 +119,10 @@ else:
     config = VAEConfig((1, 8, 8), latent_dim=LATENT_DIM, reconstruction_loss="bce")
     other = PythaeVAE(config)
     train(other, lambda x: other({"data": x.reshape(-1, 1, 8, 8)}).loss)
-    models["of pythae"] = TrainedEncoder(
+    models["VAE of pythae"] = TrainedEncoder(
         other.encoder, other.decoder, input_shape=(1, 8, 8)
     )
-    look("of pythae")
+    look("VAE of pythae")
 
 for name, (found, _) in results.items():
     print(f"{name.replace(chr(10), ' ')}\n    {found}\n")
@@ -129,46 +130,44 @@ for name, (found, _) in results.items():
 # %%
 # The picture
 # -----------
-# Left, what drawn codes carry; right, what becomes of eight digits that no model has
-# seen. A code that has collapsed, or that is not used, gives the same blur for all.
+# The bars show how much a drawn code carries about its digit. Beside each bar stand
+# the images that the VAE decodes from drawn codes of eight held-out digits. Where the
+# code has collapsed, or the decoder ignores it, all eight are the same blur.
 
-
-def strip(images):
-    return np.hstack(images.reshape(-1, 8, 8))
-
-
-figure = plt.figure(figsize=(9, 4.8), layout="constrained")
-grid = figure.add_gridspec(
-    2, 2, width_ratios=[1.5, 1], height_ratios=[1, 1.2 * len(results)]
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(8.8, 4.8), width_ratios=[1.25, 1], layout="constrained"
 )
-display = InformationBracketDisplay.from_diagnoses(
-    {name: found for name, (found, _) in results.items()},
-    ax=figure.add_subplot(grid[1, 0]),
+InformationBracketDisplay.from_diagnoses(
+    {name: found for name, (found, _) in results.items()}, ax=left
 )
-display.ax_.get_legend().set_in_layout(False)
-above = figure.add_subplot(grid[0, 1])
-above.imshow(strip(X_test[:8]), cmap="gray_r", aspect="auto")
-above.set_title("digits, and what becomes of them", fontsize=10)
-beside = figure.add_subplot(grid[1, 1], sharey=display.ax_)
-for place, (_, decoded) in enumerate(results.values()):
-    rows = (0, 8, -place - 0.4, 0.4 - place)
-    beside.imshow(strip(decoded), cmap="gray_r", aspect="auto", extent=rows)
-beside.set_ylim(display.ax_.get_ylim())
-for ax in (above, beside):
-    ax.set_axis_off()
+left.legend(loc="upper left", frameon=False, markerscale=0.6)
+left.set(ylim=(0.4 - len(results), 1.5), xlabel="information of a drawn code (nats)")
+left.set_title("How much does a code carry about its digit?", fontsize=10)
+
+rows = [X_test[:8], *(decoded for _, decoded in results.values())]
+for place, images in enumerate(rows):
+    # A white column stands between two digits.
+    line = np.hstack(np.pad(images.reshape(-1, 8, 8), ((0, 0), (0, 0), (0, 1))))
+    extent = (0, 8, 0.6 - place, 1.4 - place)
+    right.imshow(line, cmap="gray_r", vmin=0, vmax=1, aspect="auto", extent=extent)
+right.axhline(0.5, color="0.6", lw=0.8)
+right.set(ylim=left.get_ylim(), xlim=(0, 8))
+right.set_title("Held-out digits, and what each VAE decodes", fontsize=10)
+right.set_axis_off()
 figure.suptitle(
-    "Two of these VAEs have collapsed; the decoder of a third ignores its code"
+    "Two of these VAEs have collapsed. The decoder of a third ignores its code."
 )
 figure.savefig("foreign_models.png", dpi=110)
 print("Saved foreign_models.png\n")
 
 # %%
-# What a witness sees, and why that is another question
-# -----------------------------------------------------
-# A certificate is about the means, without the noise. A linear witness, fitted on other
-# digits, reads the teacher's groups off the means of the dead VAE, however little they
-# differ. So its mean is certified not to be constant. That is true, and no use: the
-# noise hides all of it, as the last sentence says.
+# What a witness reads, and why that is another question
+# ------------------------------------------------------
+# A certificate of the mean is about the latent means without the noise. A linear
+# witness, fitted on other digits, reads the teacher's clusters off the means of the
+# collapsed VAE, although they hardly differ. The certificate says that these means are
+# not constant. This is true, but it does not help: the noise hides the differences, as
+# the diagnosis above shows.
 
 teacher = GMMTeacher(n_components=10, random_state=0).fit(X_train)
 for name in ("healthy", "KL weight 8"):

@@ -1,13 +1,13 @@
 """
-A text VAE that collapses by itself, and how to bring it back
-=============================================================
+A text VAE that collapses by itself, and its rescue
+===================================================
 
-`Bowman et al. (2016) <https://arxiv.org/abs/1511.06349>`_ met collapse in text. A
-decoder that sees the words so far predicts the next one almost as well without a code,
-and the KL term then takes the code away. Here this happens on 1,000 sentences that come
-with Python, at KL weight 1, with no trick. The loss does not show it. ``diagnose``
-does, and six more lines around the same loop bring the code back. It takes a minute on
-one CPU core and saves ``text_vae.png``. Other seeds: ``SEED=1 python ...``.
+`Bowman et al. (2016) <https://arxiv.org/abs/1511.06349>`_ observed collapse in text. A
+decoder that sees the words so far predicts the next word almost as well without a code,
+and the KL term then removes the code. Here this happens on 1,000 sentences that come
+with Python, at KL weight 1, without any trick. The loss does not show it. ``diagnose``
+does, and six more lines around the same loop rescue the VAE. The example takes a minute
+on one CPU core and saves ``text_vae.png``. Other seeds: ``SEED=1 python ...``.
 """
 
 import os
@@ -35,14 +35,15 @@ from skvaecert.wrappers import TrainedEncoder
 
 SEED = int(os.environ.get("SEED", 0))
 LATENT_DIM, LONGEST = 16, 20
-torch.set_num_threads(1)  # nets this small gain little from several
+torch.set_num_threads(1)  # networks this small gain little from several
 
 # %%
 # Sentences
 # ---------
-# The sentences are those of 5 to 20 words in Python's help texts, each taken once. One
-# in five is held out, and everything below is measured on these. A word that the
-# training sentences have only once is replaced by ``<unk>``.
+# The sentences of 5 to 20 words in Python's help texts are the samples, without
+# duplicates. One in five is held out, and everything below is measured on the held-out
+# sentences. A word that occurs only once in the training sentences is replaced by
+# ``<unk>``.
 
 texts = re.split(r"(?<=[.!?])\s+", " ".join(topics.values()).lower())
 words = [re.findall(r"\w+|[.,;:()=\[\]]", text) for text in texts]
@@ -70,8 +71,8 @@ print(f"For example: {train_sentences[0]}")
 # %%
 # A text VAE, and a loop that trains it
 # -------------------------------------
-# One GRU reads the sentence. Another one writes it: at every step it sees the words so
-# far and the code. Nothing here is made for skvaecert, and your own takes its place.
+# One GRU reads the sentence. A second GRU predicts it word by word, from the words so
+# far and the code. Nothing here is made for skvaecert. Put your own model in its place.
 
 
 class TextVAE(nn.Module):
@@ -136,17 +137,17 @@ for epoch in (1, 4, 8):
 # %%
 # Has it collapsed?
 # -----------------
-# Both curves fall, as they do for a healthy VAE: the decoder becomes a better language
-# model. Whether there is a code that it could use, the posteriors tell.
+# Both curves fall, as they do for a healthy VAE, because the decoder becomes a better
+# language model. The posteriors show whether there is a code that it could use.
 
 print(TrainedEncoder(vae.encode).diagnose(X_valid, random_state=0))
 
 # %%
 # Six lines more
 # --------------
-# The teacher is a pipeline on strings. It finds ten topics, without labels. The
-# alignment loss keeps the means of sentences apart as far as their topics differ.
-# Training goes on from the collapsed VAE, with one more term in the loss.
+# The teacher is a pipeline on strings. It finds ten clusters, the topics, without
+# labels. The alignment loss keeps the means of sentences apart as far as their topics
+# differ. Training continues from the collapsed VAE, with one more term in the loss.
 
 text = make_pipeline(TfidfVectorizer(min_df=2), TruncatedSVD(20, random_state=SEED))
 teacher = make_pipeline(text, GMMTeacher(n_components=10, random_state=SEED))
@@ -171,12 +172,12 @@ train(rescued, aligned, n_epochs=4)
 print(diagnose(rescued))
 
 # %%
-# Beside what others do
-# ---------------------
-# Bowman et al. raise the weight of the KL term from 0 to 1, here over half of the
-# epochs. Free bits (`Kingma et al. 2016 <https://arxiv.org/abs/1606.04934>`_) charge
-# nothing for the first quarter of a nat in each dimension. Every model trains for 12
-# epochs in all.
+# Comparison with mitigations from the literature
+# -----------------------------------------------
+# *KL annealing*, by Bowman et al., raises the KL weight from 0 to 1, here over half of
+# the epochs. *Free bits* (`Kingma et al. 2016 <https://arxiv.org/abs/1606.04934>`_)
+# charge nothing for the first quarter of a nat in each dimension. Every VAE trains for
+# 12 epochs in total.
 
 
 def annealed(vae, index, progress):
@@ -201,19 +202,20 @@ for name, loss in from_start.items():
     train(vaes[name], loss, n_epochs=12)
 
 # %%
-# What it buys, and what it costs
-# -------------------------------
-# All in nats per held-out sentence:
+# What the code carries, and what it costs
+# ----------------------------------------
+# All values but the perplexity are in nats per held-out sentence:
 #
-# - codes: the least that drawn codes carry;
-# - margin: what the witness of the alignment loss reads about the topics off the means;
-# - topics: what a linear probe, fitted on codes of training sentences, reads about the
-#   topics off drawn codes;
-# - other code: how much worse the decoder predicts a sentence from the code of another.
-#
-# The perplexity of a VAE can only be bounded from above: by exp(-ELBO per word), and
-# more closely from ten draws for each sentence (`Burda et al. 2016
-# <https://arxiv.org/abs/1509.00519>`_). ``<end>`` and ``<unk>`` count as words.
+# - codes: the lower bound on what drawn codes carry;
+# - margin: how much better the witness of the alignment loss predicts the topics from
+#   the means than any constant mean could;
+# - topics: the same for drawn codes, with a linear probe that is fitted on codes of
+#   training sentences;
+# - other code: how much worse the decoder predicts a sentence from the code of another
+#   sentence;
+# - perplexity: two upper bounds, exp(-ELBO per word) and a closer one from ten draws
+#   for each sentence (`Burda et al. 2016 <https://arxiv.org/abs/1509.00519>`_).
+#   ``<end>`` and ``<unk>`` count as words.
 
 
 @torch.no_grad()
@@ -254,31 +256,47 @@ for name, (found, values) in results.items():
     print(f"{name:24}{found.state:12}{row}")
 
 # %%
-# KL annealing ends as collapsed. Free bits keep the most nats, and their decoder uses
-# them, but the probe finds hardly any topics in the code. The alignment loss puts the
-# topics there, also after collapse; the decoder that had learned to do without a code
-# uses little of it after four epochs. By the ELBO the VAEs that have collapsed are the
-# best: from so few sentences, a code costs more than it helps to predict.
+# KL annealing ends in collapse, too. Free bits keep the most nats, and their decoder
+# uses them, but the probe finds hardly any topics in the code. The alignment loss puts
+# the topics into the code, also after collapse. The decoder that has learned to do
+# without a code uses little of it after four epochs. By the ELBO, the collapsed VAEs
+# are the best: with so few sentences, a code costs more than it helps to predict.
 
 # %%
 # The picture
 # -----------
-# Left, the curves of the VAE that has collapsed; in the middle, what codes carry, and
-# the line below which that is nothing; right, the two bounds on the perplexity.
+# Above: the loss of the VAE that collapses. Below left: what the codes of all VAEs
+# carry. Below right: the two upper bounds on the perplexity, joined by a line.
 
-figure = plt.figure(figsize=(11, 4.4), layout="constrained")
-left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1.6, 0.8])
-left.plot(range(1, len(curves) + 1), curves, label=["training", "held out"])
-left.set(xlabel="epoch", ylabel="-ELBO (nats per sentence)")
-left.legend()
-InformationBracketDisplay.from_diagnoses(
-    {name: found for name, (found, _) in results.items()}, ax=middle
+figure = plt.figure(figsize=(8.8, 7), layout="constrained")
+axes = figure.subplot_mosaic(
+    [["loss", "loss"], ["codes", "perplexity"]],
+    height_ratios=[1, 2],
+    width_ratios=[1.8, 1],
 )
-middle.get_legend().remove()
+top, left, right = axes.values()
+epochs = range(1, len(curves) + 1)
+for losses, look, name in zip(
+    np.transpose(curves), ("o--", "s-"), ("training", "held-out"), strict=True
+):
+    top.plot(epochs, losses, look, label=f"{name} sentences")
+top.set(xlabel="epoch", ylabel="negative ELBO\n(nats per sentence)")
+top.set_title("The loss falls while the VAE collapses ...", fontsize=11)
+top.legend()
+
+InformationBracketDisplay.from_diagnoses(
+    {name: found for name, (found, _) in results.items()}, ax=left
+)
+left.legend(loc="upper right", frameon=False, markerscale=0.6)
+left.set(xlabel="information of a drawn code (nats)", ylim=(-4.5, 1.5))
+left.set_title("... alignment rescues it ...", fontsize=11)
+
 for place, (_, values) in enumerate(results.values()):
     ends = values["10 draws"], values["ELBO"]
     right.plot(ends, [-place, -place], "|-", color="0.3", markersize=14, linewidth=3)
-right.set(ylim=middle.get_ylim(), yticks=[], xlabel="perplexity, at most")
-figure.suptitle("Curves that fall, codes that tell nothing, and what brings them back")
+right.set(
+    ylim=left.get_ylim(), yticks=[], xlabel="perplexity per word (two upper bounds)"
+)
+right.set_title("... and a code has its price", fontsize=11)
 figure.savefig("text_vae.png", dpi=110)
 print("Saved text_vae.png")

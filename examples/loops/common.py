@@ -1,7 +1,7 @@
-"""What the loops of this folder share: the digits, a VAE, and its loss.
+"""The data, the VAE and the loss that all loops of this folder use.
 
-The loss averages over pixels, as torch's losses do by default, and so weighs the KL
-term 64 times too much. Every loop that uses it ends with a collapsed VAE.
+The loss averages over pixels, as torch's losses do by default. This multiplies the KL
+weight by 64. Every loop that uses this loss alone ends with a collapsed VAE.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy
 
 LATENT_DIM = 10
 
-torch.set_num_threads(1)  # nets this small run no faster on several
+torch.set_num_threads(1)  # networks this small run no faster on several
 torch.manual_seed(0)
 X = load_digits().data.astype(np.float32) / 16
 X_train, X_test = train_test_split(X, test_size=0.4, random_state=0)

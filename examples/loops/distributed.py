@@ -1,11 +1,10 @@
 """DistributedDataParallel on two processes: a VAE collapses, six lines bring it back.
 
-Loss and guard are parts of the VAE, so that before each step all processes get the
-guard's weight from the first one. Run it with ::
+The alignment loss and the guard are attributes of the VAE. DistributedDataParallel then
+copies the guard's weight from the first process to all others before each step. The
+script takes some seconds on two CPU cores::
 
     torchrun --standalone --nproc-per-node 2 examples/loops/distributed.py
-
-It takes some seconds on two CPU cores.
 """
 
 import torch
@@ -30,7 +29,7 @@ dataset = TensorDataset(torch.from_numpy(X_train))
 optimizer = torch.optim.Adam(vae.parameters(), lr=2e-3)
 parallel = DistributedDataParallel(vae)
 sampler = DistributedSampler(dataset)
-torch.manual_seed(rank)  # codes that are not the same on all processes
+torch.manual_seed(rank)  # so that each process draws different codes
 for epoch in range(20):
     sampler.set_epoch(epoch)
     for (x,) in DataLoader(dataset, batch_size=32, sampler=sampler):

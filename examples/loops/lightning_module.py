@@ -1,8 +1,10 @@
 """A LightningModule: the VAE collapses, and six lines bring it back.
 
-`Aligned` is `Plain` with the numbered lines added or changed. Run it with
-``python examples/loops/lightning_module.py``, after ``pip install lightning``; it takes
-a few seconds on one CPU core.
+`Aligned` is `Plain` with the numbered lines added or changed. The script takes a few
+seconds on one CPU core::
+
+    pip install lightning
+    python examples/loops/lightning_module.py
 """
 
 import lightning

@@ -1,14 +1,16 @@
 """Search for the best ELBO among the VAEs that do not collapse, with Optuna.
 
-A trial whose margin on held-out samples is still small after some epochs is pruned: a
-collapsed VAE is no candidate, however good its ELBO. Optuna hears of the margin by a
-callback. ``CertifiedVAE.fit`` calls the callback given, not a copy of it. Run it by::
+A trial is pruned if its margin on held-out samples is still small after some epochs. A
+collapsed VAE is not a candidate, however good its ELBO. A callback reports the margin
+to Optuna. ``CertifiedVAE.fit`` calls this callback itself, and not a copy of it.
+Run the script with::
 
     pip install optuna
     python examples/loops/optuna_pruning.py
 
-On 2026-11-28, with optuna 5.0.0, skorch 1.4.0 and torch 2.13.0 on one thread, it pruned
-7 of 30 trials; the best VAE had 25.5 nats of ELBO and was certified on test samples.
+On 2026-11-28, with optuna 5.0.0, skorch 1.4.0 and torch 2.13.0 on one thread, 7 of 30
+trials were pruned. The best VAE had an ELBO of 25.5 nats and was certified on test
+samples.
 """
 
 import optuna
@@ -22,11 +24,11 @@ from skvaecert.datasets import load_digits
 N_TRIALS = 30
 N_EPOCHS = 30
 N_WARMUP_EPOCHS = 10
-LEAST_SHARE = 0.3  # of the teacher information
+LEAST_SHARE = 0.3  # smallest share of the teacher information
 
 
 class Prune(Callback):
-    """Report the margin of held-out samples to a trial; end the fit if it is pruned."""
+    """Report the margin on held-out samples; end the fit if the trial is pruned."""
 
     def __init__(self, trial):
         self.trial = trial
@@ -62,7 +64,7 @@ def search(X, n_trials=N_TRIALS):
             "learning_rate": trial.suggest_float("learning_rate", 3e-4, 3e-3, log=True),
         }
         vae = vae_of(params, callbacks=[Prune(trial)]).fit(X)
-        # Minus the mean ELBO of the samples held out, whatever the weights.
+        # Minus the mean ELBO of the held-out samples, without the weights.
         return vae.history_[-1]["validation_loss"]
 
     study = optuna.create_study(

@@ -1,7 +1,9 @@
 """A loop of your own in torch: the VAE collapses, and six lines bring it back.
 
-The second loop is the first one with the numbered lines added or changed. Run it with
-``python examples/loops/plain.py``; it takes a few seconds on one CPU core.
+The second loop is the first one with the numbered lines added or changed. The script
+takes a few seconds on one CPU core::
+
+    python examples/loops/plain.py
 """
 
 import torch

@@ -1,9 +1,11 @@
-"""A VAE of pythae with a loss of one's own: it collapses, and six lines bring it back.
+"""A VAE of pythae with your own loss: it collapses, and six lines bring it back.
 
-pythae takes another loss from a subclass that has its own `forward`. `AlignedVAE` is
-`OwnVAE` with the numbered line added. The labels of pythae's dataset carry the
-posteriors, so that they stay with their samples. Run it with
-``python examples/loops/pythae_vae.py``; it takes a few seconds on one CPU core.
+In pythae, a subclass changes the loss by its own `forward`. `AlignedVAE` is `OwnVAE`
+with the numbered line added. The teacher's posteriors are the labels of the dataset,
+because pythae keeps each label with its sample. The script takes a few seconds on one
+CPU core::
+
+    python examples/loops/pythae_vae.py
 """
 
 import logging
@@ -22,7 +24,7 @@ from skvaecert.metrics import teacher_information
 from skvaecert.objectives import AlignmentLoss, LagrangeWeight
 from skvaecert.wrappers import TrainedEncoder
 
-logging.disable(logging.INFO)  # pythae's, of every epoch
+logging.disable(logging.INFO)  # pythae logs every epoch
 config = VAEConfig(input_dim=(64,), latent_dim=LATENT_DIM)
 samples = torch.from_numpy(X_train)
 

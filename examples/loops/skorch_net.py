@@ -1,8 +1,10 @@
 """A skorch net: the VAE collapses, and six lines bring it back.
 
-`AlignedNet` is `VAENet` with the numbered line added. skorch's `y` carries the
-posteriors, so that they stay with their samples. Run it with
-``python examples/loops/skorch_net.py``; it takes a few seconds on one CPU core.
+`AlignedNet` is `VAENet` with the numbered line added. The teacher's posteriors are
+passed as `y`, because skorch keeps each `y` with its sample. The script takes a few
+seconds on one CPU core::
+
+    python examples/loops/skorch_net.py
 """
 
 import torch
