@@ -1,10 +1,10 @@
-"""How the site is built: `python -m sphinx -W --keep-going -n -b html docs OUT`."""
+"""Build the site with `python -m sphinx -W --keep-going -n -b html docs OUT`."""
 
 import os
 import sys
 from pathlib import Path
 
-os.environ["TQDM_DISABLE"] = "1"  # progress bars are for terminals; read at import
+os.environ["TQDM_DISABLE"] = "1"  # no progress bars on pages; tqdm reads this at import
 
 import skvaecert
 
@@ -14,26 +14,28 @@ project = "skvaecert"
 author = copyright = "the skvaecert developers"
 version = release = skvaecert.__version__
 
-# No intersphinx: the build reads nothing from the network.
+# Without intersphinx, so that the build needs no network.
 extensions = [
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
     "sphinx_gallery.gen_gallery",
     "_pages",
 ]
 exclude_patterns = ["_build", "auto_examples/**.ipynb", "sg_execution_times.rst"]
 templates_path = ["_templates"]
-# Names in single backticks, as docstrings have them, are code.
+# Docstrings write code in single backticks.
 default_role = "literal"
 
-# Headings get the anchors that repository browsers give them.
+# The same anchors of headings and the same $formulas$ as in repository browsers.
 myst_heading_anchors = 4
+myst_enable_extensions = ["dollarmath"]
 
 autosummary_ignore_module_all = False
 autosummary_imported_members = True
-autodoc_typehints = "none"  # docstrings have types, shapes and ranges
+autodoc_typehints = "none"  # docstrings give types, shapes and ranges
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
@@ -47,7 +49,7 @@ sphinx_gallery_conf = {
     "parallel": 2,
     "min_reported_time": 0,
     "download_all_examples": False,
-    # What a call returns is not output of an example; what it prints is.
+    # Pages of examples show what is printed, not what calls return.
     "capture_repr": (),
     "remove_config_comments": True,
 }
@@ -68,12 +70,12 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-# Pages without pages below them need no second menu.
+# Only the reference has pages below it, and so a second menu.
 html_sidebars = {"*": [], "reference": ["sidebar-nav-bs"]}
 
-# Names of others; their pages are on other sites.
+# Names of other packages are documented on other sites.
 nitpick_ignore_regex = [(r"py:.*", r"(numpy|scipy|sklearn|skorch|torch)\..*")]
-# From docstrings that scikit-learn writes, of set_fit_request and n_features_in_.
+# References in docstrings that scikit-learn writes, as of set_fit_request.
 nitpick_ignore = [
     ("std:ref", "metadata_routing"),
     ("std:term", "meta-estimator"),

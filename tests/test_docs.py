@@ -196,6 +196,17 @@ def test_pages_link_to_what_is_there(page):
             assert section in {anchor(heading) for heading in headings}, link
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_formulas_pass_a_reader_that_knows_markdown_only(page):
+    """Repository browsers may see an escape or emphasis inside of a formula."""
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
+    formulas = re.findall(r"\$\$(.+?)\$\$|\$([^$]+)\$", prose, re.S)
+    for formula in map("".join, formulas):
+        assert not re.search(r"\\[^a-zA-Z\s]|\*|[^\w\s\\]_", formula), formula
+    if page.stem == "theory":
+        assert len(formulas) > 500
+
+
 def anchor(heading):
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
