@@ -738,7 +738,7 @@ def test_samples_of_weight_0_are_not_in_a_stream():
 
 
 def test_streams_are_checked():
-    with pytest.raises(ValueError, match="no samples of a weight above 0"):
+    with pytest.raises(ValueError, match="no samples with a weight above 0"):
         InformationSums().update(MEAN, STD, np.zeros(20)).bracket()
     sums = InformationSums().update(MEAN, STD)
     with pytest.raises(ValueError, match=r"mean must have the latent_dim 16 .* got 3"):
@@ -873,7 +873,7 @@ def test_outputs_carry_at_most_the_bound_with_its_error(likelihood):
     ("settings", "message"),
     [
         ({}, "noise_variance must be a number"),
-        ({"likelihood": "bernoulli", "noise_variance": 1.0}, "and for no other"),
+        ({"likelihood": "bernoulli", "noise_variance": 1.0}, "and None otherwise"),
         ({"noise_variance": 0}, "noise_variance must be a finite number above 0"),
         ({"likelihood": "poisson"}, "likelihood must be"),
         ({"likelihood": "bernoulli", "output": [[2.0], [0.0]]}, "Apply the sigmoid"),

@@ -423,7 +423,7 @@ def test_an_unrelated_view_is_of_no_use(proba):
     ("own", "target", "message"),
     [
         ([[0.5, 0.5]], [[0.5, 0.5], [0.9, 0.1]], "target_view_proba must have one row"),
-        ([[0.5, 0.5]], [[0.2, 0.2, 0.6]], "must have the same components, got 2 and 3"),
+        ([[0.5, 0.5]], [[0.2, 0.2, 0.6]], "the same number of components, got 2 and 3"),
         ([[1.0, 0.0]], [[0.5, 0.5]], r"own_view_proba must have .* 0.99 \* own_view"),
         ([[0.5, 0.5]], [[0.5, 0.4]], "target_view_proba must have rows that sum to 1"),
     ],
