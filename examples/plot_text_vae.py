@@ -295,7 +295,7 @@ for place, (_, values) in enumerate(results.values()):
     ends = values["10 draws"], values["ELBO"]
     right.plot(ends, [-place, -place], "|-", color="0.3", markersize=14, linewidth=3)
 right.set(
-    ylim=left.get_ylim(), yticks=[], xlabel="perplexity per word (two upper bounds)"
+    ylim=left.get_ylim(), yticks=[], xlabel="perplexity per word\n(two upper bounds)"
 )
 right.set_title("... and a code has its price", fontsize=11)
 figure.savefig("text_vae.png", dpi=110)
