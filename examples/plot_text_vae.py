@@ -288,7 +288,7 @@ InformationBracketDisplay.from_diagnoses(
     {name: found for name, (found, _) in results.items()}, ax=left
 )
 left.legend(loc="upper right", frameon=False, markerscale=0.6)
-left.set(xlabel="information of a drawn code (nats)", ylim=(-4.5, 1.5))
+left.set(ylim=(-4.5, 1.5))
 left.set_title("... alignment rescues it ...", fontsize=11)
 
 for place, (_, values) in enumerate(results.values()):
