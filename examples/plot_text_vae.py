@@ -213,9 +213,9 @@ for name, loss in from_start.items():
 #   training sentences;
 # - other code: how much worse the decoder predicts a sentence from the code of another
 #   sentence;
-# - perplexity: two upper bounds, exp(-ELBO per word) and a closer one from ten draws
-#   for each sentence (`Burda et al. 2016 <https://arxiv.org/abs/1509.00519>`_).
-#   ``<end>`` and ``<unk>`` count as words.
+# - perplexity: it can only be bounded from above, by exp(-ELBO per word), and more
+#   closely from ten draws for each sentence (`Burda et al. 2016
+#   <https://arxiv.org/abs/1509.00519>`_). ``<end>`` and ``<unk>`` count as words.
 
 
 @torch.no_grad()
