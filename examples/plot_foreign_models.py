@@ -141,7 +141,7 @@ InformationBracketDisplay.from_diagnoses(
     {name: found for name, (found, _) in results.items()}, ax=left
 )
 left.legend(loc="upper left", frameon=False, markerscale=0.6)
-left.set(ylim=(0.4 - len(results), 1.5), xlabel="information of a drawn code (nats)")
+left.set(ylim=(0.4 - len(results), 1.5))
 left.set_title("How much does a code carry about its digit?", fontsize=10)
 
 rows = [X_test[:8], *(decoded for _, decoded in results.values())]

@@ -102,7 +102,7 @@ above.suptitle("Two held-out patches of each cluster, and their reconstructions"
 left, right = below.subplots(1, 2)
 InformationBracketDisplay.from_diagnoses(diagnoses, ax=left)
 left.legend(loc="upper left", frameon=False, markerscale=0.6)
-left.set(xlabel="information of a drawn code (nats)", ylim=(-1.5, 1.6))
+left.set(ylim=(-1.5, 1.6))
 left.set_title("The code is informative, but one decoder ignores it", fontsize=10)
 names = ["latent means", "drawn codes", "reconstructions"]
 values = [answer.margin_low - answer.tolerance for answer in answers.values()]

@@ -56,7 +56,6 @@ third, fourth = right.subfigures(2, 1, height_ratios=[3.6, 1])
 bracket = InformationBracketDisplay.from_estimator(
     certifier, X_test, ax=first.subplots(), name="code"
 )
-bracket.ax_.set_xlabel("information of a drawn code (nats)")
 first.suptitle(f"Has it collapsed? The code is {bracket.state[0]}", fontsize=11)
 
 contributions = ContributionDisplay.from_estimator(
@@ -68,8 +67,7 @@ second.suptitle(f"{share:.1%} of the digits add to the margin", fontsize=11)
 latent_map = LatentMapDisplay.from_estimator(
     certifier, X_test, ax=third.subplots(), s=20
 )
-latent_map.ax_.get_legend().set_title("cluster")
-latent_map.ax_.set_title("lines: where the witness expects a cluster", fontsize=9)
+latent_map.ax_.set_title("lines: where the witness reads each cluster", fontsize=9)
 third.suptitle("Latent means, in two of nine directions", fontsize=11)
 
 ReconstructionDisplay.from_estimator(certifier, X_test, ax=fourth.subplots())

@@ -61,9 +61,7 @@ for n_components in (3, 5, 10, 17):
 ax.set(
     xlim=(0, 44),
     xlabel="energy: the cost of reproducing the teacher (nats, witness scale 1)",
-    ylabel="information about held-out samples (nats)",
 )
-display.points_.colorbar.set_label("agreement of restarts (1: the same clusters)")
 display.figure_.suptitle(
     "Of 64 teachers, the search takes the one with the most information"
 )

@@ -213,9 +213,9 @@ for name, loss in from_start.items():
 #   training sentences;
 # - other code: how much worse the decoder predicts a sentence from the code of another
 #   sentence;
-# - perplexity: two upper bounds, exp(-ELBO per word) and a closer one from ten draws
-#   for each sentence (`Burda et al. 2016 <https://arxiv.org/abs/1509.00519>`_).
-#   ``<end>`` and ``<unk>`` count as words.
+# - perplexity: it can only be bounded from above, by exp(-ELBO per word), and more
+#   closely from ten draws for each sentence (`Burda et al. 2016
+#   <https://arxiv.org/abs/1509.00519>`_). ``<end>`` and ``<unk>`` count as words.
 
 
 @torch.no_grad()
@@ -288,14 +288,14 @@ InformationBracketDisplay.from_diagnoses(
     {name: found for name, (found, _) in results.items()}, ax=left
 )
 left.legend(loc="upper right", frameon=False, markerscale=0.6)
-left.set(xlabel="information of a drawn code (nats)", ylim=(-4.5, 1.5))
+left.set(ylim=(-4.5, 1.5))
 left.set_title("... alignment rescues it ...", fontsize=11)
 
 for place, (_, values) in enumerate(results.values()):
     ends = values["10 draws"], values["ELBO"]
     right.plot(ends, [-place, -place], "|-", color="0.3", markersize=14, linewidth=3)
 right.set(
-    ylim=left.get_ylim(), yticks=[], xlabel="perplexity per word (two upper bounds)"
+    ylim=left.get_ylim(), yticks=[], xlabel="perplexity per word\n(two upper bounds)"
 )
 right.set_title("... and a code has its price", fontsize=11)
 figure.savefig("text_vae.png", dpi=110)
