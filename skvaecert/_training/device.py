@@ -1,5 +1,7 @@
 """Device, compiler and seed of a fit."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_backend(torch_compile: bool | str) -> str | None:
-    """Turn the parameter `torch_compile` into a backend; None for none."""
+    """Turn the parameter `torch_compile` into a backend, or None for no compilation."""
     if not isinstance(torch_compile, str):
         return "inductor" if torch_compile else None
     known = torch.compiler.list_backends(())
@@ -42,10 +44,10 @@ _one_thread = threading.RLock()
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside the block, and restore the user's generators after it.
+    """Seed torch inside the block, and restore the user's generators afterwards.
 
-    Only one thread at a time: all draw from the same generators, so that what one
-    draws would depend on the others.
+    Only one thread runs such a block at a time: all threads draw from the same
+    generators, so that the draws of one thread would depend on the others.
     """
     accelerator = device.type != "cpu"
     index = [device.index or 0] if accelerator else []

@@ -18,7 +18,7 @@ from skvaecert._samples import (
 )
 from skvaecert._training.batches import (
     Resident,
-    Rows,
+    Samples,
     Standardisation,
     Streamed,
     TrainingSet,
@@ -127,7 +127,7 @@ class Preprocessor(NamedTuple):
         tensor = torch.from_numpy(targets.astype(np.float32)).to(device)
         return TrainingSet(self._on_device(samples, device), tensor, held_out)
 
-    def _on_device(self, samples: Any, device: torch.device) -> Rows:
+    def _on_device(self, samples: Any, device: torch.device) -> Samples:
         """Copy samples to the device, bytes as bytes; those on the disk stay there."""
         chunks = self.check(samples)
         stays = isinstance(samples, np.memmap | DatasetSamples)
