@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -315,7 +315,9 @@ class FreeBits(Objective):
         "per": [StrOptions({"dimension", "batch"})],
     }
 
-    def __init__(self, nats: float = 0.25, per: str = "dimension") -> None:
+    def __init__(
+        self, nats: float = 0.25, per: Literal["dimension", "batch"] = "dimension"
+    ) -> None:
         self.nats = nats
         self.per = per
 
@@ -598,7 +600,7 @@ class InfoVAE(Objective):
         self.strength = strength
         self.scales = scales
 
-    def check(self, likelihood: str) -> None:
+    def check(self, likelihood: Literal["gaussian", "bernoulli"]) -> None:
         """Check the parameters and the weight of the discrepancy.
 
         Parameters
@@ -791,7 +793,7 @@ class SigmaVAE(Objective):
     >>> vae = CertifiedVAE(objective=SigmaVAE())
     """
 
-    def check(self, likelihood: str) -> None:
+    def check(self, likelihood: Literal["gaussian", "bernoulli"]) -> None:
         """Check that the likelihood has a noise variance.
 
         Parameters

@@ -7,7 +7,7 @@ Losses are summed over features and latent dimensions, and averaged over samples
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from numpy.typing import ArrayLike
@@ -288,7 +288,7 @@ class AlignmentLoss(_InFullPrecision):
         teacher: Any,
         X: Any,
         latent_dim: int,
-        scale: str | float = "prior",
+        scale: Literal["prior"] | float = "prior",
     ) -> Self:
         """Make the alignment loss of a fitted teacher.
 
@@ -321,7 +321,10 @@ class AlignmentLoss(_InFullPrecision):
         return cls(vertices, resolve_witness_scale(scale, proba, name="scale"))
 
     def forward(
-        self, mean: Tensor, teacher_proba: Tensor, reduction: str = "mean"
+        self,
+        mean: Tensor,
+        teacher_proba: Tensor,
+        reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> Tensor:
         """Compute the alignment loss of a batch.
 
@@ -407,7 +410,7 @@ class Objective(BaseEstimator):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
-    def check(self, likelihood: str) -> None:
+    def check(self, likelihood: Literal["gaussian", "bernoulli"]) -> None:
         """Check the parameters, and that they suit the likelihood.
 
         Parameters
@@ -666,7 +669,7 @@ class AlignedELBO(nn.Module):
 
     def __init__(
         self,
-        likelihood: str,
+        likelihood: Literal["gaussian", "bernoulli"],
         vertices: Tensor,
         scale: float,
         kl_weight: float,
