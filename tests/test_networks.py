@@ -143,7 +143,7 @@ def test_a_module_keeps_its_mode():
             r"decoder must return a tensor of shape \(n, 8\).*got \(2, 3\)",
         ),
         ("encoder", Tupled(), r"must return a tensor of shape \(n, 4\).*got tuple"),
-        ("encoder", nn.BatchNorm2d(8), r"encoder must take .*expected 4D input"),
+        ("encoder", nn.BatchNorm2d(8), r"encoder must accept .*expected 4D input"),
         ("encoder", nn.Linear(7, 4), r"encoder must accept an input of shape \(n, 8\)"),
     ],
 )
@@ -236,8 +236,14 @@ def test_convolutions_do_not_mix_rows(image_shape):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"encoder": "conv"}, r"image_shape must be \(channels, .* got None\. Set image_shape"),
-        ({"decoder": "conv"}, r"image_shape must be \(channels, .* got None\. Set image_shape"),
+        (
+            {"encoder": "conv"},
+            r"image_shape must be \(channels, .* got None\. Set image_shape",
+        ),
+        (
+            {"decoder": "conv"},
+            r"image_shape must be \(channels, .* got None\. Set image_shape",
+        ),
         (
             {"encoder": "conv", "image_shape": (8, 8)},
             r"image_shape must be .* three integers above 0.*got \(8, 8\)",

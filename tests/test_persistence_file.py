@@ -283,7 +283,9 @@ def test_encoders_that_are_not_in_the_file_are_brought_as_such_only(path, key, v
         where[key] = value
 
     attacks.forge(path, change)
-    with pytest.raises(ValueError, match=r"must be a file|modules must contain the enc"):
+    with pytest.raises(
+        ValueError, match=r"must be a file|modules must contain the enc"
+    ):
         load(path)
 
 

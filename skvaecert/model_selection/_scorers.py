@@ -69,6 +69,7 @@ class CertificateScorer:
 
     Parameters
     ----------
+    score : {"certified", "margin", "relative_margin", "lower_bound", "elbo", \
             "reconstruction", "sampled_information", "all"}
         Name of the score.
     **options : dict
