@@ -339,6 +339,7 @@ class FreeBits(Objective):
         kl = kl_per_dimension(result.mean, result.log_variance).mean(dim=0)
         if self.per == "batch":
             return kl.sum().clamp(min=self.nats)
+        # Below `nats` the clamp has no gradient: these dimensions are free.
         return kl.clamp(min=self.nats).sum()
 
 
@@ -360,6 +361,7 @@ class _DeltaPosterior(nn.Module):
         width = self.largest - self.smallest
         log_variance = torch.log(self.smallest + width * torch.sigmoid(raw))
         least = torch.sqrt(self.level + log_variance - log_variance.exp())
+        # The KL is delta at `least`, and relu can only increase it.
         return least + torch.relu(mean), log_variance
 
 
@@ -656,6 +658,7 @@ class _BatchNormPosterior(nn.Module):
     def __init__(self, latent_dim: int, gamma: float) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(latent_dim)
+        # The scale stays at gamma, and only the shift is learned.
         self.norm.weight.requires_grad_(False).fill_(gamma)
 
     def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -939,6 +942,7 @@ class _EncoderFirst(ReleasedCallback):
 def _monitored_information(net: NeuralNet) -> float:
     net.module_.eval()
     with torch.inference_mode():
+        # In chunks, since the estimate needs all pairs of samples and codes.
         passes = [net.module_(chunk) for chunk in net.monitored.split(CHUNK)]
         values = [mutual_information(p.mean, p.log_variance, p.code) for p in passes]
     return float(np.mean([value.item() for value in values]))

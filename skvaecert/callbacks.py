@@ -228,6 +228,7 @@ class StopWhenCertified(Callback):
         monitor = self.monitor if self.confidence is None else "validation_margin_low"
         held_out = monitor.startswith("validation")
         name = "validation_information" if held_out else "teacher_information"
+        # Without teacher information there is no margin to reach.
         reached = row[monitor] >= self.relative_margin * row[name] > 0
         self.n_reached_ = self.n_reached_ + 1 if reached else 0
         loss = row.get("validation_loss", math.inf)

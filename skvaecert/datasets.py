@@ -97,6 +97,7 @@ class WithPosterior:
         return len(self._posteriors)
 
     def __getitem__(self, index: int) -> tuple[Any, NDArray[np.float32]]:
+        # A copy, since torch warns of read-only arrays, such as memory maps.
         return self.dataset[index], np.array(self._posteriors[index], np.float32)
 
     def __getitems__(self, index: list[int]) -> list[tuple[Any, NDArray[np.float32]]]:
@@ -260,6 +261,7 @@ def load_digits(
         stratify=y,
         random_state=random_state,
     )
+    # The parts are X_train, X_test, y_train, y_test.
     data, target = parts[subset == "test" :: 2]
     return Bunch(
         data=data,
@@ -354,6 +356,7 @@ def toy_encoders(
     x = check_random_state(random_state).standard_normal((n_samples, latent_dim))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     zero, one, narrow = np.zeros_like(x), np.ones_like(x), np.exp(-2.0)
+    # The healthy code has variance 0.9 + 0.1 = 1, as the prior.
     small, wide = np.sqrt(0.005) * x, np.sqrt(0.9) * x
     by_sign = np.where(x < 0, narrow, 1.0)
     no = "The posterior is the same for all samples: collapsed."

@@ -168,6 +168,7 @@ def _halvings(image_shape: ImageShape) -> list[ImageShape]:
     shapes, channels = [image_shape], _FEWEST_CHANNELS
     while max(shapes[-1][1:]) > _COARSEST_SIDE:
         _, height, width = shapes[-1]
+        # Rounded up, as by a convolution with stride 2 and padding 1.
         shapes.append((channels, -(-height // 2), -(-width // 2)))
         channels = min(2 * channels, _MOST_CHANNELS)
     return shapes
@@ -247,6 +248,7 @@ def unbounded(log_variance: Tensor) -> Tensor:
     tensor([ 0.5000, -9.9900])
     """
     ratio = log_variance / LOG_VARIANCE_BOUND
+    # atanh is infinite at -1 and 1.
     return LOG_VARIANCE_BOUND * torch.atanh(ratio.clamp(-0.999, 0.999))
 
 
@@ -325,6 +327,7 @@ class VAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.posterior = GaussianPosterior() if posterior is None else posterior
+        # Bernoulli likelihoods do not use it: one module serves both.
         self.raw_log_noise = nn.Parameter(torch.zeros(()))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -498,6 +501,7 @@ def _user_module(
     name: str, given: ModuleOrFactory, sizes: tuple[int, int], widths: tuple[int, int]
 ) -> nn.Module:
     is_module = isinstance(given, nn.Module)
+    # A copy, since a fit must not train a parameter of the estimator.
     module = copy.deepcopy(given) if is_module else given(*sizes)
     if not isinstance(module, nn.Module):
         raise TypeError(
@@ -514,7 +518,7 @@ def _check_output(name: str, module: nn.Module, n_inputs: int, n_outputs: int) -
     samples = torch.zeros(2, n_inputs, device=tensors[0].device if tensors else None)
     try:
         output = _evaluated(module, samples)
-    except Exception as error:  # whatever the user's own code may raise
+    except Exception as error:  # the user's code can raise any error
         raise ValueError(
             f"{name} must accept an input of shape (n, {n_inputs}), float32, got the "
             f"error: {error}.{_where(module, samples)}{_advice(name, tensors)}"

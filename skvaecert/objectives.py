@@ -178,6 +178,7 @@ def alignment(
     tensor([0.3681])
     """
     log_q = _witness_log_proba(latent_mean, vertices, scale)
+    # kl_div takes log q first, and computes T (log T - log q).
     return functional.kl_div(log_q, teacher_proba, reduction="none").sum(dim=1)
 
 
@@ -360,6 +361,7 @@ class AlignmentLoss(_InFullPrecision):
                 f"{(len(mean), len(self.vertices))}, got {tuple(proba.shape)}. Pass "
                 "the teacher's posteriors of the samples of this batch."
             )
+        # Autocast would compute the product in 16 bits.
         with torch.autocast(mean.device.type, enabled=False):
             losses = alignment(proba, mean, self.vertices.to(mean), self.scale)
         if reduction == "none":
@@ -538,8 +540,8 @@ class LagrangeWeight(_InFullPrecision):
     target_margin : float
         Target m of the relative margin, in (0, 1).
     information : float
-        Teacher information I_T of the samples whose margin is to reach the target, in
-        nats, above 0. :func:`skvaecert.metrics.teacher_information` computes it.
+        Teacher information I_T, in nats, above 0, of the samples whose margin the guard
+        controls. :func:`skvaecert.metrics.teacher_information` computes it.
 
     Attributes
     ----------
@@ -549,7 +551,7 @@ class LagrangeWeight(_InFullPrecision):
     average : Tensor of shape ()
         Running mean of A in nats; NaN before the first step.
     gap : float
-        Difference in nats: A of the samples whose margin is to reach the target, minus
+        Difference in nats between A of the samples whose margin the guard controls and
         A of the training samples; initially 0. To control the margin of samples other
         than the training samples, set it after each epoch.
 
@@ -605,6 +607,7 @@ class LagrangeWeight(_InFullPrecision):
         Tensor of shape ()
             w A.
         """
+        # A copy, since `update` changes the weight before the backward pass reads it.
         weighted = self.weight.clone() * alignment
         if self.training:
             self.update(alignment)

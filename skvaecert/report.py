@@ -303,6 +303,7 @@ def _find(
         kind: partial(certifier.certify, X, kind=kind, **options) for kind in _QUESTIONS
     }
     diagnose = partial(certifier.diagnose, X, teacher_proba=teacher_proba)
+    # Record the warnings for the page, and issue them again below.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found, errors = _try_all({_DIAGNOSIS: diagnose} | attempts)
@@ -310,6 +311,7 @@ def _find(
         warn_user(warning.message)
     diagnosis = found.pop(_DIAGNOSIS, None)
     if not found:
+        # The mean requires least, so its error says most.
         raise errors["mean"]
     messages = list(dict.fromkeys(str(warning.message) for warning in caught))
     missing = {name: str(error) for name, error in errors.items()}
@@ -330,6 +332,7 @@ def _try_all(
 
 
 def _page(title: str, sections: Iterable[str], n_samples: int) -> str:
+    # Texts in the page may come from a stranger's model: it must load and run nothing.
     now = datetime.now(UTC)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -498,6 +501,7 @@ def _pictures(
 ) -> str:
     n_samples = count_samples(X)
     n_drawn = min(n_samples, _MOST_DRAWN)
+    # Evenly spaced, since samples are often sorted by class.
     index = np.unique(np.linspace(0, n_samples - 1, n_drawn).astype(np.intp))
     samples = take_samples(X, index)
     proba = None if teacher_proba is None else take_samples(teacher_proba, index)
@@ -645,6 +649,7 @@ def _figure(
     """Return a picture for the page. A foreign model may fail to give its values."""
     from matplotlib.figure import Figure
 
+    # Without pyplot, which would keep the figure open.
     figure = Figure(figsize=size, layout="constrained")
     try:
         alt = draw(figure)
@@ -665,8 +670,9 @@ def _assumptions(certifier: Any, findings: _Findings) -> str:
     mean = next(iter(findings.certificates.values()))
     assumed = [
         "The statements are only about the samples of this report. With the fixed "
-        "witness, “mean” says the same if encoder and teacher were trained on these "
-        "samples. “sampled”, “round trip” and fitted witnesses reject samples of fit.",
+        "witness, “mean” states the same whether or not encoder and teacher were "
+        "trained on these samples. “sampled”, “round trip” and fitted witnesses reject "
+        "samples of fit.",
         f"{_teacher_name(certifier)} determines which differences between samples "
         f"count. Its information on these samples, {mean.teacher_information:.3g} "
         "nats, is the largest possible margin.",

@@ -17,6 +17,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
+        # Allocate a value: torch.device accepts names of devices that are missing.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
@@ -51,6 +52,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """
     accelerator = device.type != "cpu"
     index = [device.index or 0] if accelerator else []
+    # fork_rng requires a device type, even if it forks the CPU's generator only.
     kind = device.type if accelerator else "cuda"
     with _one_thread, torch.random.fork_rng(index, device_type=kind):
         torch.default_generator.manual_seed(seed)

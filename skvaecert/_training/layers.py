@@ -87,6 +87,7 @@ class Layers:
         def empty(n_values: int) -> NDArray[Any]:
             return np.empty((n_samples, n_values), self._biases[0].dtype, order)
 
+        # A product with ones sums over samples faster than ndarray.sum.
         self._ones = np.ones(n_samples, self._biases[0].dtype)
         self._outputs = [empty(len(weight)) for weight in self._weights]
         # Twice the sigmoid of each SiLU's input x: 1 + tanh(x / 2).

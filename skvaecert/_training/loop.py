@@ -31,6 +31,7 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
             "prefit must be None for an encoder without trainable parameters, because "
             "there is nothing to fit."
         )
+    # A separate optimizer: moments of the prefit must not continue in the training.
     optimizer = torch.optim.Adam(encoder, lr=net.lr)
     for _ in range(n_epochs):
         for x, codes in Batches(dataset, net.batch_size):
@@ -54,9 +55,11 @@ def _train(net: VAENet, dataset: TrainingSet) -> None:
         with _recording_ctrl_c(net):
             net.partial_fit(dataset)
     finally:
+        # skorch notifies no callback if an error ends the training.
         for _, callback in net.callbacks_:
             if isinstance(callback, ReleasedCallback):
                 callback.release()
+    # Without a complete epoch there is nothing to keep.
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt
 

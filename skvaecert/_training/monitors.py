@@ -92,6 +92,7 @@ class ValidationMonitor(ReleasedCallback):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if self.watched_ is None:
             return
+        # A sum in float32 over thousands of samples would lose digits.
         loss = -float(self.watched_.evidence_bound(net).mean(dtype=np.float64))
         self.log_q_ = self.watched_.witness_log_proba(net)
         margin = collapse_margin(self.watched_.teacher_proba, self.log_q_)
@@ -100,6 +101,7 @@ class ValidationMonitor(ReleasedCallback):
         net.history.record("validation_margin", margin)
         net.history.record("validation_information", information)
         if net.criterion_.guard is not None:
+            # The guard sees training batches: add the difference to held-out samples.
             alignment_loss = net.history[-1]["alignment_loss"]
             net.criterion_.guard.gap = information - margin - alignment_loss
 

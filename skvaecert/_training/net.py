@@ -417,6 +417,7 @@ def make_net(
         criterion__vertices=torch.as_tensor(vertices, dtype=torch.float32),
         optimizer=torch.optim.Adam,
         optimizer__fused=device.type in ("cpu", "cuda"),
+        # The estimator holds out samples itself.
         train_split=None,
         callbacks=_all_callbacks(callbacks, verbose),
         device=str(device),

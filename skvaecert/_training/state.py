@@ -98,6 +98,7 @@ def filled_module(
     """
     check_state("net", state, _NET, {})
     weights = state["weights"]
+    # New modules draw initial weights: keep the user's generators as they are.
     with seeded(0, torch.device("cpu")):
         _check_weights(weights, make, own)
         try:
@@ -181,6 +182,7 @@ def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
             "exp_avg_sq": q.view_as(p),
         }
         for i, (p, n, m, q) in every
+        # Adam has no state for a parameter before its first step.
         if n > 0
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})

@@ -170,6 +170,7 @@ class Gradient:
         error = np.subtract(self._output, x, out=self._by_output)
         weighted = float(np.vdot(error, error)) * precision / n
         error *= precision / n
+        # The last factor is d log v / d raw, for log v = 10 tanh(raw / 10).
         self._by_raw_log_noise[...] = (n_features - weighted) * (1 - tanh**2) / 2
         normalizer = n_features * (self._log_noise + math.log(2 * math.pi))
         return (weighted + normalizer) / 2
@@ -202,6 +203,7 @@ class Gradient:
         # Components are rows, since reductions along the samples are slow.
         proba = teacher_proba.T
         vertices = self._criterion.scale * self._vertices
+        # Log-softmax, shifted by the maximum so that exp does not overflow.
         log_q = vertices @ mean.T
         log_q -= log_q.max(axis=0)
         q = np.exp(log_q)
@@ -230,6 +232,7 @@ class _Codes:
     def __init__(self, output: NDArray[Any]) -> None:
         latent_dim = output.shape[1] // 2
         self.mean, raw = output[:, :latent_dim], output[:, latent_dim:]
+        # Draw from torch's generator, so that both kinds of step draw the same codes.
         noise = np.empty(raw.shape, raw.dtype)
         torch.from_numpy(noise).normal_()
         self._tanh = np.tanh(raw / LOG_VARIANCE_BOUND)

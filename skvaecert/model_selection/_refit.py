@@ -82,6 +82,7 @@ class _Rule:
             If `cv_results` lacks the score or parameter that decides.
         """
         lowest = _fold_scores(cv_results, "margin").min(axis=0)
+        # A mean over folds would hide a fold that is not certified.
         in_folds = (_fold_scores(cv_results, "certified") == 1).all(axis=0)
         certified = in_folds & (lowest >= self.min_margin)
         if not certified.any():
@@ -219,6 +220,7 @@ class SmallestCertifyingWeight(_Rule):
     def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
         weights = _weights(cv_results, self.parameter)[certified]
         scores = _deciding(cv_results)[certified]
+        # lexsort takes the main key last: weights ascending, then scores descending.
         return int(certified[np.lexsort((-scores, weights))[0]])
 
 
@@ -242,6 +244,7 @@ def _weights(cv_results: Mapping[str, Any], parameter: str | None) -> Floats:
         name = "one parameter " + (parameter or "that ends in 'alignment_weight'")
         _warn_missing(cv_results, name, "the best score, like BestCertified")
         return np.zeros(len(cv_results["mean_test_margin"]))
+    # Grids without this parameter have masked entries, which become None.
     values = np.ma.asarray(cv_results[keys[0]]).tolist()
     return _floats([v if isinstance(v, Real) else math.inf for v in values])
 

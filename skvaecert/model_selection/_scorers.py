@@ -139,6 +139,7 @@ class CertificateScorer:
         if score not in SCORES:
             raise ValueError(f"score must be one of {SCORES}, got {score!r}.")
         try:
+            # Raise now: inside a search, an error would only become a NaN score.
             signature(getattr(Scored, score)).bind(None, **options)
         except TypeError as error:
             raise TypeError(f"options of the score {score!r}: {error}.") from None

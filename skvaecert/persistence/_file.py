@@ -100,6 +100,7 @@ def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
 
 def _checksum(text: str, arrays: Arrays) -> str:
     digest = sha256(text.encode())
+    # The order of arrays in a file has no meaning.
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"\n{name} {array.dtype.name} {array.shape}\n".encode())
@@ -150,6 +151,7 @@ def _mode(path: str | os.PathLike[str]) -> int:
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file completely or not at all; keep the mode and links of an old one."""
+    # Replace the target of a symbolic link, and keep the link.
     target = Path(os.path.realpath(path))
     mode = _mode(target) if target.exists() else None
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
@@ -159,6 +161,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
                 os.chmod(partial, mode)
             file.write(data)
             file.flush()
+            # The data must be on disk before the file gets its name.
             os.fsync(file.fileno())
         os.replace(partial, target)
     finally:

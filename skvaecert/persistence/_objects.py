@@ -153,6 +153,7 @@ class Packer:
             )
         # A frozen estimator is the same as a parameter and as a fitted attribute.
         fitted |= isinstance(value, FrozenEstimator)
+        # The same object may occur unfitted, as a parameter, and fitted.
         key = id(value), fitted
         if key not in self._numbers:
             node = self._node(value, path, fitted)
@@ -271,6 +272,7 @@ class Unpacker:
         return content
 
     def _object(self, number: int) -> Any:
+        # A bool is an int too, so compare the type.
         if type(number) is not int or not 0 <= number < len(self._made):
             raise ValueError("an object in it does not refer to an earlier object.")
         check_inside(self._owner, self._made[number])

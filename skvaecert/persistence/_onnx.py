@@ -112,6 +112,7 @@ def export_onnx(
             "export_onnx requires onnx and onnxscript: pip install 'skvaecert[onnx]'."
         ) from error
     served = _Served(vae, witness, _DTYPES[dtype]).eval()
+    # Two samples, since torch.export treats a batch of one sample as fixed.
     samples = torch.zeros(2, vae.n_features_in_, dtype=_DTYPES[dtype])
     with _quiet():
         program = torch.onnx.export(

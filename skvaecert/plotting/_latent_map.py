@@ -122,6 +122,7 @@ class LatentMapDisplay:
         if subspace not in ("witness", "all"):
             raise ValueError(f"subspace must be 'witness' or 'all', got {subspace!r}.")
         mean, proba, witness = read_means(estimator, X, teacher_proba)
+        # A softmax depends only on differences between the weights of clusters.
         wanted = witness.weights - witness.weights.mean(axis=0)
         basis = _row_space(wanted) if subspace == "witness" else np.eye(wanted.shape[1])
         plane = _principal_directions(mean @ basis.T) @ basis
@@ -164,6 +165,7 @@ class LatentMapDisplay:
         if self.directions is not None and not flat:
             self._draw_directions(self.directions)
         if not flat:
+            # Equal scales, so that no direction of the map is stretched.
             self.ax_.set_aspect("equal", adjustable="datalim")
         upwards = "teacher's cluster" if flat else self.axis_labels[1]
         self.ax_.set(xlabel=self.axis_labels[0], ylabel=upwards)

@@ -194,6 +194,7 @@ class ReconstructionDisplay:
 
     def _draw_images(self, image_shape: tuple[int, int, int], **kwargs: Any) -> None:
         channels, height, _ = image_shape
+        # One scale for both rows shows errors in brightness.
         low, high = self.original.min(), self.original.max()
         gap = max(1, round(_GAP * height))
         above, below = (
@@ -211,6 +212,7 @@ class ReconstructionDisplay:
         self._bare()
 
     def _draw_heat(self, **kwargs: Any) -> None:
+        # A scale for each feature, since features may have different units.
         low, high = self.original.min(axis=0), self.original.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
         parts = [(r - low) / span for r in (self.original, self.reconstruction)]
@@ -240,6 +242,7 @@ class ReconstructionDisplay:
     def _draw_curves(self, **kwargs: Any) -> None:
         spread = np.ptp(self.original) or 1.0
         n_samples, n_features = self.original.shape
+        # Offsets of 1.1 times the range keep the curves apart.
         offsets = -1.1 * spread * np.arange(n_samples)
         places = np.arange(n_features)
         looks: list[dict[str, Any]] = [
