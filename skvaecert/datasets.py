@@ -109,7 +109,7 @@ class WithPosterior:
         return list(zip(items, posteriors, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the posteriors, which may be a file that is mapped into memory."""
+        """Leave out the array: a file would be copied into the pickle."""
         return {"dataset": self.dataset, "teacher_proba": self.teacher_proba}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

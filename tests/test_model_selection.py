@@ -370,7 +370,7 @@ TWO_WEIGHTS = dict(zip(NAMES, ([1, 2, 3, 4], [4, 3, 2, 1]), strict=True))
         (BestCertified("elbo"), {"elbo": [np.nan] * 4}, 2, r"'elbo'.*'reconstruction'"),
         (BestCertified("sampled_information"), {"elbo": [1, 2, 3, 4]}, 3, "'elbo'"),
         (SmallestCertifyingWeight(), {}, 2, "ends in 'alignment_weight'"),
-        (SmallestCertifyingWeight("c"), TWO_WEIGHTS, 2, "r c,"),
+        (SmallestCertifyingWeight("c"), TWO_WEIGHTS, 2, r"parameter c\."),
         (SmallestCertifyingWeight(), TWO_WEIGHTS, 2, NAMES[1]),
     ],
 )

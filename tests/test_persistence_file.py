@@ -47,7 +47,7 @@ def path(saved, tmp_path):
     return tmp_path / "file"
 
 
-def assert_refused(path, reason="must be a file as skvaecert saves it"):
+def assert_refused(path, reason="must be a file that skvaecert saved"):
     with pytest.raises(InvalidFileError, match=reason) as caught:
         load(path)
     assert str(path) in str(caught.value)
@@ -183,7 +183,7 @@ def test_other_json_is_refused(path, where, key, value):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda text: text.replace("{", '{"a": 1, "a": 2, ', 1), "same key twice"),
+        (lambda text: text.replace("{", '{"a": 1, "a": 2, ', 1), "repeats a key"),
         (lambda text: text.replace('"schema": 4', '"schema": NaN'), "not finite"),
         (lambda text: text.replace('"schema": 4', '"schema": 1e999'), "not finite"),
         (lambda text: "[" * 10**5 + "]" * 10**5, "RecursionError"),
@@ -211,7 +211,7 @@ def test_estimators_within_estimators_without_end_are_refused(path, last):
         objects.append({"type": last, "params": params, "fitted": None})
 
     attacks.forge(path, change)
-    assert_refused(path, f"what a {last} holds must be")
+    assert_refused(path, f"values in a {last} must be")
 
 
 def with_loss(content, arrays, vertices, scale):

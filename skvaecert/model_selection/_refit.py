@@ -114,10 +114,11 @@ class BestCertified(_Rule):
     Use it as ``GridSearchCV(estimator, grid, **BestCertified().search_params)``. This
     sets `scoring` and `refit` together, because scikit-learn calls a function passed as
     `refit` only after all fits, and keeps no results if it fails. For the same reason,
-    the constructor checks its parameters, and a rule only warns if a score is missing
-    after the search. Searches by successive halving accept a single score and no rule.
-    The method `score` of a search with a rule fails, since scikit-learn does not know
-    which score to use. Call a scorer instead, such as ``margin_scorer(search, X)``.
+    the constructor checks its parameters, and a rule only warns if the deciding score
+    is missing after the search. Searches by successive halving accept a single score
+    and no rule. The method `score` of a search with a rule fails, since scikit-learn
+    does not know which score to use. Call a scorer instead, such as
+    ``margin_scorer(search, X)``.
 
     Parameters
     ----------
@@ -241,7 +242,8 @@ def _weights(cv_results: Mapping[str, Any], parameter: str | None) -> Floats:
     pattern = r"(.*__)?alignment_weight" if parameter is None else re.escape(parameter)
     keys = [key for key in cv_results if re.fullmatch(f"param_{pattern}", key)]
     if len(keys) != 1:
-        name = "one parameter " + (parameter or "that ends in 'alignment_weight'")
+        suffix = "'alignment_weight'"
+        name = f"single parameter {parameter or f'that ends in {suffix}'}"
         _warn_missing(cv_results, name, "the best score, like BestCertified")
         return np.zeros(len(cv_results["mean_test_margin"]))
     # Grids without this parameter have masked entries, which become None.
