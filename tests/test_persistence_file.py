@@ -437,7 +437,7 @@ def test_truth_values_are_0_or_1(path):
     attacks.forge(path, change)
     load(path)
     attacks.forge(path, lambda _, arrays: arrays["flags"].view(np.uint8).fill(2))
-    assert_refused(path, "other bytes than 0 and 1")
+    assert_refused(path, "bytes other than 0 and 1")
 
 
 def test_pickles_are_not_run(path, tmp_path):
