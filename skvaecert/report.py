@@ -42,7 +42,7 @@ __all__ = ["write_report"]
 _DIAGNOSIS, _DIAGNOSIS_QUESTION = "diagnosis", "Has the VAE collapsed?"
 _QUESTIONS = {
     "mean": "Does the latent mean depend on the input?",
-    "sampled": "Do drawn codes carry the teacher's clusters?",
+    "sampled": "Do drawn codes carry information about the teacher's clusters?",
     "round_trip": "Do reconstructions still show the teacher's clusters?",
 }
 # Symbols of verdicts and states. Their colors are in the style sheet.
@@ -311,7 +311,7 @@ def _find(
         warn_user(warning.message)
     diagnosis = found.pop(_DIAGNOSIS, None)
     if not found:
-        # The mean requires least, so its error says most.
+        # kind="mean" requires least, so its error explains most.
         raise errors["mean"]
     messages = list(dict.fromkeys(str(warning.message) for warning in caught))
     missing = {name: str(error) for name, error in errors.items()}

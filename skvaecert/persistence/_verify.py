@@ -156,7 +156,7 @@ def verify(
         File with a :class:`skvaecert.CollapseCertifier`.
     X : array-like of shape (n_samples, n_features)
         All samples of its `fit`, in the same order. If the witness was fitted, the
-        certificate is about half of them.
+        certificate uses one half of them.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
         Teacher's posteriors that were passed to `fit`, if there were any.
     estimator : estimator or None, default=None
