@@ -589,7 +589,7 @@ class _Trail:
         return "".join(self._line(layer, self.outputs) for layer in self.running[-1:])
 
     def to(self, output: Any) -> str:
-        """Describe the innermost layer that returned this very object."""
+        """Describe the innermost layer that returned this object."""
         for i, (layer, returned) in enumerate(self.outputs):
             if returned is output:
                 return self._line(layer, self.outputs[:i])

@@ -120,7 +120,8 @@ _NOT_SAID = (
     "samples, and proves nothing about single latent dimensions. Some of them may be "
     "unused.",
     "The statements are about the encoder as computed here, with these versions. An "
-    "encoder that amplifies rounding errors of its input is not constant as computed.",
+    "encoder that turns rounding errors of its input into large outputs is not "
+    "constant as computed.",
     "Pictures prove nothing.",
 )
 _PACKAGES = (
@@ -464,7 +465,7 @@ def _found(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         "state": diagnosis.state,
         "information of drawn codes, at least (nats)": codes and codes.low,
         "information of drawn codes, at most (nats)": codes and codes.high,
-        "the most possible on these samples (nats)": codes and codes.limit,
+        "the largest possible on these samples (nats)": codes and codes.limit,
         "confidence of these bounds": codes and str(codes.confidence),
         "negligible up to (nats)": diagnosis.negligible,
         "information of outputs about the code, at most, estimated (nats)": decoder

@@ -169,7 +169,7 @@ class MarginEnergyDisplay:
         ax = axes_for(ax, title)
         most: dict[str, Any] = {
             "linestyle": "--",
-            "label": "teacher information: the most possible",
+            "label": "teacher information: the largest possible margin",
         }
         ax.axhline(self.teacher_information, color="0.4", **most)
         ax.axhline(0, color="0.2", linewidth=1, label="the best constant mean")

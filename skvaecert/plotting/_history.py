@@ -117,7 +117,7 @@ class MarginHistoryDisplay:
             self.teacher_information,
             color="0.4",
             linestyle="--",
-            label="teacher information: the most possible",
+            label="teacher information: the largest possible margin",
         )
         (self.line_,) = ax.plot(
             self.epoch, self.margin, **{"label": "margin"} | line_kwargs

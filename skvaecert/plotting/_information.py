@@ -269,7 +269,7 @@ class InformationBracketDisplay:
             places,
             color="0.1",
             linestyle="none",
-            label="the most possible on these samples",
+            label="the largest possible on these samples",
             **look,
         )
 
@@ -278,7 +278,9 @@ class InformationBracketDisplay:
         n_models = len(self.names)
         if n_models == 1:
             return f"{plain_text(self.names[0])}: {_STATE_WORDS[self.state[0]]}"
-        return f"{self.state.count('collapsed')} of {n_models} models: collapsed"
+        n_collapsed = self.state.count("collapsed")
+        verb = "has" if n_collapsed == 1 else "have"
+        return f"{n_collapsed} of {n_models} models {verb} collapsed"
 
     @property
     def _right(self) -> float:
