@@ -258,8 +258,8 @@ def test_convolutions_do_not_mix_rows(image_shape):
         ),
         (
             {"decoder": "conv", "image_shape": (3, 8, 8)},
-            r"as many values as there are features, 64, for decoder='conv', got "
-            r"\(3, 8, 8\), which holds 192",
+            r"as many values as a sample has features, 64, for decoder='conv', got "
+            r"\(3, 8, 8\), which has 192",
         ),
         (
             {"encoder": "conv", "image_shape": (16, 2, 2)},
@@ -267,7 +267,7 @@ def test_convolutions_do_not_mix_rows(image_shape):
         ),
         (
             {"encoder": "conv", "image_shape": (8, 8, 1)},
-            r"height and width above 4 .* in the order \(channels, height, width\)",
+            r"height and width above 4 .* order is \(channels, height, width\)",
         ),
         (
             {"encoder": "cnn", "image_shape": (1, 8, 8)},
@@ -316,13 +316,13 @@ def test_images_that_do_not_fit_are_refused(params, message):
         ),
         (
             nn.Linear(8, 4).double(),
-            r"error.*float64: call \.float\(\) on the encoder",
+            r"error.*float64\. Call \.float\(\) on the encoder",
         ),
         (
             Doubled(),
-            r"got \(2, 4\) of torch.float64.*its layer 'linear'.*float64: call \.float",
+            r"got \(2, 4\) of torch.float64.*its layer 'linear'.*float64\. Call \.float",
         ),
-        (nn.Linear(8, 4).bfloat16(), r"Its weights are torch.bfloat16: call \.float"),
+        (nn.Linear(8, 4).bfloat16(), r"Its weights are torch.bfloat16\. Call \.float"),
     ],
 )
 def test_errors_name_the_layer(module, message):
