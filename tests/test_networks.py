@@ -320,7 +320,7 @@ def test_images_that_do_not_fit_are_refused(params, message):
         ),
         (
             Doubled(),
-            r"got \(2, 4\) of torch.float64.*its layer 'linear'.*float64\. Call \.float",
+            r"got \(2, 4\) of torch.float64.*its layer 'linear'.*\. Call \.float",
         ),
         (nn.Linear(8, 4).bfloat16(), r"Its weights are torch.bfloat16\. Call \.float"),
     ],

@@ -148,10 +148,11 @@ class InformationBracketDisplay:
         if not diagnoses:
             raise ValueError("diagnoses must contain at least one diagnosis, got none.")
         every = list(diagnoses.values())
+        state: list[Any] = [one.state for one in every]
         low, high, limit = np.transpose([_ends(one) for one in every])
         display = cls(
             names=list(diagnoses),
-            state=[one.state for one in every],
+            state=state,
             low=low,
             high=high,
             limit=limit,
