@@ -92,29 +92,29 @@ class Resident:
     """Samples in the device's memory: standardized, or bytes to be standardized."""
 
     def __init__(
-        self, values: Tensor, standardisation: Standardisation | None = None
+        self, values: Tensor, standardization: Standardisation | None = None
     ) -> None:
         self.values = values
         self.index_device = values.device
         self.location, self.scale = None, 1.0
-        if standardisation is not None:
-            location = torch.as_tensor(standardisation.location, dtype=torch.float32)
+        if standardization is not None:
+            location = torch.as_tensor(standardization.location, dtype=torch.float32)
             self.location = location.to(values.device)
-            self.scale = standardisation.scale
+            self.scale = standardization.scale
 
     @classmethod
     def filled(
         cls,
         shape: tuple[int, int],
         chunks: Iterable[NDArray[np.floating]],
-        standardisation: Standardisation,
+        standardization: Standardisation,
         device: torch.device,
     ) -> Self:
         """Standardize chunk by chunk, to avoid another copy of all samples."""
         values = torch.empty(shape, dtype=torch.float32, device=device)
         start = 0
         for chunk in chunks:
-            values[start : start + len(chunk)] = standardisation.apply(chunk)
+            values[start : start + len(chunk)] = standardization.apply(chunk)
             start += len(chunk)
         return cls(values)
 
@@ -133,11 +133,11 @@ class Streamed:
     """Samples that are read when a batch needs them."""
 
     def __init__(
-        self, source: Any, standardisation: Standardisation, device: torch.device
+        self, source: Any, standardization: Standardisation, device: torch.device
     ) -> None:
         self.source = source
         self.index_device = torch.device("cpu")
-        self.standardisation = standardisation
+        self.standardization = standardization
         self.device = device
 
     def __len__(self) -> int:
@@ -146,7 +146,7 @@ class Streamed:
     def take(self, index: Tensor) -> Tensor:
         """Read samples in their order on disk; return them in the order of `index`."""
         ordered, place = index.cpu().sort()
-        samples = self.standardisation.apply(self.source[ordered.numpy()])
+        samples = self.standardization.apply(self.source[ordered.numpy()])
         return samples[place.argsort()].to(self.device)
 
 
