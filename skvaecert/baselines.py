@@ -47,7 +47,7 @@ __all__ = [
 
 _AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 _ABOVE_0 = Interval(Real, 0, None, closed="neither")
-_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_KERNEL_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class BetaVAE(Objective):
@@ -507,7 +507,7 @@ def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tens
 
 
 def maximum_mean_discrepancy(
-    code: Tensor, prior: Tensor, scales: Sequence[float] = _SCALES
+    code: Tensor, prior: Tensor, scales: Sequence[float] = _KERNEL_SCALES
 ) -> Tensor:
     """Estimate E k(z, z') + E k(w, w') - 2 E k(z, w); z from q(z), w from the prior.
 
@@ -596,7 +596,7 @@ class InfoVAE(Objective):
         self,
         alpha: float = 1.0,
         strength: float = 100.0,
-        scales: Sequence[float] = _SCALES,
+        scales: Sequence[float] = _KERNEL_SCALES,
     ) -> None:
         self.alpha = alpha
         self.strength = strength

@@ -521,12 +521,14 @@ def _check_output(name: str, module: nn.Module, n_inputs: int, n_outputs: int) -
     except Exception as error:  # the user's code can raise any error
         raise ValueError(
             f"{name} must accept an input of shape (n, {n_inputs}), float32, got the "
-            f"error: {error}.{_where(module, samples)}{_advice(name, tensors)}"
+            f"error: {error}.{_responsible_layer(module, samples)}"
+            f"{_advice(name, tensors)}"
         ) from error
     if _shape(output) != str((2, n_outputs)):
         raise ValueError(
             f"{name} must return a tensor of shape (n, {n_outputs}), float32, for n "
-            f"samples, got {_shape(output)} for 2 samples.{_where(module, samples)}"
+            f"samples, got {_shape(output)} for 2 samples."
+            f"{_responsible_layer(module, samples)}{_advice(name, tensors)}"
             f"{_advice(name, tensors)}"
         )
 
@@ -540,18 +542,18 @@ def _evaluated(module: nn.Module, samples: Tensor) -> Any:
         module.train(was_training)
 
 
-def _where(module: nn.Module, samples: Tensor) -> str:
+def _responsible_layer(module: nn.Module, samples: Tensor) -> str:
     """Run the samples again with hooks, to find the layer that fails."""
-    trail = _Trail(module)
+    trace = _LayerTrace(module)
     try:
-        with trail:
+        with trace:
             output = _evaluated(module, samples)
     except Exception:
-        return trail.to_the_error()
-    return trail.to(output)
+        return trace.failing_layer()
+    return trace.returning_layer(output)
 
 
-class _Trail:
+class _LayerTrace:
     """Records which layers of a module run inside the block, and what they return."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -584,25 +586,28 @@ class _Trail:
         self.running.pop()
         self.outputs.append((layer, output))
 
-    def to_the_error(self) -> str:
+    def failing_layer(self) -> str:
         """Describe the innermost layer that was entered but not left."""
-        return "".join(self._line(layer, self.outputs) for layer in self.running[-1:])
+        if not self.running:
+            return ""
+        return self._sentence(self.running[-1], self.outputs)
 
-    def to(self, output: Any) -> str:
+    def returning_layer(self, output: Any) -> str:
         """Describe the innermost layer that returned this object."""
+        # Inner layers return before the layers that contain them.
         for i, (layer, returned) in enumerate(self.outputs):
             if returned is output:
-                return self._line(layer, self.outputs[:i])
+                return self._sentence(layer, self.outputs[:i])
         return ""
 
-    def _line(self, layer: nn.Module, earlier: list[tuple[nn.Module, Any]]) -> str:
+    def _sentence(self, layer: nn.Module, earlier: list[tuple[nn.Module, Any]]) -> str:
         after = "".join(
-            f", after {self._called(last)} had returned {_shape(output)}"
+            f", after {self._name(last)} had returned {_shape(output)}"
             for last, output in earlier[-1:]
         )
-        return f" It comes from {self._called(layer)}{after}."
+        return f" It comes from {self._name(layer)}{after}."
 
-    def _called(self, layer: nn.Module) -> str:
+    def _name(self, layer: nn.Module) -> str:
         is_leaf = next(layer.children(), None) is None
         what = type(layer).__name__ + (f"({layer.extra_repr()})" if is_leaf else "")
         name = self.names[layer]

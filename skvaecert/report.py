@@ -251,7 +251,7 @@ def write_report(
     True
     """
     _check_certifier(certifier)
-    findings = _find(certifier, X, teacher_proba, n_draws, confidence)
+    findings = _compute_findings(certifier, X, teacher_proba, n_draws, confidence)
     name = type(certifier.estimator_).__name__
     page = _page(
         f"Report on {name}" if title is None else str(title),
@@ -288,7 +288,7 @@ def _check_certifier(certifier: Any) -> None:
     check_is_fitted(certifier)
 
 
-def _find(
+def _compute_findings(
     certifier: Any,
     X: ArrayLike,
     teacher_proba: ArrayLike | None,
@@ -428,13 +428,15 @@ def _empty_card(question: str, reason: str) -> str:
 def _values(findings: _Findings) -> str:
     certificates = findings.certificates
     rows = (
-        (label, [_value(field, one) for one in certificates.values()])
+        (label, [_certificate_field(field, one) for one in certificates.values()])
         for field, label in _FIELDS.items()
     )
     kinds = [kind.replace("_", " ") for kind in certificates]
     tables = [_table("Fields of the certificates", kinds, rows)]
     if findings.diagnosis is not None:
-        rows = ((label, [value]) for label, value in _found(findings.diagnosis))
+        rows = (
+            (label, [value]) for label, value in _diagnosis_fields(findings.diagnosis)
+        )
         tables.insert(0, _table("Fields of the diagnosis", ["value"], rows))
     note = "<p>n/a: unknown, or this kind of certificate has no such value.</p>\n"
     return _section("Values", note + "".join(tables))
@@ -457,7 +459,7 @@ def _table(
     )
 
 
-def _found(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+def _diagnosis_fields(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     """Yield labels and values of a diagnosis."""
     codes, decoder = diagnosis.information, diagnosis.decoder
     kl = diagnosis.kl_per_dimension
@@ -478,7 +480,7 @@ def _found(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         yield label, _formatted(value)
 
 
-def _value(field: str, certificate: Certificate) -> str:
+def _certificate_field(field: str, certificate: Certificate) -> str:
     drawn = certificate.confidence is not None
     exists = {
         "margin_low": drawn,
@@ -511,7 +513,7 @@ def _pictures(
     figures = [
         _contributions(certifier, drawn, note),
         _components(certifier, drawn, note),
-        _map(certifier, drawn, note),
+        _latent_map(certifier, drawn, note),
         _reconstructions(certifier, samples, image_shape),
         _history(certifier),
     ]
@@ -575,7 +577,7 @@ def _components(certifier: Any, drawn: dict[str, Any], note: str) -> str:
     return _figure("contributions of clusters", draw, caption)
 
 
-def _map(certifier: Any, drawn: dict[str, Any], note: str) -> str:
+def _latent_map(certifier: Any, drawn: dict[str, Any], note: str) -> str:
     def draw(figure: Figure) -> str:
         ax = figure.subplots()
         display = LatentMapDisplay.from_estimator(certifier, **drawn, ax=ax)

@@ -184,6 +184,7 @@ class Batches:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # Drawn on the CPU, so that batches do not depend on the device.
         order = torch.randperm(len(self.dataset))
         batches = order.to(self.dataset.samples.index_device).tensor_split(len(self))
         return map(self.dataset.take, batches)

@@ -73,13 +73,13 @@ def _in_chunks(
     samples: Tensor | Iterable[Tensor],
 ) -> NDArray[np.float32]:
     """Apply a function of a VAE that uses the networks named `names`."""
-    vae = _with_products(net.module_.eval(), names)
-    all_products = all(isinstance(getattr(vae, name), _Products) for name in names)
+    vae = _with_numpy_networks(net.module_.eval(), names)
+    all_products = all(isinstance(getattr(vae, name), _NumpyNetwork) for name in names)
     # Several threads sum long products in another order, so allow one.
     threads = threads_for(0 if all_products else None)
     with torch.inference_mode(), full_float32(), threads:
         results = [
-            function(vae, _filled(chunk).to(net.device))[: len(chunk)].cpu()
+            function(vae, _padded(chunk).to(net.device))[: len(chunk)].cpu()
             for part in ([samples] if isinstance(samples, Tensor) else samples)
             for chunk in part.split(CHUNK)
         ]
@@ -87,17 +87,17 @@ def _in_chunks(
     return torch.cat(results).detach().numpy()
 
 
-def _with_products(vae: VAE, names: Sequence[str]) -> VAE:
+def _with_numpy_networks(vae: VAE, names: Sequence[str]) -> VAE:
     """Return a VAE with the same weights whose networks use NumPy where possible."""
-    quick = copy.copy(vae)
+    faster = copy.copy(vae)
     # The shallow copy shares its hooks with `vae`, and must not share the networks.
-    quick._modules = vae._modules.copy()
+    faster._modules = vae._modules.copy()
     for name in names:
-        setattr(quick, name, _Products.of(getattr(vae, name)))
-    return quick
+        setattr(faster, name, _NumpyNetwork.of(getattr(vae, name)))
+    return faster
 
 
-class _Products(nn.Module):
+class _NumpyNetwork(nn.Module):
     """A fully connected network computed by NumPy, for chunks of one size.
 
     BLAS sums the first and the last columns of a product in another order than the
@@ -126,7 +126,7 @@ class _Products(nn.Module):
         return torch.from_numpy(output[_INNER].copy())
 
 
-def _filled(chunk: Tensor) -> Tensor:
+def _padded(chunk: Tensor) -> Tensor:
     """Repeat the last sample until the chunk has its full size."""
     missing = CHUNK - len(chunk)
     return torch.cat([chunk, chunk[-1:].expand(missing, -1)]) if missing else chunk

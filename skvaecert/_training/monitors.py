@@ -157,6 +157,7 @@ class Progress(ReleasedCallback):
     """Shows a progress bar over epochs with loss and margin."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        # Restarted for each fit: a warm fit counts its own epochs only.
         self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:

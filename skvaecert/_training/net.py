@@ -117,6 +117,7 @@ class VAENet(NeuralNet):
         net, step = object.__new__(type(self)), self._step
         net.__dict__.update({k: v for k, v in vars(self).items() if k != "_step"})
         if isinstance(step, NumpyStep):
+            # The parameters are views of one vector, which the copy must not share.
             parts = step.vector.copies(self.module_, self.optimizer_)
             net.__dict__.update(zip(("module_", "optimizer_"), parts, strict=True))
         return net

@@ -107,6 +107,7 @@ def filled_module(
         except Exception as error:
             if not own:
                 raise
+            # The weights of all other networks were checked above.
             raise OwnModuleError(
                 f"modules must be those that were saved as {own}, got others: {error}"
             ) from error

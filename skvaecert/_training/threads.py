@@ -55,7 +55,7 @@ def threads_for(multiply_adds: int | None, step: str = "numpy") -> Iterator[None
     if multiply_adds is None:
         yield
         return
-    block = _Block(n_threads_for(multiply_adds), step)
+    block = _ThreadLimit(n_threads_for(multiply_adds), step)
     try:
         block.enter()
         yield
@@ -67,11 +67,11 @@ def threads_for(multiply_adds: int | None, step: str = "numpy") -> Iterator[None
             block.leave()
 
 
-class _Block:
+class _ThreadLimit:
     """A block in one thread, and the numbers before the first of overlapping blocks."""
 
     _lock = threading.RLock()
-    _open: ClassVar[list[_Block]] = []
+    _open: ClassVar[list[_ThreadLimit]] = []
 
     _before: int
     _blas_before: Sequence[int]
@@ -105,7 +105,7 @@ class _Block:
             self._limit_blas(without=self)
             self._open.remove(self)
 
-    def _limit_blas(self, without: _Block | None = None) -> None:
+    def _limit_blas(self, without: _ThreadLimit | None = None) -> None:
         limits = [block._limit for block in self._open if block is not without]
         for library, before in zip(_blas(), self._blas_before, strict=True):
             number = min([before, *limits])

@@ -153,6 +153,7 @@ class ForecastDisplay:
             np.asarray,
             (self.forecast.ratio, self.forecast.margin, self.forecast.energy),
         )
+        # The axis is logarithmic: ratio 0 and infinity cannot be drawn.
         shown = _has_place(ratio)
         (self.margin_line_,) = self.ax_.plot(
             ratio[shown],

@@ -149,7 +149,7 @@ class InformationBracketDisplay:
             raise ValueError("diagnoses must contain at least one diagnosis, got none.")
         every = list(diagnoses.values())
         state: list[Any] = [one.state for one in every]
-        low, high, limit = np.transpose([_ends(one) for one in every])
+        low, high, limit = np.transpose([_bounds(one) for one in every])
         display = cls(
             names=list(diagnoses),
             state=state,
@@ -232,7 +232,7 @@ class InformationBracketDisplay:
         ax.set_yticks(places, [plain_text(name) for name in self.names])
         ax.set(
             xlabel="information of a drawn code about its sample (nats)",
-            xlim=(-0.01 * self._right, 1.02 * self._right),
+            xlim=(-0.01 * self._right_end, 1.02 * self._right_end),
             ylim=(0.5 - len(self.names), 0.75),
         )
         legend_above(ax, markerscale=0.6)
@@ -284,7 +284,7 @@ class InformationBracketDisplay:
         return f"{n_collapsed} of {n_models} models {verb} collapsed"
 
     @property
-    def _right(self) -> float:
+    def _right_end(self) -> float:
         """The right end of the axis."""
         known = [self.negligible, *self.high, *self.limit]
         return float(np.nanmax(known))
@@ -294,20 +294,22 @@ class InformationBracketDisplay:
         ends = zip(self.state, self.low, self.high, strict=True)
         return [
             # For a collapsed code, the upper bound says all.
-            f"{_STATE_WORDS[state]}: {_range(0 if state == 'collapsed' else low, high)}"
+            f"{_STATE_WORDS[state]}: "
+            f"{_bounds_in_words(0 if state == 'collapsed' else low, high)}"
             for state, low, high in ends
         ]
 
 
-def _ends(diagnosis: Diagnosis) -> tuple[float, float, float]:
+def _bounds(diagnosis: Diagnosis) -> tuple[float, float, float]:
     found = diagnosis.information
     return (np.nan,) * 3 if found is None else (found.low, found.high, found.limit)
 
 
-def _range(low: float, high: float) -> str:
+def _bounds_in_words(low: float, high: float) -> str:
     """Return the bounds in words, rounded outwards so that they still hold."""
     if np.isnan(low):
         return "no standard deviations to draw codes with"
+    # Small bounds get as many digits as they need to differ from 0.
     digits = 2 if high >= 0.01 or high == 0 else int(np.ceil(-np.log10(high)))
     step = 10.0**-digits
     lower, upper = step * np.floor(low / step), step * np.ceil(high / step)

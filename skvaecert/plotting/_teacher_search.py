@@ -134,6 +134,7 @@ class TeacherSearchDisplay:
         title = f"{n_usable} of {n_candidates} candidate teachers are admissible"
         ax = axes_for(ax, title)
         x, y, usable = self.energy, self.information, self.usable
+        # One color scale for all searches, so that pictures can be compared.
         look: dict[str, Any] = {"vmin": 0, "vmax": 1, "c": self.agreement[usable]}
         if not usable.all():
             ax.scatter(
