@@ -551,9 +551,9 @@ class LagrangeWeight(_InFullPrecision):
     average : Tensor of shape ()
         Running mean of A in nats; NaN before the first step.
     gap : float
-        Difference in nats between A of the samples whose margin the guard controls and
-        A of the training samples; initially 0. To control the margin of samples other
-        than the training samples, set it after each epoch.
+        A of the samples whose margin the guard controls, minus A of the training
+        samples, in nats; initially 0. To control the margin of samples other than the
+        training samples, set it after each epoch.
 
     Notes
     -----
