@@ -1,14 +1,16 @@
 """Mitigations of collapse from the literature, for `CertifiedVAE(objective=...)`.
 
-Each replaces a part of the ELBO. None of them rules out a constant mean:
-docs/baselines.md shows it for each (theory section 11). `kl_weight` multiplies the
-whole term that replaces the KL term. The defaults suit 100 epochs.
+Each class replaces a part of the ELBO. None of them rules out a constant mean:
+docs/baselines.md shows this for each class (theory section 11). `kl_weight` multiplies
+the whole term that replaces the KL term. The defaults suit 100 epochs.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ __all__ = [
 
 _AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 _ABOVE_0 = Interval(Real, 0, None, closed="neither")
-_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_KERNEL_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 class BetaVAE(Objective):
@@ -54,11 +56,12 @@ class BetaVAE(Objective):
     Parameters
     ----------
     beta : float, default=4.0
-        At least 0. `kl_weight` of :class:`skvaecert.CertifiedVAE` does the same.
+        Weight of the KL term, at least 0. The parameter `kl_weight` of
+        :class:`skvaecert.CertifiedVAE` has the same effect.
 
     References
     ----------
-    Higgins et al., ICLR 2017, who try 1 to 16 or more.
+    Higgins et al., ICLR 2017, who use values from 1 to 16 and above.
 
     Examples
     --------
@@ -79,19 +82,21 @@ class BetaVAE(Objective):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for a batch.
+            Result of the VAE for a batch.
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats.
+            Mean over the batch in nats.
         """
         return self.beta * super().penalty(result, epoch)
 
 
 class _Annealing(Objective):
+    """KL term with a weight that depends on the epoch."""
+
     def weight(self, epoch: float) -> float:
         raise NotImplementedError
 
@@ -101,14 +106,14 @@ class _Annealing(Objective):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for a batch.
+            Result of the VAE for a batch.
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats.
+            Mean over the batch in nats.
         """
         return self.weight(epoch) * super().penalty(result, epoch)
 
@@ -119,14 +124,14 @@ class LinearAnnealing(_Annealing):
     Parameters
     ----------
     n_epochs : float, default=10
-        Epochs until the weight is 1, above 0.
+        Number of epochs after which the weight is 1, above 0.
     start : float, default=0.1
         Initial weight, in [0, 1].
 
     References
     ----------
-    Bowman et al., arXiv:1511.06349; Sonderby et al., arXiv:1602.02282. Defaults as in
-    the experiments of He et al., arXiv:1901.05534.
+    Bowman et al., arXiv:1511.06349; Sonderby et al., arXiv:1602.02282. The defaults are
+    those of the experiments in He et al., arXiv:1901.05534.
 
     Examples
     --------
@@ -150,7 +155,7 @@ class LinearAnnealing(_Annealing):
         Parameters
         ----------
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
@@ -166,13 +171,14 @@ class CyclicalAnnealing(_Annealing):
     Parameters
     ----------
     period : float, default=25
-        Epochs per cycle, above 0. The default gives four cycles in 100 epochs.
+        Number of epochs per cycle, above 0. The default gives four cycles in 100
+        epochs.
     ratio : float, default=0.5
         Fraction of a cycle in which the weight rises, in (0, 1].
 
     References
     ----------
-    Fu et al., arXiv:1903.10145: four cycles, ratio 0.5.
+    Fu et al., arXiv:1903.10145, who use four cycles and a ratio of 0.5.
 
     Examples
     --------
@@ -196,7 +202,7 @@ class CyclicalAnnealing(_Annealing):
         Parameters
         ----------
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
@@ -212,16 +218,16 @@ class Capacity(Objective):
     Parameters
     ----------
     capacity : float, default=25.0
-        Final value of C, nats, at least 0.
+        Final value of C in nats, at least 0.
     n_epochs : float, default=25
-        Epochs in which C rises from 0 to its final value, above 0.
+        Number of epochs in which C rises from 0 to its final value, above 0.
     gamma : float, default=1000.0
         Weight of the deviation from C, at least 0.
 
     References
     ----------
-    Burgess et al., arXiv:1804.03599: 25 nats and gamma 1000, in 100,000 steps; the
-    library pythae takes a quarter of 100 epochs.
+    Burgess et al., arXiv:1804.03599, who use 25 nats, gamma 1000 and 100,000 steps. The
+    library pythae lets C rise for a quarter of 100 epochs.
 
     Examples
     --------
@@ -249,12 +255,12 @@ class Capacity(Objective):
         Parameters
         ----------
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
         float
-            Nats, in [0, capacity].
+            C in nats, in [0, capacity].
         """
         return self.capacity * min(1.0, epoch / self.n_epochs)
 
@@ -264,14 +270,14 @@ class Capacity(Objective):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for a batch.
+            Result of the VAE for a batch.
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Nats.
+            Penalty in nats.
         """
         excess = super().penalty(result, epoch) - self.target(epoch)
         return self.gamma * excess.abs()
@@ -285,13 +291,13 @@ class FreeBits(Objective):
     Parameters
     ----------
     nats : float, default=0.25
-        Free nats, at least 0. The penalty does not decrease below them.
+        Free nats, at least 0. Below this value, the penalty is constant.
     per : {"dimension", "batch"}, default="dimension"
-        Whether `nats` is for each dimension or for their sum.
+        Whether `nats` applies to each dimension or to their sum.
 
     References
     ----------
-    Kingma et al., arXiv:1606.04934; their code uses 0.25 per dimension.
+    Kingma et al., arXiv:1606.04934, whose code uses 0.25 per dimension.
 
     Examples
     --------
@@ -309,65 +315,73 @@ class FreeBits(Objective):
         "per": [StrOptions({"dimension", "batch"})],
     }
 
-    def __init__(self, nats: float = 0.25, per: str = "dimension") -> None:
+    def __init__(
+        self, nats: float = 0.25, per: Literal["dimension", "batch"] = "dimension"
+    ) -> None:
         self.nats = nats
         self.per = per
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
-        """Return the KL term, raised to `nats` where it is below.
+        """Return the KL term, raised to `nats` where it is below `nats`.
 
         Parameters
         ----------
         result : Pass
-            What the VAE returned for a batch.
+            Result of the VAE for a batch.
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats.
+            Mean over the batch in nats.
         """
         kl = kl_per_dimension(result.mean, result.log_variance).mean(dim=0)
         if self.per == "batch":
             return kl.sum().clamp(min=self.nats)
+        # Below `nats` the clamp has no gradient: these dimensions are free.
         return kl.clamp(min=self.nats).sum()
 
 
 class _DeltaPosterior(nn.Module):
+    """Posterior of :class:`DeltaVAE`: its KL is at least delta in every dimension."""
+
     def __init__(self, delta: float) -> None:
         super().__init__()
         level = 2 * delta + 1
-        # Roots of ln v - v + level = 0: v = -W(-exp(-level)), Lambert's W.
+        # The roots of ln v - v + level = 0 are v = -W(-exp(-level)), with Lambert's W.
         argument = -math.exp(-level)
         self.smallest = float(-lambertw(argument, 0).real)
         self.largest = float(-lambertw(argument, -1).real)
-        # More than float32 loses: the bound holds, and the root has a gradient.
+        # The excess covers the rounding of float32: the bound on the KL holds, and the
+        # square root below has a finite gradient.
         self.level = level * (1 + 4e-6)
 
     def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         width = self.largest - self.smallest
         log_variance = torch.log(self.smallest + width * torch.sigmoid(raw))
         least = torch.sqrt(self.level + log_variance - log_variance.exp())
+        # The KL is delta at `least`, and relu can only increase it.
         return least + torch.relu(mean), log_variance
 
 
 class DeltaVAE(Objective):
     """ELBO with a posterior whose KL is at least delta in every dimension.
 
-    The variance is v_l + (v_u - v_l) * sigmoid(raw), between the two roots of
-    ln v - v + 2 delta + 1 = 0. The mean is sqrt(2 delta + 1 + ln v - v) + max(0, m).
-    It is often printed without the square root, but then KL >= delta is false.
+    The variance is v_l + (v_u - v_l) * sigmoid(raw), between the two roots v_l and v_u
+    of ln v - v + 2 delta + 1 = 0. The mean is sqrt(2 delta + 1 + ln v - v) + max(0, m).
+    This mean is often printed without the square root. Then KL >= delta does not hold.
 
     Parameters
     ----------
     delta : float, default=0.1
-        Nats per dimension, in (0, 4]. Above 4, variances would leave their bounds.
+        Lower bound on the KL of each dimension in nats, in (0, 4]. Above 4, variances
+        would leave the bounds exp(-10) and exp(10) of :mod:`skvaecert.networks`.
 
     References
     ----------
-    Razavi et al., arXiv:1901.03416. The default is ours; models of text use similarly
-    small values.
+    Razavi et al., arXiv:1901.03416. The default is ours. Published models of text use
+    similarly small values.
 
     Examples
     --------
@@ -403,28 +417,28 @@ class DeltaVAE(Objective):
 
 
 class AggressiveEncoder(Objective):
-    """ELBO; the encoder is trained alone before each step of the decoder.
+    """ELBO, where the encoder is trained alone before each step of the decoder.
 
-    The steps of the encoder use random batches. They stop when the mean loss of a
-    window of steps is above that of the window before. When the mutual information of
-    x and z, estimated on the monitored samples, falls from one epoch to the next, the
-    training continues as usual.
+    The encoder's steps use random batches. They stop when the mean loss of a window of
+    steps is above the mean loss of the previous window. After each epoch, the mutual
+    information of x and z is estimated on the monitored samples. Once this estimate
+    falls, training continues in the usual way.
 
     Parameters
     ----------
     window : int, default=10
-        Steps per window, at least 1.
+        Number of steps per window, at least 1.
     max_inner_steps : int, default=100
-        Maximum number of encoder steps before a decoder step, at least 1.
+        Maximum number of encoder steps before each decoder step, at least 1.
 
     See Also
     --------
-    mutual_information : The estimate.
+    mutual_information : Computes the estimate.
 
     References
     ----------
     He et al., arXiv:1901.05534, without their annealing of the KL weight. The defaults
-    are theirs for images.
+    are the authors' values for images.
 
     Examples
     --------
@@ -443,12 +457,12 @@ class AggressiveEncoder(Objective):
         self.max_inner_steps = max_inner_steps
 
     def callbacks(self) -> list[tuple[str, Callback]]:
-        """Return the callback that trains the encoder first.
+        """Return the callback that trains the encoder before the decoder.
 
         Returns
         -------
         list of (str, skorch.callbacks.Callback)
-            Its name and the callback.
+            The name of the callback, and the callback.
         """
         first = _EncoderFirst(self.window, self.max_inner_steps)
         return [("encoder_first", first)]
@@ -460,15 +474,16 @@ def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tens
     Parameters
     ----------
     mean, log_variance : Tensor of shape (n_samples, latent_dim)
-        Parameters of q(z|x).
+        Parameters of the encoder's posterior q(z|x).
     code : Tensor of shape (n_samples, latent_dim)
-        One code per sample, drawn from q(z|x).
+        One drawn code per sample, from q(z|x).
 
     Returns
     -------
     Tensor of shape ()
-        Nats, at most about ln n_samples. The expectation of ln q(z|x) is exact. That
-        of ln q(z) is a mean over the codes, so the estimate can be negative.
+        Estimate in nats, at most about ln n_samples. The expectation of ln q(z|x) is
+        exact. That of ln q(z) is estimated by a mean over the codes, so the estimate
+        can be negative.
 
     References
     ----------
@@ -482,7 +497,7 @@ def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tens
     >>> mutual_information(mean, torch.zeros(2, 1), mean + 1)
     tensor(0.6931)
     """
-    # The constant d ln(2 pi) / 2 is in both parts.
+    # Both parts contain the constant d ln(2 pi) / 2: it cancels.
     inside = -(1 + log_variance).sum(dim=1).mean() / 2
     square = (code[:, None] - mean).square() * torch.exp(-log_variance)
     log_densities = -(square + log_variance).sum(dim=2) / 2
@@ -492,7 +507,7 @@ def mutual_information(mean: Tensor, log_variance: Tensor, code: Tensor) -> Tens
 
 
 def maximum_mean_discrepancy(
-    code: Tensor, prior: Tensor, scales: Sequence[float] = _SCALES
+    code: Tensor, prior: Tensor, scales: Sequence[float] = _KERNEL_SCALES
 ) -> Tensor:
     """Estimate E k(z, z') + E k(w, w') - 2 E k(z, w); z from q(z), w from the prior.
 
@@ -501,17 +516,18 @@ def maximum_mean_discrepancy(
     Parameters
     ----------
     code : Tensor of shape (n_samples, latent_dim)
-        Draws of z.
+        Drawn codes z.
     prior : Tensor of shape (n_samples, latent_dim)
-        Draws of w.
+        Draws w from the prior.
     scales : sequence of float
-        Values of s, above 0.
+        Kernel scales s, above 0.
 
     Returns
     -------
     Tensor of shape ()
-        The squared discrepancy as a U-statistic, without pairs of a draw with itself.
-        It is unbiased, so its mean is 0 if q(z) is the prior, and it can be negative.
+        The squared discrepancy as a U-statistic, which leaves out pairs of a draw with
+        itself. It is unbiased: its mean is 0 if q(z) is the prior, and it can be
+        negative.
 
     References
     ----------
@@ -530,8 +546,10 @@ def maximum_mean_discrepancy(
 
 
 def _mean_kernel(a: Tensor, b: Tensor, scales: Sequence[float]) -> Tensor:
+    # Squared distances by |a - b|^2 = |a|^2 + |b|^2 - 2 ab, without an (n, n, d) array.
     square = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * a @ b.T
     widths = [2 * a.shape[1] * scale for scale in scales]
+    # Rounding can make the squares slightly negative.
     kernel = torch.stack([c / (c + square.clamp(min=0)) for c in widths]).sum(dim=0)
     if a is not b:
         return kernel.mean()
@@ -545,20 +563,20 @@ class InfoVAE(Objective):
     Parameters
     ----------
     alpha : float, default=1.0
-        Weight taken from the KL term, at most 1. With 1 the KL term vanishes, and only
-        the discrepancy draws the codes to the prior.
+        Weight that is taken from the KL term, at most 1. With 1, there is no KL term,
+        and only the discrepancy pulls the codes to the prior.
     strength : float, default=100.0
-        lambda; ``alpha + strength - 1`` must be at least 0.
+        Weight lambda of Zhao et al.; ``alpha + strength - 1`` must be at least 0.
     scales : sequence of float, default=(0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
         Scales of the kernel, above 0.
 
     See Also
     --------
-    maximum_mean_discrepancy : The term and its kernel.
+    maximum_mean_discrepancy : Computes the discrepancy; documents its kernel.
 
     References
     ----------
-    Zhao et al., arXiv:1706.02262. They tune lambda so that the term is as large as the
+    Zhao et al., arXiv:1706.02262. They tune lambda until the term is as large as the
     reconstruction loss. The default is ours, for losses of tens of nats.
 
     Examples
@@ -578,54 +596,55 @@ class InfoVAE(Objective):
         self,
         alpha: float = 1.0,
         strength: float = 100.0,
-        scales: Sequence[float] = _SCALES,
+        scales: Sequence[float] = _KERNEL_SCALES,
     ) -> None:
         self.alpha = alpha
         self.strength = strength
         self.scales = scales
 
-    def check(self, likelihood: str) -> None:
+    def check(self, likelihood: Literal["gaussian", "bernoulli"]) -> None:
         """Check the parameters and the weight of the discrepancy.
 
         Parameters
         ----------
         likelihood : {"gaussian", "bernoulli"}
-            What the decoder's output means.
+            Likelihood p(x|z) of the decoder.
 
         Raises
         ------
         ValueError
-            If one of them is invalid.
+            If a parameter or the weight is invalid.
         """
         super().check(likelihood)
         if self.alpha + self.strength < 1:
             raise ValueError(
-                "alpha + strength - 1 of InfoVAE must be at least 0, or codes would be "
-                f"driven away from the prior; got alpha={self.alpha!r} and "
+                "alpha + strength - 1 of InfoVAE must be at least 0, so that codes are "
+                "not pushed away from the prior; got "
+                f"alpha={self.alpha!r} and "
                 f"strength={self.strength!r}. Increase strength."
             )
         if not (self.scales and all(s in _ABOVE_0 for s in self.scales)):
             raise ValueError(
-                "scales of InfoVAE must be one or more values above 0, got "
+                "scales of InfoVAE must contain one or more values above 0, got "
                 f"{self.scales!r}."
             )
 
     def penalty(self, result: Pass, epoch: float) -> Tensor:
         """Return (1 - alpha) * KL + (alpha + strength - 1) * MMD of the batch.
 
-        The discrepancy compares the codes with as many draws from the prior.
+        The discrepancy compares the drawn codes with equally many draws from the prior.
 
         Parameters
         ----------
         result : Pass
-            What the VAE returned for a batch.
+            Result of the VAE for a batch.
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Nats; it can be negative.
+            Penalty in nats. It can be negative.
         """
         prior = torch.randn_like(result.code)
         discrepancy = maximum_mean_discrepancy(result.code, prior, self.scales)
@@ -634,9 +653,12 @@ class InfoVAE(Objective):
 
 
 class _BatchNormPosterior(nn.Module):
+    """Posterior of :class:`BatchNormVAE`: means with a fixed spread in each batch."""
+
     def __init__(self, latent_dim: int, gamma: float) -> None:
         super().__init__()
         self.norm = nn.BatchNorm1d(latent_dim)
+        # The scale stays at gamma, and only the shift is learned.
         self.norm.weight.requires_grad_(False).fill_(gamma)
 
     def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -651,19 +673,19 @@ class _BatchNormPosterior(nn.Module):
 class BatchNormVAE(Objective):
     """ELBO with the latent mean gamma * (m - mean m) / sqrt(var m + 1e-5) + shift.
 
-    Mean and variance of m are those of the batch in training and running averages
-    afterwards. If var m is well above 1e-5, the mean KL of a batch is at least
-    latent_dim * gamma^2 / 2, whether or not m depends on x.
+    In training, the mean and variance of m are computed on the batch. Afterwards,
+    running averages replace them. If var m is well above 1e-5, the mean KL of a batch
+    is at least latent_dim * gamma^2 / 2, whether or not m depends on x.
 
     Parameters
     ----------
     gamma : float, default=0.5
-        Standard deviation of the latent mean in a batch, above 0. It is fixed, whereas
-        the shift is learned.
+        Standard deviation of the latent mean in a batch, above 0. It is fixed, and the
+        shift is learned.
 
     References
     ----------
-    Zhu et al., arXiv:2004.12585. The default is that of their code.
+    Zhu et al., arXiv:2004.12585. The default is the value in their code.
 
     Examples
     --------
@@ -682,7 +704,7 @@ class BatchNormVAE(Objective):
         self.gamma = gamma
 
     def posterior(self, latent_dim: int) -> nn.Module:
-        """Return the module that normalises the latent means.
+        """Return the module that normalizes the latent means.
 
         Parameters
         ----------
@@ -703,16 +725,16 @@ class MuForcing(Objective):
     Parameters
     ----------
     threshold : float, default=1.5
-        Minimum of V for a batch, summed over dimensions, above 0.
+        Value of V below which the hinge acts, summed over dimensions, above 0.
     strength : float, default=1.0
-        Weight of the hinge, at least 0. Above 1/2 it outweighs the pull of the KL term
-        on the means.
+        Weight of the hinge, at least 0. Above 1/2, the hinge is stronger than the pull
+        of the KL term on the means.
 
     References
     ----------
-    Liu et al., arXiv:1905.10072. The threshold is that of their code, where V is a mean
-    squared error. If that is a mean over dimensions too, then multiply `threshold` and
-    divide `strength` by `latent_dim` for the same objective.
+    Liu et al., arXiv:1905.10072. The threshold is the value in their code, where V is a
+    mean squared error. If that is a mean over dimensions too, multiply `threshold` and
+    divide `strength` by `latent_dim` to get the same objective.
 
     Examples
     --------
@@ -740,14 +762,14 @@ class MuForcing(Objective):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for a batch.
+            Result of the VAE for a batch.
         epoch : float
-            Epochs trained so far.
+            Number of epochs trained so far.
 
         Returns
         -------
         Tensor of shape ()
-            Nats.
+            Penalty in nats.
         """
         spread = result.mean.var(dim=0, correction=0).sum()
         hinge = torch.relu(self.threshold - spread)
@@ -758,9 +780,9 @@ class SigmaVAE(Objective):
     """ELBO with the optimal noise variance for each batch, v = MSE.
 
     The reconstruction term becomes n_features / 2 * (ln(2 pi MSE) + 1). MSE is the mean
-    squared error of the batch over samples and features, within the bounds of
-    variances. After each epoch the noise variance of the VAE is set to the MSE of the
-    monitored samples, so that `score` uses such a variance too. Requires
+    squared error of the batch over samples and features, clipped to the bounds of
+    variances. After each epoch, the noise variance of the VAE is set to the MSE of the
+    monitored samples, so that `score` uses such a variance too. The objective requires
     ``likelihood="gaussian"``.
 
     References
@@ -774,23 +796,23 @@ class SigmaVAE(Objective):
     >>> vae = CertifiedVAE(objective=SigmaVAE())
     """
 
-    def check(self, likelihood: str) -> None:
+    def check(self, likelihood: Literal["gaussian", "bernoulli"]) -> None:
         """Check that the likelihood has a noise variance.
 
         Parameters
         ----------
         likelihood : {"gaussian", "bernoulli"}
-            What the decoder's output means.
+            Likelihood p(x|z) of the decoder.
 
         Raises
         ------
         ValueError
-            If it is not "gaussian".
+            If the likelihood is not "gaussian".
         """
         super().check(likelihood)
         if likelihood != "gaussian":
             raise ValueError(
-                "likelihood must be 'gaussian' for SigmaVAE, which sets the noise "
+                "likelihood must be 'gaussian' for SigmaVAE, because it sets the noise "
                 f"variance, got {likelihood!r}. Use another objective."
             )
 
@@ -800,14 +822,14 @@ class SigmaVAE(Objective):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for `x`.
+            Result of the VAE for `x`.
         x : Tensor of shape (n_samples, n_features)
             Samples.
 
         Returns
         -------
         Tensor of shape ()
-            The raw log-variance at which the noise variance is MSE, without gradient.
+            Raw log-variance at which the noise variance is MSE, without a gradient.
         """
         return unbounded((x - result.output).detach().square().mean().log())
 
@@ -819,16 +841,17 @@ class SigmaVAE(Objective):
         losses : Tensor of shape (n_samples,)
             -log p(x|z) at the noise variance of the VAE.
         result : Pass
-            What the VAE returned for `x`.
+            Result of the VAE for `x`.
         x : Tensor of shape (n_samples, n_features)
             Samples.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats of density.
+            Mean over the batch, a negative log-density in nats.
         """
-        # At the optimum the gradient by the noise is 0, so it may be a constant.
+        # At the optimum, the gradient with respect to the noise is 0: no need to
+        # differentiate through it.
         log_noise = bounded(self.raw_log_noise(result, x))
         return gaussian_loss(x, result.output, log_noise).mean()
 
@@ -838,16 +861,17 @@ class SigmaVAE(Objective):
         Returns
         -------
         list of (str, skorch.callbacks.Callback)
-            Its name and the callback.
+            The name of the callback, and the callback.
         """
         return [("optimal_noise", _OptimalNoise())]
 
 
 class _EncoderFirst(ReleasedCallback):
-    """Trains the encoder alone before each step, which is then the decoder's alone.
+    """Trains the encoder alone before each step, and freezes it during the step.
 
-    Records "mutual_information", on the monitored samples in lots of 256, and
-    "aggressive": whether the next epoch continues so, which ends when the former falls.
+    Records "mutual_information", the mean over chunks of 256 monitored samples, and
+    "aggressive", whether the next epoch also trains the encoder alone. It becomes False
+    once the mutual information falls.
 
     He et al., arXiv:1901.05534, algorithm 1.
     """
@@ -863,8 +887,8 @@ class _EncoderFirst(ReleasedCallback):
         self.parameters_ = [p for p in encoder if p.requires_grad]
         if not self.parameters_:
             raise ValueError(
-                "objective must not be an AggressiveEncoder for an encoder without "
-                "trainable parameters, got one that has none. Use another objective."
+                "objective must not be AggressiveEncoder for an encoder without "
+                "trainable parameters, got such an encoder. Use another objective."
             )
         self.optimizer_ = torch.optim.Adam(self.parameters_, lr=net.lr)
 
@@ -894,7 +918,7 @@ class _EncoderFirst(ReleasedCallback):
         history.record("aggressive", self.aggressive_)
 
     def release(self) -> None:
-        if hasattr(self, "parameters_"):  # Ctrl-C in a step finds them frozen
+        if hasattr(self, "parameters_"):  # Ctrl-C within a step leaves them frozen
             self._freeze(False)
         for name in ("dataset_", "optimizer_", "parameters_"):
             self.__dict__.pop(name, None)
@@ -918,6 +942,7 @@ class _EncoderFirst(ReleasedCallback):
 def _monitored_information(net: NeuralNet) -> float:
     net.module_.eval()
     with torch.inference_mode():
+        # In chunks, since the estimate needs all pairs of samples and codes.
         passes = [net.module_(chunk) for chunk in net.monitored.split(CHUNK)]
         values = [mutual_information(p.mean, p.log_variance, p.code) for p in passes]
     return float(np.mean([value.item() for value in values]))
@@ -929,6 +954,7 @@ class _OptimalNoise(Callback):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         net.module_.eval()
         with torch.no_grad():
-            rows = net.monitored
-            best = net.criterion_.objective.raw_log_noise(net.module_(rows), rows)
+            samples = net.monitored
+            result = net.module_(samples)
+            best = net.criterion_.objective.raw_log_noise(result, samples)
             net.module_.raw_log_noise.copy_(best)

@@ -1,7 +1,9 @@
-"""Datasets with posteriors; data that need no download; encoders of known truth."""
+"""Datasets with posteriors, small bundled data sets, and encoders of known truth."""
+
+from __future__ import annotations
 
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -23,47 +25,49 @@ __all__ = [
     "toy_encoders",
 ]
 
-# Posteriors checked at a time.
+# Number of posteriors that are checked at a time.
 _CHECKED_TOGETHER = 2**16
 
-# Images are cut into strips; of every four neighbours the last is for testing.
+# Images are cut into strips. The last of every four adjacent strips is for testing.
 _N_STRIPS = 8
 _TEST_STRIPS = (3, 7)
-# Of images that are 640 pixels wide.
+# In pixels: the images are 640 pixels wide.
 _STRIP_WIDTH = 80
 
 
 class WithPosterior:
-    """A map-style dataset whose items come with the posterior of the teacher.
+    """A map-style dataset that pairs each item with its teacher's posterior.
 
     Item i is ``(dataset[i], teacher_proba[i])``. So a posterior stays with its sample
-    whatever sampler shuffles, and a :class:`torch.utils.data.DataLoader` collates both.
+    in any order of sampling, and a :class:`torch.utils.data.DataLoader` collates both.
 
     Parameters
     ----------
     dataset : object with `__len__` and `__getitem__`
-        Such as a :class:`torch.utils.data.Dataset`. Its items stay as they are.
+        The samples, for example a :class:`torch.utils.data.Dataset`. Items stay as
+        they are.
     teacher_proba : array-like of shape (n_items, n_components), or path
-        T of its items, in their order. The path of a ``.npy`` file is mapped into
-        memory and not read as a whole, also by the workers of a data loader.
+        Teacher's posteriors T of the items, in the same order. A ``.npy`` file, given
+        by its path, is mapped into memory and not read as a whole, also by the workers
+        of a data loader.
 
     Raises
     ------
     ValueError
-        If there are not as many posteriors as items, or if they are not valid.
+        If the numbers of posteriors and items differ, or posteriors are not valid.
 
     See Also
     --------
-    skvaecert.objectives.AlignmentLoss : The loss that takes them.
+    skvaecert.objectives.AlignmentLoss : Takes these posteriors in a training loop.
 
     Examples
     --------
     >>> import torch
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> from skvaecert.datasets import WithPosterior
-    >>> labelled = TensorDataset(torch.rand(6, 4), torch.arange(6))
+    >>> labeled = TensorDataset(torch.rand(6, 4), torch.arange(6))
     >>> teacher_proba = [[0.9, 0.1]] * 3 + [[0.2, 0.8]] * 3
-    >>> loader = DataLoader(WithPosterior(labelled, teacher_proba), batch_size=3)
+    >>> loader = DataLoader(WithPosterior(labeled, teacher_proba), batch_size=3)
     >>> (x, y), posterior = next(iter(loader))
     >>> posterior.dtype, posterior.shape
     (torch.float32, torch.Size([3, 2]))
@@ -77,13 +81,13 @@ class WithPosterior:
         self._posteriors = _opened(teacher_proba)
         if not hasattr(dataset, "__len__"):
             raise ValueError(
-                "dataset must have a length and items by number, got "
-                f"{type(dataset).__name__}. An IterableDataset must yield posteriors "
-                "along with its samples."
+                "dataset must have a length and items by index, got "
+                f"{type(dataset).__name__}. An IterableDataset must itself yield "
+                "posteriors along with its samples."
             )
         if len(self._posteriors) != len(dataset):
             raise ValueError(
-                "teacher_proba must have one row per item of dataset, "
+                "teacher_proba must have one posterior per item of dataset, "
                 f"{len(dataset)}, got {len(self._posteriors)}."
             )
         for piece in gen_batches(len(dataset), _CHECKED_TOGETHER):
@@ -93,10 +97,11 @@ class WithPosterior:
         return len(self._posteriors)
 
     def __getitem__(self, index: int) -> tuple[Any, NDArray[np.float32]]:
+        # A copy, since torch warns of read-only arrays, such as memory maps.
         return self.dataset[index], np.array(self._posteriors[index], np.float32)
 
     def __getitems__(self, index: list[int]) -> list[tuple[Any, NDArray[np.float32]]]:
-        """Return several items; read at once if the dataset can."""
+        """Return several items, read together if the dataset supports it."""
         if not hasattr(self.dataset, "__getitems__"):
             return [self[i] for i in index]
         items = self.dataset.__getitems__(index)
@@ -104,15 +109,16 @@ class WithPosterior:
         return list(zip(items, posteriors, strict=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is opened again."""
+        """Leave out the array: a file would be copied into the pickle."""
         return {"dataset": self.dataset, "teacher_proba": self.teacher_proba}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Open the posteriors again; they were checked."""
+        """Open the posteriors again. They have been checked."""
         self.__dict__.update(state, _posteriors=_opened(state["teacher_proba"]))
 
 
 def _opened(teacher_proba: Any) -> NDArray[Any]:
+    """Return posteriors as an array, mapped into memory if they are in a file."""
     if isinstance(teacher_proba, str | PathLike):
         return np.load(teacher_proba, mmap_mode="r", allow_pickle=False)
     return np.asarray(teacher_proba)
@@ -123,12 +129,12 @@ def load_patches(
     *,
     size: int = 8,
     color: bool = True,
-    subset: str = "train",
+    subset: Literal["train", "test"] = "train",
     random_state: int | np.random.RandomState | None = None,
 ) -> Bunch:
     """Cut square patches from the two photographs that come with scikit-learn.
 
-    Places are drawn at random, with replacement. "train" and "test" come from
+    Positions are drawn at random, with replacement. "train" and "test" come from
     different vertical strips of the images and share no pixel.
 
     Parameters
@@ -138,28 +144,29 @@ def load_patches(
     size : int, default=8
         Height and width in pixels, from 1 to 80.
     color : bool, default=True
-        Whether to keep three channels; else their mean.
+        Whether to keep three channels. If False, their mean is returned.
     subset : {"train", "test"}, default="train"
-        Which strips to cut from.
+        Strips to cut from.
     random_state : int, RandomState instance or None, default=None
-        Seeds the draw.
+        Determines random number generation for drawing positions. Pass an int for
+        reproducible output across multiple function calls.
 
     Returns
     -------
     Bunch
-        With attributes
+        Dictionary-like object, with the following attributes.
 
         data : ndarray of shape (n_samples, n_features)
-            One patch a row, float32 in [0, 1].
+            Patches, one per row, float32 in [0, 1].
         image_shape : tuple of int
-            (channels, height, width): (3, size, size) or (1, size, size). Rows are in
-            this order, which ``CertifiedVAE(image_shape=...)`` takes; to look at one,
-            ``row.reshape(image_shape).transpose(1, 2, 0)``.
+            (channels, height, width): (3, size, size) or (1, size, size). Patches are
+            flattened in this order, which ``CertifiedVAE(image_shape=...)`` takes. To
+            plot a patch, use ``data[i].reshape(image_shape).transpose(1, 2, 0)``.
 
     Raises
     ------
     ValueError
-        If a parameter is not as told.
+        If a parameter is not valid.
     ImportError
         If Pillow, which reads the photographs, is not installed.
 
@@ -180,7 +187,7 @@ def load_patches(
         generator.randint(side - size + 1, size=n_samples)
         for side in strips[0].shape[:2]
     )
-    # A view: strips stay as they are in memory, the patches alone are copied.
+    # A view: the strips stay as they are in memory, and only the patches are copied.
     windows = sliding_window_view(np.stack(strips), (size, size), axis=(1, 2))
     patches = windows[strip, top, left]
     image_shape = patches.shape[1:]
@@ -203,34 +210,39 @@ def _check_size(size: int) -> None:
         raise ValueError(f"size must be an int from 1 to {_STRIP_WIDTH}, got {size!r}.")
 
 
-def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
-    """Load the digits that come with scikit-learn, three quarters of them to train on.
+def load_digits(
+    *, subset: Literal["train", "test"] = "train", random_state: int = 0
+) -> Bunch:
+    """Load the digits that come with scikit-learn, as training or test samples.
+
+    Three quarters of the samples are training samples.
 
     Parameters
     ----------
     subset : {"train", "test"}, default="train"
-        Which part. Each has the same share of every digit, up to rounding.
+        Part to load. Both have the same share of every digit, up to rounding.
     random_state : int, default=0
-        Seeds the cut; the same for both parts, or they share rows.
+        Determines the split. Pass the same int for both parts, otherwise they share
+        samples.
 
     Returns
     -------
     Bunch
-        With attributes
+        Dictionary-like object, with the following attributes.
 
         data : ndarray of shape (n_samples, 64)
-            One image a row, float32 in [0, 1]: the counts of scikit-learn by 16.
+            Images, one per row, float32 in [0, 1]: scikit-learn's values divided by 16.
         target : ndarray of shape (n_samples,)
             The digits, int64.
         target_names : ndarray of str
-            Their names.
+            Names of the digits.
         image_shape : tuple of int
             (1, 8, 8).
 
     Raises
     ------
     ValueError
-        If a parameter is not as told.
+        If a parameter is not valid.
 
     Examples
     --------
@@ -249,6 +261,7 @@ def load_digits(*, subset: str = "train", random_state: int = 0) -> Bunch:
         stratify=y,
         random_state=random_state,
     )
+    # The parts are X_train, X_test, y_train, y_test.
     data, target = parts[subset == "test" :: 2]
     return Bunch(
         data=data,
@@ -264,24 +277,24 @@ def _check_subset(subset: str) -> None:
 
 
 class ToyEncoder(NamedTuple):
-    """Posteriors q(z|x_i) = N(mu_i, diag s_i^2) of which the truth is known.
+    """Posteriors q(z|x_i) = N(mu_i, diag s_i^2) whose truth is known.
 
     Attributes
     ----------
     name : str
-        What it does.
+        Short name of the encoder's behavior.
     factors : ndarray of shape (n_samples, latent_dim)
-        The rows x that it encodes, which are also what there is to know.
+        The samples x, which are also the factors that codes can carry.
     latent_mean : ndarray of shape (n_samples, latent_dim)
-        mu.
+        Latent means mu.
     latent_std : ndarray of shape (n_samples, latent_dim)
-        s.
+        Posterior standard deviations s.
     mean_varies : bool
-        Whether mu depends on x: what a certificate of the mean is about.
+        Whether mu depends on x, which a certificate of the mean is about.
     informative : bool
-        Whether q(z|x) depends on x, through its mean or otherwise.
+        Whether q(z|x) depends on x, through its mean or its standard deviation.
     truth : str
-        The same as a sentence.
+        Both in one sentence.
     """
 
     name: str
@@ -298,35 +311,36 @@ def toy_encoders(
     latent_dim: int = 4,
     random_state: int | np.random.RandomState | None = 0,
 ) -> list[ToyEncoder]:
-    """Make six encoders of known truth, for diagnostics of collapse to tell apart.
+    """Make six encoders of known truth, to test diagnostics of collapse.
 
-    Three have collapsed, to the prior, to a shifted prior and to a narrow constant;
-    two tell their rows apart by the mean, one with small means and smaller noise; the
-    last has a constant mean and tells rows apart by the size of its noise alone. All
-    see the same rows: factors with mean 0 and variance 1 in each dimension.
+    Three have collapsed: to the prior, to a shifted prior and to a narrow constant. Two
+    distinguish samples by the mean, one of them with small means and smaller noise. The
+    last has a constant mean, and distinguishes samples only by the size of its noise.
+    All encode the same samples: factors with mean 0 and variance 1 in each dimension.
 
     Parameters
     ----------
     n_samples : int, default=1000
-        Number of rows, at least 2.
+        Number of samples, at least 2.
     latent_dim : int, default=4
         Number of factors and of latent dimensions, at least 1.
     random_state : int, RandomState instance or None, default=0
-        Seeds the factors.
+        Determines random number generation for the factors. Pass an int for
+        reproducible output across multiple function calls.
 
     Returns
     -------
     list of ToyEncoder
-        In the order above.
+        The encoders, in the order above.
 
     Raises
     ------
     ValueError
-        If a number is not as told.
+        If a parameter is not valid.
 
     Examples
     --------
-    The KL of the second is 2 nats a dimension, and it knows nothing:
+    The KL of the second encoder is 2 nats per dimension, yet its codes carry nothing:
 
     >>> from skvaecert.datasets import toy_encoders
     >>> from skvaecert.diagnostics import kl_per_dimension
@@ -342,10 +356,12 @@ def toy_encoders(
     x = check_random_state(random_state).standard_normal((n_samples, latent_dim))
     x = (x - x.mean(axis=0)) / x.std(axis=0)
     zero, one, narrow = np.zeros_like(x), np.ones_like(x), np.exp(-2.0)
+    # The healthy code has variance 0.9 + 0.1 = 1, as the prior.
     small, wide = np.sqrt(0.005) * x, np.sqrt(0.9) * x
     by_sign = np.where(x < 0, narrow, 1.0)
-    no, yes = "The same for all rows: collapsed.", "The mean depends on the row."
-    odd = "Only the noise depends on the row: the mean is constant, the code is not."
+    no = "The posterior is the same for all samples: collapsed."
+    yes = "The mean depends on the sample."
+    odd = "Only the noise depends on the sample: the mean is constant, the code is not."
     return [
         ToyEncoder("prior", x, zero, one, False, False, no),
         ToyEncoder("shifted prior", x, zero + 2, one, False, False, no),

@@ -1,4 +1,6 @@
-"""Torch modules: encoder, decoder, and the VAE made of both. They hold no loss."""
+"""Torch modules: encoder, decoder, and the VAE made of both. They contain no loss."""
+
+from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
@@ -23,11 +25,11 @@ __all__ = [
     "unbounded",
 ]
 
-# Variances stay within exp(-10) and exp(10): no overflow, no division by zero.
+# Variances stay between exp(-10) and exp(10): no overflow, no division by zero.
 LOG_VARIANCE_BOUND = 10.0
 # Convolutions halve an image until both sides are at most this.
 _COARSEST_SIDE = 4
-# Channels after the first convolution and at most: each doubles them.
+# Channels after the first convolution. Each next one doubles them, up to the maximum.
 _FEWEST_CHANNELS, _MOST_CHANNELS = 16, 128
 
 ModuleOrFactory = nn.Module | Callable[[int, int], nn.Module]
@@ -35,17 +37,17 @@ ImageShape = tuple[int, int, int]
 
 
 def mlp(n_inputs: int, hidden_sizes: Sequence[int], n_outputs: int) -> nn.Sequential:
-    """Fully connected layers with SiLU between them.
+    """Make fully connected layers with SiLU between them.
 
-    SiLU has a gradient everywhere. Units that die, as with ReLU, would stop the escape
-    force from reaching a collapsed encoder.
+    SiLU has a nonzero gradient almost everywhere. Units that die, as with ReLU, would
+    block the escape force on a collapsed encoder.
 
     Parameters
     ----------
     n_inputs : int
         Width of the input.
     hidden_sizes : sequence of int
-        Widths of the hidden layers; a linear map if empty.
+        Widths of the hidden layers. If empty, the network is a linear map.
     n_outputs : int
         Width of the output.
 
@@ -69,10 +71,11 @@ def mlp(n_inputs: int, hidden_sizes: Sequence[int], n_outputs: int) -> nn.Sequen
 def conv_encoder(
     image_shape: Sequence[int], hidden_sizes: Sequence[int], n_outputs: int
 ) -> nn.Sequential:
-    """Convolutions that halve an image until it is at most 4 x 4, then an :func:`mlp`.
+    """Make convolutions that halve an image to at most 4 x 4, then an :func:`mlp`.
 
-    Kernels are 3 x 3 with stride 2, and SiLU follows each convolution. The first has 16
-    output channels; each next one has twice as many, up to 128. No layer mixes samples.
+    Kernels are 3 x 3 with stride 2, and SiLU follows each convolution. The first
+    convolution has 16 output channels. Each next one has twice as many, up to 128. No
+    layer mixes samples.
 
     Parameters
     ----------
@@ -80,7 +83,7 @@ def conv_encoder(
         (channels, height, width), both sides above 4.
     hidden_sizes : sequence of int
         Widths of the fully connected layers between the last convolution and the
-        output; none if empty.
+        output. If empty, there are none.
     n_outputs : int
         Width of the output.
 
@@ -96,7 +99,7 @@ def conv_encoder(
 
     See Also
     --------
-    conv_decoder : The decoder of such images.
+    conv_decoder : Makes a decoder for such images.
 
     Examples
     --------
@@ -117,10 +120,10 @@ def conv_encoder(
 def conv_decoder(
     n_inputs: int, hidden_sizes: Sequence[int], image_shape: Sequence[int]
 ) -> nn.Sequential:
-    """Map codes to images: an :func:`mlp`, then transposed convolutions.
+    """Make an :func:`mlp`, followed by transposed convolutions that double an image.
 
-    Each transposed convolution doubles the image. The shapes are those of
-    :func:`conv_encoder` in reverse order, also if a side is odd.
+    The layers have the shapes of :func:`conv_encoder` in reverse order, also if a side
+    of the image is odd.
 
     Parameters
     ----------
@@ -128,7 +131,7 @@ def conv_decoder(
         Width of the input.
     hidden_sizes : sequence of int
         Widths of the fully connected layers between the input and the first
-        convolution; none if empty.
+        convolution. If empty, there are none.
     image_shape : sequence of int
         (channels, height, width), both sides above 4.
 
@@ -144,7 +147,7 @@ def conv_decoder(
 
     See Also
     --------
-    conv_encoder : The encoder of such images.
+    conv_encoder : Makes an encoder for such images.
 
     Examples
     --------
@@ -161,17 +164,18 @@ def conv_decoder(
 
 
 def _halvings(image_shape: ImageShape) -> list[ImageShape]:
-    """Return the shapes from the image down to the coarsest."""
+    """Return the shapes after each convolution, from the image to the coarsest."""
     shapes, channels = [image_shape], _FEWEST_CHANNELS
     while max(shapes[-1][1:]) > _COARSEST_SIDE:
         _, height, width = shapes[-1]
+        # Rounded up, as by a convolution with stride 2 and padding 1.
         shapes.append((channels, -(-height // 2), -(-width // 2)))
         channels = min(2 * channels, _MOST_CHANNELS)
     return shapes
 
 
 def _doubling(coarse: ImageShape, fine: ImageShape) -> nn.ConvTranspose2d:
-    # Both 7 and 8 pixels halve to 4, so the output needs to know which it doubles to.
+    # 7 and 8 pixels both halve to 4: this padding selects the size to double to.
     even = 1 - fine[1] % 2, 1 - fine[2] % 2
     return nn.ConvTranspose2d(
         coarse[0], fine[0], 3, stride=2, padding=1, output_padding=even
@@ -186,16 +190,16 @@ def _checked_image_shape(image_shape: Sequence[int] | None) -> ImageShape:
     ):
         raise ValueError(
             "image_shape must be (channels, height, width), three integers above 0, "
-            f"for convolutions, got {image_shape!r}. Set it, for example to "
+            f"for convolutions, got {image_shape!r}. Set image_shape, for example to "
             "(3, 32, 32)."
         )
     channels, height, width = map(int, image_shape)
     if min(height, width) <= _COARSEST_SIDE:
         raise ValueError(
             f"image_shape must have height and width above {_COARSEST_SIDE} for "
-            f"convolutions, got {(channels, height, width)}. It is in the order "
-            "(channels, height, width); for images so small use fully connected "
-            "layers, encoder=None and decoder=None."
+            f"convolutions, got {(channels, height, width)}. The order is (channels, "
+            "height, width). For smaller images, use fully connected layers: "
+            "encoder=None and decoder=None."
         )
     return channels, height, width
 
@@ -206,12 +210,12 @@ def bounded(raw: Tensor) -> Tensor:
     Parameters
     ----------
     raw : Tensor
-        Any shape.
+        Raw log-variances, of any shape.
 
     Returns
     -------
     Tensor
-        10 tanh(raw / 10).
+        10 tanh(raw / 10), of the same shape.
 
     Examples
     --------
@@ -229,12 +233,12 @@ def unbounded(log_variance: Tensor) -> Tensor:
     Parameters
     ----------
     log_variance : Tensor
-        Any shape; clipped to [-9.99, 9.99].
+        Log-variances, of any shape. They are clipped to [-9.99, 9.99].
 
     Returns
     -------
     Tensor
-        10 artanh(log_variance / 10), finite.
+        10 artanh(log_variance / 10), finite, of the same shape.
 
     Examples
     --------
@@ -244,6 +248,7 @@ def unbounded(log_variance: Tensor) -> Tensor:
     tensor([ 0.5000, -9.9900])
     """
     ratio = log_variance / LOG_VARIANCE_BOUND
+    # atanh is infinite at -1 and 1.
     return LOG_VARIANCE_BOUND * torch.atanh(ratio.clamp(-0.999, 0.999))
 
 
@@ -255,9 +260,9 @@ class Pass(NamedTuple):
     mean : Tensor of shape (n_samples, latent_dim)
         Latent means mu.
     log_variance : Tensor of shape (n_samples, latent_dim)
-        log sigma^2 of the codes, in (-10, 10).
+        Log-variances log sigma^2 of the encoder's posterior, in (-10, 10).
     code : Tensor of shape (n_samples, latent_dim)
-        One code per sample, drawn from N(mu, sigma^2).
+        One drawn code per sample, from N(mu, sigma^2).
     output : Tensor of shape (n_samples, n_features)
         Output of the decoder for these codes.
     log_noise : Tensor of shape ()
@@ -272,7 +277,7 @@ class Pass(NamedTuple):
 
 
 class GaussianPosterior(nn.Module):
-    """Reads the encoder's output as means and log-variances in (-10, 10)."""
+    """Maps the encoder's output to means and log-variances in (-10, 10)."""
 
     def forward(self, mean: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
         """Return the parameters of q(z|x).
@@ -285,7 +290,7 @@ class GaussianPosterior(nn.Module):
         Returns
         -------
         mean, log_variance : Tensor of shape (n_samples, latent_dim)
-            mu, unchanged, and log sigma^2, :func:`bounded`.
+            mu, unchanged, and log sigma^2 after :func:`bounded`.
         """
         return mean, bounded(raw)
 
@@ -300,8 +305,8 @@ class VAE(nn.Module):
     decoder : torch.nn.Module
         Maps (n, latent_dim) to (n, n_features).
     posterior : torch.nn.Module or None, default=None
-        Turns the two halves of the encoder's output into means and log-variances;
-        None for :class:`GaussianPosterior`.
+        Maps the two halves of the encoder's output to means and log-variances. If
+        None, :class:`GaussianPosterior` is used.
 
     Examples
     --------
@@ -322,6 +327,7 @@ class VAE(nn.Module):
         self.encoder = encoder
         self.decoder = decoder
         self.posterior = GaussianPosterior() if posterior is None else posterior
+        # Bernoulli likelihoods do not use it: one module serves both.
         self.raw_log_noise = nn.Parameter(torch.zeros(()))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -340,7 +346,7 @@ class VAE(nn.Module):
         return self.posterior(*self.encoder(x).chunk(2, dim=1))
 
     def forward(self, x: Tensor) -> Pass:
-        """Encode, draw one code per sample by the reparametrisation trick, decode.
+        """Encode, draw one code per sample by the reparametrization trick, and decode.
 
         Parameters
         ----------
@@ -350,7 +356,7 @@ class VAE(nn.Module):
         Returns
         -------
         Pass
-            Parameters of q(z|x) and of p(x|z).
+            Parameters of q(z|x) and p(x|z), and the drawn codes.
         """
         mean, log_variance = self.encode(x)
         code = mean + torch.exp(log_variance / 2) * torch.randn_like(mean)
@@ -367,7 +373,7 @@ def make_vae(
     posterior: nn.Module | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> VAE:
-    """Make a VAE from layer widths or from the user's own modules.
+    """Make a VAE from layer widths or from your own modules.
 
     Parameters
     ----------
@@ -376,22 +382,23 @@ def make_vae(
     latent_dim : int
         Number of latent dimensions.
     hidden_sizes : sequence of int
-        Widths of the hidden layers of the encoder; the decoder has them in reverse
-        order. With "conv" they are the fully connected layers between the convolutions
-        and the code.
+        Widths of the encoder's hidden layers. The decoder has them in reverse order.
+        With "conv", these are the fully connected layers between the convolutions and
+        the code.
     encoder, decoder : torch.nn.Module, callable, "conv" or None
         A module, which is copied with its weights; a class or function, which is called
-        with (n_features, latent_dim); "conv" for :func:`conv_encoder` and
+        with (n_features, latent_dim); "conv" for :func:`conv_encoder` or
         :func:`conv_decoder`; or None for an :func:`mlp`.
     posterior : torch.nn.Module or None, default=None
         As in :class:`VAE`.
     image_shape : sequence of int or None, default=None
-        (channels, height, width), the order in which images are flattened; for "conv".
+        (channels, height, width), the order in which images are flattened. Only for
+        "conv".
 
     Returns
     -------
     VAE
-        Freshly initialised where no module was given.
+        The VAE. Modules that you do not pass are newly initialized.
 
     Raises
     ------
@@ -399,8 +406,8 @@ def make_vae(
         If a class or function does not return a module.
     ValueError
         If a module fails on its input, or if its output does not have the required
-        shape and type; the message names the layer. Also if "conv" has no image shape
-        that fits the number of features.
+        shape and dtype; the message names the layer. Also if `image_shape` is missing
+        for "conv" or does not match the number of features.
 
     Examples
     --------
@@ -434,7 +441,7 @@ def _network(
     if given is None:
         return mlp(n_inputs, hidden_sizes, n_outputs)
     if not isinstance(given, str):
-        return _own(name, given, sizes, widths)
+        return _user_module(name, given, sizes, widths)
     shape = check_image_shape(name, given, image_shape, sizes[0])
     if name == "encoder":
         return conv_encoder(shape, hidden_sizes, n_outputs)
@@ -449,9 +456,9 @@ def check_image_shape(
     Parameters
     ----------
     name : {"encoder", "decoder"}
-        The network.
+        Name of the network.
     given : str
-        The value of the parameter, "conv".
+        Value of the parameter, which must be "conv".
     image_shape : sequence of int or None
         (channels, height, width).
     n_features : int
@@ -460,12 +467,13 @@ def check_image_shape(
     Returns
     -------
     tuple of int
-        The image shape.
+        `image_shape` as a tuple.
 
     Raises
     ------
     ValueError
-        If the shape does not fit, or `given` is not "conv".
+        If `image_shape` does not match the number of features, or `given` is not
+        "conv".
 
     Examples
     --------
@@ -481,17 +489,19 @@ def check_image_shape(
     shape = _checked_image_shape(image_shape)
     if prod(shape) != n_features:
         raise ValueError(
-            f"image_shape must hold as many values as there are features, {n_features}"
-            f", for {name}='conv', got {shape}, which holds {prod(shape)}. Samples are "
-            "images, flattened in the order (channels, height, width)."
+            "image_shape must have as many values as a sample has features, "
+            f"{n_features}, for {name}='conv', got {shape}, which has {prod(shape)} "
+            "values. Samples must be images, flattened in the order (channels, height, "
+            "width)."
         )
     return shape
 
 
-def _own(
+def _user_module(
     name: str, given: ModuleOrFactory, sizes: tuple[int, int], widths: tuple[int, int]
 ) -> nn.Module:
     is_module = isinstance(given, nn.Module)
+    # A copy, since a fit must not train a parameter of the estimator.
     module = copy.deepcopy(given) if is_module else given(*sizes)
     if not isinstance(module, nn.Module):
         raise TypeError(
@@ -503,20 +513,22 @@ def _own(
 
 
 def _check_output(name: str, module: nn.Module, n_inputs: int, n_outputs: int) -> None:
-    """Try the module on two samples, in evaluation mode, before the first epoch."""
+    """Run a module on two samples, in evaluation mode, before the first epoch."""
     tensors = [*module.parameters(), *module.buffers()]
     samples = torch.zeros(2, n_inputs, device=tensors[0].device if tensors else None)
     try:
         output = _evaluated(module, samples)
-    except Exception as error:  # whatever the user's own code may raise
+    except Exception as error:  # the user's code can raise any error
         raise ValueError(
-            f"{name} must take an input of shape (n, {n_inputs}), float32, got the "
-            f"error: {error}.{_where(module, samples)}{_advice(name, tensors)}"
+            f"{name} must accept an input of shape (n, {n_inputs}), float32, got the "
+            f"error: {error}.{_responsible_layer(module, samples)}"
+            f"{_advice(name, tensors)}"
         ) from error
     if _shape(output) != str((2, n_outputs)):
         raise ValueError(
             f"{name} must return a tensor of shape (n, {n_outputs}), float32, for n "
-            f"samples, got {_shape(output)} for 2 samples.{_where(module, samples)}"
+            f"samples, got {_shape(output)} for 2 samples."
+            f"{_responsible_layer(module, samples)}{_advice(name, tensors)}"
             f"{_advice(name, tensors)}"
         )
 
@@ -530,31 +542,31 @@ def _evaluated(module: nn.Module, samples: Tensor) -> Any:
         module.train(was_training)
 
 
-def _where(module: nn.Module, samples: Tensor) -> str:
-    """Run the samples once more, to say which layer fails or makes the output."""
-    trail = _Trail(module)
+def _responsible_layer(module: nn.Module, samples: Tensor) -> str:
+    """Run the samples again with hooks, to find the layer that fails."""
+    trace = _LayerTrace(module)
     try:
-        with trail:
+        with trace:
             output = _evaluated(module, samples)
     except Exception:
-        return trail.to_the_error()
-    return trail.to(output)
+        return trace.failing_layer()
+    return trace.returning_layer(output)
 
 
-class _Trail:
-    """Notes which layers of a module run inside the block, and what they return."""
+class _LayerTrace:
+    """Records which layers of a module run inside the block, and what they return."""
 
     def __init__(self, module: nn.Module) -> None:
         self.names = {
             layer: name
             for name, layer in module.named_modules()
-            if not isinstance(layer, torch.jit.ScriptModule)  # they take no hooks
+            if not isinstance(layer, torch.jit.ScriptModule)  # do not support hooks
         }
         self.running: list[nn.Module] = []
         self.outputs: list[tuple[nn.Module, Any]] = []
 
     def __enter__(self) -> Self:
-        # Before other hooks: those of lazy modules may fail.
+        # Register before other hooks: hooks of lazy modules may fail.
         before = [
             layer.register_forward_pre_hook(self._enter, prepend=True)
             for layer in self.names
@@ -574,25 +586,28 @@ class _Trail:
         self.running.pop()
         self.outputs.append((layer, output))
 
-    def to_the_error(self) -> str:
-        """Describe the innermost layer that was entered and not left."""
-        return "".join(self._line(layer, self.outputs) for layer in self.running[-1:])
+    def failing_layer(self) -> str:
+        """Describe the innermost layer that was entered but not left."""
+        if not self.running:
+            return ""
+        return self._sentence(self.running[-1], self.outputs)
 
-    def to(self, output: Any) -> str:
-        """Describe the innermost layer that returned this very object."""
-        for i, (layer, its) in enumerate(self.outputs):
-            if its is output:
-                return self._line(layer, self.outputs[:i])
+    def returning_layer(self, output: Any) -> str:
+        """Describe the innermost layer that returned this object."""
+        # Inner layers return before the layers that contain them.
+        for i, (layer, returned) in enumerate(self.outputs):
+            if returned is output:
+                return self._sentence(layer, self.outputs[:i])
         return ""
 
-    def _line(self, layer: nn.Module, earlier: list[tuple[nn.Module, Any]]) -> str:
+    def _sentence(self, layer: nn.Module, earlier: list[tuple[nn.Module, Any]]) -> str:
         after = "".join(
-            f", after {self._called(last)} had returned {_shape(output)}"
+            f", after {self._name(last)} had returned {_shape(output)}"
             for last, output in earlier[-1:]
         )
-        return f" It comes from {self._called(layer)}{after}."
+        return f" It comes from {self._name(layer)}{after}."
 
-    def _called(self, layer: nn.Module) -> str:
+    def _name(self, layer: nn.Module) -> str:
         is_leaf = next(layer.children(), None) is None
         what = type(layer).__name__ + (f"({layer.extra_repr()})" if is_leaf else "")
         name = self.names[layer]
@@ -600,7 +615,7 @@ class _Trail:
 
 
 def _shape(output: Any) -> str:
-    """Describe what a layer returned: shapes, and types other than float32."""
+    """Describe what a layer returned: shapes, and dtypes other than float32."""
     if isinstance(output, Tensor):
         is_usual = output.dtype == torch.float32
         return f"{tuple(output.shape)}" + ("" if is_usual else f" of {output.dtype}")
@@ -613,4 +628,4 @@ def _advice(name: str, tensors: list[Tensor]) -> str:
     kinds = {t.dtype for t in tensors if t.is_floating_point()} - {torch.float32}
     if not kinds:
         return ""
-    return f" Its weights are {kinds.pop()}: call .float() on the {name}."
+    return f" Its weights are {kinds.pop()}. Call .float() on the {name}."

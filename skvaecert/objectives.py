@@ -1,11 +1,13 @@
-"""Loss terms with gradients, one value a sample, in nats (theory sections 2 and 11).
+"""Loss terms in torch, one value per sample in nats (theory sections 2 and 11).
 
-Sums run over features and latent dimensions; means over samples are taken last.
-:class:`AlignmentLoss` and :class:`LagrangeWeight` are for any training loop.
+Losses are summed over features and latent dimensions, and averaged over samples last.
+:class:`AlignmentLoss` and :class:`LagrangeWeight` can be used in any training loop.
 """
 
+from __future__ import annotations
+
 import math
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from numpy.typing import ArrayLike
@@ -39,14 +41,14 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
     Parameters
     ----------
     mean : Tensor of shape (n_samples, latent_dim)
-        mu.
+        Latent means mu.
     log_variance : Tensor of shape (n_samples, latent_dim)
-        log s, with s = sigma^2.
+        Log-variances log s of the encoder's posterior, with s = sigma^2.
 
     Returns
     -------
     Tensor of shape (n_samples,)
-        Nats, at least 0.
+        KL of each sample in nats, at least 0.
 
     Examples
     --------
@@ -64,14 +66,14 @@ def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
     Parameters
     ----------
     mean : Tensor of shape (n_samples, latent_dim)
-        mu.
+        Latent means mu.
     log_variance : Tensor of shape (n_samples, latent_dim)
-        log s, with s = sigma^2.
+        Log-variances log s of the encoder's posterior, with s = sigma^2.
 
     Returns
     -------
     Tensor of shape (n_samples, latent_dim)
-        Nats, at least 0.
+        KL of each sample and dimension in nats, at least 0.
 
     Examples
     --------
@@ -84,21 +86,21 @@ def kl_per_dimension(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def gaussian_loss(x: Tensor, output: Tensor, log_noise: Tensor) -> Tensor:
-    """-log N(x; output, v I), with one log-variance log v for all features.
+    """-log N(x; output, v I), where all features share the log-variance log v.
 
     Parameters
     ----------
     x : Tensor of shape (n_samples, n_features)
         Samples.
     output : Tensor of shape (n_samples, n_features)
-        Decoder means.
+        Decoder's means.
     log_noise : Tensor of shape ()
         log v.
 
     Returns
     -------
     Tensor of shape (n_samples,)
-        Nats of density; can be negative.
+        Negative log-density of each sample in nats. It can be negative.
 
     Examples
     --------
@@ -109,8 +111,8 @@ def gaussian_loss(x: Tensor, output: Tensor, log_noise: Tensor) -> Tensor:
     tensor([2.3379])
     """
     error = (x - output).square().sum(dim=1)
-    normaliser = x.shape[1] * (log_noise + math.log(2 * math.pi))
-    return (error * torch.exp(-log_noise) + normaliser) / 2
+    normalizer = x.shape[1] * (log_noise + math.log(2 * math.pi))
+    return (error * torch.exp(-log_noise) + normalizer) / 2
 
 
 def bernoulli_loss(x: Tensor, output: Tensor) -> Tensor:
@@ -121,12 +123,12 @@ def bernoulli_loss(x: Tensor, output: Tensor) -> Tensor:
     x : Tensor of shape (n_samples, n_features)
         Samples in [0, 1].
     output : Tensor of shape (n_samples, n_features)
-        Decoder logits.
+        Decoder's logits.
 
     Returns
     -------
     Tensor of shape (n_samples,)
-        Nats, at least 0.
+        Negative log-likelihood of each sample in nats, at least 0.
 
     Examples
     --------
@@ -150,18 +152,18 @@ def alignment(
     Parameters
     ----------
     teacher_proba : Tensor of shape (n_samples, n_components)
-        T, every entry above 0.
+        Teacher's posteriors T, with all entries above 0.
     latent_mean : Tensor of shape (n_samples, latent_dim)
-        mu.
+        Latent means mu.
     vertices : Tensor of shape (n_components, latent_dim)
-        S.
+        Vertices S of the witness's simplex.
     scale : float
-        beta.
+        Witness scale beta.
 
     Returns
     -------
     Tensor of shape (n_samples,)
-        Nats, at least 0.
+        Alignment loss of each sample in nats, at least 0.
 
     References
     ----------
@@ -176,6 +178,7 @@ def alignment(
     tensor([0.3681])
     """
     log_q = _witness_log_proba(latent_mean, vertices, scale)
+    # kl_div takes log q first, and computes T (log T - log q).
     return functional.kl_div(log_q, teacher_proba, reduction="none").sum(dim=1)
 
 
@@ -189,9 +192,10 @@ _REDUCTIONS = ("mean", "sum", "none")
 
 
 class _InFullPrecision(nn.Module):
-    """A module whose buffers move with a model but keep their dtype.
+    """A module whose buffers follow a model to its device but keep their dtype.
 
-    In 16 bits vertices are no simplex, and a weight cannot rise in small steps.
+    In 16 bits the vertices are no longer a simplex, and a weight cannot grow in small
+    steps.
     """
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -199,7 +203,7 @@ class _InFullPrecision(nn.Module):
         super()._apply(fn, recurse)
         for name, before in kept.items():
             moved = self.get_buffer(name)
-            # What is on no device yet has no values to keep.
+            # Tensors on the meta device have no values to keep.
             again = (
                 moved.to(before.dtype) if before.is_meta else before.to(moved.device)
             )
@@ -210,38 +214,41 @@ class _InFullPrecision(nn.Module):
 class AlignmentLoss(_InFullPrecision):
     """A = mean_i KL(T_i || softmax(beta S mu_i)), a term for any training loop.
 
-    Add it, times a weight, to the loss of a VAE: it pushes latent means apart as far as
-    the teacher tells the samples apart. :class:`skvaecert.CollapseCertifier` and
-    :func:`skvaecert.diagnose` take it as `witness`, and so certify with the very
-    witness that was trained against.
+    Add this loss, times a weight, to the loss of a VAE. Its gradient pushes latent
+    means apart as far as the teacher distinguishes the samples. A fixed softmax, the
+    witness, reads the teacher's clusters off the latent mean, and the loss measures how
+    well it does so. :class:`skvaecert.CollapseCertifier` and :func:`skvaecert.diagnose`
+    accept this object as `witness`, so that they certify with the witness that was used
+    in training.
 
-    There are no parameters, only buffers: `to` moves them, `state_dict` saves them.
-    They stay in float32, also where a model is turned to 16 bits, and the loss is
-    computed in float32, or in float64 for codes of that type, also under autocast.
+    The module has no parameters, only buffers: `to` moves them and `state_dict` saves
+    them. The buffers stay in float32 if the model is converted to 16 bits. The loss is
+    computed in float32, or in float64 for means of that type, also under autocast.
 
     Parameters
     ----------
     vertices : array-like of shape (n_components, latent_dim)
-        S, from :func:`skvaecert.simplex.simplex_vertices`.
+        Vertices S of the witness's simplex, from
+        :func:`skvaecert.simplex.simplex_vertices`.
     scale : float
-        beta, above 0.
+        Witness scale beta, above 0.
 
     Attributes
     ----------
     vertices : Tensor of shape (n_components, latent_dim)
-        S.
+        Vertices S.
     scale : Tensor of shape ()
-        beta.
+        Witness scale beta.
 
     Raises
     ------
     ValueError
-        If the vertices are no regular simplex or the scale is not valid.
+        If `vertices` is not a regular simplex or `scale` is not valid.
 
     See Also
     --------
-    LagrangeWeight : A weight for this term that finds itself.
-    skvaecert.datasets.WithPosterior : Keeps samples and posteriors together.
+    LagrangeWeight : A weight for this term that adapts to a target margin.
+    skvaecert.datasets.WithPosterior : Pairs each sample with its teacher's posterior.
 
     References
     ----------
@@ -258,10 +265,11 @@ class AlignmentLoss(_InFullPrecision):
     >>> loss_fn = AlignmentLoss.from_teacher(teacher, X, latent_dim=2)
     >>> teacher_proba = torch.as_tensor(teacher.predict_proba(X))
 
-    In the loop, with the means of a batch and the posteriors of the same samples:
+    In the loop, pass the latent means of a batch and the teacher's posteriors of the
+    same samples:
 
     >>> mean = torch.zeros(150, 2, requires_grad=True)
-    >>> loss = 30 * loss_fn(mean, teacher_proba)  # + the loss that you have
+    >>> loss = 30 * loss_fn(mean, teacher_proba)  # add this to the loss of your VAE
     >>> loss.backward()
     """
 
@@ -272,7 +280,7 @@ class AlignmentLoss(_InFullPrecision):
         super().__init__()
         self.register_buffer("vertices", torch.as_tensor(vertices).float().clone())
         self.register_buffer("scale", torch.as_tensor(scale).float().clone())
-        # Checks them, as they are in float32.
+        # Check the buffers, not the arguments: float32 has rounded them.
         simplex_witness(*simplex_of(self))
 
     @classmethod
@@ -281,61 +289,65 @@ class AlignmentLoss(_InFullPrecision):
         teacher: Any,
         X: Any,
         latent_dim: int,
-        scale: str | float = "prior",
+        scale: Literal["prior"] | float = "prior",
     ) -> Self:
-        """Make the loss for a fitted teacher.
+        """Make the alignment loss of a fitted teacher.
 
         Parameters
         ----------
         teacher : estimator
-            Fitted, with `predict_proba`, or `transform`, that returns posteriors:
-            :class:`skvaecert.GMMTeacher`, or a pipeline that ends in one.
+            Fitted, with a `predict_proba` or a `transform` that returns posteriors:
+            a :class:`skvaecert.GMMTeacher`, or a pipeline that ends in one.
         X : array-like of shape (n_samples, n_features)
-            Training samples, or whatever the teacher takes.
+            Training samples, or another input that the teacher accepts.
         latent_dim : int
             Number of latent dimensions, at least n_components - 1.
         scale : "prior" or float, default="prior"
-            beta, above 0; "prior" is the scale at which the analytic code of these
-            samples is as wide as the prior.
+            Witness scale beta, above 0. With "prior", it is the scale at which the
+            analytic code of these samples has the same spread as the prior.
 
         Returns
         -------
         AlignmentLoss
-            On the CPU; ``.to(device)`` moves it.
+            The loss, on the CPU. ``.to(device)`` moves it.
 
         Raises
         ------
         ValueError
-            If the teacher returns no posteriors, if they are the same for all samples,
-            or if `latent_dim` is too small for its components.
+            If the teacher returns no posteriors, if its posteriors are the same for all
+            samples, or if `latent_dim` is too small for its number of components.
         """
         proba = teacher_posterior(teacher, X)
         vertices = simplex_vertices(proba.shape[1], latent_dim)
         return cls(vertices, resolve_witness_scale(scale, proba, name="scale"))
 
     def forward(
-        self, mean: Tensor, teacher_proba: Tensor, reduction: str = "mean"
+        self,
+        mean: Tensor,
+        teacher_proba: Tensor,
+        reduction: Literal["mean", "sum", "none"] = "mean",
     ) -> Tensor:
-        """Compute the loss of a batch.
+        """Compute the alignment loss of a batch.
 
         Parameters
         ----------
         mean : Tensor of shape (n_samples, latent_dim)
-            The encoder's means, not drawn codes.
+            Latent means. Do not pass drawn codes.
         teacher_proba : Tensor of shape (n_samples, n_components)
-            Posteriors of the same samples, in any precision, on any device.
+            Teacher's posteriors of the same samples, in any precision and on any
+            device.
         reduction : {"mean", "sum", "none"}, default="mean"
-            Over the samples.
+            Reduction over the samples.
 
         Returns
         -------
         Tensor of shape () or (n_samples,)
-            Nats, at least 0.
+            Alignment loss in nats, at least 0.
 
         Raises
         ------
         ValueError
-            If shapes do not fit, or `reduction` is none of these.
+            If the shapes do not match, or `reduction` is not one of these options.
         """
         if reduction not in _REDUCTIONS:
             raise ValueError(
@@ -347,8 +359,9 @@ class AlignmentLoss(_InFullPrecision):
             raise ValueError(
                 "teacher_proba must have shape (n_samples, n_components) = "
                 f"{(len(mean), len(self.vertices))}, got {tuple(proba.shape)}. Pass "
-                "the posteriors of the samples of this batch."
+                "the teacher's posteriors of the samples of this batch."
             )
+        # Autocast would compute the product in 16 bits.
         with torch.autocast(mean.device.type, enabled=False):
             losses = alignment(proba, mean, self.vertices.to(mean), self.scale)
         if reduction == "none":
@@ -356,12 +369,12 @@ class AlignmentLoss(_InFullPrecision):
         return losses.mean() if reduction == "mean" else losses.sum()
 
     def witness_log_proba(self, mean: Tensor) -> Tensor:
-        """Compute log softmax(beta S mu), what the witness reads off the means.
+        """Compute log softmax(beta S mu), the witness's log-probabilities.
 
         Parameters
         ----------
         mean : Tensor of shape (n_samples, latent_dim)
-            The encoder's means.
+            Latent means.
 
         Returns
         -------
@@ -371,41 +384,41 @@ class AlignmentLoss(_InFullPrecision):
         Raises
         ------
         ValueError
-            If the shape does not fit.
+            If `mean` does not have this shape.
         """
         mean = self._checked(mean)
         with torch.autocast(mean.device.type, enabled=False):
             return _witness_log_proba(mean, self.vertices.to(mean), self.scale)
 
     def _checked(self, mean: Tensor) -> Tensor:
-        """Return means of the right shape, in float32 or better."""
+        """Check the shape of the means, and return them in float32 or float64."""
         latent_dim = self.vertices.shape[1]
         if mean.ndim != 2 or mean.shape[1] != latent_dim:
             raise ValueError(
                 f"mean must have shape (n_samples, latent_dim) = (n_samples, "
-                f"{latent_dim}), got {tuple(mean.shape)}. Flatten it, or make the loss "
-                "for its latent_dim."
+                f"{latent_dim}), got {tuple(mean.shape)}. Flatten mean, or make the "
+                "AlignmentLoss for the latent_dim of your model."
             )
         return mean.to(torch.promote_types(mean.dtype, torch.float32))
 
 
 class Objective(BaseEstimator):
-    """The ELBO, in parts that a mitigation of collapse can replace one by one.
+    """The ELBO, split into parts that a mitigation of collapse can replace.
 
-    A subclass overrides the methods of the parts that it changes. The mitigations in
-    :mod:`skvaecert.baselines` are such subclasses. This is a scikit-learn estimator
-    only so that its parameters can be searched.
+    A subclass overrides the methods of the parts that it replaces. The mitigations in
+    :mod:`skvaecert.baselines` are such subclasses. This class is a scikit-learn
+    estimator only so that its parameters can be searched.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {}
 
-    def check(self, likelihood: str) -> None:
-        """Check the parameters, also against the likelihood.
+    def check(self, likelihood: Literal["gaussian", "bernoulli"]) -> None:
+        """Check the parameters, and that they suit the likelihood.
 
         Parameters
         ----------
         likelihood : {"gaussian", "bernoulli"}
-            What the decoder's output means.
+            Likelihood p(x|z) of the decoder.
 
         Raises
         ------
@@ -420,14 +433,14 @@ class Objective(BaseEstimator):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for a batch.
+            Result of the VAE for a batch.
         epoch : float
-            Epochs trained so far, including the fraction of the current one.
+            Number of epochs trained so far, with the fraction of the current epoch.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats. The default is KL(q(z|x) || N(0, I)).
+            Mean over the batch in nats. The default is KL(q(z|x) || N(0, I)).
         """
         return gaussian_kl(result.mean, result.log_variance).mean()
 
@@ -439,19 +452,19 @@ class Objective(BaseEstimator):
         losses : Tensor of shape (n_samples,)
             -log p(x|z) of each sample under the likelihood.
         result : Pass
-            What the VAE returned for `x`.
+            Result of the VAE for `x`.
         x : Tensor of shape (n_samples, n_features)
             Samples.
 
         Returns
         -------
         Tensor of shape ()
-            Mean over the batch, nats. The default is the mean of `losses`.
+            Mean over the batch in nats. The default is the mean of `losses`.
         """
         return losses.mean()
 
     def posterior(self, latent_dim: int) -> nn.Module:
-        """Return the module that turns the encoder's output into q(z|x).
+        """Return the module that maps the encoder's output to the parameters of q(z|x).
 
         Parameters
         ----------
@@ -466,36 +479,36 @@ class Objective(BaseEstimator):
         return GaussianPosterior()
 
     def callbacks(self) -> list[tuple[str, Callback]]:
-        """Return the skorch callbacks that training with this objective needs.
+        """Return the skorch callbacks that this objective needs in training.
 
         Returns
         -------
         list of (str, skorch.callbacks.Callback)
-            Names and callbacks, new ones at each call. The default is none.
+            Names and callbacks, newly made in each call. The default is an empty list.
         """
         return []
 
 
 class ReleasedCallback(Callback):
-    """A callback that holds data, or a resource, only while a net trains."""
+    """A callback that keeps data or a resource only while a net trains."""
 
     def release(self) -> None:
-        """Drop them. skorch calls `on_train_end` only if no error ends the training."""
+        """Drop them. skorch does not call `on_train_end` if an error ends training."""
 
 
 class Terms(NamedTuple):
-    """The parts of the loss, each a mean over the batch, in nats.
+    """The parts of the loss, each averaged over the batch, in nats.
 
     Attributes
     ----------
     reconstruction : Tensor of shape ()
         -log p(x|z), for one drawn code per sample.
     penalty : Tensor of shape ()
-        The term by which the objective replaces the KL term.
+        The term that the objective uses instead of the KL term.
     kl : Tensor of shape ()
-        KL(q(z|x) || N(0, I)), for the history; it may have no gradient.
+        KL(q(z|x) || N(0, I)), for the history. It may have no gradient.
     alignment : Tensor of shape ()
-        KL(T || witness). If its weight is 0, it is not computed and is 0.
+        Alignment loss KL(T || witness). It is 0 and not computed if its weight is 0.
     """
 
     reconstruction: Tensor
@@ -505,45 +518,49 @@ class Terms(NamedTuple):
 
 
 class LagrangeWeight(_InFullPrecision):
-    """Weight w that holds the margin at a share of the teacher information.
+    """Guard: a weight w that adapts to keep the relative margin at a target.
 
-    w is the multiplier of the constraint A <= (1 - m) I_T. After each step
+    The target is a share m of the teacher information I_T. w is the Lagrange multiplier
+    of the constraint A <= (1 - m) I_T on the alignment loss A. After each step
 
         log w += 0.05 clip(c, -1, 1),    c = e if e < 0 else 8 e,
         e = (A - (1 - m) I_T) / I_T
 
-    with a running mean of A over batches. So the weight rises faster when the margin
-    is below its target than it falls when the margin is above.
+    where A is a running mean over batches. So the weight grows faster below the target
+    margin than it shrinks above it.
 
-    In a loop of your own it takes the place of a number: call it with the alignment
-    loss of a batch. In training mode each call changes w. Where gradients of several
-    batches make one step, let one call in each step do so: ``guard.train(last)``.
-    Otherwise w runs ahead of the model and far above what it needs.
+    In your own training loop, use this object instead of a fixed weight: call it with
+    the alignment loss of a batch. In training mode, each call updates w. If you
+    accumulate gradients over several batches, update w only once per optimizer step:
+    call ``guard.train(is_last_batch)`` before each batch. Otherwise w changes faster
+    than the model and grows far above what it needs to be.
 
     Parameters
     ----------
     target_margin : float
-        m, the relative margin to hold, in (0, 1).
+        Target m of the relative margin, in (0, 1).
     information : float
-        I_T of the samples whose margin is held, nats, above 0:
-        :func:`skvaecert.metrics.teacher_information`.
+        Teacher information I_T, in nats, above 0, of the samples whose margin the guard
+        controls. :func:`skvaecert.metrics.teacher_information` computes it.
 
     Attributes
     ----------
     weight : Tensor of shape ()
-        w, in [0.1, 1e6]. It starts at 1. Like `average` it is a buffer, and stays in
-        float32 where a model is turned to 16 bits.
+        w, in [0.1, 1e6]; initially 1. Like `average`, it is a buffer and stays in
+        float32 if the model is converted to 16 bits.
     average : Tensor of shape ()
-        The running mean of A, nats; NaN before the first step.
+        Running mean of A in nats; NaN before the first step.
     gap : float
-        A of the samples whose margin is held minus A of the training samples, nats.
-        Set it after an epoch to hold the margin of other samples than those trained on.
+        A of the samples whose margin the guard controls, minus A of the training
+        samples, in nats; initially 0. To control the margin of samples other than the
+        training samples, set it after each epoch.
 
     Notes
     -----
-    In distributed training each process has a weight of its own, and what counts is
-    their mean. As an attribute of the module that ``DistributedDataParallel`` wraps,
-    it is the first process's at the start of each forward pass.
+    In distributed training, each process updates its own weight, and the mean of these
+    weights acts on the model. If this object is an attribute of the module that
+    ``DistributedDataParallel`` wraps, all processes take the weight of the first
+    process at the start of each forward pass.
 
     References
     ----------
@@ -554,8 +571,8 @@ class LagrangeWeight(_InFullPrecision):
     >>> import torch
     >>> from skvaecert.objectives import LagrangeWeight
     >>> guard = LagrangeWeight(target_margin=0.9, information=1.5)
-    >>> alignment_loss = torch.tensor(1.5, requires_grad=True)  # of a constant code
-    >>> guard(alignment_loss).backward()  # + the loss that you have
+    >>> alignment_loss = torch.tensor(1.5, requires_grad=True)  # of a constant mean
+    >>> guard(alignment_loss).backward()  # add the loss of your VAE
     >>> guard.weight > 1
     tensor(True)
     """
@@ -564,7 +581,7 @@ class LagrangeWeight(_InFullPrecision):
     average: Tensor
 
     _RATE, _FADING, _URGENCY = 0.05, 0.1, 8.0
-    # A weight that has gone down further would take too long to come back.
+    # A weight below this bound would take too long to grow again.
     _LEAST, _MOST = 0.1, 1e6
 
     def __init__(self, target_margin: float, information: float) -> None:
@@ -578,25 +595,26 @@ class LagrangeWeight(_InFullPrecision):
         self.gap = 0.0
 
     def forward(self, alignment: Tensor) -> Tensor:
-        """Return the weighted loss; in training mode, update the weight for the next.
+        """Return the weighted loss, and in training mode update the weight after it.
 
         Parameters
         ----------
         alignment : Tensor of shape ()
-            A of a batch, nats.
+            Alignment loss A of a batch, in nats.
 
         Returns
         -------
         Tensor of shape ()
             w A.
         """
+        # A copy, since `update` changes the weight before the backward pass reads it.
         weighted = self.weight.clone() * alignment
         if self.training:
             self.update(alignment)
         return weighted
 
-    def resume_from(self, earlier: "LagrangeWeight") -> None:
-        """Take over the state of another weight, for a new target or new samples.
+    def resume_from(self, earlier: LagrangeWeight) -> None:
+        """Continue from the state of another weight, for a new target or new samples.
 
         Parameters
         ----------
@@ -613,9 +631,9 @@ class LagrangeWeight(_InFullPrecision):
         Parameters
         ----------
         alignment : Tensor of shape ()
-            A, nats. This does not synchronise with the device.
+            Alignment loss A in nats. The update does not synchronize with the device.
         """
-        # A batch that broke down, as mixed precision skips it, tells nothing.
+        # Mixed precision skips a step with infinite gradients: ignore its loss as well.
         known = torch.where(alignment.isfinite(), alignment, self.average)
         earlier = torch.where(self.average.isnan(), known, self.average)
         self.average.copy_(earlier.lerp(known.to(earlier), self._FADING))
@@ -633,17 +651,17 @@ class AlignedELBO(nn.Module):
     Parameters
     ----------
     likelihood : {"gaussian", "bernoulli"}
-        What the decoder's output means.
+        Likelihood p(x|z) of the decoder.
     vertices : Tensor of shape (n_components, latent_dim)
-        S.
+        Vertices S of the witness's simplex.
     scale : float
-        beta.
+        Witness scale beta.
     kl_weight : float
         Weight of the penalty, at least 0.
     alignment_weight : float or LagrangeWeight
-        Weight of the alignment term, at least 0; or a weight that adapts.
+        Weight of the alignment loss: a number, at least 0, or a guard that adapts it.
     objective : Objective or None, default=None
-        Replaces parts of the ELBO; None for the ELBO itself.
+        Mitigation that replaces parts of the ELBO. If None, the ELBO is used.
 
     References
     ----------
@@ -654,7 +672,7 @@ class AlignedELBO(nn.Module):
 
     def __init__(
         self,
-        likelihood: str,
+        likelihood: Literal["gaussian", "bernoulli"],
         vertices: Tensor,
         scale: float,
         kl_weight: float,
@@ -668,16 +686,16 @@ class AlignedELBO(nn.Module):
         self.kl_weight = kl_weight
         self.set_alignment(alignment_weight)
         self.objective = Objective() if objective is None else objective
-        # The training sets it, for objectives with a schedule.
+        # VAENet sets it before each batch, for objectives with a schedule.
         self.epoch = 0.0
 
     def set_alignment(self, alignment_weight: float | LagrangeWeight) -> None:
-        """Change the weight of the alignment term.
+        """Change the weight of the alignment loss.
 
         Parameters
         ----------
         alignment_weight : float or LagrangeWeight
-            As for the constructor.
+            A number, at least 0, or a guard that adapts the weight.
         """
         self.guard: LagrangeWeight | None = None
         self.alignment_weight: float | Tensor
@@ -693,14 +711,14 @@ class AlignedELBO(nn.Module):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for `x`.
+            Result of the VAE for `x`.
         x : Tensor of shape (n_samples, n_features)
             Samples.
 
         Returns
         -------
         Tensor of shape (n_samples,)
-            Nats.
+            Negative log-likelihood of each sample in nats.
         """
         if self.likelihood == "bernoulli":
             return bernoulli_loss(x, result.output)
@@ -712,16 +730,16 @@ class AlignedELBO(nn.Module):
         Parameters
         ----------
         result : Pass
-            What the VAE returned for `x`.
+            Result of the VAE for `x`.
         x : Tensor of shape (n_samples, n_features)
             Samples.
         teacher_proba : Tensor of shape (n_samples, n_components)
-            T.
+            Teacher's posteriors T of the same samples.
 
         Returns
         -------
         Terms
-            Means over the batch, nats.
+            Means over the batch in nats.
         """
         losses = self.reconstruction(result, x)
         penalty = self.objective.penalty(result, self.epoch)
@@ -738,17 +756,18 @@ class AlignedELBO(nn.Module):
         Parameters
         ----------
         terms : Terms
-            From :meth:`terms`.
+            Result of :meth:`terms`.
 
         Returns
         -------
         Tensor of shape ()
-            The loss, nats.
+            The loss in nats.
         """
         loss = terms.reconstruction + self.kl_weight * terms.penalty
         return loss + self.alignment_weight * terms.alignment
 
     def _kl(self, result: Pass, penalty: Tensor) -> Tensor:
+        # The penalty of the plain ELBO is this KL: do not compute it twice.
         if type(self.objective) is Objective:
             return penalty
         with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Report on a fitted certifier: one HTML file, with the diagnosis first."""
+"""HTML report on a fitted certifier: one file that begins with the diagnosis."""
+
+from __future__ import annotations
 
 import os
 import platform
@@ -37,13 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = ["write_report"]
 
-_DIAGNOSIS, _DIAGNOSIS_QUESTION = "diagnosis", "Has the code collapsed?"
+_DIAGNOSIS, _DIAGNOSIS_QUESTION = "diagnosis", "Has the VAE collapsed?"
 _QUESTIONS = {
     "mean": "Does the latent mean depend on the input?",
-    "sampled": "Do drawn codes tell the teacher's groups apart?",
-    "round_trip": "Do reconstructions still show what the teacher sees?",
+    "sampled": "Do drawn codes carry information about the teacher's clusters?",
+    "round_trip": "Do reconstructions still show the teacher's clusters?",
 }
-# Of a verdict or state; the colours stand in the style sheet.
+# Symbols of verdicts and states. Their colors are in the style sheet.
 _SYMBOLS = {
     "informative": "&#10003;",
     "collapsed": "&#10007;",
@@ -54,7 +56,7 @@ _SYMBOLS = {
     "constant": "&#10007;",
     "inconclusive": "?",
 }
-# Fields of a certificate, and their labels.
+# Labels of the fields of a certificate.
 _FIELDS = {
     "verdict": "verdict",
     "margin": "margin (nats)",
@@ -63,57 +65,61 @@ _FIELDS = {
     "confidence": "confidence of the interval",
     "teacher_information": "teacher information, the largest possible margin (nats)",
     "relative_margin": "margin / teacher information",
-    "accuracy": "chance to guess the teacher's group from a drawn code, at least",
+    "accuracy": "probability of guessing the teacher's cluster from a drawn code, at "
+    "least",
     "alignment_loss": "alignment loss (nats)",
-    "tolerance": "tolerance: what rounding may have added (nats)",
-    "safety_margin": "safety margin: required on top (nats)",
-    "dispersion": "distance of the means from their average (latent units)",
-    "dispersion_bound": "certified lower bound on that distance (latent units)",
-    "dispersion_in_noise": "that distance, in units of the posterior's noise",
-    "latent_noise": "what rounding or another batch may have moved (latent units)",
+    "tolerance": "tolerance: error that rounding may cause (nats)",
+    "safety_margin": "safety margin: required in addition (nats)",
+    "dispersion": "distance of the latent means from their average (latent units)",
+    "dispersion_bound": "certified lower bound on this distance (latent units)",
+    "dispersion_in_noise": "this distance, in units of the posterior's noise",
+    "latent_noise": "change that rounding or another batch may cause (latent units)",
     "witness": "witness",
     "n_samples": "samples",
     "n_components": "teacher components",
     "latent_dim": "latent dimensions",
 }
 _WITNESSES = {
-    "raw": "The witness that reads the code is the fixed simplex. It is not fitted.",
-    "procrustes": "The witness that reads the code is the simplex, rotated, shifted "
-    "and scaled to half of the samples of fit. This is not the papers' certificate, "
-    "but it proves as much about other samples.",
-    "linear": "The witness that reads the code is a softmax of a linear map, fitted on "
-    "half of the samples of fit. This is not the papers' certificate, but it proves as "
-    "much about other samples.",
+    "raw": "The witness is the fixed simplex. It is not fitted.",
+    "procrustes": "The witness is the simplex, rotated, shifted and scaled to fit half "
+    "of the samples of fit. This is not the papers' certificate, but it proves as much "
+    "about other samples.",
+    "linear": "The witness is a softmax of a linear map, fitted on half of the samples "
+    "of fit. This is not the papers' certificate, but it proves as much about other "
+    "samples.",
 }
 _ASSUMED = {
-    "mean": "Each latent mean is accurate to 32 machine epsilons of float32 at "
-    "magnitude max(1, |mean|), to 8 machine epsilons of a 16-bit type where all values "
-    "of a dimension fit in that type, or to the difference found by encoding some "
-    "samples twice, if that is more. This is an assumption about encoders, not a "
-    "theorem. It makes a tolerance of {} nats.",
+    "mean": "The error of each latent mean is at most 32 machine epsilons of float32 "
+    "at magnitude max(1, |mean|). If all values of a dimension fit in a 16-bit type, "
+    "the bound is 8 machine epsilons of this type. If encoding some samples twice "
+    "gives a larger difference, that difference is the bound. This is an assumption "
+    "about encoders, not a theorem. It leads to a tolerance of {} nats.",
     "sampled": "For drawn codes: q(z|x) is the Gaussian whose mean and standard "
-    "deviation the encoder returns, both accurate to the same rounding (tolerance {} "
-    "nats). The verdict is about a lower bound on the margin, which is too high for "
-    "three in ten million draws at most.",
-    "round_trip": "For reconstructions: the decoder sees the code alone, and the "
-    "teacher is smooth at the scale of rounding. This was tried on some samples. Four "
-    "times the largest change in the loss of one sample is the tolerance of {} nats.",
+    "deviation the encoder returns, both with an error of the same size (tolerance {} "
+    "nats). The verdict is about a lower bound on the margin. This bound is too high "
+    "for at most three in ten million draws.",
+    "round_trip": "For reconstructions: the decoder sees only the code, and the "
+    "teacher is smooth at the scale of rounding. This was tested on some samples. Four "
+    "times the largest change in the loss of a sample is the tolerance of {} nats.",
 }
 _ASSUMED_OF_CODES = (
     "For the diagnosis: q(z|x) is the Gaussian whose mean and standard deviation the "
-    "encoder returns. Its bounds on drawn codes hold with the confidence in the table, "
-    "over the draws. What the decoder passes on is an estimate."
+    "encoder returns. The bounds on drawn codes hold with the confidence in the table, "
+    "over the draws. The bound on the decoder's outputs is an estimate."
 )
 _NOT_SAID = (
-    "“Inconclusive” is no proof of collapse: a healthy code may vary in ways that the "
+    "“Inconclusive” does not prove collapse. A healthy code may vary in ways that the "
     "witness does not read.",
-    "A mean that varies, or is certified, is no proof of a useful code: the noise of "
-    "the posterior may hide all of it. The diagnosis is about that.",
-    "Nothing is said about samples that were not scored. For the population that they "
-    "were drawn from, use skvaecert.bounds and information.population_information.",
-    "Nothing is said about how good reconstructions or generated samples are, and "
-    "nothing is proved about single latent dimensions, of which some may be unused.",
-    "The statements are about the encoder as computed here, with these versions: an "
+    "A latent mean that varies, or is certified, does not prove a useful code. The "
+    "noise of the posterior may hide all of its variation. The diagnosis addresses "
+    "this.",
+    "The report says nothing about samples that were not scored. For the population "
+    "that they were drawn from, use skvaecert.bounds and "
+    "information.population_information.",
+    "The report says nothing about the quality of reconstructions or generated "
+    "samples, and proves nothing about single latent dimensions. Some of them may be "
+    "unused.",
+    "The statements are about the encoder as computed here, with these versions. An "
     "encoder that turns rounding errors of its input into large outputs is not "
     "constant as computed.",
     "Pictures prove nothing.",
@@ -127,7 +133,7 @@ _PACKAGES = (
     "skorch",
     "matplotlib",
 )
-# At most so many samples are drawn, and so many beside their reconstructions.
+# Maximum numbers of samples in the pictures, and in the picture of reconstructions.
 _MOST_DRAWN = 2000
 _MOST_RECONSTRUCTED = 10
 _DPI = 180
@@ -180,14 +186,14 @@ def write_report(
     n_draws: int = 8,
     confidence: float = 0.95,
 ) -> Path:
-    """Diagnose and certify samples and write the results to a single HTML file.
+    """Diagnose and certify samples, and write the results to one HTML file.
 
-    The file opens with the diagnosis and its picture. Then come the three kinds of
-    certificates; all values; pictures of the contributions of samples and components,
-    of latent means, of reconstructions and of the training; the assumptions and what is
-    not said; and parameters, versions and the SHA-256 of the samples, to reproduce it.
-    What could not be computed has its reason. The file contains no script and loads
-    nothing.
+    The file begins with the diagnosis and its picture. The certificates of each kind
+    and all values follow. Then come pictures of the contributions of samples and
+    clusters, the latent means, the reconstructions and the training. The file ends with
+    the assumptions, the limits of the statements, and the parameters, versions and
+    SHA-256 of the samples needed to reproduce the report. If a part could not be
+    computed, the file gives the reason. It contains no script and loads nothing.
 
     Parameters
     ----------
@@ -196,13 +202,14 @@ def write_report(
     X : array-like of shape (n_samples, n_features)
         Samples, preferably held out. The pictures show at most 2,000 of them.
     path : str or path-like
-        The file. An existing one is replaced in one step. Its folder must exist.
+        File to write. An existing file is replaced in one step. Its folder must exist.
     title : str or None, default=None
-        Title of the page; "Report on ..." with the class of the encoder when None.
+        Title of the page. If None, it is "Report on" and the class of the encoder.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
-        Posteriors to use in place of the teacher's.
+        Teacher's posteriors of `X`. If None, the fitted teacher computes them.
     image_shape : (channels, height, width) or None, default=None
-        For samples that are images of 1 or 3 channels; that of the encoder when None.
+        Shape of samples that are images with 1 or 3 channels. If None, it is that of
+        the encoder.
     n_draws : int, default=8
         As in :meth:`skvaecert.CollapseCertifier.certify`.
     confidence : float, default=0.95
@@ -211,20 +218,20 @@ def write_report(
     Returns
     -------
     pathlib.Path
-        The file.
+        Path of the file.
 
     Raises
     ------
     ValueError
-        If the certifier is of another class or not fitted, or if these samples allow no
-        kind of certificate. Then nothing is written.
+        If the certifier is of another class or not fitted, or if no kind of certificate
+        can be computed for these samples. Then nothing is written.
     ImportError
-        If matplotlib is missing.
+        If matplotlib is not installed.
 
     Warns
     -----
     UnstableEncoderWarning, KnownSamplesWarning
-        As `certify` and `diagnose`. The report shows them too.
+        Like `certify` and `diagnose`. The report contains them too.
 
     Examples
     --------
@@ -244,7 +251,7 @@ def write_report(
     True
     """
     _check_certifier(certifier)
-    findings = _find(certifier, X, teacher_proba, n_draws, confidence)
+    findings = _compute_findings(certifier, X, teacher_proba, n_draws, confidence)
     name = type(certifier.estimator_).__name__
     page = _page(
         f"Report on {name}" if title is None else str(title),
@@ -263,7 +270,7 @@ def write_report(
 
 @dataclass(frozen=True)
 class _Findings:
-    """Diagnosis, certificates by kind, why others are missing, and warnings."""
+    """Diagnosis, certificates by kind, reasons for missing results, and warnings."""
 
     diagnosis: Diagnosis | None
     certificates: Mapping[str, Certificate]
@@ -275,13 +282,13 @@ def _check_certifier(certifier: Any) -> None:
     if not hasattr(certifier, "certify"):
         raise ValueError(
             f"certifier must be a CollapseCertifier, got {type(certifier).__name__}. "
-            "Of a pipeline that ends in one, pass the last step, and the samples that "
+            "For a pipeline that ends in one, pass its last step, and the samples that "
             "the steps before it return."
         )
     check_is_fitted(certifier)
 
 
-def _find(
+def _compute_findings(
     certifier: Any,
     X: ArrayLike,
     teacher_proba: ArrayLike | None,
@@ -297,6 +304,7 @@ def _find(
         kind: partial(certifier.certify, X, kind=kind, **options) for kind in _QUESTIONS
     }
     diagnose = partial(certifier.diagnose, X, teacher_proba=teacher_proba)
+    # Record the warnings for the page, and issue them again below.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found, errors = _try_all({_DIAGNOSIS: diagnose} | attempts)
@@ -304,6 +312,7 @@ def _find(
         warn_user(warning.message)
     diagnosis = found.pop(_DIAGNOSIS, None)
     if not found:
+        # kind="mean" requires least, so its error explains most.
         raise errors["mean"]
     messages = list(dict.fromkeys(str(warning.message) for warning in caught))
     missing = {name: str(error) for name, error in errors.items()}
@@ -313,7 +322,7 @@ def _find(
 def _try_all(
     attempts: Mapping[str, Callable[[], Any]],
 ) -> tuple[dict[str, Any], dict[str, Exception]]:
-    """Return results and errors by name; an encoder of others may fail in any way."""
+    """Return results and errors by name. A foreign encoder can raise any error."""
     found, errors = {}, {}
     for name, attempt in attempts.items():
         try:
@@ -324,6 +333,7 @@ def _try_all(
 
 
 def _page(title: str, sections: Iterable[str], n_samples: int) -> str:
+    # Texts in the page may come from a stranger's model: it must load and run nothing.
     now = datetime.now(UTC)
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -391,7 +401,7 @@ def _certificates(findings: _Findings) -> str:
 def _certificate_card(kind: str, findings: _Findings) -> str:
     certificate = findings.certificates[kind]
     verdict = certificate.verdict
-    # That the mean varies is no good sign where noise hides it from all drawn codes.
+    # A varying mean is not a good sign if noise hides it from all drawn codes.
     found = findings.diagnosis
     may_be_hidden = found is None or found.state == "collapsed"
     is_plain = kind == "mean" and verdict != "constant" and may_be_hidden
@@ -400,7 +410,7 @@ def _certificate_card(kind: str, findings: _Findings) -> str:
 
 
 def _card(question: str, verdict: str, text: str, look: str) -> str:
-    """Return a box in the style `look`, without a symbol if that is empty."""
+    """Return a box in the style `look`. If that is empty, the box has no symbol."""
     symbol = f'<span aria-hidden="true">{_SYMBOLS[verdict]}</span> ' if look else ""
     return (
         f'<div class="card {look}">\n<h3>{question}</h3>\n'
@@ -418,15 +428,17 @@ def _empty_card(question: str, reason: str) -> str:
 def _values(findings: _Findings) -> str:
     certificates = findings.certificates
     rows = (
-        (label, [_value(field, one) for one in certificates.values()])
+        (label, [_certificate_field(field, one) for one in certificates.values()])
         for field, label in _FIELDS.items()
     )
     kinds = [kind.replace("_", " ") for kind in certificates]
     tables = [_table("Fields of the certificates", kinds, rows)]
     if findings.diagnosis is not None:
-        rows = ((label, [value]) for label, value in _found(findings.diagnosis))
+        rows = (
+            (label, [value]) for label, value in _diagnosis_fields(findings.diagnosis)
+        )
         tables.insert(0, _table("Fields of the diagnosis", ["value"], rows))
-    note = "<p>n/a: not known, or a kind of certificate has no such value.</p>\n"
+    note = "<p>n/a: unknown, or this kind of certificate has no such value.</p>\n"
     return _section("Values", note + "".join(tables))
 
 
@@ -447,7 +459,7 @@ def _table(
     )
 
 
-def _found(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
+def _diagnosis_fields(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
     """Yield labels and values of a diagnosis."""
     codes, decoder = diagnosis.information, diagnosis.decoder
     kl = diagnosis.kl_per_dimension
@@ -455,19 +467,20 @@ def _found(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         "state": diagnosis.state,
         "information of drawn codes, at least (nats)": codes and codes.low,
         "information of drawn codes, at most (nats)": codes and codes.high,
-        "the most that these samples allow (nats)": codes and codes.limit,
+        "the largest possible on these samples (nats)": codes and codes.limit,
         "confidence of these bounds": codes and str(codes.confidence),
-        "what counts as negligible (nats)": diagnosis.negligible,
-        "outputs about the code, at most, estimated (nats)": decoder and decoder.high,
+        "negligible up to (nats)": diagnosis.negligible,
+        "information of outputs about the code, at most, estimated (nats)": decoder
+        and decoder.high,
         "mean KL to the prior (nats)": None if kl is None else float(kl.sum()),
         "active units": f"{diagnosis.active_units} of {diagnosis.latent_dim}",
-        "kl_weight from where on a linear VAE collapses": diagnosis.threshold,
+        "kl_weight at which a linear VAE collapses": diagnosis.threshold,
     }
     for label, value in values.items():
         yield label, _formatted(value)
 
 
-def _value(field: str, certificate: Certificate) -> str:
+def _certificate_field(field: str, certificate: Certificate) -> str:
     drawn = certificate.confidence is not None
     exists = {
         "margin_low": drawn,
@@ -491,15 +504,16 @@ def _pictures(
 ) -> str:
     n_samples = count_samples(X)
     n_drawn = min(n_samples, _MOST_DRAWN)
+    # Evenly spaced, since samples are often sorted by class.
     index = np.unique(np.linspace(0, n_samples - 1, n_drawn).astype(np.intp))
     samples = take_samples(X, index)
     proba = None if teacher_proba is None else take_samples(teacher_proba, index)
     drawn: dict[str, Any] = {"X": samples, "teacher_proba": proba}
-    note = f" Shown: {len(index):,} of the samples." if len(index) < n_samples else ""
+    note = f" Shown: {len(index):,} samples." if len(index) < n_samples else ""
     figures = [
         _contributions(certifier, drawn, note),
         _components(certifier, drawn, note),
-        _map(certifier, drawn, note),
+        _latent_map(certifier, drawn, note),
         _reconstructions(certifier, samples, image_shape),
         _history(certifier),
     ]
@@ -510,71 +524,73 @@ def _bracket(name: str, diagnosis: Diagnosis) -> str:
     if diagnosis.information is None:
         return ""
 
-    def draw(figure: "Figure") -> str:
+    def draw(figure: Figure) -> str:
         display = InformationBracketDisplay.from_diagnoses(
             {name: diagnosis}, ax=figure.subplots()
         )
         return (
-            "Bar of what a drawn code tells about its sample: "
-            f"{display.labels_[0].get_text()}; these samples allow "
-            f"{display.limit[0]:.3g} nats."
+            "Bar of the information of a drawn code about its sample: "
+            f"{display.labels_[0].get_text()}; at most "
+            f"{display.limit[0]:.3g} nats are possible on these samples."
         )
 
     caption = (
-        "What a drawn code tells about its sample. It is at least the full bar and at "
-        "most the hatched one, which may be as narrow as a line."
+        "Information of a drawn code about its sample. It lies between the ends of the "
+        "full and of the hatched bar. The hatched bar may be as narrow as a line."
     )
     return _figure("the information of drawn codes", draw, caption, (5.4, 2.3))
 
 
 def _contributions(certifier: Any, drawn: dict[str, Any], note: str) -> str:
-    def draw(figure: "Figure") -> str:
+    def draw(figure: Figure) -> str:
         ax = figure.subplots()
         display = ContributionDisplay.from_estimator(certifier, **drawn, ax=ax)
         return (
-            "Histogram of what samples contribute to the margin: mean "
+            "Histogram of the contributions of samples to the margin: mean "
             f"{display.margin:.3g} nats, {display.share_below:.1%} of samples below 0."
         )
 
     caption = (
-        "What each sample adds to the margin of the means. On samples below 0 the "
-        f"witness is wrong about the component.{note}"
+        "Contribution of each sample to the margin of the latent means. For samples "
+        "below 0, the witness predicts the teacher's posterior worse than the average "
+        f"posterior does.{note}"
     )
     return _figure("contributions of samples", draw, caption)
 
 
 def _components(certifier: Any, drawn: dict[str, Any], note: str) -> str:
-    def draw(figure: "Figure") -> str:
+    def draw(figure: Figure) -> str:
         display = ContributionDisplay.from_estimator(
             certifier, **drawn, ax=figure.subplots(), kind="components"
         )
         values = np.asarray(display.component_contributions)
         return (
-            f"Bars of what {len(values)} teacher components contribute, from "
+            f"Bars of the contributions of {len(values)} teacher's clusters, from "
             f"{values.min():.3g} to {values.max():.3g} nats."
         )
 
     caption = (
-        "What each teacher component adds to the margin of the means, beside the most "
-        f"that the teacher itself would add. A single bar proves nothing.{note}"
+        "Contribution of each cluster of the teacher to the margin of the latent "
+        "means, and the contribution if the witness were the teacher. A single bar "
+        f"proves nothing.{note}"
     )
-    return _figure("contributions of components", draw, caption)
+    return _figure("contributions of clusters", draw, caption)
 
 
-def _map(certifier: Any, drawn: dict[str, Any], note: str) -> str:
-    def draw(figure: "Figure") -> str:
+def _latent_map(certifier: Any, drawn: dict[str, Any], note: str) -> str:
+    def draw(figure: Figure) -> str:
         ax = figure.subplots()
         display = LatentMapDisplay.from_estimator(certifier, **drawn, ax=ax)
         return (
             f"Scatter plot of {len(display.component)} latent means, marked by "
-            f"{len(display.points_)} teacher components, with an arrow for each "
-            "direction that the witness asks for."
+            f"{len(display.points_)} clusters of the teacher, with a line for each "
+            "direction in which the witness reads a cluster."
         )
 
     caption = (
-        "Latent means, in the two principal directions of what the witness sees. "
-        "Colour and marker show the teacher's component. Arrows point where the "
-        f"witness wants each component.{note}"
+        "Latent means, in the two principal directions of the space that the witness "
+        "reads. Color and marker show the teacher's cluster. Lines point where the "
+        f"witness reads each cluster.{note}"
     )
     return _figure("the latent means", draw, caption, (5.4, 4.6))
 
@@ -585,7 +601,7 @@ def _reconstructions(
     if not hasattr(certifier, "inverse_transform"):
         return ""
 
-    def draw(figure: "Figure") -> str:
+    def draw(figure: Figure) -> str:
         display = ReconstructionDisplay.from_estimator(
             certifier,
             samples,
@@ -597,11 +613,11 @@ def _reconstructions(
             figure.set_size_inches(5.4, 1.4)
         low, high = display.error.min(), display.error.max()
         return (
-            f"{len(display.error)} samples above, their reconstructions below; root "
-            f"mean square difference {low:.3g} to {high:.3g}."
+            f"{len(display.error)} samples above their reconstructions; root mean "
+            f"square error {low:.3g} to {high:.3g}."
         )
 
-    caption = "Samples, and below them what the decoder makes of their latent means."
+    caption = "Samples, and below them the decoder's output for their latent means."
     return _figure("reconstructions", draw, caption, (5.4, 4.4))
 
 
@@ -610,7 +626,7 @@ def _history(certifier: Any) -> str:
     if not history:
         return ""
 
-    def draw(figure: "Figure") -> str:
+    def draw(figure: Figure) -> str:
         ax = figure.subplots()
         MarginHistoryDisplay(history).plot(ax)
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
@@ -621,7 +637,7 @@ def _history(certifier: Any) -> str:
         )
 
     caption = (
-        "Margin during training, on the training samples. A constant code is at 0 or "
+        "Margin during training, on the training samples. A constant mean is at 0 or "
         "below."
     )
     return _figure("the training", draw, caption, (5.4, 3.2))
@@ -629,18 +645,19 @@ def _history(certifier: Any) -> str:
 
 def _figure(
     what: str,
-    draw: Callable[["Figure"], str],
+    draw: Callable[[Figure], str],
     caption: str,
     size: tuple[float, float] = (5.4, 3.8),
 ) -> str:
-    """Draw a picture into the page; a model of others may fail to give its values."""
+    """Return a picture for the page. A foreign model may fail to give its values."""
     from matplotlib.figure import Figure
 
+    # Without pyplot, which would keep the figure open.
     figure = Figure(figsize=size, layout="constrained")
     try:
         alt = draw(figure)
     except Exception as error:
-        return f"<p>Not drawn, {what}: {escape(str(error))}</p>\n"
+        return f"<p>Not drawn: {what}. {escape(str(error))}</p>\n"
     stream = BytesIO()
     figure.savefig(stream, format="png", dpi=_DPI, facecolor="white")
     data = b64encode(stream.getvalue()).decode("ascii")
@@ -655,12 +672,13 @@ def _figure(
 def _assumptions(certifier: Any, findings: _Findings) -> str:
     mean = next(iter(findings.certificates.values()))
     assumed = [
-        "The statements are about the samples of this report only. With the fixed "
-        "witness, “mean” says the same whether or not encoder and teacher were trained "
-        "on them; “sampled”, “round trip” and fitted witnesses refuse samples of fit.",
-        f"{_teacher_name(certifier)} decides which differences between samples count. "
-        f"Its information on these samples, {mean.teacher_information:.3g} nats, is "
-        "the largest possible margin.",
+        "The statements are only about the samples of this report. With the fixed "
+        "witness, “mean” states the same whether or not encoder and teacher were "
+        "trained on these samples. “sampled”, “round trip” and fitted witnesses reject "
+        "samples of fit.",
+        f"{_teacher_name(certifier)} determines which differences between samples "
+        f"count. Its information on these samples, {mean.teacher_information:.3g} "
+        "nats, is the largest possible margin.",
         _WITNESSES.get(certifier.witness_.name, certifier.witness_.name),
         _ASSUMED_OF_CODES,
         *(
@@ -680,7 +698,7 @@ def _teacher_name(certifier: Any) -> str:
 
 
 def _provenance(certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -> str:
-    """Say what it takes to reproduce the report."""
+    """Return the section on how to reproduce the report."""
     facts = {"Samples": _shape_and_digest(X)}
     if teacher_proba is not None:
         facts["Posteriors"] = _shape_and_digest(teacher_proba)
@@ -705,7 +723,7 @@ def _provenance(certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -
     items = "".join(
         f"<dt>{name}</dt><dd>{escape(value)}</dd>\n" for name, value in facts.items()
     )
-    # The whole of it: scikit-learn cuts long ones otherwise.
+    # Otherwise scikit-learn shortens long descriptions.
     code = certifier.__repr__(N_CHAR_MAX=10**9)
     return _section(
         "How to reproduce it",
@@ -716,7 +734,7 @@ def _provenance(certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -
 
 
 def _shape_and_digest(X: ArrayLike) -> str:
-    """Return shape and SHA-256 of an array, the latter as in a saved certificate."""
+    """Return the shape and the SHA-256 of an array, as in a saved certificate."""
     shape = (count_samples(X), np.asarray(take_samples(X, slice(0, 1))).shape[1])
     return f"shape {shape}; SHA-256 of the values: {digest_samples(X)}"
 
@@ -729,7 +747,7 @@ def _version(package: str) -> str:
 
 
 def _write(path: Path, page: str) -> Path:
-    """Write to another file first, so that the file of this name is complete."""
+    """Write to a temporary file first, so that the file is always complete."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         unfinished.write_text(page, encoding="utf-8", newline="\n")

@@ -498,7 +498,7 @@ def test_validation_samples_that_steer_more_are_refused(
 ):
     vae = looking(vae, **params)
     vae.callbacks += others
-    with pytest.raises(ValueError, match=message + ".*leave confidence out"):
+    with pytest.raises(ValueError, match=message + ".*leave out confidence"):
         vae.fit(blobs)
 
 
@@ -521,7 +521,7 @@ def test_callbacks_that_read_no_validation_value_are_welcome(blobs, vae):
 
 def test_epochs_that_were_not_looked_at_are_refused(blobs, vae):
     vae.set_params(validation_fraction=0.4, max_epochs=2, warm_start=True).fit(blobs)
-    with pytest.raises(ValueError, match=r"callbacks must have had .* first epoch"):
+    with pytest.raises(ValueError, match=r"callbacks must contain .* first epoch"):
         looking(vae).fit(blobs)
 
 

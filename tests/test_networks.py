@@ -143,8 +143,8 @@ def test_a_module_keeps_its_mode():
             r"decoder must return a tensor of shape \(n, 8\).*got \(2, 3\)",
         ),
         ("encoder", Tupled(), r"must return a tensor of shape \(n, 4\).*got tuple"),
-        ("encoder", nn.BatchNorm2d(8), r"encoder must take .*expected 4D input"),
-        ("encoder", nn.Linear(7, 4), r"encoder must take an input of shape \(n, 8\)"),
+        ("encoder", nn.BatchNorm2d(8), r"encoder must accept .*expected 4D input"),
+        ("encoder", nn.Linear(7, 4), r"encoder must accept an input of shape \(n, 8\)"),
     ],
 )
 def test_wrong_shapes_are_refused(name, module, message):
@@ -236,8 +236,14 @@ def test_convolutions_do_not_mix_rows(image_shape):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"encoder": "conv"}, r"image_shape must be \(channels, .* got None\. Set it"),
-        ({"decoder": "conv"}, r"image_shape must be \(channels, .* got None\. Set it"),
+        (
+            {"encoder": "conv"},
+            r"image_shape must be \(channels, .* got None\. Set image_shape",
+        ),
+        (
+            {"decoder": "conv"},
+            r"image_shape must be \(channels, .* got None\. Set image_shape",
+        ),
         (
             {"encoder": "conv", "image_shape": (8, 8)},
             r"image_shape must be .* three integers above 0.*got \(8, 8\)",
@@ -252,8 +258,8 @@ def test_convolutions_do_not_mix_rows(image_shape):
         ),
         (
             {"decoder": "conv", "image_shape": (3, 8, 8)},
-            r"as many values as there are features, 64, for decoder='conv', got "
-            r"\(3, 8, 8\), which holds 192",
+            r"as many values as a sample has features, 64, for decoder='conv', got "
+            r"\(3, 8, 8\), which has 192",
         ),
         (
             {"encoder": "conv", "image_shape": (16, 2, 2)},
@@ -261,7 +267,7 @@ def test_convolutions_do_not_mix_rows(image_shape):
         ),
         (
             {"encoder": "conv", "image_shape": (8, 8, 1)},
-            r"height and width above 4 .* in the order \(channels, height, width\)",
+            r"height and width above 4 .* order is \(channels, height, width\)",
         ),
         (
             {"encoder": "cnn", "image_shape": (1, 8, 8)},
@@ -310,13 +316,13 @@ def test_images_that_do_not_fit_are_refused(params, message):
         ),
         (
             nn.Linear(8, 4).double(),
-            r"error.*float64: call \.float\(\) on the encoder",
+            r"error.*float64\. Call \.float\(\) on the encoder",
         ),
         (
             Doubled(),
-            r"got \(2, 4\) of torch.float64.*its layer 'linear'.*float64: call \.float",
+            r"got \(2, 4\) of torch.float64.*its layer 'linear'.*\. Call \.float",
         ),
-        (nn.Linear(8, 4).bfloat16(), r"Its weights are torch.bfloat16: call \.float"),
+        (nn.Linear(8, 4).bfloat16(), r"Its weights are torch.bfloat16\. Call \.float"),
     ],
 )
 def test_errors_name_the_layer(module, message):

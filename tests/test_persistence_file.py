@@ -47,7 +47,7 @@ def path(saved, tmp_path):
     return tmp_path / "file"
 
 
-def assert_refused(path, reason="must be a file as skvaecert saves it"):
+def assert_refused(path, reason="must be a file that skvaecert saved"):
     with pytest.raises(InvalidFileError, match=reason) as caught:
         load(path)
     assert str(path) in str(caught.value)
@@ -183,7 +183,7 @@ def test_other_json_is_refused(path, where, key, value):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda text: text.replace("{", '{"a": 1, "a": 2, ', 1), "same key twice"),
+        (lambda text: text.replace("{", '{"a": 1, "a": 2, ', 1), "repeats a key"),
         (lambda text: text.replace('"schema": 4', '"schema": NaN'), "not finite"),
         (lambda text: text.replace('"schema": 4', '"schema": 1e999'), "not finite"),
         (lambda text: "[" * 10**5 + "]" * 10**5, "RecursionError"),
@@ -211,7 +211,7 @@ def test_estimators_within_estimators_without_end_are_refused(path, last):
         objects.append({"type": last, "params": params, "fitted": None})
 
     attacks.forge(path, change)
-    assert_refused(path, f"what a {last} holds must be")
+    assert_refused(path, f"values in a {last} must be")
 
 
 def with_loss(content, arrays, vertices, scale):
@@ -283,7 +283,9 @@ def test_encoders_that_are_not_in_the_file_are_brought_as_such_only(path, key, v
         where[key] = value
 
     attacks.forge(path, change)
-    with pytest.raises(ValueError, match=r"must be a file|modules must have the enc"):
+    with pytest.raises(
+        ValueError, match=r"must be a file|modules must contain the enc"
+    ):
         load(path)
 
 
@@ -435,7 +437,7 @@ def test_truth_values_are_0_or_1(path):
     attacks.forge(path, change)
     load(path)
     attacks.forge(path, lambda _, arrays: arrays["flags"].view(np.uint8).fill(2))
-    assert_refused(path, "other bytes than 0 and 1")
+    assert_refused(path, "bytes other than 0 and 1")
 
 
 def test_pickles_are_not_run(path, tmp_path):

@@ -83,7 +83,14 @@ def test_given_axes_are_used_and_nothing_else_changes(display):
     assert display.figure_ is left
     assert len(plt.get_fignums()) == 1
     assert not other.has_data()
+    assert not figure.get_suptitle()
+    assert not left.get_suptitle()
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("display", DISPLAYS, ids=lambda d: type(d).__name__)
+def test_new_figures_have_a_title(display):
+    assert display.plot().figure_.get_suptitle()
 
 
 @pytest.mark.slow

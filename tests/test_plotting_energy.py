@@ -23,7 +23,9 @@ def test_energy_shows_the_path_the_information_and_the_model(blobs, fitted):
         assert any(np.array_equal(level, [0]) for level in levels)
         information = certificate.teacher_information
         assert any(level == pytest.approx([information]) for level in levels)
-        assert display.ax_.get_xlabel() == "energy (nats per sample)"
+        assert (
+            display.ax_.get_xlabel() == "energy of the latent means (nats per sample)"
+        )
         assert len(display.ax_.get_legend().get_texts()) == 5
 
 

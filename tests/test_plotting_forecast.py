@@ -56,7 +56,7 @@ def test_a_forecast_tells_of_collapse(blobs, vae, threshold, kept, outcome):
     forecast = vae.set_params(kl_weight=4).forecast(blobs)
     display = ForecastDisplay(dataclasses.replace(forecast, **told)).plot()
     title = display.ax_.get_legend().get_title().get_text()
-    assert re.fullmatch(f"without alignment {outcome}", title.replace("\n", " "))
+    assert re.fullmatch(f"Without alignment, {outcome}", title.replace("\n", " "))
     assert "kl_weight 4 is" in title
 
 

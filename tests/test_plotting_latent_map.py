@@ -48,7 +48,7 @@ def test_the_map_shows_what_the_witness_sees(fitted, blobs):
     np.testing.assert_allclose(np.abs(shown), np.abs(expected), atol=1e-5)
     proba = fitted.teacher_.predict_proba(blobs)
     np.testing.assert_array_equal(display.component, proba.argmax(axis=1))
-    assert "what the witness sees" in display.ax_.get_xlabel()
+    assert "what the witness reads" in display.ax_.get_xlabel()
     offsets = np.concatenate([points.get_offsets() for points in display.points_])
     assert len(offsets) == len(blobs)
 
@@ -134,7 +134,7 @@ def test_a_code_of_one_dimension_is_drawn_by_component(blobs):
     ).fit(blobs)
     display = LatentMapDisplay.from_estimator(certifier, blobs, s=3)
     assert display.coordinates.shape == (120, 1)
-    assert display.ax_.get_ylabel() == "teacher component"
+    assert display.ax_.get_ylabel() == "teacher's cluster"
     heights = np.concatenate([p.get_offsets()[:, 1] for p in display.points_])
     np.testing.assert_array_equal(heights, np.sort(display.component))
     assert display.points_[0].get_sizes() == [3]

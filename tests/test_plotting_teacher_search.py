@@ -29,7 +29,7 @@ def test_a_search_has_a_dot_for_each_candidate(searched):
     np.testing.assert_array_equal(
         usable.get_array(), results["agreement"][results["usable"]]
     )
-    (label,) = display.ax_.get_legend().get_texts()
+    _, label = display.ax_.get_legend().get_texts()
     chosen = results["n_components"][results["rank"].argmin()]
     assert label.get_text() == f"chosen: K = {chosen}, 6 principal components, full"
     assert display.points_.get_cmap().name == "magma"
@@ -45,7 +45,7 @@ def test_a_search_of_a_fitted_vae(searched, blobs, small_vae):
 
 
 def test_no_search_to_draw(fitted):
-    with pytest.raises(ValueError, match="teacher must have searched"):
+    with pytest.raises(ValueError, match="teacher must have search_results_"):
         TeacherSearchDisplay.from_estimator(fitted.teacher_)
     with pytest.raises(ValueError, match="not fitted"):
         TeacherSearchDisplay.from_estimator(GMMTeacher([3, 4]))

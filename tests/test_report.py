@@ -94,7 +94,7 @@ def test_what_was_assumed_and_what_it_takes_to_reproduce(fitted, blobs, written)
     assert "estimator__random_state=0" in page.text
     assert f"numpy {np.__version__}" in page.text
     assert "32 machine epsilons of float32" in page.text
-    assert "no proof of collapse" in page.text
+    assert "does not prove collapse" in page.text
 
 
 def test_nothing_is_loaded_and_nothing_runs(written):
@@ -194,13 +194,13 @@ def test_a_dead_code_does_not_look_good_although_its_mean_is_certified(
     other = dead(fitted, blobs)
     assert other.certify(blobs[1::2]).verdict == "certified"
     _, page = read(write_report(other, blobs[1::2], tmp_path / "dead.html"))
-    assert first_card(page) == ["Has the code collapsed?", "\u2717 collapsed"]
+    assert first_card(page) == ["Has the VAE collapsed?", "\u2717 collapsed"]
     assert "Collapsed: drawn codes carry at most 0.0" in page.text
     # The certificate of the mean says what it says, without a colour or a tick.
     assert "certified" in page.text
     assert "\u2713" not in page.text
     assert looks(page) == ["diagnosis collapsed", "", "inconclusive", ""]
-    (bracket,) = [one for one in page.all("img") if "drawn code tells" in one["alt"]]
+    (bracket,) = [one for one in page.all("img") if "drawn code" in one["alt"]]
     assert "collapsed: at most 0.0" in bracket["alt"]
     assert page.all("img")[0] == bracket
 
@@ -215,7 +215,7 @@ def test_a_mean_does_not_look_good_where_a_diagnosis_is_missing(
     other = dead(fitted, blobs, broken)
     text, page = read(write_report(other, blobs[1::2], tmp_path / "broken.html"))
     assert other.certify(blobs[1::2]).verdict == "certified"
-    assert first_card(page) == ["Has the code collapsed?", "not computed"]
+    assert first_card(page) == ["Has the VAE collapsed?", "not computed"]
     assert "\u2713" not in page.text
     assert ATTACK in page.text
     assert ATTACK not in text
@@ -223,7 +223,7 @@ def test_a_mean_does_not_look_good_where_a_diagnosis_is_missing(
 
 def test_a_healthy_code_looks_good_at_once(written):
     _, page = read(written)
-    assert first_card(page) == ["Has the code collapsed?", "\u2713 informative"]
+    assert first_card(page) == ["Has the VAE collapsed?", "\u2713 informative"]
     assert looks(page) == ["diagnosis informative", *["certified"] * 3]
 
 

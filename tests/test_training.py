@@ -166,7 +166,7 @@ def test_monitor_watches_the_same_rows_in_every_fit():
         monitor, rows = MarginMonitor(), torch.arange(2000.0)[:, None]
         dataset = training_set(rows, torch.full((2000, 2), 0.5))
         monitor.on_train_begin(None, X=dataset)
-        monitored.append(monitor.watched_.rows)
+        monitored.append(monitor.watched_.samples)
     assert len(monitored[0]) == 256
     assert torch.equal(*monitored)
 

@@ -32,7 +32,7 @@ def bytes_(rows):
 
 
 @pytest.fixture
-def standardisation(bytes_):
+def standardization(bytes_):
     return Standardisation.to_unit_variance([bytes_.astype(float)])
 
 
@@ -69,36 +69,36 @@ def test_statistics_do_not_depend_on_the_chunks(rows, sizes):
 
 def test_standard_rows_have_mean_zero_and_mean_variance_one(rows):
     X = rows.double().numpy() * np.arange(1, D + 1) + 5
-    standardisation = Standardisation.to_unit_variance([X])
-    standard = standardisation.apply(X)
+    standardization = Standardisation.to_unit_variance([X])
+    standard = standardization.apply(X)
     assert standard.dtype == torch.float32
     np.testing.assert_allclose(standard.mean(dim=0), 0, atol=1e-6)
     assert standard.numpy().var(axis=0).mean() == pytest.approx(1, rel=1e-6)
-    np.testing.assert_allclose(standardisation.undo(standard.numpy()), X, rtol=1e-5)
+    np.testing.assert_allclose(standardization.undo(standard.numpy()), X, rtol=1e-5)
 
 
 def test_equal_rows_are_not_divided_by_zero():
     assert Standardisation.to_unit_variance([np.full((5, 2), 3.0)]).scale == 1
 
 
-def test_rows_far_out_are_refused(standardisation):
+def test_rows_far_out_are_refused(standardization):
     with pytest.raises(ValueError, match=r"within 1e15 standard deviations .* got"):
-        standardisation.apply(np.full((2, D), 1e20))
+        standardization.apply(np.full((2, D), 1e20))
 
 
-def test_bytes_stay_bytes_and_give_the_same_rows(bytes_, standardisation):
-    resident = Resident(torch.from_numpy(bytes_), standardisation)
+def test_bytes_stay_bytes_and_give_the_same_rows(bytes_, standardization):
+    resident = Resident(torch.from_numpy(bytes_), standardization)
     assert resident.values.dtype == torch.uint8
     index = torch.tensor([5, 2, 2, 299])
-    expected = standardisation.apply(bytes_[index.numpy()])
+    expected = standardization.apply(bytes_[index.numpy()])
     assert resident.take(index).dtype == torch.float32
     torch.testing.assert_close(resident.take(index), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_rows_are_standardised_chunk_by_chunk(bytes_, standardisation):
+def test_rows_are_standardized_chunk_by_chunk(bytes_, standardization):
     chunks = np.split(bytes_, [100, 101])
-    resident = Resident.filled(bytes_.shape, chunks, standardisation, CPU)
-    assert torch.equal(resident.values, standardisation.apply(bytes_))
+    resident = Resident.filled(bytes_.shape, chunks, standardization, CPU)
+    assert torch.equal(resident.values, standardization.apply(bytes_))
 
 
 class Recorder:
@@ -116,20 +116,20 @@ class Recorder:
         return self.values[index]
 
 
-def test_streams_read_in_order_and_return_as_asked(bytes_, standardisation):
+def test_streams_read_in_order_and_return_as_asked(bytes_, standardization):
     source = Recorder(bytes_)
     index = torch.tensor([5, 2, 2, 299])
-    rows = Streamed(source, standardisation, CPU).take(index)
-    assert torch.equal(rows, standardisation.apply(bytes_[index.numpy()]))
+    rows = Streamed(source, standardization, CPU).take(index)
+    assert torch.equal(rows, standardization.apply(bytes_[index.numpy()]))
     np.testing.assert_array_equal(source.read, [[2, 2, 5, 299]])
 
 
-def test_a_stream_trains_like_rows_in_memory(bytes_, proba, standardisation):
+def test_a_stream_trains_like_rows_in_memory(bytes_, proba, standardization):
     dataset = DatasetSamples(TensorDataset(torch.from_numpy(bytes_), proba))
     batches = []
     for rows in (
-        Streamed(dataset, standardisation, CPU),
-        Resident(standardisation.apply(bytes_)),
+        Streamed(dataset, standardization, CPU),
+        Resident(standardization.apply(bytes_)),
     ):
         with torch.random.fork_rng():
             torch.manual_seed(0)

@@ -307,7 +307,7 @@ def test_hooks_of_all_modules_are_called(dataset):
         assert net.step_ == "autograd"
         assert {torch.nn.Linear, torch.nn.SiLU} < seen
         seen.clear()
-        encode(net, dataset.rows.values)
+        encode(net, dataset.samples.values)
         assert {torch.nn.Linear, torch.nn.SiLU} < seen
     finally:
         hook.remove()
@@ -345,7 +345,7 @@ def everything(net):
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_both_ways_leave_the_same_things(dataset, likelihood):
-    dataset.rows.values.sigmoid_()
+    dataset.samples.values.sigmoid_()
     net = fitted(dataset, likelihood=likelihood)
     with way("autograd"):
         other = fitted(dataset, likelihood=likelihood)
@@ -517,7 +517,7 @@ def test_spoiled_weights_end_the_fit_without_warnings(dataset, likelihood, value
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_spoiled_data_end_the_fit_without_warnings(dataset, value):
-    dataset.rows.values[7, 3] = value
+    dataset.samples.values[7, 3] = value
     with pytest.raises(NonFiniteLossError, match="in epoch 1"):
         fitted(dataset)
 

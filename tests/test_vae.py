@@ -449,7 +449,7 @@ class Untouched(GMMTeacher):
         ({"prefit": {"alpha": 0.5, "energy": 1.0}}, "prefit must be None"),
         ({"encoder": "conv"}, "image_shape must be"),
         ({"decoder": "conv", "image_shape": (1, 8, 8)}, "image_shape must hold"),
-        ({"callbacks": ["x"]}, r"callbacks must be callbacks of skorch.*got 'x'"),
+        ({"callbacks": ["x"]}, r"callbacks must be skorch callbacks.*got 'x'"),
         ({"torch_compile": "nothing"}, "torch_compile must be .* got 'nothing'"),
     ],
 )

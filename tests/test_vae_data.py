@@ -70,7 +70,7 @@ def test_bytes_are_fitted_like_the_floats_they_stand_for(bytes_, vae, likelihood
 
     class Dataset(Callback):
         def on_train_begin(self, net, X=None, **kwargs):
-            kept.append(X.rows.values.dtype)
+            kept.append(X.samples.values.dtype)
 
     twin = clone(vae)
     vae.set_params(callbacks=[Dataset()]).fit(bytes_)
@@ -112,7 +112,7 @@ def test_samples_on_disk_and_of_a_dataset_are_streamed(
 
         class Kind(Callback):
             def on_train_begin(self, net, X=None, kinds=kinds, **kwargs):
-                kinds.append(type(X.rows))
+                kinds.append(type(X.samples))
 
         streamed = clone(vae).set_params(callbacks=[Kind()]).fit(samples)
         assert kinds == [Streamed]
@@ -152,7 +152,7 @@ def test_held_out_samples_are_not_fitted_on(blobs, vae):
 
     class Inputs(Callback):
         def on_train_begin(self, net, X=None, **kwargs):
-            seen.append(X.rows.values)
+            seen.append(X.samples.values)
 
     vae.set_params(teacher=Teacher(4), validation_fraction=0.25, max_epochs=10)
     vae.set_params(callbacks=[Inputs()]).fit(blobs)
@@ -188,7 +188,7 @@ def test_warm_fits_hold_out_the_same_samples(blobs, vae):
 
     class HeldOut(Callback):
         def on_train_begin(self, net, X=None, **kwargs):
-            held_out.append(X.held_out.rows.values)
+            held_out.append(X.held_out.samples.values)
 
     vae.set_params(validation_fraction=0.25, max_epochs=1, callbacks=[HeldOut()])
     vae.fit(blobs).set_params(warm_start=True, random_state=5).fit(blobs)

@@ -99,10 +99,10 @@ def test_convolutions_are_pickled_and_go_on(patches, conv_vae):
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"image_shape": None}, "image_shape must be .* got None. Set it"),
+        ({"image_shape": None}, "image_shape must be .* got None. Set image_shape"),
         (
             {"image_shape": (3, 8, 9)},
-            r"192, .* got \(3, 8, 9\), which holds 216",
+            r"192, .* got \(3, 8, 9\), which has 216",
         ),
         ({"image_shape": 8}, "'image_shape' parameter.*Got 8"),
         ({"encoder": "cnn"}, "'encoder' parameter .* {'conv'}.*Got 'cnn'"),

@@ -1,4 +1,6 @@
-"""Samples on their way into the network: standardised, resident or streamed."""
+"""Training samples as the network receives them: standardized, in memory or on disk."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from numbers import Integral
@@ -15,7 +17,7 @@ from skvaecert.simplex import Floats
 __all__ = [
     "Batches",
     "Resident",
-    "Rows",
+    "Samples",
     "Standardisation",
     "Streamed",
     "TrainingSet",
@@ -23,28 +25,32 @@ __all__ = [
 ]
 
 
-# Sums of squares of larger ones overflow in the network's float32.
+# Sums of squares of larger values overflow in the network's float32.
 _LARGEST_STANDARD = 1e15
 
-# batch_size="auto": steps per epoch if there are few samples, and limits of a batch.
+# For batch_size="auto": steps per epoch on few samples, and bounds of the batch size.
 _STEPS, _BATCH_SIZES = 16, (8, 128)
 
-# Samples that are standardised in float32, which represents them.
+# dtypes that float32 represents exactly: these samples are standardized in float32.
 _SINGLE = np.float32, np.uint8
 
 
 class Standardisation(NamedTuple):
-    """Maps x to (x - location) / scale: one scale for all features keeps distances."""
+    """Maps x to (x - location) / scale.
+
+    All features share one scale, so that the ratios of distances stay the same.
+    """
 
     location: Floats
     scale: float
 
     @classmethod
     def to_unit_variance(cls, chunks: Iterable[NDArray[np.floating]]) -> Self:
-        """Take the mean of each feature and the root of the mean variance."""
+        """Use the mean of each feature and the root of the mean variance."""
         n, mean, squares = 0, np.zeros(1), 0.0
         for chunk in chunks:
-            # Mean, and sum of squares about it, of two sets of samples together.
+            # Merge the means and the sums of squares of two sets of samples. One pass
+            # over all samples as x and x^2 would lose digits to cancellation.
             own = chunk.mean(axis=0, dtype=np.float64)
             shift, total = own - mean, n + len(chunk)
             squares += np.square(chunk - own).sum(dtype=np.float64)
@@ -52,12 +58,12 @@ class Standardisation(NamedTuple):
             mean, n = mean + shift * len(chunk) / total, total
         return cls(mean, float(np.sqrt(squares / (n * mean.size))) or 1.0)
 
-    def apply(self, rows: NDArray[np.number]) -> Tensor:
-        # Twice as fast in float32, if the samples have no higher precision.
-        dtype = np.float32 if rows.dtype in _SINGLE else np.float64
-        standard = rows - self.location.astype(dtype)
+    def apply(self, samples: NDArray[np.number]) -> Tensor:
+        # float32 is twice as fast, and enough if the samples have no higher precision.
+        dtype = np.float32 if samples.dtype in _SINGLE else np.float64
+        standard = samples - self.location.astype(dtype)
         standard *= dtype(1 / self.scale)
-        # One sum for all: only if it is too large is each value looked at.
+        # Look for the largest value only if the sum of squares is too large.
         flat = standard.ravel()
         with np.errstate(over="ignore", invalid="ignore"):
             in_doubt = not flat @ flat <= _LARGEST_STANDARD**2  # also for NaN
@@ -72,8 +78,8 @@ class Standardisation(NamedTuple):
         return standard.astype(np.float64) * self.scale + self.location
 
 
-class Rows(Protocol):
-    """Samples of the training set, as the network takes them."""
+class Samples(Protocol):
+    """Samples of the training set, indexed by batch."""
 
     index_device: torch.device
 
@@ -83,32 +89,32 @@ class Rows(Protocol):
 
 
 class Resident:
-    """Samples on the device: standardised floats, or bytes that are not yet."""
+    """Samples in the device's memory: standardized, or bytes to be standardized."""
 
     def __init__(
-        self, values: Tensor, standardisation: Standardisation | None = None
+        self, values: Tensor, standardization: Standardisation | None = None
     ) -> None:
         self.values = values
         self.index_device = values.device
         self.location, self.scale = None, 1.0
-        if standardisation is not None:
-            location = torch.as_tensor(standardisation.location, dtype=torch.float32)
+        if standardization is not None:
+            location = torch.as_tensor(standardization.location, dtype=torch.float32)
             self.location = location.to(values.device)
-            self.scale = standardisation.scale
+            self.scale = standardization.scale
 
     @classmethod
     def filled(
         cls,
         shape: tuple[int, int],
         chunks: Iterable[NDArray[np.floating]],
-        standardisation: Standardisation,
+        standardization: Standardisation,
         device: torch.device,
     ) -> Self:
-        """Standardise chunk by chunk, without another copy of all samples."""
+        """Standardize chunk by chunk, to avoid another copy of all samples."""
         values = torch.empty(shape, dtype=torch.float32, device=device)
         start = 0
         for chunk in chunks:
-            values[start : start + len(chunk)] = standardisation.apply(chunk)
+            values[start : start + len(chunk)] = standardization.apply(chunk)
             start += len(chunk)
         return cls(values)
 
@@ -116,54 +122,57 @@ class Resident:
         return len(self.values)
 
     def take(self, index: Tensor) -> Tensor:
-        rows = self.values.index_select(0, index.to(self.index_device))
+        samples = self.values.index_select(0, index.to(self.index_device))
         if self.location is None:
-            return rows
-        # As `Standardisation.apply` does, to the bit.
-        return (rows - self.location) * (1 / self.scale)
+            return samples
+        # The same operations as `Standardisation.apply`, so that all bits agree.
+        return (samples - self.location) * (1 / self.scale)
 
 
 class Streamed:
     """Samples that are read when a batch needs them."""
 
     def __init__(
-        self, source: Any, standardisation: Standardisation, device: torch.device
+        self, source: Any, standardization: Standardisation, device: torch.device
     ) -> None:
         self.source = source
         self.index_device = torch.device("cpu")
-        self.standardisation = standardisation
+        self.standardization = standardization
         self.device = device
 
     def __len__(self) -> int:
         return len(self.source)
 
     def take(self, index: Tensor) -> Tensor:
-        """Read samples in the order in which they lie on the disk."""
+        """Read samples in their order on disk; return them in the order of `index`."""
         ordered, place = index.cpu().sort()
-        rows = self.standardisation.apply(self.source[ordered.numpy()])
-        return rows[place.argsort()].to(self.device)
+        samples = self.standardization.apply(self.source[ordered.numpy()])
+        return samples[place.argsort()].to(self.device)
 
 
 class TrainingSet(Dataset[Tensor]):
-    """Samples and their targets: posteriors of the teacher, or codes to regress on."""
+    """Samples and their targets: the teacher's posteriors, or codes for the prefit."""
 
     def __init__(
-        self, rows: Rows, targets: Tensor, held_out: "TrainingSet | None" = None
+        self,
+        samples: Samples,
+        targets: Tensor,
+        held_out: TrainingSet | None = None,
     ) -> None:
-        self.rows = rows
+        self.samples = samples
         self.targets = targets
         self.held_out = held_out
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.samples)
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         own = self.targets.index_select(0, index.to(self.targets.device))
-        return self.rows.take(index), own
+        return self.samples.take(index), own
 
 
 class Batches:
-    """Batches of a training set, in random order."""
+    """Batches of a training set, in random order, whose sizes differ by at most one."""
 
     def __init__(self, dataset: TrainingSet, batch_size: int) -> None:
         self.dataset = dataset
@@ -175,12 +184,14 @@ class Batches:
         return -(-len(self.dataset) // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # Drawn on the CPU, so that batches do not depend on the device.
         order = torch.randperm(len(self.dataset))
-        batches = order.to(self.dataset.rows.index_device).tensor_split(len(self))
+        batches = order.to(self.dataset.samples.index_device).tensor_split(len(self))
         return map(self.dataset.take, batches)
 
 
 def resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
+    """Turn the parameter `batch_size`, an int or "auto", into a number of samples."""
     if isinstance(batch_size, Integral):
         return int(batch_size)
     least, most = _BATCH_SIZES

@@ -1,5 +1,7 @@
 """Device, compiler and seed of a fit."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
+        # Allocate a value: torch.device accepts names of devices that are missing.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
@@ -25,7 +28,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_backend(torch_compile: bool | str) -> str | None:
-    """Turn the parameter `torch_compile` into a backend; None for none."""
+    """Turn the parameter `torch_compile` into a backend, or None for no compilation."""
     if not isinstance(torch_compile, str):
         return "inductor" if torch_compile else None
     known = torch.compiler.list_backends(())
@@ -42,13 +45,14 @@ _one_thread = threading.RLock()
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch inside the block, and restore the user's generators after it.
+    """Seed torch inside the block, and restore the user's generators afterwards.
 
-    Only one thread at a time: all draw from the same generators, so that what one
-    draws would depend on the others.
+    Only one thread runs such a block at a time: all threads draw from the same
+    generators, so that the draws of one thread would depend on the others.
     """
     accelerator = device.type != "cpu"
     index = [device.index or 0] if accelerator else []
+    # fork_rng requires a device type, even if it forks the CPU's generator only.
     kind = device.type if accelerator else "cuda"
     with _one_thread, torch.random.fork_rng(index, device_type=kind):
         torch.default_generator.manual_seed(seed)

@@ -1,8 +1,10 @@
-"""Fully connected networks by NumPy: their output, and its gradient.
+"""Fully connected networks in NumPy: their output and its gradient.
 
-On small networks a call of NumPy costs a tenth of one of torch. On large ones its BLAS
-uses the full vector width of every processor; that of torch does so on some only.
+On small networks, a NumPy call costs a tenth of a torch call. On large ones, NumPy's
+BLAS uses the full vector width of every processor; torch's BLAS does so only on some.
 """
+
+from __future__ import annotations
 
 from typing import Any, Literal
 
@@ -28,12 +30,12 @@ _HOOKS = (
     "_backward_pre_hooks",
 )
 
-# Of the weight and the bias of each layer.
+# Gradients of the weight and the bias of each layer.
 _Gradients = list[tuple[NDArray[Any], NDArray[Any]]]
 
 
 def is_fully_connected(network: nn.Module) -> bool:
-    """Tell whether a network is just what :func:`skvaecert.networks.mlp` makes."""
+    """Return whether a network has the structure of :func:`skvaecert.networks.mlp`."""
     layers = list(network) if type(network) is nn.Sequential else []
     linear, between = layers[::2], layers[1::2]
     return (
@@ -46,22 +48,22 @@ def is_fully_connected(network: nn.Module) -> bool:
 
 
 def is_altered(module: nn.Module) -> bool:
-    """Tell whether a module does more than its class says: only torch calls hooks."""
+    """Return whether a module has hooks or its own `forward`, which only torch runs."""
     own = vars(module)
-    # torch has no public name for hooks of all modules.
+    # torch has no public name for global hooks, which apply to all modules.
     of_all = getattr(modules, "_has_any_global_hook", bool)()
     hooked = of_all or any(map(own.get, _HOOKS))
     return "forward" in own or hooked
 
 
 def linear_layers(network: nn.Module) -> list[nn.Linear]:
-    """Return the layers that have weights, each as often as it is used."""
-    layers = network._modules.values()  # children() has each of them once
+    """Return the linear layers; a layer that is used twice occurs twice."""
+    layers = network._modules.values()  # children() would skip repeated layers
     return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def multiply_adds(*networks: nn.Module) -> int | None:
-    """Return the multiply-adds of a sample; None if a network is not known."""
+    """Return the multiply-adds per sample; None if a network is not of this kind."""
     if not all(map(is_fully_connected, networks)):
         return None
     return sum(
@@ -72,8 +74,8 @@ def multiply_adds(*networks: nn.Module) -> int | None:
 class Layers:
     """Linear layers with SiLU between them, for batches of `n_samples`.
 
-    Weights are read where the network has them. Results lie in arrays that the next
-    call writes anew. With order "F", samples are the columns of what BLAS multiplies.
+    The layers share memory with the network's weights. Each call overwrites the arrays
+    that the previous call returned. With order "F", samples are contiguous columns.
     """
 
     def __init__(
@@ -85,15 +87,16 @@ class Layers:
         def empty(n_values: int) -> NDArray[Any]:
             return np.empty((n_samples, n_values), self._biases[0].dtype, order)
 
+        # A product with ones sums over samples faster than ndarray.sum.
         self._ones = np.ones(n_samples, self._biases[0].dtype)
         self._outputs = [empty(len(weight)) for weight in self._weights]
-        # Twice the sigmoid of what goes into each SiLU: 1 + tanh(x / 2).
+        # Twice the sigmoid of each SiLU's input x: 1 + tanh(x / 2).
         self._twice_sigmoids = [empty(len(weight)) for weight in self._weights[:-1]]
         self._slopes = [empty(len(weight)) for weight in self._weights[:-1]]
         self._by_inputs = [empty(weight.shape[1]) for weight in self._weights]
 
     def forward(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Return the output of the last layer, and keep what the gradient needs."""
+        """Return the output of the last layer, and store values for the gradient."""
         self._inputs = [x, *self._outputs[:-1]]
         for i, output in enumerate(self._outputs):
             np.matmul(self._inputs[i], self._weights[i].T, out=output)
@@ -103,7 +106,7 @@ class Layers:
         return output
 
     def backward(self, by_output: NDArray[Any], into: _Gradients) -> NDArray[Any]:
-        """Fill the gradients of weights and biases; return that by the first sums."""
+        """Fill `into`; return the gradient by the first linear layer's output."""
         for i in reversed(range(len(self._weights))):
             by_weight, by_bias = into[i]
             np.dot(by_output.T, self._inputs[i], out=by_weight)
@@ -114,7 +117,7 @@ class Layers:
         return by_output
 
     def by_input(self, by_first: NDArray[Any]) -> NDArray[Any]:
-        """Return the gradient by the input, from what :meth:`backward` returned."""
+        """Return the gradient by the input, given the result of :meth:`backward`."""
         return self._by_input(0, by_first)
 
     def _by_input(self, i: int, by_output: NDArray[Any]) -> NDArray[Any]:
@@ -123,7 +126,7 @@ class Layers:
     def _silu_slope(self, i: int) -> NDArray[Any]:
         """Return s + y (1 - s) for y = x s, where s is the sigmoid."""
         slope, twice_sigmoid = self._slopes[i], self._twice_sigmoids[i]
-        # In this order 1 - s is exactly 0 where s is 1, however large y may be.
+        # This order makes 1 - s exactly 0 where s is 1, even if y is very large.
         np.subtract(2, twice_sigmoid, out=slope)
         slope *= self._outputs[i]
         slope += twice_sigmoid
@@ -132,7 +135,7 @@ class Layers:
 
 
 def _silu(x: NDArray[Any], twice_sigmoid: NDArray[Any]) -> None:
-    """Write x sigmoid(x) = (x / 2)(1 + tanh(x / 2)) over x."""
+    """Replace x by x sigmoid(x) = (x / 2)(1 + tanh(x / 2)), in place."""
     x *= 0.5
     np.tanh(x, out=twice_sigmoid)
     twice_sigmoid += 1

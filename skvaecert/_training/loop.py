@@ -1,5 +1,7 @@
 """The training loop around the net, and the prefit before it."""
 
+from __future__ import annotations
+
 import signal
 import threading
 from collections.abc import Iterator
@@ -17,18 +19,19 @@ __all__ = ["prefit", "train"]
 
 
 def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
-    """Regress the encoder mean on given codes: minimise the mean of |mu - z|^2 / 2.
+    """Regress the latent mean on given codes: minimize the mean of |mu - z|^2 / 2.
 
     Theory section 11: RST-prefit, RST-alpha-prefit.
     """
     vae = net.module_.train()
-    own = [*vae.encoder.parameters(), *vae.posterior.parameters()]
-    encoder = [parameter for parameter in own if parameter.requires_grad]
+    parts = [*vae.encoder.parameters(), *vae.posterior.parameters()]
+    encoder = [parameter for parameter in parts if parameter.requires_grad]
     if not encoder:
         raise ValueError(
-            "prefit must be None for an encoder without trainable parameters: there is "
-            "nothing to fit."
+            "prefit must be None for an encoder without trainable parameters, because "
+            "there is nothing to fit."
         )
+    # A separate optimizer: moments of the prefit must not continue in the training.
     optimizer = torch.optim.Adam(encoder, lr=net.lr)
     for _ in range(n_epochs):
         for x, codes in Batches(dataset, net.batch_size):
@@ -38,7 +41,7 @@ def prefit(net: VAENet, dataset: TrainingSet, n_epochs: int) -> None:
 
 
 def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -> None:
-    """Train for `net.max_epochs` more epochs; Ctrl-C in the first is an error."""
+    """Train for `net.max_epochs` more epochs. Ctrl-C in the first one is an error."""
     net.observer, net.ctrl_c = observer, False
     try:
         _train(net, dataset)
@@ -49,34 +52,36 @@ def train(net: VAENet, dataset: TrainingSet, observer: Observer | None = None) -
 def _train(net: VAENet, dataset: TrainingSet) -> None:
     n_epochs = len(net.history)
     try:
-        with _noting_ctrl_c(net):
+        with _recording_ctrl_c(net):
             net.partial_fit(dataset)
     finally:
+        # skorch notifies no callback if an error ends the training.
         for _, callback in net.callbacks_:
             if isinstance(callback, ReleasedCallback):
                 callback.release()
+    # Without a complete epoch there is nothing to keep.
     if net.interrupted_ and len(net.history) == n_epochs:
         raise KeyboardInterrupt
 
 
 @contextmanager
-def _noting_ctrl_c(net: VAENet) -> Iterator[None]:
-    """Set `net.ctrl_c` if Ctrl-C raises KeyboardInterrupt: it is no early stopping."""
+def _recording_ctrl_c(net: VAENet) -> Iterator[None]:
+    """Set `net.ctrl_c` on Ctrl-C: a callback that stops early raises the same error."""
     before = signal.getsignal(signal.SIGINT)
-    # Python hands signals to the main thread only.
+    # Python delivers signals to the main thread only.
     in_main_thread = threading.current_thread() is threading.main_thread()
     if not (in_main_thread and callable(before)):
         yield
         return
 
-    def note(*args: Any) -> None:
+    def record(*args: Any) -> None:
         try:
             before(*args)
         except KeyboardInterrupt:
             net.ctrl_c = True
             raise
 
-    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGINT, record)
     try:
         yield
     finally:

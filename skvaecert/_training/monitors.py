@@ -1,5 +1,7 @@
 """Callbacks of every fit: margin, held-out samples, progress."""
 
+from __future__ import annotations
+
 import math
 import zlib
 from typing import Any, NamedTuple, Protocol, Self
@@ -41,7 +43,7 @@ _MOST_MONITORED = 8192
 def record_with_best(
     net: NeuralNet, name: str, value: float, *, lower_is_better: bool = True
 ) -> None:
-    """Record a value and, for skorch's Checkpoint, whether it is the best so far."""
+    """Record a value, and for skorch's Checkpoint whether it is the best so far."""
     earlier = [row[name] for row in net.history[:-1]]
     if lower_is_better:
         is_best = value < min(earlier, default=math.inf)
@@ -54,9 +56,9 @@ def record_with_best(
 class MarginMonitor(ReleasedCallback):
     """Records "margin", "alignment_loss" and "teacher_information" after each epoch.
 
-    They are those of at most a quarter of the training samples and at most 8,192, in
-    lots of 256 (at least 256, or all of them), in evaluation mode, with the mean
-    teacher of these samples: a margin in the sense of theory section 2.
+    They are computed on at most a quarter of the training samples and at most 8,192,
+    in multiples of 256 (at least 256, or all samples if there are fewer), in evaluation
+    mode. The mean teacher is that of these samples, as theory section 2 requires.
     """
 
     def on_train_begin(self, net: NeuralNet, X: TrainingSet, **kwargs: Any) -> None:
@@ -75,10 +77,11 @@ class MarginMonitor(ReleasedCallback):
 
 
 class ValidationMonitor(ReleasedCallback):
-    """Records what held-out samples say: "validation_loss" (-ELBO) and their margin.
+    """Records "validation_loss" (-ELBO) and the margin of held-out samples.
 
-    At most 8,192 of them are looked at. They steer the guard, if there is one. While a
-    net trains, `watched_` has their posteriors, `log_q_` their witness.
+    At most 8,192 of them are used. If there is a guard, they control it. While a net
+    trains, `watched_` has their posteriors and `log_q_` the witness's
+    log-probabilities.
     """
 
     def on_train_begin(self, net: NeuralNet, X: TrainingSet, **kwargs: Any) -> None:
@@ -89,6 +92,7 @@ class ValidationMonitor(ReleasedCallback):
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         if self.watched_ is None:
             return
+        # A sum in float32 over thousands of samples would lose digits.
         loss = -float(self.watched_.evidence_bound(net).mean(dtype=np.float64))
         self.log_q_ = self.watched_.witness_log_proba(net)
         margin = collapse_margin(self.watched_.teacher_proba, self.log_q_)
@@ -97,6 +101,7 @@ class ValidationMonitor(ReleasedCallback):
         net.history.record("validation_margin", margin)
         net.history.record("validation_information", information)
         if net.criterion_.guard is not None:
+            # The guard sees training batches: add the difference to held-out samples.
             alignment_loss = net.history[-1]["alignment_loss"]
             net.criterion_.guard.gap = information - margin - alignment_loss
 
@@ -106,52 +111,53 @@ class ValidationMonitor(ReleasedCallback):
 
 
 class Watched(NamedTuple):
-    """Samples to look at after every epoch."""
+    """Samples on which values are computed after every epoch."""
 
-    rows: Tensor
+    samples: Tensor
     teacher_proba: NDArray[np.floating]
     information: float
 
     @classmethod
     def of(cls, dataset: TrainingSet, most: int) -> Self:
-        """Choose samples: the same ones of a dataset every time."""
-        # A generator of its own: warm fits on the same data watch the same samples.
+        """Choose samples, always the same ones of a dataset."""
+        # A separate generator: warm fits on the same data use the same samples.
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
-        rows, targets = dataset.take(order[:most])
+        samples, targets = dataset.take(order[:most])
         proba = targets.cpu().numpy()
-        return cls(rows, proba, teacher_information(proba))
+        return cls(samples, proba, teacher_information(proba))
 
     def margin(self, net: NeuralNet) -> float:
-        """Compute the margin of a net as it is."""
+        """Compute the margin of a net with its current weights."""
         return collapse_margin(self.teacher_proba, self.witness_log_proba(net))
 
     def witness_log_proba(self, net: NeuralNet) -> Floats:
-        """Compute what the witness of a net as it is says of every sample."""
+        """Compute the witness's log-probabilities with the net's current weights."""
         criterion = net.criterion_
         vertices = criterion.vertices.cpu().numpy()
-        return witness_log_proba(encode(net, self.rows), vertices, criterion.scale)
+        return witness_log_proba(encode(net, self.samples), vertices, criterion.scale)
 
     def evidence_bound(self, net: NeuralNet) -> NDArray[np.float32]:
-        """Compute the ELBO of every sample, with the same noise every time."""
+        """Compute the ELBO of every sample, with the same noise in each call."""
         with seeded(0, torch.device(net.device)):
-            return evidence_bound(net, self.rows)
+            return evidence_bound(net, self.samples)
 
     def checksum(self) -> int:
-        """Return a number that other samples hardly ever have."""
-        return zlib.crc32(self.rows.cpu().numpy().tobytes())
+        """Return a checksum of the samples."""
+        return zlib.crc32(self.samples.cpu().numpy().tobytes())
 
 
 class Completion(Callback):
-    """Marks an epoch as complete: after the monitors, before the user's callbacks."""
+    """Marks an epoch as complete after the monitors, before the user's callbacks."""
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         net.complete_epoch()
 
 
 class Progress(ReleasedCallback):
-    """A progress bar over epochs that shows loss and margin."""
+    """Shows a progress bar over epochs with loss and margin."""
 
     def on_train_begin(self, net: NeuralNet, **kwargs: Any) -> None:
+        # Restarted for each fit: a warm fit counts its own epochs only.
         self.bar_ = tqdm(total=net.max_epochs, unit="epoch")
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
@@ -170,10 +176,10 @@ class Progress(ReleasedCallback):
 
 
 class Observer(Protocol):
-    """Is notified of every epoch, and may end the training with it."""
+    """Is notified of every epoch, and may stop the training after it."""
 
     def begin(self) -> None:
-        """Take note that an epoch begins."""
+        """Handle the start of an epoch."""
 
     def end(self) -> bool:
-        """Take note that an epoch is complete, and return whether to stop."""
+        """Handle the end of a complete epoch, and return whether to stop."""

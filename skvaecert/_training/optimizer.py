@@ -1,4 +1,6 @@
-"""Adam on all parameters laid end to end, and on numbers that are not too small."""
+"""Adam on all parameters as one vector, without moments that are too small."""
+
+from __future__ import annotations
 
 import copy
 import threading
@@ -10,17 +12,17 @@ from torch import Tensor, nn
 __all__ = ["OneVector", "can_step_as_one", "drop_tiny_moments"]
 
 
-# Moments below these change a step by less than its rounding: next to eps = 1e-8, a
-# root mean square of 1e-16 is nothing, and so is a step of 1e-20 / eps.
+# Smaller moments change a step by less than its rounding: a root mean square of 1e-16
+# is negligible compared with eps = 1e-8, and so is a step of 1e-20 / eps.
 _NEGLIGIBLE = {"exp_avg": 1e-20, "exp_avg_sq": 1e-32}
 
 _ZERO = torch.zeros(())
 
 
 def drop_tiny_moments(states: Iterable[dict[str, Tensor]]) -> None:
-    """Set moments to 0 that are too small to matter.
+    """Set negligible moments to 0.
 
-    Those of units without a gradient would decay to subnormal numbers, with which
+    The moments of units without a gradient would decay to subnormal numbers, on which
     processors are slow.
     """
     for state in states:
@@ -29,11 +31,11 @@ def drop_tiny_moments(states: Iterable[dict[str, Tensor]]) -> None:
 
 
 def can_step_as_one(optimizer: torch.optim.Adam, module: nn.Module) -> bool:
-    """Tell whether one vector can stand for all that an optimizer steps."""
+    """Return whether one vector can replace all parameters that an optimizer steps."""
     if len(optimizer.param_groups) != 1:
         return False
     parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
-    # Those that were frozen for a time have made fewer steps.
+    # Parameters that were frozen for a time have made fewer steps.
     n_steps = {float(optimizer.state.get(part, {}).get("step", 0)) for part in parts}
     return (
         len(n_steps) == 1
@@ -43,10 +45,10 @@ def can_step_as_one(optimizer: torch.optim.Adam, module: nn.Module) -> bool:
 
 
 class OneVector:
-    """One vector, of which the parameters of an Adam, and all it knows, are views.
+    """One vector whose views are the parameters of an Adam, their grads and moments.
 
-    On small networks most of a step of Adam is one call a parameter. Between steps
-    module and optimizer look as ever; :meth:`release` gives them memory of their own.
+    On small networks, most of a step of Adam is overhead per parameter. Between steps,
+    module and optimizer look as usual. :meth:`release` gives them their own memory.
     """
 
     def __init__(self, optimizer: torch.optim.Adam) -> None:
@@ -54,7 +56,7 @@ class OneVector:
         self._parts: list[nn.Parameter] = optimizer.param_groups[0]["params"]
         sizes = [part.numel() for part in self._parts]
         value, grad, mean, square = (torch.zeros(sum(sizes)) for _ in range(4))
-        # One count for all, and a copy for each: loaded states must not share theirs.
+        # One count for all, and a copy for each: loaded states must not share a tensor.
         self._step, self._steps = torch.zeros(()), torch.zeros(len(sizes))
         self._flat = nn.Parameter(value)
         self._flat.grad = grad
@@ -72,12 +74,12 @@ class OneVector:
         return [piece.view_as(p) for piece, p in zip(pieces, self._parts, strict=True)]
 
     def is_all_of(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Tell whether an optimizer is to step just this; it skips what has no grad."""
+        """Return whether an optimizer steps all of this. Adam skips a missing grad."""
         has_grad = (part.grad is not None for part in self._parts)
         return optimizer is self.optimizer and all(has_grad)
 
     def tie(self) -> None:
-        """Take over all parameters, later what was replaced, not written into."""
+        """Make all parameters views of the vector, also those replaced meanwhile."""
         pieces = zip(self._parts, self._values, self._grads, self._moments, strict=True)
         for part, value, grad, moments in pieces:
             if part.data_ptr() != value.data_ptr():
@@ -96,12 +98,12 @@ class OneVector:
         self._step.copy_(moments["step"])
 
     def addresses(self) -> tuple[int, int]:
-        """Return where values and gradients lie: `share_memory` moves them."""
+        """Return the addresses of values and gradients: `share_memory` changes them."""
         assert self._flat.grad is not None
         return self._flat.data_ptr(), self._flat.grad.data_ptr()
 
     def step(self) -> None:
-        """Let the optimizer step the vector in place of its parameters."""
+        """Step the vector instead of the parameters."""
         optimizer, group = self.optimizer, self.optimizer.param_groups[0]
         state = optimizer.state
         with self._lock:
@@ -116,8 +118,8 @@ class OneVector:
     def copies(
         self, module: nn.Module, optimizer: torch.optim.Adam
     ) -> tuple[nn.Module, torch.optim.Adam]:
-        """Return copies whose parameters and moments have memory of their own."""
-        # Amid a step of another thread the optimizer has no parameters but the vector.
+        """Return copies whose parameters and moments have their own memory."""
+        # During a step, the optimizer's only parameter is the vector: wait for its end.
         with self._lock:
             module, optimizer = copy.deepcopy((module, optimizer))
         for state in optimizer.state.values():
@@ -125,7 +127,7 @@ class OneVector:
         return module, optimizer
 
     def release(self) -> None:
-        """Give every parameter, and what the optimizer knows of it, its own memory."""
+        """Give every parameter, its gradient and its moments their own memory."""
         for part in self._parts:
             part.data = part.data.clone()
             part.grad = None if part.grad is None else part.grad.clone()
@@ -133,5 +135,5 @@ class OneVector:
 
 
 def _unshare(state: dict[str, Tensor]) -> None:
-    """Give every tensor memory of its own."""
+    """Give every tensor its own memory."""
     state.update({name: value.clone() for name, value in state.items()})

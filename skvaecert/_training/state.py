@@ -1,4 +1,6 @@
-"""What a net must keep to go on as if it had never been saved."""
+"""State of a net from which training can resume as if it had never been saved."""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -35,16 +37,16 @@ _NET = {
     "interrupted": bool,
 }
 _GUARD = {"target_margin": POSITIVE, "information": POSITIVE, "gap": NUMBER}
-# For others torch may import a module of that name; "meta" holds no values.
+# For other devices, torch may import a module of that name; "meta" holds no values.
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 class OwnModuleError(ValueError):
-    """An encoder or decoder of the user's own does not go with what was saved."""
+    """The user's own encoder or decoder does not match what was saved."""
 
 
 def net_state(net: VAENet) -> dict[str, Any]:
-    """Return the state of a net; moments do not depend on how Adam holds them."""
+    """Return the state of a net, with moments that do not depend on Adam's layout."""
     module, criterion = net.module_, net.criterion_
     guard = criterion.guard
     return {
@@ -60,13 +62,13 @@ def net_state(net: VAENet) -> dict[str, Any]:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the losses of single batches, and what callbacks noted in words."""
+    """Keep the numbers of a row: drop losses of batches and texts of callbacks."""
     values = {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
     return {k: v for k, v in values.items() if isinstance(v, bool | int | float)}
 
 
 def _moments(net: VAENet) -> dict[str, NDArray[np.float32]]:
-    """Lay the moments of all parameters end to end; 0 where no step was made."""
+    """Concatenate the moments of all parameters; 0 where no step was made."""
     given = net.optimizer_.state_dict()["state"]
     parameters = list(net.module_.parameters())
     states = [given.get(i, {}) for i in range(len(parameters))]
@@ -89,13 +91,14 @@ def filled_module(
     own: Sequence[str],
     n_features: int,
 ) -> VAE:
-    """Make a module, once it is known that it is as large as the saved weights are.
+    """Make a module, after a check that it has the sizes of the saved weights.
 
-    `make` is told which of encoder and decoder to replace by fully connected layers;
-    `own` are those that the user brings.
+    `make` takes the names of the networks, encoder or decoder, to replace by fully
+    connected layers. `own` names the networks that the user provides.
     """
     check_state("net", state, _NET, {})
     weights = state["weights"]
+    # New modules draw initial weights: keep the user's generators as they are.
     with seeded(0, torch.device("cpu")):
         _check_weights(weights, make, own)
         try:
@@ -104,6 +107,7 @@ def filled_module(
         except Exception as error:
             if not own:
                 raise
+            # The weights of all other networks were checked above.
             raise OwnModuleError(
                 f"modules must be those that were saved as {own}, got others: {error}"
             ) from error
@@ -115,7 +119,7 @@ def filled_module(
 
 
 def _check_finite(module: VAE, n_features: int) -> None:
-    """Check what a VAE makes of one drawn sample, which takes little memory."""
+    """Check the output of a VAE on one drawn sample, which takes little memory."""
     with torch.no_grad(), seeded(0, torch.device("cpu")):
         result = module.eval()(torch.randn(1, n_features))
     if not all(part.isfinite().all() for part in result):
@@ -125,7 +129,7 @@ def _check_finite(module: VAE, n_features: int) -> None:
 def _check_weights(
     weights: Mapping[str, Any], make: Callable[[Sequence[str]], VAE], own: Sequence[str]
 ) -> None:
-    with torch.device("meta"):  # shapes, without memory for values
+    with torch.device("meta"):  # shapes without memory for values
         tensors = make(own).state_dict()
     wanted = {
         k: (tuple(v.shape), np.dtype(str(v.dtype).removeprefix("torch.")))
@@ -134,13 +138,13 @@ def _check_weights(
     given = {k: (v.shape, v.dtype) for k, v in weights.items()}
     ours = [k for k in given | wanted if k.partition(".")[0] not in own]
     if any(given.get(name) != wanted.get(name) for name in ours):
-        raise ValueError("weights of a net must be those that its parameters ask for.")
+        raise ValueError("weights of a net must be those that its parameters require.")
     if not all(np.isfinite(weight).all() for weight in weights.values()):
         raise ValueError("weights of a net must be finite.")
 
 
 def device_for(name: str) -> torch.device:
-    """Return the device that is asked for, or the CPU where it is not there."""
+    """Return the device of this name, or the CPU if it is not available."""
     try:
         return resolve_device(name if name.partition(":")[0] in _DEVICES else "cpu")
     except ValueError:
@@ -150,7 +154,7 @@ def device_for(name: str) -> torch.device:
 def saved_alignment(
     state: Mapping[str, Any], device: torch.device
 ) -> float | LagrangeWeight:
-    """Return the weight of the alignment loss, or the guard that sets it."""
+    """Return the weight of the alignment loss, or the guard that adapts it."""
     if state["guard"] is None:
         return float(state["alignment_weight"])
     saved = state["guard"]
@@ -162,7 +166,7 @@ def saved_alignment(
 
 
 def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
-    """Give a new net moments and history."""
+    """Set the moments and the history of a new net."""
     optimizer = net.optimizer_
     parameters = optimizer.param_groups[0]["params"]
     sizes = [parameter.numel() for parameter in parameters]
@@ -179,6 +183,7 @@ def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
             "exp_avg_sq": q.view_as(p),
         }
         for i, (p, n, m, q) in every
+        # Adam has no state for a parameter before its first step.
         if n > 0
     }
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})

@@ -1,7 +1,9 @@
-"""One training step, two ways: by NumPy where its gradient is known, else by autograd.
+"""One training step in two ways: NumPy if the gradient is known, else autograd.
 
 Both draw the same codes from torch's generator, so that they differ by rounding only.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -32,12 +34,12 @@ _SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 
 
 def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
-    """Tell whether :class:`Gradient` does all that autograd would, hooks included."""
+    """Return whether :class:`Gradient` does the same as autograd, with hooks."""
     if type(vae) is not VAE or type(vae.posterior) is not GaussianPosterior:
         return False
     if not all(map(is_fully_connected, (vae.encoder, vae.decoder))):
         return False
-    # Layers that share a weight, here twice, add up their gradients.
+    # A shared weight, listed twice here, would need the sum of two gradients.
     parameters = [p for _, p in vae.named_parameters(remove_duplicate=False)]
     return (
         type(criterion.objective) is Objective
@@ -48,7 +50,7 @@ def has_known_gradient(vae: nn.Module, criterion: AlignedELBO) -> bool:
 
 
 def _is_free(parameter: Tensor) -> bool:
-    """Tell whether a parameter learns, and no hook waits for its gradient."""
+    """Return whether a parameter is trained and has no hook on its gradient."""
     hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
     return parameter.requires_grad and not hooked
 
@@ -56,7 +58,7 @@ def _is_free(parameter: Tensor) -> bool:
 class AutogradStep:
     """Loss and gradient by torch, for any module, objective and device.
 
-    A call fills `grad` of all parameters, and returns the loss and its terms.
+    A call sets `grad` of all parameters, and returns the loss and its terms.
     """
 
     name = "autograd"
@@ -82,21 +84,21 @@ class AutogradStep:
         loss = self._criterion.total(terms)
         loss.backward()
         noise = self._vae.raw_log_noise
-        # Nothing depends on it if the likelihood has no noise. Adam is to count its
-        # steps all the same, so that the optimizer has one state for both ways.
+        # The Bernoulli likelihood does not use the noise. Adam must count its steps all
+        # the same, so that the optimizer's state does not depend on the kind of step.
         if noise.grad is None and noise.requires_grad:
             noise.grad = torch.zeros_like(noise)
         return tuple(value.detach() for value in (loss, *terms))
 
     def result(self) -> Pass:
-        """Return what the VAE made of the batch."""
+        """Return the result of the VAE for the batch."""
         return self._result
 
 
 class NumpyStep:
-    """The same by NumPy, where the gradient is known.
+    """Loss and gradient by NumPy, if :func:`has_known_gradient`.
 
-    While it is there, parameters are views of `vector`.
+    While this step exists, the parameters are views of `vector`.
     """
 
     name = "numpy"
@@ -105,25 +107,25 @@ class NumpyStep:
         self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Adam
     ) -> None:
         self.vector = OneVector(optimizer)
-        # Batches of an epoch have two sizes at most.
+        # The batches of an epoch have at most two sizes: two entries in the cache.
         self._gradient_of = cache(lambda n, *addresses: Gradient(vae, criterion, n))
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
         self._gradient = self._gradient_of(len(x), *self.vector.addresses())
-        # What is not finite is found when the epoch ends.
+        # Values that are not finite are detected at the end of the epoch.
         with np.errstate(all="ignore"):
             return self._gradient(x.numpy(), teacher_proba.numpy())
 
     def result(self) -> Pass:
-        """Return what the VAE made of the batch."""
+        """Return the result of the VAE for the batch."""
         return self._gradient.result()
 
 
 class Gradient:
     """Loss and gradient of a fully connected VAE, for batches of `n_samples`.
 
-    Theory section 11; the gradient of the alignment term is minus the escape force of
-    section 4. Weights are read, and gradients written, where the module has them.
+    Theory section 11. The gradient of the alignment loss is minus the escape force of
+    section 4. Weights are read from the module, and gradients written to it, in place.
     """
 
     def __init__(self, vae: VAE, criterion: AlignedELBO, n_samples: int) -> None:
@@ -160,7 +162,7 @@ class Gradient:
         self._encoder.backward(by_encoded, into_encoder)
 
     def _gaussian(self, x: NDArray[Any]) -> float:
-        """Return the mean of -log p(x|z), and fill its slopes."""
+        """Return the mean of -log p(x|z); fill its gradients by output and noise."""
         n, n_features = x.shape
         tanh = math.tanh(float(self._raw_log_noise) / LOG_VARIANCE_BOUND)
         self._log_noise = LOG_VARIANCE_BOUND * tanh
@@ -168,12 +170,13 @@ class Gradient:
         error = np.subtract(self._output, x, out=self._by_output)
         weighted = float(np.vdot(error, error)) * precision / n
         error *= precision / n
+        # The last factor is d log v / d raw, for log v = 10 tanh(raw / 10).
         self._by_raw_log_noise[...] = (n_features - weighted) * (1 - tanh**2) / 2
-        normaliser = n_features * (self._log_noise + math.log(2 * math.pi))
-        return (weighted + normaliser) / 2
+        normalizer = n_features * (self._log_noise + math.log(2 * math.pi))
+        return (weighted + normalizer) / 2
 
     def _bernoulli(self, x: NDArray[Any]) -> float:
-        """Return the same from logits y: log(1 + exp(y)) - x y, without overflow."""
+        """Return the mean of log(1 + exp(y)) - x y, for logits y, without overflow."""
         y, work = self._output, self._by_output
         np.exp(np.negative(np.abs(y, out=work), out=work), out=work)
         work += 1
@@ -193,20 +196,21 @@ class Gradient:
     def _align(
         self, teacher_proba: NDArray[Any], weight: float
     ) -> tuple[float, NDArray[Any] | float]:
-        """Return A and the slopes of its weighted mean, minus the escape force."""
+        """Return A, and the gradient of its weighted mean by the latent means."""
         if weight == 0:
             return 0.0, 0.0
         n, mean = len(teacher_proba), self._codes.mean
-        # Components before samples: reductions along samples are slow.
+        # Components are rows, since reductions along the samples are slow.
         proba = teacher_proba.T
         vertices = self._criterion.scale * self._vertices
+        # Log-softmax, shifted by the maximum so that exp does not overflow.
         log_q = vertices @ mean.T
         log_q -= log_q.max(axis=0)
         q = np.exp(log_q)
         total = q.sum(axis=0)
         log_q -= np.log(total)
         q /= total
-        # In float32 a posterior may be 0, where 0 log 0 = 0.
+        # In float32 a posterior can be 0, where 0 log 0 = 0.
         log_ratio = np.log(np.maximum(proba, _SMALLEST_NORMAL))
         log_ratio -= log_q
         log_ratio *= proba
@@ -215,7 +219,7 @@ class Gradient:
         return float(log_ratio.sum()) / n, q.T @ vertices
 
     def result(self) -> Pass:
-        """Return a copy of what the VAE made of the batch."""
+        """Return a copy of the result of the VAE for the batch."""
         codes = self._codes
         made = codes.mean, codes.log_variance, codes.code, self._output
         mean, log_variance, code, output = map(torch.tensor, made)
@@ -223,11 +227,12 @@ class Gradient:
 
 
 class _Codes:
-    """Codes drawn from q(z|x), with what their gradient needs."""
+    """Codes drawn from q(z|x), and the values that their gradient needs."""
 
     def __init__(self, output: NDArray[Any]) -> None:
         latent_dim = output.shape[1] // 2
         self.mean, raw = output[:, :latent_dim], output[:, latent_dim:]
+        # Draw from torch's generator, so that both kinds of step draw the same codes.
         noise = np.empty(raw.shape, raw.dtype)
         torch.from_numpy(noise).normal_()
         self._tanh = np.tanh(raw / LOG_VARIANCE_BOUND)
@@ -248,9 +253,9 @@ class _Codes:
         by_mean: NDArray[Any] | float,
         kl_weight: float,
     ) -> NDArray[Any]:
-        """Return the gradient by the encoder's output: theory section 11."""
+        """Return the gradient by the encoder's output (theory section 11)."""
         by_raw = by_code * self._shift + kl_weight * (self._variance - 1)
-        # The slope of the bound on log-variances, and of sigma by log sigma^2.
+        # Derivatives of the bound on log-variances, and of sigma by log sigma^2.
         by_raw *= 1 - np.square(self._tanh)
         by_raw *= 0.5
         return np.hstack([kl_weight * self.mean + by_code + by_mean, by_raw])

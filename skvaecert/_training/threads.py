@@ -1,4 +1,6 @@
-"""As many threads as networks can feed: small ones run on one thread."""
+"""Thread limits that suit the size of a network: small ones run on one thread."""
+
+from __future__ import annotations
 
 import functools
 import threading
@@ -13,7 +15,8 @@ from threadpoolctl import ThreadpoolController
 __all__ = ["n_threads_for", "threads_for"]
 
 
-# Time of a step on two threads, by that on one (two cores of an AMD EPYC):
+# Time of a step on two threads, divided by the time on one thread (two cores of an AMD
+# EPYC):
 #
 #     million multiply-adds          5    26   140   560  1,100
 #     NumPy, idle cores           0.88  0.75  0.63  0.58  0.58
@@ -21,15 +24,15 @@ __all__ = ["n_threads_for", "threads_for"]
 #     NumPy, one core busy         107    51    23     5     4
 #     autograd, one core busy        7     7     3     4     2
 #
-# A busy core costs that much since each product waits for all threads: a second thread
-# has to be worth it, and one core is left to others.
+# A busy core costs that much because each product waits for all threads. So a second
+# thread must be worth it, and one core is left to other processes.
 MULTIPLY_ADDS_PER_THREAD = 50_000_000
 
 
 def n_threads_for(multiply_adds: int) -> int:
-    """Return how many threads the multiply-adds of a batch can feed, at least 1.
+    """Return how many threads suit the multiply-adds of a batch, at least 1.
 
-    They are those of one batch through encoder and decoder, forward.
+    These are the multiply-adds of one forward pass through encoder and decoder.
     """
     return max(1, min(multiply_adds // MULTIPLY_ADDS_PER_THREAD, _n_cores() - 1))
 
@@ -39,19 +42,20 @@ _n_cores = functools.cache(joblib.cpu_count)
 
 @contextmanager
 def threads_for(multiply_adds: int | None, step: str = "numpy") -> Iterator[None]:
-    """Let BLAS and torch use no more threads than :func:`n_threads_for` says.
+    """Limit BLAS and torch to the number of threads of :func:`n_threads_for`.
 
-    No number is raised, and all are put back at the end. With None, as for networks of
-    one's own, nothing changes. BLAS has one number for the process: while blocks
-    overlap, the smallest limit holds.
+    No number is raised, and all numbers are restored at the end. With None, as for the
+    user's own networks, nothing changes. BLAS has one number per process: while blocks
+    overlap, the smallest limit applies.
 
-    Beside a step by NumPy, torch has one thread: threads of both wait for work on the
-    same cores, and steps took up to twelve times as long, even on idle ones.
+    During a step by NumPy, torch is limited to one thread. Otherwise threads of both
+    would wait for work on the same cores, and steps took up to twelve times as long,
+    even on idle cores.
     """
     if multiply_adds is None:
         yield
         return
-    block = _Block(n_threads_for(multiply_adds), step)
+    block = _ThreadLimit(n_threads_for(multiply_adds), step)
     try:
         block.enter()
         yield
@@ -59,15 +63,15 @@ def threads_for(multiply_adds: int | None, step: str = "numpy") -> Iterator[None
         try:
             block.leave()
         finally:
-            # Ctrl-C may have stopped the first.
+            # Ctrl-C may have interrupted the first call.
             block.leave()
 
 
-class _Block:
-    """A block in one thread, and what was before the first of those that overlap."""
+class _ThreadLimit:
+    """A block in one thread, and the numbers before the first of overlapping blocks."""
 
     _lock = threading.RLock()
-    _open: ClassVar["list[_Block]"] = []
+    _open: ClassVar[list[_ThreadLimit]] = []
 
     _before: int
     _blas_before: Sequence[int]
@@ -85,39 +89,39 @@ class _Block:
             if first is self:
                 self._blas_before = [library.get_num_threads() for library in _blas()]
             self._blas_before = first._blas_before
-            # A thread that asks torch for the first time is told what was set last, in
-            # whatever thread: here the limit of another block.
+            # torch reports to a new thread the number that any thread set last, here
+            # possibly the limit of another block.
             self._before = own if nested or first is self else first._before
             self._open.append(self)
-            _put_torch(min(self._before, self._torch_limit))
+            _set_torch_threads(min(self._before, self._torch_limit))
             self._limit_blas()
 
     def leave(self) -> None:
-        """Put back what is not yet put back."""
+        """Restore the numbers, unless a previous call has done so."""
         with self._lock:
             if self not in self._open:
                 return
-            _put_torch(self._before)
+            _set_torch_threads(self._before)
             self._limit_blas(without=self)
             self._open.remove(self)
 
-    def _limit_blas(self, without: "_Block | None" = None) -> None:
+    def _limit_blas(self, without: _ThreadLimit | None = None) -> None:
         limits = [block._limit for block in self._open if block is not without]
         for library, before in zip(_blas(), self._blas_before, strict=True):
             number = min([before, *limits])
             if library.get_num_threads() != number:
                 # While one thread has a limit, `set_num_threads` may do nothing in
-                # others; here a lock keeps them in order.
+                # other threads. Here a lock keeps them in order.
                 set_ = getattr(library, "_real_set_num_threads", None)
                 (set_ or library.set_num_threads)(number)
 
 
-def _put_torch(number: int) -> None:
+def _set_torch_threads(number: int) -> None:
     if torch.get_num_threads() != number:
         torch.set_num_threads(number)
 
 
 @functools.cache
 def _blas() -> list[Any]:
-    """Return NumPy's and SciPy's BLAS; the search takes milliseconds."""
+    """Return the BLAS libraries of NumPy and SciPy. The search takes milliseconds."""
     return ThreadpoolController().select(user_api="blas").lib_controllers

@@ -18,7 +18,7 @@ from skvaecert._samples import (
 )
 from skvaecert._training.batches import (
     Resident,
-    Rows,
+    Samples,
     Standardisation,
     Streamed,
     TrainingSet,
@@ -133,7 +133,7 @@ class Preprocessor(NamedTuple):
         tensor = torch.from_numpy(targets.astype(np.float32)).to(device)
         return TrainingSet(self._on_device(samples, device), tensor, held_out)
 
-    def _on_device(self, samples: Any, device: torch.device) -> Rows:
+    def _on_device(self, samples: Any, device: torch.device) -> Samples:
         """Copy samples to the device, bytes as bytes. Samples on disk stay on disk."""
         chunks = self.check(samples)
         stays = isinstance(samples, np.memmap | DatasetSamples)

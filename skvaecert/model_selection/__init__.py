@@ -1,4 +1,4 @@
-"""Choosing a model: scores without labels, rules for searches, certificates of both."""
+"""Model selection: scores without labels, rules that choose, certificates of both."""
 
 from skvaecert.model_selection._refit import BestCertified, SmallestCertifyingWeight
 from skvaecert.model_selection._scored import LOWEST_SCORE, certificate_of

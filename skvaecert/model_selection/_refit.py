@@ -1,11 +1,13 @@
 """Rules that choose a candidate of a search."""
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,10 @@ _NAMES = [name for name in SCORES if name not in ("all", "certified")]
 
 @dataclass(frozen=True)
 class _Rule:
-    """What the rules share. Not callable: `refit` is never given without `scoring`."""
+    """Base class of the rules.
+
+    It is not callable, so that it cannot be passed as `refit` without `scoring`.
+    """
 
     _: KW_ONLY
     min_margin: float = 0.0
@@ -41,13 +46,13 @@ class _Rule:
             )
         if getattr(self.scoring, "score", None) != "all":
             raise ValueError(
-                "scoring must be certificate_scorers, or what its set_score_request "
-                f"returns, got {self.scoring!r}."
+                "scoring must be certificate_scorers, or the result of its "
+                f"set_score_request, got {self.scoring!r}."
             )
 
     @property
     def search_params(self) -> dict[str, Any]:
-        """Parameters `scoring` and `refit` of a search, which belong together."""
+        """Parameters `scoring` and `refit` for a search, which belong together."""
         return {"scoring": self.scoring, "refit": self.choose}
 
     def choose(self, cv_results: Mapping[str, Any]) -> int:
@@ -57,7 +62,7 @@ class _Rule:
         ----------
         cv_results : dict of ndarray
             `cv_results_` of a search with ``scoring=certificate_scorers``, or with a
-            dict that has the scores "certified" and "margin".
+            dict that contains the scores "certified" and "margin".
 
         Returns
         -------
@@ -67,16 +72,17 @@ class _Rule:
         Raises
         ------
         ValueError
-            If the search has no scores "certified" and "margin".
+            If `cv_results` has no scores "certified" and "margin".
 
         Warns
         -----
         NotCertifiedWarning
             If no candidate is certified.
         UserWarning
-            If the results lack what the rule goes by.
+            If `cv_results` lacks the score or parameter that decides.
         """
         lowest = _fold_scores(cv_results, "margin").min(axis=0)
+        # A mean over folds would hide a fold that is not certified.
         in_folds = (_fold_scores(cv_results, "certified") == 1).all(axis=0)
         certified = in_folds & (lowest >= self.min_margin)
         if not certified.any():
@@ -87,15 +93,15 @@ class _Rule:
         raise NotImplementedError
 
     def _nearest(self, lowest: Floats) -> int:
-        """Warn and return the candidate that is nearest to being certified."""
+        """Warn, and return the candidate with the highest of its lowest margins."""
         index = int(lowest.argmax())
         warn_user(
             NotCertifiedWarning(
                 f"No candidate is certified in every fold with a margin of "
-                f"{self.min_margin} nats or more. The highest margin that one reaches "
-                f"in all folds is {lowest[index]:.3g}, at index {index}. Try larger "
-                "alignment weights or more epochs. The teacher's information_ is the "
-                "largest possible margin."
+                f"{self.min_margin} nats or more. The highest margin that a candidate "
+                f"reaches in all folds is {lowest[index]:.3g}, at index {index}. Try "
+                "larger alignment weights or more epochs. The teacher's information_ "
+                "is the largest possible margin."
             )
         )
         return index
@@ -105,32 +111,36 @@ class _Rule:
 class BestCertified(_Rule):
     """Choose the best candidate among those that are certified in every fold.
 
-    Use as ``GridSearchCV(estimator, grid, **BestCertified().search_params)``. This sets
-    `scoring` and `refit` together, since scikit-learn calls a function given as `refit`
-    only after all fits and keeps no results if it fails. Options are checked here. What
-    a search turns out to lack is a warning, so that its results are kept. A search by
-    successive halving takes one score, and no rule. The method `score` of a search with
-    a rule fails, since scikit-learn does not know which score is meant: use a scorer,
-    such as ``margin_scorer(search, X)``.
+    Use it as ``GridSearchCV(estimator, grid, **BestCertified().search_params)``. This
+    sets `scoring` and `refit` together, because scikit-learn calls a function passed as
+    `refit` only after all fits, and keeps no results if it fails. For the same reason,
+    the constructor checks its parameters, and a rule only warns if the deciding score
+    is missing after the search. Searches by successive halving accept a single score
+    and no rule. The method `score` of a search with a rule fails, since scikit-learn
+    does not know which score to use. Call a scorer instead, such as
+    ``margin_scorer(search, X)``.
 
     Parameters
     ----------
-    by : str or None, default=None
-        The score whose mean over folds decides. None for "elbo", or "reconstruction"
-        if there is no ELBO, or else "margin".
+    by : {"elbo", "lower_bound", "margin", "reconstruction", "relative_margin", \
+            "sampled_information"} or None, default=None
+        Score whose mean over folds decides. If None, "elbo" decides, or
+        "reconstruction" if there is no ELBO, or else "margin".
     min_margin : float, default=0.0
-        Nats that the margin must reach in every fold, in addition to being certified.
+        Margin in nats that must be reached in every fold, in addition to being
+        certified.
     scoring : CertificateScorer, default=certificate_scorers
-        For metadata routing, what ``certificate_scorers.set_score_request`` returns.
+        The scorer. For metadata routing, pass the result of
+        ``certificate_scorers.set_score_request``.
 
     Raises
     ------
     ValueError
-        If an option is not valid.
+        If a parameter is not valid.
 
     See Also
     --------
-    SmallestCertifyingWeight : Goes by the alignment weight.
+    SmallestCertifyingWeight : Chooses by the alignment weight.
 
     Examples
     --------
@@ -145,7 +155,17 @@ class BestCertified(_Rule):
     2
     """
 
-    by: str | None = None
+    by: (
+        Literal[
+            "elbo",
+            "lower_bound",
+            "margin",
+            "reconstruction",
+            "relative_margin",
+            "sampled_information",
+        ]
+        | None
+    ) = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -160,17 +180,17 @@ class BestCertified(_Rule):
 class SmallestCertifyingWeight(_Rule):
     """Choose the smallest alignment weight that is certified in every fold.
 
-    Use as :class:`BestCertified`. Among candidates with the same weight, the highest
-    mean ELBO decides, or without one the reconstruction, or else the margin. Weights
-    are compared as given, also where `kl_weight` varies: they compete with the
-    reconstruction, whose weight is 1. A weight that is not a number, such as "auto",
-    comes after all others.
+    Use it like :class:`BestCertified`. Among candidates with the same weight, the
+    highest mean ELBO decides, or the reconstruction if there is no ELBO, or else the
+    margin. Weights are compared as they are, also if `kl_weight` varies: they compete
+    with the reconstruction, whose weight is 1. A weight that is not a number, such as
+    "auto", ranks after all others.
 
     Parameters
     ----------
     parameter : str or None, default=None
-        Name of the weight in the grid; None for the only one that ends in
-        "alignment_weight".
+        Name of the weight in the grid. If None, the only parameter whose name ends in
+        "alignment_weight" is used.
     min_margin : float, default=0.0
         As in :class:`BestCertified`.
     scoring : CertificateScorer, default=certificate_scorers
@@ -179,11 +199,11 @@ class SmallestCertifyingWeight(_Rule):
     Raises
     ------
     ValueError
-        If an option is not valid.
+        If a parameter is not valid.
 
     See Also
     --------
-    BestCertified : Goes by another score.
+    BestCertified : Chooses by another score.
 
     Examples
     --------
@@ -201,6 +221,7 @@ class SmallestCertifyingWeight(_Rule):
     def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
         weights = _weights(cv_results, self.parameter)[certified]
         scores = _deciding(cv_results)[certified]
+        # lexsort takes the main key last: weights ascending, then scores descending.
         return int(certified[np.lexsort((-scores, weights))[0]])
 
 
@@ -212,33 +233,35 @@ def _deciding(cv_results: Mapping[str, Any], by: str | None = None) -> Floats:
         if not np.isnan(_floats(cv_results.get(f"mean_test_{name}", math.nan))).all()
     ]
     if by not in (None, present[0]):
-        _tell_missing(cv_results, f"score {by!r}", f"{present[0]!r}")
+        _warn_missing(cv_results, f"score {by!r}", f"{present[0]!r}")
     return _lowest_if_nan(cv_results[f"mean_test_{present[0]}"])
 
 
 def _weights(cv_results: Mapping[str, Any], parameter: str | None) -> Floats:
-    """Return the alignment weights: infinity if not a number, 0 if there are none."""
+    """Return the weights: infinity if not a number, and 0 if there is no parameter."""
     pattern = r"(.*__)?alignment_weight" if parameter is None else re.escape(parameter)
     keys = [key for key in cv_results if re.fullmatch(f"param_{pattern}", key)]
     if len(keys) != 1:
-        name = "one parameter " + (parameter or "that ends in 'alignment_weight'")
-        _tell_missing(cv_results, name, "the best score, as BestCertified")
+        suffix = "'alignment_weight'"
+        name = f"single parameter {parameter or f'that ends in {suffix}'}"
+        _warn_missing(cv_results, name, "the best score, like BestCertified")
         return np.zeros(len(cv_results["mean_test_margin"]))
+    # Grids without this parameter have masked entries, which become None.
     values = np.ma.asarray(cv_results[keys[0]]).tolist()
     return _floats([v if isinstance(v, Real) else math.inf for v in values])
 
 
-def _tell_missing(cv_results: Mapping[str, Any], missing: str, instead: str) -> None:
+def _warn_missing(cv_results: Mapping[str, Any], missing: str, instead: str) -> None:
     names = ", ".join(k for k in cv_results if k.startswith(("mean_test", "param_")))
     warn_user(
-        f"The search has not {missing}, but {names}. The candidate is chosen by "
+        f"The search has no {missing}. It has {names}. The candidate is chosen by "
         f"{instead}. To choose again, call the method choose of another rule on "
         "cv_results_."
     )
 
 
 def _fold_scores(cv_results: Mapping[str, Any], name: str) -> Floats:
-    """Return scores of shape (n_splits, n_candidates)."""
+    """Return the scores of all folds, of shape (n_splits, n_candidates)."""
     pattern = re.compile(rf"split\d+_test_{name}")
     folds = [v for k, v in cv_results.items() if pattern.fullmatch(k)]
     if not folds:
@@ -246,13 +269,13 @@ def _fold_scores(cv_results: Mapping[str, Any], name: str) -> Floats:
             f"cv_results must have the score {name!r} of each fold, got "
             f"{', '.join(k for k in cv_results if k.startswith('mean_test'))}. Search "
             "with **BestCertified().search_params. If you did, scoring failed in every "
-            'fold, with a warning: error_score="raise" stops at the first.'
+            'fold, with a warning. error_score="raise" stops at the first error.'
         )
     return _lowest_if_nan(folds)
 
 
 def _lowest_if_nan(values: Any) -> Floats:
-    """Rank candidates whose fit failed last."""
+    """Replace NaN, the score of a failed fit, by minus infinity, to rank it last."""
     scores = _floats(values)
     return np.where(np.isnan(scores), -np.inf, scores)
 

@@ -1,4 +1,6 @@
-"""What is scored: a fitted certifier or VAE, found inside pipelines and searches."""
+"""Scores of a fitted certifier or VAE, which may be inside a pipeline or search."""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
@@ -24,12 +26,12 @@ from skvaecert.simplex import Floats, check_sample_weight
 
 __all__ = ["LOWEST_SCORE", "Scored", "certificate_of"]
 
-# The score where there is no value: NaN would spoil means, infinity their spread.
+# Score without a value: NaN would spoil means over folds, infinity their spread.
 LOWEST_SCORE = float(np.finfo(np.float32).min)
 
 
 class Scored:
-    """A fitted estimator and samples; each public method is a score."""
+    """A fitted estimator and samples. Each public method is a score."""
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Scored:
 
     @cached_property
     def _certificate(self) -> Certificate:
-        """The certificate, also of samples of the fit: for scores, not for verdicts."""
+        """The certificate, also on samples of the fit: for scores, not for verdicts."""
         return self._part.collected.conclude(self._part.safety_margin)
 
     @property
@@ -68,7 +70,7 @@ class Scored:
 
     def certified(self) -> float:
         if self._part.n_known and not self._part.n_samples:
-            return 0.0  # the witness was fitted on all of them
+            return 0.0  # the witness was fitted on all samples
         return float(self._part.certificate().certified)
 
     def margin(self) -> float:
@@ -85,8 +87,8 @@ class Scored:
     ) -> float:
         if self._metadata["sample_weight"] is not None:
             raise ValueError(
-                "sample_weight must be left out for the score 'lower_bound', which "
-                "counts each sample once, as drawn from the population."
+                "sample_weight must be None for the score 'lower_bound', which counts "
+                "each sample once, as drawn from the population."
             )
         proba = posterior_of(
             self._certifier.teacher_,
@@ -110,8 +112,8 @@ class Scored:
     def reconstruction(self) -> float:
         if not hasattr(self._certifier, "inverse_transform"):
             raise TypeError(
-                "estimator must have an inverse_transform, its decoder, to be scored "
-                f"by reconstruction; {type(self._encoder).__name__} has none."
+                "estimator must have an inverse_transform, its decoder, for the score "
+                f"'reconstruction', got {type(self._encoder).__name__} without one."
             )
         output = np.asarray(self._certifier.inverse_transform(self._means))
         samples: Floats = np.asarray(self._samples, dtype=np.float64)
@@ -125,9 +127,9 @@ class Scored:
         if not self._has_certifier:
             name = type(self._encoder).__name__
             raise TypeError(
-                "estimator must be a CollapseCertifier to be scored by drawn codes, "
-                f"because its fit tempers the witness; got {name}. Use "
-                f"CollapseCertifier({name}(...))."
+                "estimator must be a CollapseCertifier for the score "
+                "'sampled_information', because its fit tempers the witness, got "
+                f"{name}. Use CollapseCertifier({name}(...))."
             )
         return drawn_margin(self._certifier, self._samples, n_draws, **self._metadata)
 
@@ -142,18 +144,18 @@ class Scored:
         scores = {name: float(getattr(self, name)()) for name in names}
         if self._has_certifier:
             scores["sampled_information"] = LOWEST_SCORE
-            # Encoders without standard deviations fail here, each in its own way.
+            # Encoders without standard deviations fail here in different ways.
             with suppress(Exception):
                 scores["sampled_information"] = self.sampled_information()
         return scores
 
 
 def certifying_part(estimator: Any, X: ArrayLike) -> tuple[Any, Any]:
-    """Return the certifier or VAE within an estimator, and the samples it is given."""
+    """Return the certifier or VAE inside an estimator, and the samples it receives."""
     if isinstance(estimator, CollapseCertifier | CertifiedVAE):
         return estimator, X
     if isinstance(estimator, Pipeline):
-        # The steps look at X first: their errors say more.
+        # Pass X unchecked: the first step raises a better error.
         X = estimator[:-1].transform(X) if len(estimator) > 1 else X
         return certifying_part(estimator[-1], X)
     if isinstance(estimator, FrozenEstimator):
@@ -163,12 +165,12 @@ def certifying_part(estimator: Any, X: ArrayLike) -> tuple[Any, Any]:
     name = type(estimator).__name__
     if hasattr(estimator, "estimator"):
         raise NotFittedError(
-            f"This {name} has no best_estimator_. Call fit, and leave refit switched "
-            "on."
+            f"This {name} has no best_estimator_. Call fit, and do not set refit to "
+            "False."
         )
     raise TypeError(
         "estimator must be a CollapseCertifier or a CertifiedVAE, a Pipeline that ends "
-        f"in one, or a search over one, got {name}. Wrap an encoder of another kind: "
+        f"in one, or a search over one, got {name}. Wrap another kind of encoder: "
         "CollapseCertifier(encoder)."
     )
 
@@ -176,7 +178,7 @@ def certifying_part(estimator: Any, X: ArrayLike) -> tuple[Any, Any]:
 def with_certifier(
     inner: Any, samples: Any, teacher_proba: ArrayLike | None
 ) -> CollapseCertifier:
-    """Put a VAE into a certifier, whose witness is the fixed one of the VAE."""
+    """Wrap a VAE in a certifier with the fixed witness of the VAE."""
     if isinstance(inner, CollapseCertifier):
         return inner
     certifier = CollapseCertifier(FrozenEstimator(inner))
@@ -190,29 +192,29 @@ def _finite(score: float) -> float:
 def certificate_of(estimator: Any, X: ArrayLike, **options: Any) -> Certificate:
     """Certify a fitted certifier or VAE on `X`, also inside a pipeline or search.
 
-    To stop a script or a test unless the model is certified:
+    To stop a script or a test if the model is not certified, write
     ``assert certificate_of(estimator, X).certified``.
 
     Parameters
     ----------
     estimator : fitted estimator
         A :class:`CollapseCertifier` or :class:`CertifiedVAE`, a Pipeline that ends in
-        one, or a search over one: anything with `best_estimator_`.
+        one, or a search over one, which has a `best_estimator_`.
     X : array-like of shape (n_samples, n_features)
-        Samples, preferably held out. They pass through the steps before the certifier.
+        Samples, preferably held out. The steps before the certifier transform them.
     **options : dict
         Passed to :meth:`CollapseCertifier.certify`: `kind`, `teacher_proba`, ...
 
     Returns
     -------
     Certificate
-        Verdict and values, whatever they are.
+        The certificate, with any verdict.
 
     Raises
     ------
     TypeError
-        If the estimator is of another kind, or a VAE and `kind` is not "mean": only the
-        fit of a certifier tempers the witness for drawn codes.
+        If the estimator is of another kind, or if it is a VAE and `kind` is not "mean":
+        only the fit of a certifier tempers the witness for drawn codes.
     ValueError
         As :meth:`CollapseCertifier.certify`.
 
@@ -236,7 +238,7 @@ def certificate_of(estimator: Any, X: ArrayLike, **options: Any) -> Certificate:
     if kind != "mean" and isinstance(inner, CertifiedVAE):
         raise TypeError(
             f"estimator must be a CollapseCertifier for kind={kind!r}, because its fit "
-            "tempers the witness; got CertifiedVAE. Use CollapseCertifier("
+            "tempers the witness, got CertifiedVAE. Use CollapseCertifier("
             "FrozenEstimator(vae)).fit(...) on samples other than these."
         )
     certifier = with_certifier(inner, samples, options.get("teacher_proba"))

@@ -1,10 +1,10 @@
-"""Save fitted estimators and load them again, without running what a file says.
+"""Save fitted estimators and load them again, without running code from a file.
 
-A file holds arrays, values, and names that are looked up in closed lists. The code of
-your own modules is not in it: whoever loads brings it along.
+A file contains arrays, values, and names that are looked up in closed lists. It does
+not contain the code of your own modules: pass the modules to :func:`load`.
 
-`TRUSTED_TYPES` is a list of the names of all types in fitted estimators of this
-package, for ``skops.io.load(file, trusted=TRUSTED_TYPES)``.
+`TRUSTED_TYPES` lists the names of all types in fitted estimators of this package, for
+``skops.io.load(file, trusted=TRUSTED_TYPES)``.
 """
 
 from skvaecert.persistence._onnx import export_onnx

@@ -1,7 +1,9 @@
-"""The bytes of a file: arrays by safetensors, all else as JSON in its metadata.
+"""The bytes of a file: arrays in safetensors format, and JSON in its metadata.
 
-Sizes are looked at before memory is taken for them.
+Files may be hostile: sizes are checked before memory is allocated for them.
 """
+
+from __future__ import annotations
 
 import json
 import math
@@ -28,41 +30,41 @@ __all__ = [
 
 Arrays = dict[str, NDArray[Any]]
 
-# Nested lists take 48 bytes of memory for one of JSON.
+# Estimated bytes per byte of JSON: nested lists take 48.
 _JSON_COST = 64
-# An array of a net becomes a parameter, its gradient and a part of a layer.
+# Estimated bytes per array: a parameter, its gradient and a part of a layer.
 _ARRAY_COST = 2**12
 
 
 class Budget:
-    """Memory that everything but the values of arrays may take, in bytes."""
+    """Memory budget in bytes for everything but the values of arrays."""
 
     def __init__(self) -> None:
         self.left = 40 * 2**20
 
     def spend(self, n_bytes: int, what: str) -> None:
-        """Take a part of it, before the memory itself is taken."""
+        """Reserve a part of the budget, before the memory is allocated."""
         if not 0 <= n_bytes <= self.left:
             raise ValueError(f"its {what} would take too much memory.")
         self.left -= n_bytes
 
 
 def safetensors() -> Any:
-    """Import the package, or say how to get it."""
+    """Import the package, or raise an error that names the extra to install."""
     try:
         from safetensors import numpy
     except ImportError as error:
         raise ImportError(
-            "save and load need safetensors: pip install 'skvaecert[save]'."
+            "save and load require safetensors: pip install 'skvaecert[save]'."
         ) from error
     return numpy
 
 
 def to_bytes(content: Any, arrays: Arrays) -> bytes:
-    """Write JSON values and arrays, with a checksum of both."""
+    """Return the bytes of JSON values and arrays, with a checksum of both."""
     text = json.dumps(content, allow_nan=False)
     plain = {
-        # safetensors takes buffers as they are.
+        # safetensors writes buffers as they are: make them contiguous, little-endian.
         name: np.array(array, dtype=array.dtype.newbyteorder("<"), order="C")
         for name, array in arrays.items()
     }
@@ -71,14 +73,14 @@ def to_bytes(content: Any, arrays: Arrays) -> bytes:
 
 
 def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
-    """Return JSON values, arrays and the checksum of a file, without trust in it."""
+    """Return the JSON values, arrays and checksum of a file, which may be hostile."""
     n_header = int.from_bytes(data[:8], "little")
     if n_header > len(data):
-        raise ValueError("it is no safetensors file.")
+        raise ValueError("it is not a safetensors file.")
     budget.spend(_JSON_COST * n_header, "JSON")
     header = _parse(data[8 : 8 + n_header].decode())
     budget.spend(_ARRAY_COST * len(header), "arrays")
-    # Refuses headers that do not describe the bytes that follow.
+    # safetensors rejects headers that do not describe the bytes that follow.
     loaded = safetensors().load(data)
     arrays = {
         k: np.require(array, requirements=["A", "W"]) for k, array in loaded.items()
@@ -88,16 +90,17 @@ def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
         raise ValueError("its metadata are not those of skvaecert.")
     text, checksum = metadata["skvaecert"], metadata["sha256"]
     if checksum != _checksum(text, arrays):
-        raise ValueError("its checksum is another one: it was damaged or edited.")
+        raise ValueError("its checksum does not match: it was damaged or edited.")
     for name, array in arrays.items():
-        # Any byte but 0 and 1 would be a truth value that is neither.
+        # Other bytes would be truth values that compare unequal to True and False.
         if array.dtype == bool and array.view(np.uint8).max(initial=0) > 1:
-            raise ValueError(f"array {name!r} holds other bytes than 0 and 1.")
+            raise ValueError(f"array {name!r} contains bytes other than 0 and 1.")
     return _parse(text), arrays, checksum
 
 
 def _checksum(text: str, arrays: Arrays) -> str:
     digest = sha256(text.encode())
+    # The order of arrays in a file has no meaning.
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"\n{name} {array.dtype.name} {array.shape}\n".encode())
@@ -106,7 +109,7 @@ def _checksum(text: str, arrays: Arrays) -> str:
 
 
 def _parse(text: str) -> Any:
-    """Parse standard JSON: no keys twice, no NaN."""
+    """Parse strict JSON: no repeated keys, no NaN or infinity."""
     return json.loads(
         text,
         object_pairs_hook=_without_repeats,
@@ -118,7 +121,7 @@ def _parse(text: str) -> Any:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("its JSON has an object with the same key twice.")
+        raise ValueError("its JSON has an object that repeats a key.")
     return found
 
 
@@ -130,7 +133,7 @@ def _finite(text: str) -> float:
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Read a regular file; others may have no end."""
+    """Read a regular file: devices and pipes may have no end."""
     _mode(path)
     with open(path, "rb") as file:
         return file.read()
@@ -147,7 +150,8 @@ def _mode(path: str | os.PathLike[str]) -> int:
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file, or leave what is there as it is; mode and links are kept."""
+    """Write a file completely or not at all; keep the mode and links of an old one."""
+    # Replace the target of a symbolic link, and keep the link.
     target = Path(os.path.realpath(path))
     mode = _mode(target) if target.exists() else None
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
@@ -157,6 +161,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
                 os.chmod(partial, mode)
             file.write(data)
             file.flush()
+            # The data must be on disk before the file gets its name.
             os.fsync(file.fileno())
         os.replace(partial, target)
     finally:

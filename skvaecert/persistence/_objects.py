@@ -1,9 +1,12 @@
-"""Estimators as JSON values and arrays, and back.
+"""Convert estimators to JSON values and arrays, and back.
 
-JSON has one list of objects, each of which refers to earlier ones by number; the last
-one is what was saved. An object has a type, its parameters, and its fitted state if it
-has one. What JSON has no notation for is an object with one key, which says what it is.
+The JSON contains one list of objects. Each object refers to earlier ones by number, and
+the last one is the saved estimator. An object has a type, its parameters, and its
+fitted state if there is one. A value that JSON cannot express is an object with one
+key, which names its kind.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import math
@@ -37,11 +40,12 @@ from skvaecert.witnesses import simplex_of
 __all__ = ["Brought", "Modules", "Packer", "Unpacker"]
 
 Modules = Mapping[str, nn.Module | Callable[[int, int], nn.Module]]
-# Those, and under "estimator" a model of the user's own.
+# Modules, and under "estimator" the user's own model.
 Brought = Mapping[str, Any]
 Node = Any
 
-# A row of a table is a dict, and may be so twice: in the history of a net and of a VAE.
+# Estimated bytes per row and cell of a table: rows are dicts, which the histories of a
+# net and of a VAE may both contain.
 _ROW_COST, _CELL_COST = 450, 45
 _TEXT_COST = 100
 
@@ -52,7 +56,7 @@ def _is_table(value: Any) -> bool:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Lay a list of dicts out by column: the rows that have it, and their values."""
+    """Convert a list of dicts to columns: the indices of rows, and their values."""
     columns = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         has = [i for i, row in enumerate(rows) if name in row]
@@ -63,7 +67,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
 def _generator(state: list[Any]) -> np.random.RandomState:
     key, position, has_gauss, gauss = state
     if key.shape != (624,) or not 0 <= position <= 624:
-        raise ValueError("the state of a generator in it is none.")
+        raise ValueError("a random generator in it has an invalid state.")
     generator = np.random.RandomState()
     generator.set_state(("MT19937", key, position, has_gauss, gauss))
     return generator
@@ -71,12 +75,12 @@ def _generator(state: list[Any]) -> np.random.RandomState:
 
 @dataclasses.dataclass(frozen=True)
 class _Module:
-    """Stands for an encoder, decoder or estimator of the user's own."""
+    """Placeholder for the user's own encoder, decoder or estimator."""
 
     name: str
 
 
-# How a value is recognised, made of plain ones, and made again.
+# For each kind: its type, the conversion to plain values, and the conversion back.
 _CODECS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "float": (float, str, float),
     "tuple": (tuple, list, tuple),
@@ -88,7 +92,7 @@ _CODECS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
 
 
 class Packer:
-    """Turns an estimator into JSON values and arrays."""
+    """Converts an estimator to JSON values and arrays."""
 
     def __init__(self, estimator: BaseEstimator) -> None:
         self.objects: list[Node] = []
@@ -99,7 +103,7 @@ class Packer:
         self._object(estimator, "estimator", True)
 
     def _pack(self, value: Any, path: str, fitted: bool) -> Node:
-        """Return the JSON of a value; of an estimator with its fit, if `fitted`."""
+        """Return the JSON of a value, with its fitted state if `fitted`."""
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, np.ndarray):
@@ -129,7 +133,7 @@ class Packer:
             return self._texts(value, path)
         if value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise ValueError(f"{path} must not be of dtype {value.dtype} to be saved.")
-        # Matrix products of transposed arrays round differently.
+        # Keep the memory layout: products of transposed arrays round differently.
         across = value.flags.f_contiguous and not value.flags.c_contiguous
         self.arrays[path] = value.T if across else value
         return {"transposed" if across else "array": path}
@@ -144,11 +148,12 @@ class Packer:
     def _object(self, value: Any, path: str, fitted: bool) -> Node:
         if TYPES.get(type(value).__name__) is not type(value):
             raise ValueError(
-                f"{path} must be something that can be saved, got a "
+                f"{path} must be of a type that can be saved, got a "
                 f"{type(value).__name__}. {ADVICE}"
             )
-        # A frozen one is the same as a parameter and as what was fitted.
+        # A frozen estimator is the same as a parameter and as a fitted attribute.
         fitted |= isinstance(value, FrozenEstimator)
+        # The same object may occur unfitted, as a parameter, and fitted.
         key = id(value), fitted
         if key not in self._numbers:
             node = self._node(value, path, fitted)
@@ -159,7 +164,7 @@ class Packer:
     def _node(self, value: Any, path: str, fitted: bool) -> Node:
         if fitted and isinstance(value, BaseEstimator):
             check_is_fitted(value)
-        # The parameters of a fitted estimator are not part of its fit.
+        # Parameters are saved unfitted, except inside objects that only a fit makes.
         inner = fitted and not isinstance(value, ROOTS)
         params = {k: self._param(k, v) for k, v in _params(value).items()}
         state = _fitted(value) if fitted else None
@@ -194,12 +199,12 @@ def _params(value: Any) -> dict[str, Any]:
 def _fitted(value: Any) -> dict[str, Any] | None:
     if (table := sklearn_table(value)) is not None:
         return held(value, table)
-    # Not of the instance: a frozen one would pass the question on.
+    # Ask the class: an instance of FrozenEstimator would delegate to its estimator.
     return value.__get_fitted__() if hasattr(type(value), "__get_fitted__") else None
 
 
 class Unpacker:
-    """Makes estimators of JSON values and arrays, all of which may be wrong."""
+    """Converts JSON values and arrays to estimators. All values may be invalid."""
 
     def __init__(self, arrays: Arrays, brought: Brought, budget: Budget) -> None:
         self._arrays, self._brought, self._budget = arrays, brought, budget
@@ -217,19 +222,22 @@ class Unpacker:
         }
 
     def unpack(self, objects: list[Node]) -> Any:
-        """Make all objects, each after those that it refers to; return the last."""
+        """Make all objects in order, and return the last one."""
         for node in objects:
             self._made.append(self._make(**node))
         root = self._made[-1]
         if type(root) not in ROOTS:
-            raise ValueError(f"it must hold an estimator, got a {type(root).__name__}.")
+            raise ValueError(
+                f"it must contain an estimator, got a {type(root).__name__}."
+            )
         check_is_fitted(root)
         if self._arrays or len(self._used) < len(self._made) - 1:
             raise ValueError("it has arrays or objects that nothing refers to.")
         if self._needless:
             names = " and ".join(sorted(self._needless))
             raise OwnModuleError(
-                f"{names} must be left out: the file has the author's own."
+                f"{names} must not be passed, because the file needs no module or "
+                "model of yours."
             )
         return root
 
@@ -256,7 +264,7 @@ class Unpacker:
         return self._kinds[kind](self._items(content))
 
     def _items(self, content: Any) -> Any:
-        """Make what is in a list or a dict, in its place: there is no second one."""
+        """Convert the items of a list or a dict in place, to save memory."""
         if isinstance(content, list):
             content[:] = map(self._value, content)
         elif isinstance(content, dict):
@@ -264,8 +272,9 @@ class Unpacker:
         return content
 
     def _object(self, number: int) -> Any:
+        # A bool is an int too, so compare the type.
         if type(number) is not int or not 0 <= number < len(self._made):
-            raise ValueError("an object in it refers to none before it.")
+            raise ValueError("an object in it does not refer to an earlier object.")
         check_inside(self._owner, self._made[number])
         self._used.add(number)
         return self._made[number]
@@ -274,7 +283,7 @@ class Unpacker:
         codes = self._arrays.pop(name)
         self._budget.spend(_TEXT_COST * len(codes), "texts")
         if codes.dtype != np.uint32 or codes.max(initial=0) > 0x10FFFF:
-            raise ValueError("its texts are no texts.")
+            raise ValueError("its texts have invalid characters.")
         return codes.view(f"U{codes.shape[1]}")[:, 0].astype(object)
 
     def _module(self, name: str) -> Any:
@@ -283,9 +292,9 @@ class Unpacker:
             return self._brought.get(name, AbsentEncoder())
         if name not in self._brought:
             raise OwnModuleError(
-                f"modules must have the {name}, a class, function or module of its "
-                "author's own, whose code is not in the file. Get it from the author "
-                f'and load with modules={{"{name}": ...}}.'
+                f"modules must contain the {name}, which is the author's own class, "
+                "function or module. Its code is not in the file. Get it from the "
+                f'author and call load with modules={{"{name}": ...}}.'
             )
         return self._brought[name]
 

@@ -1,5 +1,7 @@
 """Export for serving, as ONNX."""
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import io
@@ -7,7 +9,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from sklearn.frozen import FrozenEstimator
@@ -26,7 +28,7 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 class _Served(nn.Module):
-    """What is exported: from raw samples to latent means and log-probabilities."""
+    """The exported module: raw samples to latent means and log-probabilities."""
 
     location: Tensor
     factor: Tensor
@@ -49,42 +51,45 @@ class _Served(nn.Module):
         self.module = copy.deepcopy(vae.net_.module_).cpu().eval()
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute both, the network in float32 and all around it in the dtype of X."""
+        """Compute both outputs: the network in float32, the rest in the dtype of X."""
         standard = ((X - self.location) * self.factor).float()
         mean = self.module.encode(standard)[0].to(self.location.dtype)
         return mean, torch.log_softmax(mean @ self.weights + self.bias, dim=1)
 
 
 def export_onnx(
-    estimator: CertifiedVAE | CollapseCertifier, path: Path, *, dtype: str = "float64"
+    estimator: CertifiedVAE | CollapseCertifier,
+    path: Path,
+    *,
+    dtype: Literal["float64", "float32"] = "float64",
 ) -> None:
     """Export latent means and the witness's log-probabilities for serving, as ONNX.
 
     Parameters
     ----------
     estimator : CertifiedVAE or CollapseCertifier
-        Fitted; of a certifier the encoder must be a CertifiedVAE, and its own
-        witness is taken.
+        Fitted. The encoder of a certifier must be a CertifiedVAE, and its own witness
+        is exported.
     path : str or path
-        Where; a file that is there is replaced.
+        File to write. An existing file is replaced.
     dtype : {"float64", "float32"}, default="float64"
-        Of input and outputs. With "float32" nothing in the file is in float64, which
-        many accelerators lack.
+        dtype of the input and the outputs. With "float32", the file contains no
+        float64, which many accelerators do not support.
 
     Raises
     ------
     ValueError
-        If the encoder is something else, or `dtype` is none of these.
+        If the encoder is not a CertifiedVAE, or `dtype` is not one of these options.
     sklearn.exceptions.NotFittedError
         If the estimator is not fitted.
     ImportError
-        If the packages onnx and onnxscript are not there.
+        If the packages onnx and onnxscript are not installed.
 
     Notes
     -----
-    The input "X", of shape (n, n_features), takes samples as they are: standardisation
-    is part of the model. Outputs are "latent_mean" of shape (n, latent_dim), as
-    `transform` returns it for samples of that dtype, and "witness_log_proba" of shape
+    The input "X", of shape (n, n_features), takes raw samples: the model standardizes
+    them. The output "latent_mean", of shape (n, latent_dim), is the result of
+    `transform` for samples of this dtype. The output "witness_log_proba" has shape
     (n, n_components).
 
     Examples
@@ -104,14 +109,15 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "export_onnx needs onnx and onnxscript: pip install 'skvaecert[onnx]'."
+            "export_onnx requires onnx and onnxscript: pip install 'skvaecert[onnx]'."
         ) from error
     served = _Served(vae, witness, _DTYPES[dtype]).eval()
-    rows = torch.zeros(2, vae.n_features_in_, dtype=_DTYPES[dtype])
+    # Two samples, since torch.export treats a batch of one sample as fixed.
+    samples = torch.zeros(2, vae.n_features_in_, dtype=_DTYPES[dtype])
     with _quiet():
         program = torch.onnx.export(
             served,
-            (rows,),
+            (samples,),
             dynamo=True,
             verbose=False,
             dynamic_shapes=({0: torch.export.Dim("n")},),
@@ -135,14 +141,15 @@ def _encoder_and_witness(estimator: Any) -> tuple[CertifiedVAE, LinearWitness]:
     if not isinstance(vae, CertifiedVAE):
         raise ValueError(
             "estimator must be a CertifiedVAE, or a CollapseCertifier of one, to be "
-            f"exported, got a {type(vae).__name__}. Export that with its own tools."
+            f"exported, got a {type(vae).__name__}. Export other encoders with their "
+            "own tools."
         )
     return vae, witness
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and its warnings about itself to itself."""
+    """Silence the exporter's progress output and its warnings."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

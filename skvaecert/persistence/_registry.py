@@ -1,4 +1,6 @@
-"""What may be in a file: types, and which of them may stand inside which."""
+"""Types that a file may contain, and which of them may be inside which."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
@@ -42,11 +44,11 @@ __all__ = [
 ]
 
 ADVICE = (
-    "What can be saved is a GMMTeacher, a CertifiedVAE with objectives of "
-    "skvaecert.baselines and modules of your own as encoder and decoder, or a "
-    "CollapseCertifier of any model. The teacher must be a GMMTeacher: in the place of "
-    "another pass its posteriors to fit, as teacher_proba. For others use pickle, for "
-    "yourself only, or export_onnx."
+    "What can be saved is a GMMTeacher; a CertifiedVAE with objectives of "
+    "skvaecert.baselines and your own modules as encoder and decoder; or a "
+    "CollapseCertifier of any model. The teacher must be a GMMTeacher. For another "
+    "teacher, pass its posteriors to fit as teacher_proba. For other estimators, use "
+    "pickle for files that only you load, or export_onnx."
 )
 ROOTS = (CertifiedVAE, CollapseCertifier, GMMTeacher)
 _BASELINES = [getattr(baselines, name) for name in baselines.__all__]
@@ -65,7 +67,7 @@ _INSIDE: dict[type, list[type]] = {
 TYPES = {kind.__name__: kind for kinds in _INSIDE.values() for kind in kinds} | {
     kind.__name__: kind for kind in _INSIDE
 }
-# What else skops finds in fitted estimators. It cannot write an AlignmentLoss.
+# Other types that skops finds in fitted estimators. It cannot write an AlignmentLoss.
 _OTHERS = [
     "builtins.ValueError",
     "functools.partial",
@@ -90,7 +92,7 @@ _OURS = [
 ]
 TRUSTED_TYPES = sorted(_OTHERS + _OURS)
 NOT_SAVED = ("callbacks", "memory")
-# What GMMTeacher sets; the rest of their parameters is as scikit-learn has it.
+# Parameters that GMMTeacher sets. The others keep scikit-learn's defaults.
 SOME_PARAMS: dict[type, list[str]] = {
     PCA: ["n_components"],
     GaussianMixture: [
@@ -98,7 +100,7 @@ SOME_PARAMS: dict[type, list[str]] = {
         *("reg_covar", "n_init", "max_iter"),
     ],
 }
-# Items of parameters are hashed one by one, to tell later whether they changed.
+# Items of parameters are hashed one by one, to detect later changes.
 _MOST_ITEMS = 1000
 _PCA = {
     "n_features_in_": Size("p"),
@@ -116,7 +118,7 @@ _COVARIANCES = {"full": "K c c", "tied": "c c", "diag": "K c", "spherical": "K"}
 
 
 def sklearn_table(estimator: Any) -> dict[str, Any] | None:
-    """Return what is saved of a fit of scikit-learn's estimators."""
+    """Return the table of fitted attributes of scikit-learn's estimators, if any."""
     if type(estimator) is PCA:
         return _PCA
     if type(estimator) is not GaussianMixture:
@@ -137,19 +139,19 @@ def sklearn_table(estimator: Any) -> dict[str, Any] | None:
 
 
 def check_inside(owner: type, value: Any) -> None:
-    """Check that something may stand inside an object, frozen or not."""
+    """Check that an object, frozen or not, may be inside another one."""
     is_frozen = type(value) is FrozenEstimator and owner is not FrozenEstimator
     inner = value.estimator if is_frozen else value
     allowed = _INSIDE.get(owner, [])
     if type(inner) not in allowed:
         raise ValueError(
-            f"what a {owner.__name__} holds must be one of "
+            f"values in a {owner.__name__} must be one of "
             f"{[kind.__name__ for kind in allowed]}, got a {type(inner).__name__}."
         )
 
 
 def check_params(kind: type, params: Mapping[str, Any]) -> None:
-    """Check that parameters are those that are saved: plain values, or a few."""
+    """Check that parameters are plain values or lists of a bounded length."""
     if kind is AlignmentLoss:
         check_state("AlignmentLoss", params, _LOSS, {})
         check_simplex(**params)

@@ -1,4 +1,6 @@
-"""Save and load."""
+"""Save fitted estimators to files, and load them."""
+
+from __future__ import annotations
 
 import os
 import warnings
@@ -36,29 +38,30 @@ Path = str | os.PathLike[str]
 SCHEMA = 4
 _PACKAGES = ("skvaecert", "numpy", "scikit-learn", "torch", "skorch")
 
-# torch imports hundreds of modules with its first optimizer: load imports none.
+# torch imports hundreds of modules with its first optimizer. Do this now, so that load
+# imports nothing.
 torch.optim.Adam([nn.Parameter(torch.zeros(1))])
 
 
 def save(estimator: BaseEstimator, path: Path) -> None:
     """Save a fitted estimator to a file that is safe to load.
 
-    The file is of the safetensors format: arrays, and in the metadata parameters,
-    names and values as JSON. It holds no code.
+    The file has the safetensors format. It contains arrays, and in its metadata the
+    parameters, names and values as JSON. It contains no code.
 
     Parameters
     ----------
     estimator : GMMTeacher, CertifiedVAE or CollapseCertifier
-        Fitted. A certifier may be of any encoder.
+        Fitted. The encoder of a certifier may be any model.
     path : str or path
-        Where to write. A regular file that is there is replaced once the new one is
-        complete; its mode is kept, and so is a symbolic link to it.
+        File to write. An existing regular file is replaced once the new one is
+        complete. Its mode and symbolic links to it are kept.
 
     Raises
     ------
     ValueError
         If :func:`load` could not read the file, or if parameters that a warm start
-        cannot change were changed since the fit. Nothing is written then.
+        cannot change were changed since the fit. Then nothing is written.
     sklearn.exceptions.NotFittedError
         If the estimator is not fitted.
     ImportError
@@ -67,24 +70,24 @@ def save(estimator: BaseEstimator, path: Path) -> None:
     Warns
     -----
     NotSavedWarning
-        If there are `callbacks`, or a `memory`: they are left out.
+        If there are `callbacks` or a `memory`, which are not saved.
 
     See Also
     --------
-    load : The way back.
-    export_onnx : For serving without this package.
+    load : Loads the file.
+    export_onnx : Exports a model for serving without this package.
 
     Notes
     -----
-    The weights of your own modules are saved; :func:`load` needs the modules. The
+    The weights of your own modules are saved, and :func:`load` needs the modules. The
     optimizer's moments are in the file, so that a warm start continues where the fit
-    ended. The losses of single batches in the history of `net_` are not.
+    ended. The losses of single batches in the history of `net_` are not saved.
 
-    Of a certifier of another model, a :class:`skvaecert.wrappers.TrainedEncoder` for
-    example, everything is saved but the model: certificate, witness, teacher,
-    calibration, and hashes of the samples and of the weights of torch modules. With
-    the model, :func:`load` gives back the certifier, and :func:`verify` makes the
-    certificate again.
+    For a certifier of another model, for example a
+    :class:`skvaecert.wrappers.TrainedEncoder`, everything is saved except the model:
+    the certificate, witness, teacher and calibration, and hashes of the samples and of
+    the weights of torch modules. If you pass the model, :func:`load` returns the
+    certifier, and :func:`verify` recomputes the certificate.
 
     Examples
     --------
@@ -121,7 +124,7 @@ def save(estimator: BaseEstimator, path: Path) -> None:
 
 
 def _check_loads(data: bytes, brought: Brought) -> None:
-    """Load what is to be written, so that no file is written that cannot be loaded."""
+    """Load the bytes before they are written: every saved file can be loaded."""
     budget = Budget()
     try:
         content, arrays, checksum = from_bytes(data, budget)
@@ -137,35 +140,35 @@ def _check_loads(data: bytes, brought: Brought) -> None:
 
 
 def load(path: Path, *, estimator: Any = None, modules: Modules | None = None) -> Any:
-    """Load an estimator from a file of :func:`save`, which may be a stranger's.
+    """Load an estimator from a file of :func:`save`, which may come from a stranger.
 
-    Nothing in the file is imported or run. Memory is at most 64 MiB and four times the
-    size of the file. Whether the values are what they claim to be is another question:
-    :func:`verify` answers it for the certificate.
+    Nothing in the file is imported or run. Memory use is at most 64 MiB plus four times
+    the size of the file. The values may still be wrong: :func:`verify` checks those of
+    the certificate.
 
     Parameters
     ----------
     path : str or path
-        The file.
+        File to load.
     estimator : estimator or None, default=None
-        The certified model, if it is not a `CertifiedVAE` or `GMMTeacher`: it is not in
-        the file. Pass it fitted, in the wrapper that it was certified in. Its torch
-        modules must have the weights that were certified. Without it the certificate,
-        the witness and the teacher can be used, and nothing can be encoded.
+        The certified model, if it is not a `CertifiedVAE` or `GMMTeacher`, because then
+        it is not in the file. Pass it fitted, in the wrapper in which it was certified.
+        Its torch modules must have the weights that were certified. If None, you can
+        use the certificate, the witness and the teacher, but not encode samples.
     modules : dict or None, default=None
-        Under "encoder" and "decoder" the classes, functions or modules that the VAE
-        was made of, if they were your own; they get the weights in the file.
+        The classes, functions or modules of the VAE that are your own, under the keys
+        "encoder" and "decoder". They get the weights in the file.
 
     Returns
     -------
     GMMTeacher, CertifiedVAE or CollapseCertifier
-        Fitted, on the device that its parameter `device` asks for, or on the CPU where
-        that is not there. `callbacks` and `memory` are None.
+        The fitted estimator, on the device of its parameter `device`, or on the CPU if
+        that device is not available. `callbacks` and `memory` are None.
 
     Raises
     ------
     InvalidFileError
-        If the file is not one that :func:`save` wrote.
+        If the file was not written by :func:`save`.
     ValueError
         If `estimator` or `modules` are not those that the file needs.
     OSError
@@ -175,12 +178,12 @@ def load(path: Path, *, estimator: Any = None, modules: Modules | None = None) -
 
     See Also
     --------
-    save : The way there, with an example.
+    save : Saves the file; has an example.
     """
     modules = modules or {}
     if unknown := modules.keys() - {"encoder", "decoder"}:
         raise ValueError(
-            "modules must have keys among 'encoder' and 'decoder', got "
+            "modules must only have the keys 'encoder' and 'decoder', got "
             f"{sorted(unknown)}."
         )
     check_encoder(estimator)
@@ -193,16 +196,16 @@ def load(path: Path, *, estimator: Any = None, modules: Modules | None = None) -
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file inside the block into an error that names it."""
+    """Turn errors about a file inside the block into an error that names the file."""
     try:
         yield
     except (InvalidFileError, OwnModuleError, OSError):
         raise
-    except Exception as error:  # whatever taking wrong data for right ones ends in
+    except Exception as error:  # invalid data can raise any error
         reason = f"{type(error).__name__}: {error}"[:500]
         raise InvalidFileError(
-            f"{os.fspath(path)} must be a file as skvaecert saves it, got one that "
-            f"cannot be taken: {reason} Nothing in it was run."
+            f"{os.fspath(path)} must be a file that skvaecert saved, got one that "
+            f"cannot be read: {reason} Nothing in it was run."
         ) from error
 
 
@@ -216,7 +219,7 @@ def _restore(
         )
     objects = content["objects"]
     if "origin" in (objects[-1]["fitted"] or {}):
-        # The same wherever it is loaded, so that parts of a certificate can be merged.
+        # The same wherever the file is loaded, so that parts of a certificate merge.
         objects[-1]["fitted"]["origin"] = checksum
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,6 @@
-"""Make the certificate in a file again."""
+"""Recompute the certificate in a file."""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -18,26 +20,26 @@ from skvaecert.persistence._save import Path, load, naming
 
 __all__ = ["Verification", "verify"]
 
-# Of values other than margins, as a share.
+# Relative tolerance of all values.
 _CLOSE = 1e-6
 _MARGINS = ("margin", "margin_low", "margin_high", "alignment_loss")
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Whether a saved certificate is what the saved model gives on samples at hand.
+    """Comparison of a saved certificate with that of the saved model on samples.
 
     Attributes
     ----------
     stored : Certificate
         The certificate in the file.
     recomputed : Certificate or None
-        The certificate made again; None on samples other than those of the fit, of
-        which the stored certificate says nothing.
+        The recomputed certificate. None if the samples are not those of the fit: the
+        stored certificate says nothing about other samples.
 
     See Also
     --------
-    verify : Makes one.
+    verify : Makes this comparison.
     """
 
     stored: Certificate
@@ -45,12 +47,12 @@ class Verification:
 
     @property
     def same_samples(self) -> bool:
-        """Whether samples, and posteriors if there are any, have the stored hash.
+        """Whether the samples, and posteriors if passed, have the stored hash.
 
         Returns
         -------
         bool
-            True if they do.
+            True if they have it.
         """
         return self.recomputed is not None
 
@@ -58,13 +60,14 @@ class Verification:
     def differences(self) -> tuple[str, ...]:
         """Names of the values in which the two certificates differ.
 
-        Margins and the alignment loss may differ by the recomputed tolerance, but not
-        by more than the teacher information; other values by 1e-6 of their size.
+        Margins and the alignment loss may differ by the recomputed tolerance, but by no
+        more than the teacher information. Other values may differ by 1e-6 of their
+        size.
 
         Returns
         -------
         tuple of str
-            Empty if they agree, or if there is none to compare with.
+            Empty if the certificates agree, or if none was recomputed.
         """
         if self.recomputed is None:
             return ()
@@ -78,28 +81,27 @@ class Verification:
         Returns
         -------
         bool or None
-            None on other samples, which tell nothing about the model.
+            None on other samples, which say nothing about the model.
         """
         return None if self.recomputed is None else not self.differences
 
     @property
     def confirmed(self) -> bool:
-        """Whether the samples are those of the certificate, and the values too.
+        """Whether the samples are those of the certificate and the values agree.
 
         Returns
         -------
         bool
-            True only if both are.
+            True only if both hold.
         """
         return self.agrees is True
 
     def __str__(self) -> str:
         if self.recomputed is None:
             return (
-                "Not confirmed: these samples do not have the hash that the file "
-                "gives, and of others the certificate says nothing. Give the samples "
-                "of the fit, all of them and in their order, and its teacher_proba if "
-                "there was one."
+                "Not confirmed: these samples do not have the hash in the file, and "
+                "the certificate says nothing about other samples. Pass all samples of "
+                "the fit in the same order, and its teacher_proba if there was one."
             )
         if self.agrees:
             return (
@@ -107,10 +109,10 @@ class Verification:
                 f'the verdict "{self.stored.verdict}" and the margin '
                 f"{self.stored.margin:.6g} nats, as the certificate says."
             )
-        told = "; ".join(map(self._told, self.differences))
-        return f"Not confirmed: on the samples of the certificate, {told}."
+        listed = "; ".join(map(self._difference, self.differences))
+        return f"Not confirmed: on the samples of the certificate, {listed}."
 
-    def _told(self, name: str) -> str:
+    def _difference(self, name: str) -> str:
         stored, recomputed = getattr(self.stored, name), getattr(self.recomputed, name)
         return f"{name} is stored as {stored!r} and recomputed as {recomputed!r}"
 
@@ -123,7 +125,7 @@ class Verification:
 
     @property
     def _slack(self) -> dict[str, float]:
-        """How far margins may differ, beside their relative difference."""
+        """Absolute tolerances, in addition to the relative one."""
         assert self.recomputed is not None
         information = self.recomputed.teacher_information
         slack = min(self.recomputed.tolerance, information)
@@ -146,17 +148,17 @@ def verify(
     estimator: Any = None,
     modules: Modules | None = None,
 ) -> Verification:
-    """Load a certifier and make its training certificate again.
+    """Load a certifier and recompute its training certificate.
 
     Parameters
     ----------
     path : str or path
-        A file with a :class:`skvaecert.CollapseCertifier`.
+        File with a :class:`skvaecert.CollapseCertifier`.
     X : array-like of shape (n_samples, n_features)
-        The samples of its `fit`, all of them and in their order. For a fitted witness
-        the certificate is on half of them.
+        All samples of its `fit`, in the same order. If the witness was fitted, the
+        certificate uses one half of them.
     teacher_proba : array-like of shape (n_samples, n_components), default=None
-        The posteriors of its `fit`, if there were any.
+        Teacher's posteriors that were passed to `fit`, if there were any.
     estimator : estimator or None, default=None
         As in :func:`load`.
     modules : dict or None, default=None
@@ -165,12 +167,12 @@ def verify(
     Returns
     -------
     Verification
-        Prints as a sentence.
+        The comparison. It prints as a sentence.
 
     Raises
     ------
     InvalidFileError
-        If the file is not valid or holds no certifier.
+        If the file is not valid or contains no certifier.
     ValueError
         If `estimator` or `modules` are not those that the file needs.
 
@@ -193,10 +195,10 @@ def verify(
     certifier = load(path, estimator=estimator, modules=modules)
     if not isinstance(certifier, CollapseCertifier):
         raise InvalidFileError(
-            f"{os.fspath(path)} must hold a CollapseCertifier to be verified, got a "
+            f"{os.fspath(path)} must contain a CollapseCertifier to be verified, got a "
             f"{type(certifier).__name__}, which has no certificate."
         )
-    # Samples that were certified once are not to blame if they cannot be any more.
+    # If you passed only a file, an error on the samples of its fit is the file's fault.
     is_theirs = estimator is None and not modules
     with naming(path) if is_theirs else contextlib.nullcontext():
         recomputed = certifier.__recertify__(X, teacher_proba)

@@ -1,4 +1,9 @@
-"""Displays: values in, picture out. matplotlib is imported when something is drawn."""
+"""Displays: each draws a picture of given values, or of an estimator and samples.
+
+matplotlib is imported when something is drawn.
+"""
+
+from __future__ import annotations
 
 from skvaecert.plotting._contributions import ContributionDisplay
 from skvaecert.plotting._energy import MarginEnergyDisplay

@@ -1,6 +1,8 @@
-"""What each sample adds to the margin."""
+"""Contributions of samples or clusters to the margin."""
 
-from typing import TYPE_CHECKING, Any, Self
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,40 +31,42 @@ _MOST_BINS = 50
 
 
 class ContributionDisplay:
-    """What each sample adds to the margin, or each component of the teacher.
+    """Contribution of each sample, or of each cluster of the teacher, to the margin.
 
-    The contributions g_i of the samples average to the margin G; the contributions G_k
-    of the components add up to it. On samples below 0 the witness is wrong about the
-    component: the mean teacher would do better.
+    The margin G is the mean of the contributions g_i of the samples, and the sum of the
+    contributions G_k of the clusters. For samples below 0, the witness predicts the
+    teacher's posterior worse than the mean teacher does.
 
     Parameters
     ----------
     contributions : array-like of shape (n_samples,)
-        g_i, nats.
+        Contributions g_i of the samples in nats.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights, normalised to sum 1; uniform when None.
+        Individual weights for each sample, which are normalized to sum 1. If None, the
+        samples are equally weighted.
     component_contributions : array-like of shape (n_components,), default=None
-        G_k, nats.
+        Contributions G_k of the clusters in nats.
     component_information : array-like of shape (n_components,), default=None
-        I_k, nats: the most that each G_k could be if the witness were the teacher.
+        Information I_k of the clusters in nats: the value that G_k has if the witness
+        is the teacher.
 
     Attributes
     ----------
     margin : float
-        Weighted mean of the contributions, nats.
+        Weighted mean of the contributions in nats.
     share_below : float
-        Weighted share of samples below 0, from 0 to 1.
+        Weighted share of samples with a contribution below 0, from 0 to 1.
     ax_ : matplotlib Axes
         Axes with the picture.
     figure_ : matplotlib Figure
-        Figure containing it.
+        Figure containing the picture.
     bars_ : matplotlib BarContainer
         The bars.
 
     See Also
     --------
-    skvaecert.metrics.margin_contributions : Computes those of samples.
-    skvaecert.metrics.component_contributions : Computes those of components.
+    skvaecert.metrics.margin_contributions : Computes the contributions of samples.
+    skvaecert.metrics.component_contributions : Computes those of clusters.
 
     References
     ----------
@@ -104,7 +108,7 @@ class ContributionDisplay:
         sample_weight: ArrayLike | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw the contributions of some samples.
+        """Draw the contributions of samples.
 
         Parameters
         ----------
@@ -113,16 +117,17 @@ class ContributionDisplay:
         X : array-like of shape (n_samples, n_features)
             Samples.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Teacher's posteriors of `X`. If None, the fitted teacher computes them.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weights; uniform when None.
+            Individual weights for each sample. If None, the samples are equally
+            weighted.
         **kwargs : dict
             Passed to :meth:`plot`.
 
         Returns
         -------
         ContributionDisplay
-            Drawn.
+            Object that stores the computed values.
         """
         mean, proba, witness = read_means(estimator, X, teacher_proba)
         log_q = witness.log_proba(mean)
@@ -137,29 +142,33 @@ class ContributionDisplay:
         return display.plot(**kwargs)
 
     def plot(
-        self, ax: "Axes | None" = None, *, kind: str = "histogram", **kwargs: Any
+        self,
+        ax: Axes | None = None,
+        *,
+        kind: Literal["histogram", "components"] = "histogram",
+        **kwargs: Any,
     ) -> Self:
         """Draw the contributions.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         kind : {"histogram", "components"}, default="histogram"
-            A histogram of the samples, or a bar for each component of the teacher,
-            beside its information.
+            A histogram over the samples, or a bar for each cluster of the teacher, next
+            to its information.
         **kwargs : dict
-            Passed to matplotlib's `bar`; the colours are fixed.
+            Keyword arguments to be passed to matplotlib's `bar`. The colors are fixed.
 
         Returns
         -------
         ContributionDisplay
-            This display.
+            Object that stores the computed values.
 
         Raises
         ------
         ValueError
-            If `kind` is neither, or there are no values for components.
+            If `kind` is not one of these options, or there are no values of clusters.
         """
         if kind not in ("histogram", "components"):
             raise ValueError(f"kind must be 'histogram' or 'components', got {kind!r}.")
@@ -168,7 +177,13 @@ class ContributionDisplay:
                 "component_contributions must be given for kind='components', got "
                 "None. Use from_estimator, or metrics.component_contributions."
             )
-        self.ax_ = axes_for(ax)
+        title = (
+            f"What each cluster adds to the margin of {self.margin:.3g} nats"
+            if kind == "components"
+            else f"Margin {self.margin:.3g} nats: "
+            f"{self.share_below:.1%} of samples lower it"
+        )
+        self.ax_ = axes_for(ax, title)
         self.figure_ = self.ax_.figure
         draw = self._draw_components if kind == "components" else self._draw_histogram
         draw(**kwargs)
@@ -177,6 +192,7 @@ class ContributionDisplay:
     def _draw_histogram(self, **kwargs: Any) -> None:
         edges = _edges_with_zero(self.contributions)
         share, _ = np.histogram(self.contributions, edges, weights=self.sample_weight)
+        # Rounding may put the edge at 0 slightly below 0.
         below = edges[:-1] < -1e-9 * (edges[1] - edges[0])
         self.bars_ = self.ax_.bar(
             edges[:-1], 100 * share, np.diff(edges), align="edge", **kwargs
@@ -201,19 +217,21 @@ class ContributionDisplay:
             self.ax_.bar(
                 places,
                 self.component_information,
-                label="information: what the teacher itself would contribute",
+                label="contribution if the witness were the teacher",
                 **look,
             )
         self.bars_ = self.ax_.bar(places, values, 0.5, **kwargs)
         for bar, value in zip(self.bars_, values, strict=True):
             bar.set(**area_style(below=bool(value < 0)))
         self.ax_.axhline(0, color="0.2", linewidth=1)
-        self.ax_.set(xlabel="teacher component", ylabel="nats")
-        self._legend((f"contributions, in sum {self.margin:.3g} nats", False))
+        self.ax_.set(
+            xlabel="teacher's cluster", ylabel="contribution to the margin (nats)"
+        )
+        self._legend((f"contribution, {self.margin:.3g} nats in sum", False))
         whole_numbers(self.ax_)
 
     def _legend(self, *fills: tuple[str, bool]) -> None:
-        """Explain lines and fills above the axes."""
+        """Draw a legend of lines and fills above the axes."""
         from matplotlib.patches import Patch
 
         lines, _ = self.ax_.get_legend_handles_labels()
@@ -224,11 +242,11 @@ class ContributionDisplay:
 
     @property
     def _mean(self) -> str:
-        return f"mean = margin, {self.margin:.3g} nats"
+        return f"mean: the margin, {self.margin:.3g} nats"
 
 
 def _edges_with_zero(values: Floats) -> Floats:
-    """Return edges of bins, 0 among them, so that no bin has samples of both sides."""
+    """Return edges of bins, with 0 among them: no bin has samples of both signs."""
     n_bins = min(len(np.histogram_bin_edges(values, "auto")), _MOST_BINS)
     low, high = min(0.0, values.min()), max(0.0, values.max())
     width = (high - low) / n_bins or 1.0

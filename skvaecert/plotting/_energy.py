@@ -1,5 +1,7 @@
 """Margin against energy."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -17,28 +19,31 @@ __all__ = ["MarginEnergyDisplay"]
 
 
 class MarginEnergyDisplay:
-    """Margin against energy: the scaled analytic code, and where a model stands.
+    """Margin against energy: the scaled analytic code, and the model.
 
-    The curve is that of the codes lambda z*, which use only the dimensions that the
-    witness sees. The dot is the model. The ring at the same height counts only the
-    energy in the dimensions of the witness; the difference goes into the free
-    dimensions. A ring left of the curve is cheaper than the scaled analytic code. This
-    is possible, because that code is not the cheapest for its margin.
+    The energy is half the mean squared norm of the latent means. The curve shows the
+    codes lambda z*, the analytic code z* scaled by lambda. They use only the dimensions
+    that the witness reads. The dot is the model with its whole energy. The ring at the
+    same height counts only the energy in the dimensions of the witness. The difference
+    is in the free dimensions. A model whose ring is left of the curve needs less energy
+    than the scaled analytic code. This is possible, because that code is not the
+    cheapest for its margin.
 
     Parameters
     ----------
     path_energy : array-like of shape (n_points,)
-        Energy along the path, nats per sample.
+        Energy along the curve in nats per sample.
     path_margin : array-like of shape (n_points,)
-        Margin along the path, nats.
+        Margin along the curve in nats.
     energy : float
-        Of the model's means, sum_i p_i ||mu_i||^2 / 2, nats per sample.
+        Energy of the model's latent means, sum_i p_i ||mu_i||^2 / 2, in nats per
+        sample.
     protected_energy : float
-        The part of it in the dimensions that the witness sees.
+        Part of this energy in the dimensions that the witness reads.
     margin : float
-        Of the model, nats.
+        Margin of the model in nats.
     teacher_information : float
-        I_T on the same samples, nats.
+        Teacher information I_T on the same samples in nats.
 
     Attributes
     ----------
@@ -49,9 +54,9 @@ class MarginEnergyDisplay:
     line_ : matplotlib Line2D
         The curve.
     point_ : matplotlib Line2D
-        The model, with all of its energy.
+        The dot: the model with its whole energy.
     ring_ : matplotlib Line2D
-        The model, with the energy that the witness sees.
+        The ring: the model with the energy in the dimensions of the witness.
 
     See Also
     --------
@@ -97,28 +102,28 @@ class MarginEnergyDisplay:
         teacher_proba: ArrayLike | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Draw where a fitted estimator stands on some samples.
+        """Draw a fitted estimator on samples.
 
         Parameters
         ----------
         estimator : CertifiedVAE or CollapseCertifier
-            Fitted; the witness is the fixed simplex.
+            Fitted. The witness must be the fixed simplex.
         X : array-like of shape (n_samples, n_features)
             Samples.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Teacher's posteriors of `X`. If None, the fitted teacher computes them.
         **kwargs : dict
             Passed to :meth:`plot`.
 
         Returns
         -------
         MarginEnergyDisplay
-            Drawn.
+            Object that stores the computed values.
 
         Raises
         ------
         ValueError
-            If the estimator is not fitted or lacks that witness, or if samples or
+            If the estimator is not fitted or has another witness, or if samples or
             posteriors are not valid.
         """
         check_is_fitted(estimator)
@@ -133,7 +138,8 @@ class MarginEnergyDisplay:
             path_energy=path.energy,
             path_margin=path.margin,
             energy=_energy(mean),
-            # S^T S is K / (K - 1) times the projection (theory section 1).
+            # S^T S is K / (K - 1) times the projection on the witness's dimensions
+            # (theory section 1).
             protected_energy=(1 - 1 / proba.shape[1])
             * _energy(mean @ estimator.vertices_.T),
             margin=collapse_margin(proba, witness.log_proba(mean)),
@@ -141,28 +147,32 @@ class MarginEnergyDisplay:
         )
         return display.plot(**kwargs)
 
-    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+    def plot(self, ax: Axes | None = None, **line_kwargs: Any) -> Self:
         """Draw the curve and the model.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         **line_kwargs : dict
-            Passed to matplotlib's `plot` for the curve.
+            Keyword arguments to be passed to matplotlib's `plot` for the curve.
 
         Returns
         -------
         MarginEnergyDisplay
-            This display.
+            Object that stores the computed values.
         """
-        ax = axes_for(ax)
+        title = (
+            f"This model reaches {self.margin:.3g} of {self.teacher_information:.3g} "
+            f"nats of margin with {self.energy:.3g} nats of energy"
+        )
+        ax = axes_for(ax, title)
         most: dict[str, Any] = {
             "linestyle": "--",
-            "label": "teacher information: the most there is",
+            "label": "teacher information: the largest possible margin",
         }
         ax.axhline(self.teacher_information, color="0.4", **most)
-        ax.axhline(0, color="0.2", linewidth=1, label="the best constant code")
+        ax.axhline(0, color="0.2", linewidth=1, label="the best constant mean")
         (self.line_,) = ax.plot(
             self.path_energy,
             self.path_margin,
@@ -170,11 +180,14 @@ class MarginEnergyDisplay:
         )
         self._plot_model(ax)
         ax.legend(frameon=False, fontsize="small")
-        ax.set(xlabel="energy (nats per sample)", ylabel="margin (nats)")
+        ax.set(
+            xlabel="energy of the latent means (nats per sample)",
+            ylabel="margin (nats)",
+        )
         self.ax_, self.figure_ = ax, ax.figure
         return self
 
-    def _plot_model(self, ax: "Axes") -> None:
+    def _plot_model(self, ax: Axes) -> None:
         both = [self.protected_energy, self.energy]
         ax.plot(both, [self.margin] * 2, color="C3", linewidth=1)
         look: dict[str, Any] = {"color": "C3", "marker": "o", "linestyle": "none"}
@@ -182,10 +195,13 @@ class MarginEnergyDisplay:
             both[:1],
             [self.margin],
             **look | {"fillstyle": "none", "markersize": 9},
-            label="this model, in the dimensions of the witness",
+            label="this model: energy in the witness's dimensions",
         )
         (self.point_,) = ax.plot(
-            both[1:], [self.margin], **look, label="this model, in all dimensions"
+            both[1:],
+            [self.margin],
+            **look,
+            label="this model: energy in all dimensions",
         )
 
 

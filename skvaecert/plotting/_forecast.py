@@ -1,4 +1,6 @@
-"""Forecast margin and energy, and collapse without alignment."""
+"""Forecast of margin and energy, and of collapse without alignment."""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,36 +17,37 @@ __all__ = ["ForecastDisplay"]
 
 
 class ForecastDisplay:
-    """Forecast margin and energy against alignment_weight / kl_weight.
+    """Forecast of margin and energy against alignment_weight / kl_weight.
 
-    The margin, on the left, rises from that of a constant code to the teacher
-    information. The energy, on the right and in another colour, is what the latent
-    means pay for it. A dot on each curve marks the weights of the estimator, or those
-    that ``alignment_weight="auto"`` needs for its target. The title of the legend says
-    what the samples and `kl_weight` would do without alignment.
+    The margin, on the left axis, rises from that of a constant mean to the teacher
+    information. The energy, on the right axis, is the price that the latent means pay
+    for the margin. A dot on each curve marks the weights of the estimator, or the ratio
+    of weights that ``alignment_weight="auto"`` needs for its target. The legend's title
+    states the forecast of collapse without alignment.
 
     Parameters
     ----------
     forecast : ForecastCurve
-        From :meth:`skvaecert.CertifiedVAE.forecast`, with at least one finite ratio
-        above 0. Other ratios have no place on the logarithmic axis and are left out.
+        Result of :meth:`skvaecert.CertifiedVAE.forecast`, with at least one finite
+        ratio above 0. Other ratios have no place on the logarithmic axis and are left
+        out.
 
     Attributes
     ----------
     ax_ : matplotlib Axes
         Axes with the margin.
     energy_ax_ : matplotlib Axes
-        Axes with the energy, over the same ratios.
+        Axes with the energy, which share the ratios.
     figure_ : matplotlib Figure
-        Figure containing both.
+        Figure containing both axes.
     margin_line_, energy_line_ : matplotlib Line2D
         The curves.
     point_ : matplotlib Line2D or None
-        The dot on the margin; None where the weights have no place on the axis.
+        The dot on the margin, or None if the ratio has no place on the axis.
 
     See Also
     --------
-    CertifiedVAE : Its `forecast` computes the values.
+    CertifiedVAE : Its method `forecast` computes the values.
 
     Examples
     --------
@@ -72,7 +75,7 @@ class ForecastDisplay:
         teacher_proba: ArrayLike | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Forecast and draw; an unfitted estimator stays unfitted.
+        """Compute a forecast and draw it. An unfitted estimator stays unfitted.
 
         Parameters
         ----------
@@ -83,34 +86,34 @@ class ForecastDisplay:
         ratio : array-like of shape (n_ratios,), default=None
             As in :meth:`skvaecert.CertifiedVAE.forecast`.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Teacher's posteriors of `X`. If None, the fitted teacher computes them.
         **kwargs : dict
             Passed to :meth:`plot`.
 
         Returns
         -------
         ForecastDisplay
-            Drawn.
+            Object that stores the computed values.
         """
         forecast = estimator.forecast(X, ratio=ratio, teacher_proba=teacher_proba)
         return cls(forecast).plot(**kwargs)
 
-    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+    def plot(self, ax: Axes | None = None, **line_kwargs: Any) -> Self:
         """Draw the curves.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         **line_kwargs : dict
-            Passed to matplotlib's `plot` for the margin.
+            Keyword arguments to be passed to matplotlib's `plot` for the margin.
 
         Returns
         -------
         ForecastDisplay
-            This display.
+            Object that stores the computed values.
         """
-        self.ax_ = ax = axes_for(ax)
+        self.ax_ = ax = axes_for(ax, self._title)
         self.energy_ax_, self.figure_ = ax.twinx(), ax.figure
         ax.axhline(0, color="0.2", linewidth=1)
         information = self.forecast.teacher_information
@@ -121,12 +124,12 @@ class ForecastDisplay:
         self._draw_point()
         ax.set(
             xscale="log",
-            xlabel="alignment_weight / kl_weight",
+            xlabel="ratio alignment_weight / kl_weight",
             ylabel="forecast margin (nats)",
         )
-        self.energy_ax_.set_ylabel("energy (nats)", color="C1")
+        self.energy_ax_.set_ylabel("energy of the latent means (nats)", color="C1")
         self.energy_ax_.tick_params(axis="y", colors="C1")
-        # Both zeros at the same height.
+        # Put both zeros at the same height.
         (low, high), most = ax.get_ylim(), self.energy_ax_.get_ylim()[1]
         self.energy_ax_.set_ylim(most * low / high, most)
         handles = [*ax.get_legend_handles_labels()[0], self.energy_line_]
@@ -134,26 +137,38 @@ class ForecastDisplay:
         legend_above(ax, handles=handles, ncols=2, title=note, alignment="left")
         return self
 
+    @property
+    def _title(self) -> str:
+        forecast = self.forecast
+        if not _has_place(forecast.operating_ratio):
+            return "Forecast of margin and energy"
+        return (
+            f"Forecast: margin {forecast.operating_margin:.3g} of "
+            f"{forecast.teacher_information:.3g} nats at ratio "
+            f"{forecast.operating_ratio:.3g}"
+        )
+
     def _draw_curves(self, **line_kwargs: Any) -> None:
         ratio, margin, energy = map(
             np.asarray,
             (self.forecast.ratio, self.forecast.margin, self.forecast.energy),
         )
-        shown = (ratio > 0) & np.isfinite(ratio)
+        # The axis is logarithmic: ratio 0 and infinity cannot be drawn.
+        shown = _has_place(ratio)
         (self.margin_line_,) = self.ax_.plot(
             ratio[shown],
             margin[shown],
             **{"label": "margin", "color": "C0"} | line_kwargs,
         )
         (self.energy_line_,) = self.energy_ax_.plot(
-            ratio[shown], energy[shown], color="C1", label="energy"
+            ratio[shown], energy[shown], color="C1", linestyle="-.", label="energy"
         )
 
     def _draw_point(self) -> None:
-        """Mark the weights, if they have a place on a logarithmic axis."""
+        """Mark the ratio of the weights, if it has a place on the axis."""
         self.point_ = None
         forecast = self.forecast
-        if not 0 < forecast.operating_ratio < np.inf:
+        if not _has_place(forecast.operating_ratio):
             return
         target = forecast.target_margin
         whose = "these weights" if target is None else f"for a margin of {target:.0%}"
@@ -172,6 +187,11 @@ class ForecastDisplay:
         )
 
 
+def _has_place(ratio: Any) -> Any:
+    """Return whether ratios have a place on a logarithmic axis."""
+    return (np.asarray(ratio) > 0) & np.isfinite(ratio)
+
+
 def _without_alignment(forecast: ForecastCurve) -> str:
     threshold, kept = forecast.collapse_threshold, forecast.linear_information
     below = forecast.kl_weight < threshold
@@ -181,6 +201,6 @@ def _without_alignment(forecast: ForecastCurve) -> str:
         outcome = f"a linear VAE {f'keeps {kept:.3g} nats' if below else 'collapses'}"
     side = "below" if below else "not below"
     return (
-        f"without alignment {outcome}:\n"
+        f"Without alignment, {outcome}:\n"
         f"kl_weight {forecast.kl_weight:.3g} is {side} the threshold {threshold:.3g}"
     )

@@ -1,4 +1,6 @@
-"""Margin over epochs."""
+"""Margin during training."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
@@ -6,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert.plotting._style import axes_for
+from skvaecert.plotting._style import axes_for, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,20 +19,20 @@ __all__ = ["MarginHistoryDisplay"]
 class MarginHistoryDisplay:
     """Margin after each epoch, between 0 and the teacher information.
 
-    Above the zero line the encoder mean cannot be constant; the line at the teacher
-    information is the most that can be reached. A dotted vertical line marks each
-    change of the weights, where a warm start began.
+    Above the zero line, the latent mean cannot be constant. The line at the teacher
+    information is the largest possible margin. A dotted vertical line marks each change
+    of the weights, where a warm start began.
 
     Parameters
     ----------
     history : sequence of dict
-        One per epoch, with "epoch", "margin", "teacher_information", "kl_weight" and
-        "alignment_weight", as in the attribute `history_` of :class:`CertifiedVAE`.
+        One dict per epoch, with "epoch", "margin", "teacher_information", "kl_weight"
+        and "alignment_weight", as in the attribute `history_` of :class:`CertifiedVAE`.
 
     Attributes
     ----------
     epoch, margin, teacher_information : ndarray of shape (n_epochs,)
-        The values drawn; the last two in nats.
+        The values drawn. The last two are in nats.
     changes : ndarray of shape (n_changes,)
         Epochs after which the weights changed.
     ax_ : matplotlib Axes
@@ -68,14 +70,14 @@ class MarginHistoryDisplay:
         Parameters
         ----------
         estimator : CertifiedVAE or CollapseCertifier
-            Fitted; of a certifier, the history of its encoder.
+            Fitted. For a certifier, the history of its encoder is drawn.
         **kwargs : dict
             Passed to :meth:`plot`.
 
         Returns
         -------
         MarginHistoryDisplay
-            Drawn.
+            Object that stores the computed values.
         """
         check_is_fitted(estimator)
         encoder = getattr(estimator, "estimator_", estimator)
@@ -86,35 +88,43 @@ class MarginHistoryDisplay:
             )
         return cls(encoder.history_).plot(**kwargs)
 
-    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+    def plot(self, ax: Axes | None = None, **line_kwargs: Any) -> Self:
         """Draw the curve.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         **line_kwargs : dict
-            Passed to matplotlib's `plot` for the curve.
+            Keyword arguments to be passed to matplotlib's `plot` for the curve.
 
         Returns
         -------
         MarginHistoryDisplay
-            This display.
+            Object that stores the computed values.
         """
-        ax = axes_for(ax)
+        is_new = ax is None
+        title = (
+            f"Margin {self.margin[-1]:.3g} of at most "
+            f"{self.teacher_information[-1]:.3g} nats after {self.epoch[-1]} epochs"
+        )
+        ax = axes_for(ax, title)
         for change in self.changes:
             ax.axvline(change + 0.5, color="0.6", linestyle=":", linewidth=1)
-        ax.axhline(0, color="0.2", linewidth=1)
+        ax.axhline(0, color="0.2", linewidth=1, label="the best constant mean")
         ax.plot(
             self.epoch,
             self.teacher_information,
             color="0.4",
             linestyle="--",
-            label="teacher information: the most there is",
+            label="teacher information: the largest possible margin",
         )
         (self.line_,) = ax.plot(
             self.epoch, self.margin, **{"label": "margin"} | line_kwargs
         )
         ax.set(xlabel="epoch", ylabel="margin (nats)")
+        # On given axes, several histories may share one legend: leave it to the user.
+        if is_new:
+            legend_above(ax)
         self.ax_, self.figure_ = ax, ax.figure
         return self

@@ -1,13 +1,15 @@
-"""What drawn codes carry, model by model."""
+"""Information of drawn codes, for one or more models."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from skvaecert.plotting._style import COLOURS, axes_for, legend_above, plain_text
+from skvaecert.plotting._style import COLORS, axes_for, legend_above, plain_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,15 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["InformationBracketDisplay"]
 
-_TOLD = {
+_STATE_WORDS = {
     "informative": "informative",
     "collapsed": "collapsed",
     "ignored": "ignored by the decoder",
     "undecided": "undecided",
 }
-_STATE_COLOURS = dict(zip(_TOLD, (*COLOURS[2:4], COLOURS[1], "0.6"), strict=True))
+_STATE_COLORS = dict(zip(_STATE_WORDS, (*COLORS[2:4], COLORS[1], "0.6"), strict=True))
 _HEIGHT = 0.4
-# On white, since the dashed line may run through it.
+# A white background, since the dashed line may run through the label.
 _LABEL: dict[str, Any] = {
     "va": "bottom",
     "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
@@ -32,26 +34,27 @@ _LABEL: dict[str, Any] = {
 
 
 class InformationBracketDisplay:
-    """What a drawn code tells about its sample: a bar per model, and its state.
+    """Information of a drawn code about its sample: one bar per model, with its state.
 
-    The bar is full up to the lower bound and hatched from there to the upper bound: the
-    information I(i; z) of drawn codes ends in the hatched part, which may be as narrow
-    as a line. The dashed line is what counts as negligible. The stroke at the right is
-    the most that codes can carry about these samples, the entropy of their weights.
+    Each bar is full up to the lower bound and hatched from there to the upper bound.
+    The information I(i; z) of drawn codes lies in the hatched part, which may be as
+    narrow as a line. The dashed line is the value below which information counts as
+    negligible. The stroke at the right is the most that codes can carry about these
+    samples, which is the entropy of their weights.
 
     Parameters
     ----------
     names : sequence of str
-        Of the models, from top to bottom.
+        Names of the models, from top to bottom.
     state : sequence of {"informative", "collapsed", "ignored", "undecided"}
-        Of the models, as in :class:`skvaecert.diagnosis.Diagnosis`.
+        States of the models, as in :class:`skvaecert.diagnosis.Diagnosis`.
     low, high : array-like of shape (n_models,)
-        Bounds on I(i; z), nats; nan for a model that has no standard deviations.
+        Bounds on I(i; z) in nats; nan for a model without standard deviations.
     limit : array-like of shape (n_models,)
-        The largest possible I(i; z), log(n_samples) for equal weights, nats; nan where
-        the bounds are.
+        The largest possible I(i; z) in nats, log(n_samples) for equal weights; nan if
+        the bounds are nan.
     negligible : float, default=0.05
-        Nats that count as none.
+        Information in nats that counts as negligible.
 
     Attributes
     ----------
@@ -73,7 +76,7 @@ class InformationBracketDisplay:
     Raises
     ------
     ValueError
-        If there are no models, or a state is another word.
+        If there are no models, or a state is not one of these options.
 
     See Also
     --------
@@ -100,7 +103,7 @@ class InformationBracketDisplay:
         self,
         *,
         names: Sequence[str],
-        state: Sequence[str],
+        state: Sequence[Literal["informative", "collapsed", "ignored", "undecided"]],
         low: ArrayLike,
         high: ArrayLike,
         limit: ArrayLike,
@@ -113,42 +116,43 @@ class InformationBracketDisplay:
         self.limit = np.asarray(limit, dtype=np.float64)
         self.negligible = negligible
         if not self.names:
-            raise ValueError("names must hold at least one model, got none.")
+            raise ValueError("names must contain at least one model, got none.")
         for one in self.state:
-            if one not in _TOLD:
-                raise ValueError(f"state must hold only {', '.join(_TOLD)}, got {one}.")
+            if one not in _STATE_WORDS:
+                raise ValueError(
+                    f"state must contain only {', '.join(_STATE_WORDS)}, got {one}."
+                )
 
     @classmethod
-    def from_diagnoses(
-        cls, diagnoses: "Mapping[str, Diagnosis]", **kwargs: Any
-    ) -> Self:
+    def from_diagnoses(cls, diagnoses: Mapping[str, Diagnosis], **kwargs: Any) -> Self:
         """Draw diagnoses.
 
         Parameters
         ----------
         diagnoses : mapping of str to Diagnosis
             Results of :func:`skvaecert.diagnose`, by the name of the model. The dashed
-            line is that of the first.
+            line is that of the first diagnosis.
         **kwargs : dict
             Passed to :meth:`plot`.
 
         Returns
         -------
         InformationBracketDisplay
-            Drawn.
+            Object that stores the computed values.
 
         Raises
         ------
         ValueError
-            If there are none.
+            If there are no diagnoses.
         """
         if not diagnoses:
-            raise ValueError("diagnoses must hold at least one diagnosis, got none.")
+            raise ValueError("diagnoses must contain at least one diagnosis, got none.")
         every = list(diagnoses.values())
-        low, high, limit = np.transpose([_ends(one) for one in every])
+        state: list[Any] = [one.state for one in every]
+        low, high, limit = np.transpose([_bounds(one) for one in every])
         display = cls(
             names=list(diagnoses),
-            state=[one.state for one in every],
+            state=state,
             low=low,
             high=high,
             limit=limit,
@@ -175,16 +179,16 @@ class InformationBracketDisplay:
         X : array-like of shape (n_samples, n_features)
             Samples.
         name : str or None, default=None
-            Label of the bar; the class of the encoder when None.
+            Label of the bar. If None, it is the class of the encoder.
         teacher_proba : array-like of shape (n_samples, n_components), default=None
-            Posteriors to use in place of the teacher's.
+            Teacher's posteriors of `X`. If None, the fitted teacher computes them.
         **kwargs : dict
             Passed to :meth:`plot`.
 
         Returns
         -------
         InformationBracketDisplay
-            Drawn.
+            Object that stores the computed values.
 
         Raises
         ------
@@ -195,29 +199,29 @@ class InformationBracketDisplay:
         if not hasattr(estimator, "diagnose"):
             raise ValueError(
                 "estimator must be a CollapseCertifier, which has diagnose, got "
-                f"{type(estimator).__name__}. Of arrays, use skvaecert.diagnose and "
+                f"{type(estimator).__name__}. For arrays, use skvaecert.diagnose and "
                 "from_diagnoses."
             )
         name = type(estimator.estimator_).__name__ if name is None else name
         found = estimator.diagnose(X, teacher_proba=teacher_proba)
         return cls.from_diagnoses({name: found}, **kwargs)
 
-    def plot(self, ax: "Axes | None" = None, **bar_kwargs: Any) -> Self:
+    def plot(self, ax: Axes | None = None, **bar_kwargs: Any) -> Self:
         """Draw the bars.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         **bar_kwargs : dict
-            Passed to matplotlib's `barh`, for the full bars.
+            Keyword arguments to be passed to matplotlib's `barh` for the full bars.
 
         Returns
         -------
         InformationBracketDisplay
-            This display.
+            Object that stores the computed values.
         """
-        ax = axes_for(ax, (6.4, 1.8 + 0.7 * len(self.names)))
+        ax = axes_for(ax, self._title, (6.4, 2.1 + 0.7 * len(self.names)))
         places = -np.arange(len(self.names), dtype=np.float64)
         self._draw_bars(ax, places, bar_kwargs)
         self._draw_lines(ax, places)
@@ -227,8 +231,8 @@ class InformationBracketDisplay:
         ]
         ax.set_yticks(places, [plain_text(name) for name in self.names])
         ax.set(
-            xlabel="what a drawn code tells about its sample (nats)",
-            xlim=(-0.01 * self._right, 1.02 * self._right),
+            xlabel="information of a drawn code about its sample (nats)",
+            xlim=(-0.01 * self._right_end, 1.02 * self._right_end),
             ylim=(0.5 - len(self.names), 0.75),
         )
         legend_above(ax, markerscale=0.6)
@@ -236,12 +240,12 @@ class InformationBracketDisplay:
         return self
 
     def _draw_bars(
-        self, ax: "Axes", places: NDArray[np.floating], bar_kwargs: dict[str, Any]
+        self, ax: Axes, places: NDArray[np.floating], bar_kwargs: dict[str, Any]
     ) -> None:
-        colours = [_STATE_COLOURS[one] for one in self.state]
-        # An edge shows bars that are too short to be seen.
-        look: dict[str, Any] = {"height": _HEIGHT, "edgecolor": colours, "linewidth": 2}
-        full = {"color": colours} | bar_kwargs
+        colors = [_STATE_COLORS[one] for one in self.state]
+        # An edge makes bars visible that are too short.
+        look: dict[str, Any] = {"height": _HEIGHT, "edgecolor": colors, "linewidth": 2}
+        full = {"color": colors} | bar_kwargs
         self.bars_ = ax.barh(places, self.low, **look | full)
         self.open_bars_ = ax.barh(
             places,
@@ -252,7 +256,7 @@ class InformationBracketDisplay:
             **look,
         )
 
-    def _draw_lines(self, ax: "Axes", places: NDArray[np.floating]) -> None:
+    def _draw_lines(self, ax: Axes, places: NDArray[np.floating]) -> None:
         self.negligible_ = ax.axvline(
             self.negligible,
             color="0.1",
@@ -266,13 +270,22 @@ class InformationBracketDisplay:
             places,
             color="0.1",
             linestyle="none",
-            label="the most that these samples allow",
+            label="the largest possible on these samples",
             **look,
         )
 
     @property
-    def _right(self) -> float:
-        """Where the axis ends."""
+    def _title(self) -> str:
+        n_models = len(self.names)
+        if n_models == 1:
+            return f"{plain_text(self.names[0])}: {_STATE_WORDS[self.state[0]]}"
+        n_collapsed = self.state.count("collapsed")
+        verb = "has" if n_collapsed == 1 else "have"
+        return f"{n_collapsed} of {n_models} models {verb} collapsed"
+
+    @property
+    def _right_end(self) -> float:
+        """The right end of the axis."""
         known = [self.negligible, *self.high, *self.limit]
         return float(np.nanmax(known))
 
@@ -280,21 +293,23 @@ class InformationBracketDisplay:
     def _labels(self) -> list[str]:
         ends = zip(self.state, self.low, self.high, strict=True)
         return [
-            # Of a collapsed code the upper bound says all.
-            f"{_TOLD[state]}: {_range(0 if state == 'collapsed' else low, high)}"
+            # For a collapsed code, the upper bound says all.
+            f"{_STATE_WORDS[state]}: "
+            f"{_bounds_in_words(0 if state == 'collapsed' else low, high)}"
             for state, low, high in ends
         ]
 
 
-def _ends(diagnosis: "Diagnosis") -> tuple[float, float, float]:
+def _bounds(diagnosis: Diagnosis) -> tuple[float, float, float]:
     found = diagnosis.information
     return (np.nan,) * 3 if found is None else (found.low, found.high, found.limit)
 
 
-def _range(low: float, high: float) -> str:
-    """Say the bounds, rounded outwards: no more than was shown."""
+def _bounds_in_words(low: float, high: float) -> str:
+    """Return the bounds in words, rounded outwards so that they still hold."""
     if np.isnan(low):
         return "no standard deviations to draw codes with"
+    # Small bounds get as many digits as they need to differ from 0.
     digits = 2 if high >= 0.01 or high == 0 else int(np.ceil(-np.log10(high)))
     step = 10.0**-digits
     lower, upper = step * np.floor(low / step), step * np.ceil(high / step)

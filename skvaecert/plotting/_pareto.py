@@ -1,4 +1,6 @@
-"""Margin against another score, over the candidates of a search."""
+"""Margin against another score, for the candidates of a search."""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,36 +17,36 @@ if TYPE_CHECKING:
 __all__ = ["ParetoDisplay"]
 
 
-# Scores below have no value in at least one fold (`LOWEST_SCORE`, -3.4e38).
+# Lower means include a fold without a value (`LOWEST_SCORE`, -3.4e38).
 _LOWEST_VALUE = -1e30
 
 _SCORES = {
-    "reconstruction": "reconstruction (minus the share of variance left unexplained)",
+    "reconstruction": "reconstruction (minus the unexplained share of variance)",
     "elbo": "ELBO (nats per sample)",
-    "sampled_information": "information in drawn codes (nats, lower bound)",
+    "sampled_information": "information of drawn codes, lower bound (nats)",
 }
 
 
 class ParetoDisplay:
-    """Margin against another score, one dot per candidate of a search.
+    """Margin against another score, with one dot per candidate of a search.
 
     Greater is better in both. Filled dots are certified in every fold, hollow dots are
-    not. A line joins the candidates that no other beats in both scores. A ring marks
-    the chosen one.
+    not. A line connects the candidates that no other candidate beats in both scores. A
+    ring marks the chosen candidate.
 
     Parameters
     ----------
     score : array-like of shape (n_candidates,)
-        Mean over folds, greater is better. Candidates without a finite value are left
-        out.
+        Means of the score over folds; greater is better. Candidates without a finite
+        value are left out.
     margin : array-like of shape (n_candidates,)
-        Mean over folds, nats.
+        Means of the margin over folds in nats.
     certified : array-like of bool of shape (n_candidates,)
         Whether a candidate is certified in every fold.
     chosen : int, default=None
-        Index of the candidate that was chosen; None for no ring.
+        Index of the chosen candidate. If None, no ring is drawn.
     score_name : str, default="score"
-        Label of the axis.
+        Label of the horizontal axis.
 
     Attributes
     ----------
@@ -59,11 +61,11 @@ class ParetoDisplay:
     line_ : matplotlib Line2D
         The Pareto front.
     ring_ : matplotlib Line2D or None
-        Around the chosen candidate.
+        The ring around the chosen candidate.
 
     See Also
     --------
-    skvaecert.model_selection.BestCertified : Such a search.
+    skvaecert.model_selection.BestCertified : Chooses a candidate of such a search.
 
     Examples
     --------
@@ -103,7 +105,7 @@ class ParetoDisplay:
         ----------
         search : GridSearchCV or another search
             Fitted with ``scoring=certificate_scorers``, or with a dict that has the
-            scores "margin", "certified" and that named by `against`.
+            scores "margin", "certified" and the score named by `against`.
         against : str, default="reconstruction"
             Name of the score on the horizontal axis.
         **kwargs : dict
@@ -112,7 +114,7 @@ class ParetoDisplay:
         Returns
         -------
         ParetoDisplay
-            Drawn.
+            Object that stores the computed values.
         """
         check_is_fitted(search)
         names = against, "margin", "certified"
@@ -126,26 +128,28 @@ class ParetoDisplay:
         )
         return display.plot(**kwargs)
 
-    def plot(self, ax: "Axes | None" = None, **line_kwargs: Any) -> Self:
+    def plot(self, ax: Axes | None = None, **line_kwargs: Any) -> Self:
         """Draw dots, front and ring.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         **line_kwargs : dict
-            Passed to matplotlib's `plot` for the front.
+            Keyword arguments to be passed to matplotlib's `plot` for the line.
 
         Returns
         -------
         ParetoDisplay
-            This display.
+            Object that stores the computed values.
         """
-        ax = axes_for(ax)
+        n_certified, n_candidates = int(self.certified.sum()), len(self.certified)
+        title = f"{n_certified} of {n_candidates} candidates certified in every fold"
+        ax = axes_for(ax, title)
         x, y, filled = self.score, self.margin, self.certified
-        ax.axhline(0, color="0.2", linewidth=1, label="the best constant code")
+        ax.axhline(0, color="0.2", linewidth=1, label="the best constant mean")
         look: dict[str, Any] = {"color": "0.5", "linestyle": "--", "zorder": 1}
-        look |= {"label": "not beaten in both"} | line_kwargs
+        look |= {"label": "not beaten in both scores"} | line_kwargs
         (self.line_,) = ax.plot(x[self.front], y[self.front], **look)
         dot: dict[str, Any] = {"color": "C0", "marker": "o", "linestyle": "none"}
         (self.certified_points_,) = ax.plot(
@@ -166,7 +170,7 @@ class ParetoDisplay:
 
 
 def _mean_score(search: Any, name: str) -> Floats:
-    """Return means over folds, NaN where a fit failed or a score had no value."""
+    """Return means over folds; NaN if a fit failed or a score had no value."""
     key = f"mean_test_{name}"
     if key not in search.cv_results_:
         raise ValueError(
@@ -178,9 +182,9 @@ def _mean_score(search: Any, name: str) -> Floats:
 
 
 def _pareto_front(score: Floats, margin: Floats) -> NDArray[np.intp]:
-    """Return the candidates that no other beats in both, by rising score."""
+    """Return the candidates that no other beats in both, by ascending score."""
     known = np.flatnonzero(np.isfinite(score) & np.isfinite(margin))
-    # From the right: those that are higher than all to the right of them.
+    # From the right, keep each candidate that is above all candidates to its right.
     order = known[np.lexsort((-margin[known], -score[known]))]
     before = np.maximum.accumulate(np.r_[-np.inf, margin[order]])[:-1]
     return order[margin[order] > before][::-1]

@@ -1,7 +1,9 @@
-"""Samples beside their reconstructions."""
+"""Samples and their reconstructions."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,40 +23,39 @@ if TYPE_CHECKING:
 
 __all__ = ["ReconstructionDisplay"]
 
-# Between originals and reconstructions, as a share of an image's height.
+# Gap between originals and reconstructions, as a share of an image's height.
 _GAP = 0.15
 
-# More features have no names on the axis.
+# With more features, the axis has numbers instead of names.
 _MOST_NAMES = 50
 
 
 class ReconstructionDisplay:
-    """Samples above, and below them what the decoder makes of their latent means.
+    """Samples, and below them the decoder's output for their latent means.
 
     Parameters
     ----------
     original : array-like of shape (n_samples, n_features)
         Samples.
     reconstruction : array-like of shape (n_samples, n_features)
-        Decoder means of their codes.
+        Decoder's means for the latent means of these samples.
     image_shape : (channels, height, width) or None, default=None
-        For samples that are images of 1 or 3 channels.
+        Shape of samples that are images with 1 or 3 channels.
     feature_names : sequence of str or None, default=None
-        For samples that are not images.
+        Names of the features, for samples that are not images.
 
     Attributes
     ----------
     error : ndarray of shape (n_samples,)
-        Root mean square difference of each sample from its reconstruction, in the
-        units of the samples.
+        Root mean square error of each reconstruction, in the units of the samples.
     ax_ : matplotlib Axes
         Axes with the picture.
     figure_ : matplotlib Figure
-        Figure containing it.
+        Figure containing the picture.
     image_ : matplotlib AxesImage
         The picture, for ``kind="auto"``.
     lines_ : list of matplotlib Line2D
-        For ``kind="curves"``: originals, then reconstructions.
+        The originals, then the reconstructions, for ``kind="curves"``.
 
     Examples
     --------
@@ -103,14 +104,14 @@ class ReconstructionDisplay:
         n_samples : int, default=10
             Number of samples to draw.
         image_shape : (channels, height, width) or None, default=None
-            For samples that are images; that of the encoder when None.
+            Shape of samples that are images. If None, it is that of the encoder.
         **kwargs : dict
             Passed to :meth:`plot`.
 
         Returns
         -------
         ReconstructionDisplay
-            Drawn.
+            Object that stores the computed values.
 
         Raises
         ------
@@ -121,7 +122,7 @@ class ReconstructionDisplay:
         if not hasattr(estimator, "inverse_transform"):
             raise ValueError(
                 "estimator must have an inverse_transform, its decoder, got "
-                f"{type(estimator).__name__} without."
+                f"{type(estimator).__name__} without one."
             )
         samples = X[:n_samples]  # type: ignore[index]
         names = getattr(samples, "columns", None)
@@ -135,35 +136,46 @@ class ReconstructionDisplay:
         return display.plot(**kwargs)
 
     def plot(
-        self, ax: "Axes | None" = None, *, kind: str = "auto", **kwargs: Any
+        self,
+        ax: Axes | None = None,
+        *,
+        kind: Literal["auto", "curves"] = "auto",
+        **kwargs: Any,
     ) -> Self:
         """Draw samples and reconstructions.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         kind : {"auto", "curves"}, default="auto"
-            "auto" draws images where there is an `image_shape`, else a heat map: a line
-            per sample, a column per feature, coloured from the least to the largest
-            value of that feature among the originals. "curves" suits series.
+            "auto" draws images if there is an `image_shape`, and else a heat map with a
+            row per sample and a column per feature. Its colors range from the smallest
+            to the largest value of the feature among the originals. "curves" suits
+            series.
         **kwargs : dict
-            Passed to matplotlib's `imshow` or, for "curves", `plot`.
+            Keyword arguments to be passed to matplotlib's `imshow`, or to `plot` for
+            "curves".
 
         Returns
         -------
         ReconstructionDisplay
-            This display.
+            Object that stores the computed values.
 
         Raises
         ------
         ValueError
-            If `kind` is neither.
+            If `kind` is not one of these options.
         """
         if kind not in ("auto", "curves"):
             raise ValueError(f"kind must be 'auto' or 'curves', got {kind!r}.")
         shape = None if kind == "curves" else self.image_shape
-        self.ax_ = axes_for(ax, (6.4, 4.8) if shape is None else self._size(shape))
+        title = (
+            "Samples and reconstructions: root mean square error "
+            f"{self.error.min():.2g} to {self.error.max():.2g}"
+        )
+        size = (6.4, 4.8) if shape is None else self._size(shape)
+        self.ax_ = axes_for(ax, title, size)
         self.figure_ = self.ax_.figure
         if kind == "curves":
             self._draw_curves(**kwargs)
@@ -174,13 +186,15 @@ class ReconstructionDisplay:
         return self
 
     def _size(self, image_shape: tuple[int, int, int]) -> tuple[float, float]:
-        """Return width and height of a figure for two lines of images, in inches."""
+        """Return width and height of a figure for two rows of images, in inches."""
         _, height, width = image_shape
         share = (2 + _GAP) * height / (len(self.original) * width * (1 + _GAP / 2))
-        return 8.0, float(np.clip(6.8 * share + 0.3, 1.0, 12.0))
+        # 0.6 inches are for the title.
+        return 8.0, float(np.clip(6.8 * share + 0.6, 1.3, 12.0))
 
     def _draw_images(self, image_shape: tuple[int, int, int], **kwargs: Any) -> None:
         channels, height, _ = image_shape
+        # One scale for both rows shows errors in brightness.
         low, high = self.original.min(), self.original.max()
         gap = max(1, round(_GAP * height))
         above, below = (
@@ -198,6 +212,7 @@ class ReconstructionDisplay:
         self._bare()
 
     def _draw_heat(self, **kwargs: Any) -> None:
+        # A scale for each feature, since features may have different units.
         low, high = self.original.min(axis=0), self.original.max(axis=0)
         span = np.where(high > low, high - low, 1.0)
         parts = [(r - low) / span for r in (self.original, self.reconstruction)]
@@ -219,12 +234,15 @@ class ReconstructionDisplay:
         self._label_features()
         self._bare()
         self.ax_.figure.colorbar(
-            self.image_, ax=self.ax_, label="between least and largest original"
+            self.image_,
+            ax=self.ax_,
+            label="value: 0 is the smallest original, 1 the largest",
         )
 
     def _draw_curves(self, **kwargs: Any) -> None:
         spread = np.ptp(self.original) or 1.0
         n_samples, n_features = self.original.shape
+        # Offsets of 1.1 times the range keep the curves apart.
         offsets = -1.1 * spread * np.arange(n_samples)
         places = np.arange(n_features)
         looks: list[dict[str, Any]] = [
@@ -278,7 +296,7 @@ def _image_shape_of(estimator: Any) -> tuple[int, int, int] | None:
 
 
 def _side_by_side(samples: Floats, image_shape: tuple[int, int, int]) -> Floats:
-    """Return images of (channels, height, width) in a line, channels last."""
+    """Return images of (channels, height, width) side by side, channels last."""
     images = samples.reshape(-1, *image_shape).transpose(0, 2, 3, 1)
     gap = max(1, round(_GAP * image_shape[2] / 2))
     width = ((0, 0), (0, 0), (0, gap), (0, 0))

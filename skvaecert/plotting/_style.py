@@ -1,4 +1,6 @@
-"""What the displays share."""
+"""Axes, colors and texts that the displays share."""
+
+from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +15,8 @@ from skvaecert.witnesses import LinearWitness, simplex_witness
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The colours of Okabe and Ito, without yellow, which is hard to see on white.
-COLOURS = (
+# Colors of Okabe and Ito, without yellow, which is hard to see on white.
+COLORS = (
     "#0072B2",
     "#E69F00",
     "#009E73",
@@ -24,13 +26,13 @@ COLOURS = (
     "#000000",
 )
 
-ABOVE, BELOW = COLOURS[0], COLOURS[1]
+ABOVE, BELOW = COLORS[0], COLORS[1]
 
 _LONGEST_NAME = 16
 
 
 class Readout(NamedTuple):
-    """Latent means of samples, their posteriors, and the witness between the two."""
+    """Latent means of samples, their teacher's posteriors, and the witness."""
 
     mean: Floats
     proba: Floats
@@ -55,18 +57,26 @@ def read_means(
     return Readout(mean, proba, witness)
 
 
-def axes_for(ax: "Axes | None", size: tuple[float, float] = (6.4, 4.8)) -> "Axes":
+def axes_for(
+    ax: Axes | None, title: str, size: tuple[float, float] = (6.4, 4.8)
+) -> Axes:
+    """Return the given axes, or new ones in a figure with a title."""
     import matplotlib.pyplot as plt
 
-    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+    if ax is not None:
+        return ax
+    figure, ax = plt.subplots(figsize=size, layout="constrained")
+    # The figure has the title: that of the axes would overlap a legend above them.
+    figure.suptitle(title, fontsize="large")
+    return ax
 
 
-def legend_above(ax: "Axes", **kwargs: Any) -> None:
+def legend_above(ax: Axes, **kwargs: Any) -> None:
     ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, **kwargs)
 
 
 def area_style(*, below: bool) -> dict[str, Any]:
-    """Return the look of areas below 0 or not; hatches show it without colour."""
+    """Return the style of areas below 0 or not. Hatches show it without color."""
     return {
         "facecolor": BELOW if below else ABOVE,
         "hatch": "////" if below else "",
@@ -81,11 +91,11 @@ def tick_label(name: str) -> str:
 
 
 def plain_text(name: str) -> str:
-    # A dollar sign would begin a formula.
+    # matplotlib reads text between dollar signs as a formula.
     return name.replace("$", r"\$")
 
 
-def whole_numbers(ax: "Axes") -> None:
+def whole_numbers(ax: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,5 +1,7 @@
 """Candidates of a search for a teacher."""
 
+from __future__ import annotations
+
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,26 +17,26 @@ __all__ = ["TeacherSearchDisplay"]
 
 
 class TeacherSearchDisplay:
-    """Information against energy, one dot per candidate of a search.
+    """Information against energy, with one dot per candidate of a search.
 
-    A good teacher is high up, and not too far to the right. The colour shows how well
+    A good teacher is high up, and not too far to the right. The color shows how well
     restarts agree. Hollow dots are not admissible: their energy is above the budget, or
     their restarts disagree. A ring marks the chosen candidate.
 
     Parameters
     ----------
     energy : array-like of shape (n_candidates,)
-        Energy of the analytic code at witness scale 1, nats.
+        Energy of the analytic code at witness scale 1 in nats.
     information : array-like of shape (n_candidates,)
-        Teacher information on held-out samples, nats.
+        Teacher information on held-out samples in nats.
     agreement : array-like of shape (n_candidates,)
-        Adjusted mutual information of restarts, at most 1.
+        Adjusted mutual information between restarts, at most 1.
     usable : array-like of bool of shape (n_candidates,)
-        Whether a candidate could be chosen.
+        Whether a candidate is admissible.
     chosen : int
         Index of the chosen candidate.
     label : str, default="chosen"
-        Its label in the legend.
+        Label of the chosen candidate in the legend.
 
     Attributes
     ----------
@@ -47,7 +49,7 @@ class TeacherSearchDisplay:
 
     See Also
     --------
-    GMMTeacher : Its `search_results_` has the values.
+    GMMTeacher : Its attribute `search_results_` has the values.
 
     Examples
     --------
@@ -56,7 +58,7 @@ class TeacherSearchDisplay:
     ...     energy=[10, 20], information=[1.2, 1.9], agreement=[0.9, 0.8],
     ...     usable=[True, True], chosen=1)
     >>> display.plot().ax_.get_ylabel()
-    'information on held-out samples (nats)'
+    'teacher information on held-out samples (nats)'
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class TeacherSearchDisplay:
         Parameters
         ----------
         teacher : GMMTeacher
-            Fitted with a list for a parameter; or a fitted CertifiedVAE or
+            Fitted with a list for a parameter. Or a fitted CertifiedVAE or
             CollapseCertifier with such a teacher.
         **kwargs : dict
             Passed to :meth:`plot`.
@@ -91,15 +93,15 @@ class TeacherSearchDisplay:
         Returns
         -------
         TeacherSearchDisplay
-            Drawn.
+            Object that stores the computed values.
         """
         check_is_fitted(teacher)
         teacher = getattr(teacher, "teacher_", teacher)
         results = getattr(teacher, "search_results_", None)
         if results is None:
             raise ValueError(
-                "teacher must have searched, as GMMTeacher does with a list for "
-                f"n_components, got {teacher!r}, which has no search_results_."
+                "teacher must have search_results_, as GMMTeacher has with a list for "
+                f"n_components, got {teacher!r} without them."
             )
         chosen = int(results["rank"].argmin())
         names = ("n_components", "pca_components", "covariance_type")
@@ -112,25 +114,36 @@ class TeacherSearchDisplay:
         )
         return display.plot(**kwargs)
 
-    def plot(self, ax: "Axes | None" = None, **scatter_kwargs: Any) -> Self:
+    def plot(self, ax: Axes | None = None, **scatter_kwargs: Any) -> Self:
         """Draw the dots.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; new axes when None.
+            Axes object to plot on. If None, a new figure with a title is created.
         **scatter_kwargs : dict
-            Passed to matplotlib's `scatter` for the dots.
+            Keyword arguments to be passed to matplotlib's `scatter` for the filled
+            dots.
 
         Returns
         -------
         TeacherSearchDisplay
-            This display.
+            Object that stores the computed values.
         """
-        ax = axes_for(ax)
+        n_usable, n_candidates = int(self.usable.sum()), len(self.usable)
+        title = f"{n_usable} of {n_candidates} candidate teachers are admissible"
+        ax = axes_for(ax, title)
         x, y, usable = self.energy, self.information, self.usable
+        # One color scale for all searches, so that pictures can be compared.
         look: dict[str, Any] = {"vmin": 0, "vmax": 1, "c": self.agreement[usable]}
-        ax.scatter(x[~usable], y[~usable], facecolors="none", edgecolors="0.6")
+        if not usable.all():
+            ax.scatter(
+                x[~usable],
+                y[~usable],
+                facecolors="none",
+                edgecolors="0.6",
+                label="not admissible",
+            )
         self.points_ = ax.scatter(x[usable], y[usable], **look | scatter_kwargs)
         ring: dict[str, Any] = {
             "facecolors": "none",
@@ -140,10 +153,11 @@ class TeacherSearchDisplay:
         best = x[self.chosen], y[self.chosen]
         ax.scatter(*best, s=160, label=self.label, **ring)
         legend_above(ax)
-        ax.figure.colorbar(self.points_, ax=ax, label="agreement of restarts")
+        label = "agreement of restarts (1: the same clusters)"
+        ax.figure.colorbar(self.points_, ax=ax, label=label)
         ax.set(
-            xlabel="energy of the analytic code at scale 1 (nats)",
-            ylabel="information on held-out samples (nats)",
+            xlabel="energy of the analytic code at witness scale 1 (nats)",
+            ylabel="teacher information on held-out samples (nats)",
         )
         self.ax_, self.figure_ = ax, ax.figure
         return self
