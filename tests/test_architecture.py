@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import skvaecert
 PACKAGE = Path(skvaecert.__file__).parent
 
 # A room is a module or a package. It may import rooms above its own line only.
+# docs/contributing.md has the same floors.
 FLOORS = [
     {"exceptions", "simplex", "networks", "_precision"},
     {"metrics", "diagnostics", "_estimator", "_posterior", "_samples", "_state"},
@@ -94,6 +96,16 @@ def own_imports(tree):
 
 def test_every_room_has_a_floor():
     assert {room_of(file) for file in FILES} == set(FLOOR)
+
+
+def test_the_page_has_the_same_floors():
+    page = (Path(__file__).parents[1] / "docs/contributing.md").read_text()
+    listed = []
+    for floor, room in re.findall(r"^\| (\d*) ?\| `(\w+)` \|", page, re.M):
+        if floor:
+            listed.append(set())
+        listed[-1].add(room)
+    assert listed == FLOORS
 
 
 @pytest.mark.parametrize("file", sorted(FILES))
