@@ -28,7 +28,7 @@ FLOORS = [
     {"persistence", "model_selection", "callbacks", "plotting"},
     {"report"},
 ]
-MATHS = {
+MATH = {
     "simplex",
     "metrics",
     "witnesses",
@@ -134,7 +134,7 @@ def test_packages_are_imported_where_they_belong(file):
         assert room_of(file) in allowed, f"{file} imports {package}"
 
 
-@pytest.mark.parametrize("name", sorted(MATHS))
+@pytest.mark.parametrize("name", sorted(MATH))
 def test_maths_needs_numpy_and_scipy_only(name):
     for file, tree in FILES.items():
         if name in (file, room_of(file)):

@@ -53,7 +53,7 @@ def jpeg(mode, color, side=64, form="JPEG"):
 
 
 def write_tiny_imagenet(folder):
-    """Write one red or grey image for each of 200 classes, and three to test on."""
+    """Write one red or gray image for each of 200 classes, and three to test on."""
     wnids = [f"n{i:08d}" for i in range(200, 0, -1)]
     (folder / "wnids.txt").write_text("\n".join(wnids) + "\n")
     both = jpeg("RGB", (200, 10, 20)), jpeg("L", 90)
