@@ -18,7 +18,7 @@ STYLE = {
     "ytick.labelsize": 8,
     "legend.fontsize": 9,
     "legend.frameon": False,
-    # Told apart in grey by marks and lines, the first two by their lightness, too.
+    # Told apart in gray by marks and lines, the first two by their lightness, too.
     "axes.prop_cycle": "cycler('color', ['004488', 'CC7A00', 'BB5566', '888888'])",
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -69,7 +69,7 @@ def tunings(network):
         "SigmaVAE": Tuning("kl_weight", 1.25, SigmaVAE()),
         "InfoVAE": Tuning("kl_weight", 1.1, InfoVAE(alpha=0.0)),
         # Its floor is half the rate. Where a model would collapse it is no floor: the
-        # encoder shrinks its means below what the normalisation adds to variances.
+        # encoder shrinks its means below what the normalization adds to variances.
         "BatchNormVAE": Tuning("kl_weight", 0.6, BatchNormVAE(math.sqrt(each))),
         "Capacity": Tuning(
             "objective__capacity", RATE, Capacity(n_epochs=n_epochs / 4), "1"

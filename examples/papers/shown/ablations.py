@@ -112,10 +112,11 @@ ABLATIONS = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        "Margins on test images as shares of the teacher information: median of the "
-        "seeds, with bars from least to greatest. A panel varies one factor. Dashed: "
-        "the forecast from teacher and weights, for training images. *To see*: which "
-        "factors move the margin, and whether it follows the forecast."
+        "The margin on test images as a share of the teacher information: the median "
+        "of the seeds, with a bar from the least to the greatest. Each panel varies "
+        "one factor. Dashed: the forecast from the teacher and the weights, for "
+        "training images. *To see*: which factors move the margin, and whether the "
+        "forecast moves with it."
     ),
     data=("cifar10",),
 )

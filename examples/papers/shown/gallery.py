@@ -20,45 +20,44 @@ REFUSED = "a constant teacher"
 UNSEEN = ("permuted, on test samples", "permuted, against the true ones")
 BY = "data", "case"
 MEANING = {
-    "nothing wrong": "For comparison: the mean varies, faces the teacher, and drawn "
-    "codes and the decoder pass it on.",
-    "turned test images": "The margin is about the images at hand: a model is not "
-    "certified on images that its code does not sort as the teacher does.",
-    "constant mean, varying deviations": "The mean has collapsed and the code has not: "
-    "samples differ in their standard deviations, which no certificate of the mean "
-    "sees.",
-    "the best constant": "No constant has a margin above 0, not even the one that "
-    "predicts the mean teacher.",
-    "the best constant, rounded": "Where the last bit of a constant follows the "
-    "teacher, the margin can be above 0; the tolerance for rounding is larger.",
-    "permuted, on training samples": "The net has learned some wrong targets by heart: "
-    "the certificate is true of these samples, since a constant could not do it, and "
-    "says nothing about others.",
-    "permuted, on test samples": "What was learned by heart does not hold for other "
-    "samples: the wrong teacher is not certified.",
-    "permuted, against the true ones": "A code that was trained for wrong targets does "
-    "not face the right ones, either; it is as informative as others.",
-    "a nearly constant teacher": "A teacher that hardly tells samples apart leaves no "
-    "margin to reach; the bracket, which needs no teacher, shows the code intact.",
-    REFUSED: "There is nothing to align with, and nothing is trained.",
-    "100 samples, on themselves": "The margin is that of samples seen in training: it "
-    "is true of them and too high for others.",
-    "100 samples, on test samples": "On samples that were not seen the margin is "
-    "smaller; quote this one.",
-    "a teacher of turned images": "It tells these images apart by less than a teacher "
-    "of their own; what it tells apart, the code learns.",
-    "a teacher of noise": "A teacher need not be meaningful: a fixed function of the "
-    "images that varies may be learned, and certified. The low information is the "
+    "nothing wrong": "For comparison: the mean varies and is aligned with the teacher, "
+    "drawn codes are informative, and the decoder uses them.",
+    "turned test images": "A certificate is about the samples that it was computed on. "
+    "The code does not sort turned images as the teacher does.",
+    "constant mean, varying deviations": "The mean is constant but the code has not "
+    "collapsed: samples differ in their standard deviations, which no certificate of "
+    "the mean sees.",
+    "the best constant": "No constant mean has a margin above 0, not even the one that "
+    "predicts the mean of the teacher's posteriors.",
+    "the best constant, rounded": "If the last bit of a constant follows the teacher, "
+    "the margin can be above 0. It stays below the tolerance for rounding.",
+    "permuted, on training samples": "The net has memorized some wrong targets. The "
+    "certificate is true of these samples and says nothing about others.",
+    "permuted, on test samples": "What was memorized does not hold on other samples: "
+    "the wrong teacher is not certified.",
+    "permuted, against the true ones": "A code that was trained for wrong targets is "
+    "not aligned with the right ones. It is as informative as others.",
+    "a nearly constant teacher": "A teacher that hardly distinguishes samples leaves "
+    "no margin. The bracket needs no teacher and shows that the code is intact.",
+    REFUSED: "There is nothing to align with, so nothing is trained.",
+    "100 samples, on themselves": "The margin is that of training samples. It is true "
+    "of them and too high for others.",
+    "100 samples, on test samples": "The margin is smaller on held-out samples. Report "
+    "this one.",
+    "a teacher of turned images": "This teacher has less information about these "
+    "images than one fitted on them. The code learns what information there is.",
+    "a teacher of noise": "A teacher need not be meaningful. Any fixed function of the "
+    "images that varies may be learned, and certified. Its low information is the "
     "warning.",
-    DEAF: "A certified mean and informative codes, and reconstructions that are the "
-    "same for all samples: the certificate is about the encoder alone.",
-    "not aligned": "The code is informative and does not face the simplex: the raw "
-    "certificate asks for both.",
-    "not aligned, best of 1,000 rotations": "How far chance gets with a code that "
-    "varies: a certificate obtained so is true, and says no more than that.",
+    DEAF: "The mean is certified and codes are informative, but all reconstructions "
+    "are the same. The certificate is about the encoder alone.",
+    "not aligned": "The code is informative but not oriented towards the witness. The "
+    "raw certificate needs both.",
+    "not aligned, best of 1,000 rotations": "The largest margin by chance, with a code "
+    "that varies. A certificate obtained so would be true, and would say no more.",
     "not aligned, rotated onto the teacher's code": "A rotation is all that the plain "
     "code lacks: the raw certificate is about orientation.",
-    "best of 1,000 linear maps": "How far chance gets without any training.",
+    "best of 1,000 linear maps": "The largest margin by chance, without any training.",
 }
 
 
@@ -153,10 +152,11 @@ GALLERY = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        "A line a case. Left: the margin as a share of the teacher information, a mark "
-        "a seed, filled if it is certified; those below -1 are drawn there. Right: the "
-        "brackets of all seeds, and the state of the first. *To see*: which codes are "
-        "certified, and whether bracket and state tell what is wrong."
+        "A row for each case. Left: the margin as a share of the teacher information, "
+        "a mark for each seed, filled if it is certified. Values below -1 are drawn at "
+        "-1. Right: the brackets of all seeds, and the state of the first seed. *To "
+        "see*: which codes are certified, and whether the bracket and the state show "
+        "what is wrong."
     ),
     data=("mnist",),
 )

@@ -45,10 +45,11 @@ LONGER = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        "Margins on training images as shares of the teacher information, those below "
-        "-1 drawn there: median of the seeds, shaded from least to greatest. *To see*: "
-        "whether a margin falls below 0 long after alignment is removed, and rises "
-        "above 0 with a longer or stronger rescue."
+        "The margin on training images as a share of the teacher information. Values "
+        "below -1 are drawn at -1. A line is the median of the seeds; the shade goes "
+        "from the least to the greatest. *To see*: whether the margin falls below 0 "
+        "long after alignment is removed, and whether it rises above 0 with a longer "
+        "or a stronger rescue."
     ),
     data=("mnist", "cifar10-conv", "tiny-imagenet"),
 )

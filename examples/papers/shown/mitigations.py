@@ -129,12 +129,13 @@ MITIGATIONS = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        f"Every objective at one rate, a KL of {RATE:.0f} nats on validation images. "
-        "A mark a seed, filled for the aligned objectives, a cross where the rate was "
-        "missed. Tuned is `kl_weight` (BetaVAE is the ELBO), or what holds the KL up "
-        "at `kl_weight` 1.5 β* (1 for `Capacity`): a parameter of the objective, or "
-        "the alignment weight, as a multiple of `kl_weight`. *To see*: what objectives "
-        "make of one rate, and where alignment stands among them."
+        f"Every objective is tuned to one rate, a KL of {RATE:.0f} nats on validation "
+        "images. A mark is a seed: filled for the objectives with alignment, a cross "
+        "where the rate was missed. The column `tuned` names the parameter that was "
+        "tuned. It is `kl_weight` (BetaVAE is the ELBO), or what keeps the KL up at "
+        "`kl_weight` 1.5 β* (1 for `Capacity`): a parameter of the objective, or the "
+        "alignment weight as a multiple of `kl_weight`. *To see*: how the objectives "
+        "differ at one rate, and where alignment stands among them."
     ),
     data=("mnist", "cifar10"),
 )

@@ -23,7 +23,7 @@ PATTERN = {
     "forced constant": ("with a constant mean, no model is certified", False, True),
 }
 ALIGNED, UNALIGNED = ("aligned", "rescued"), ("alignment removed", "never aligned")
-# Colour, mark and line of two models, and their phases.
+# Color, mark and line of two models, and their phases.
 LOOKS = {
     "aligned, then not": ("C0o-", ("aligned", "alignment removed")),
     "not aligned, then rescued": ("C1^--", ("never aligned", "rescued")),
@@ -84,11 +84,12 @@ PREVENTION = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        "Margins as shares of the teacher information, those below -1 drawn there. "
-        "Lines: training images, median of the seeds, shaded from least to greatest. "
-        "At the dotted line alignment is turned off for one model and on for the "
-        "other. Marks: test images; filled if drawn codes are informative in all "
-        "seeds. *To see*: whether margins rise where alignment is turned on and fall "
-        "where it is turned off, and whether the codes at 1.5 β* collapse without it."
+        "The margin as a share of the teacher information. Values below -1 are drawn "
+        "at -1. A line is the median over the seeds on training images; the shade goes "
+        "from the least to the greatest. At the dotted line, alignment is turned off "
+        "for one model and turned on for the other. A mark is the margin on test "
+        "images. It is filled if drawn codes are informative in all seeds. *To see*: "
+        "margins rise where alignment is turned on. At 1.5 β*, codes collapse where it "
+        "is off."
     ),
 )

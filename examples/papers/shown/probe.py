@@ -80,9 +80,10 @@ PROBE = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        "Share of test labels that a linear classifier of the codes gets right, a mark "
-        "a seed. *To see*: whether alignment moves the marks to the right of the plain "
-        "model at the same kl_weight, and how far both are from PCA."
+        "The share of test labels that a linear classifier of the codes predicts "
+        "correctly, a mark for each seed. *To see*: whether alignment moves the marks "
+        "to the right of those of the plain model at the same kl_weight, and how far "
+        "both are from PCA."
     ),
     data=FULLY_CONNECTED,
 )

@@ -64,10 +64,10 @@ VARIANTS = Experiment(
     claims=claims,
     draw=draw,
     caption=(
-        "Margins on test images as shares of the teacher information, a mark a seed; "
-        "those below -1 are drawn there. Filled marks: drawn codes are informative. "
-        "*To see*: whether the aligned variants lie above 0 and vanilla does not. "
-        "Where vanilla's marks are filled, nothing has collapsed: the codes do not "
-        "face the simplex."
+        "The margin on test images as a share of the teacher information, a mark for "
+        "each seed. Values below -1 are drawn at -1. A mark is filled if drawn codes "
+        "are informative. *To see*: whether the aligned variants lie above 0 and "
+        "vanilla below. Where the marks of vanilla are filled, nothing has collapsed: "
+        "the codes are only not oriented towards the witness."
     ),
 )
