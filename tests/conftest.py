@@ -78,8 +78,8 @@ def _close_figures():
 def shared_blobs():
     """The blobs, for fixtures that live longer than a test."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 6)) * 4
-    return centres[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
+    centers = rng.normal(size=(4, 6)) * 4
+    return centers[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
 
 
 @pytest.fixture

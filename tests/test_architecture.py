@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import skvaecert
 PACKAGE = Path(skvaecert.__file__).parent
 
 # A room is a module or a package. It may import rooms above its own line only.
+# docs/contributing.md has the same floors.
 FLOORS = [
     {"exceptions", "simplex", "networks", "_precision"},
     {"metrics", "diagnostics", "_estimator", "_posterior", "_samples", "_state"},
@@ -27,7 +29,7 @@ FLOORS = [
     {"persistence", "model_selection", "callbacks", "plotting"},
     {"report"},
 ]
-MATHS = {
+MATH = {
     "simplex",
     "metrics",
     "witnesses",
@@ -97,6 +99,16 @@ def test_every_room_has_a_floor():
     assert {room_of(file) for file in FILES} == set(FLOOR)
 
 
+def test_the_page_has_the_same_floors():
+    page = (Path(__file__).parents[1] / "docs/contributing.md").read_text()
+    listed = []
+    for floor, room in re.findall(r"^\| (\d*) ?\| `(\w+)` \|", page, re.M):
+        if floor:
+            listed.append(set())
+        listed[-1].add(room)
+    assert listed == FLOORS
+
+
 @pytest.mark.parametrize("file", sorted(FILES))
 def test_imports_go_down(file):
     room = room_of(file)
@@ -123,7 +135,7 @@ def test_packages_are_imported_where_they_belong(file):
         assert room_of(file) in allowed, f"{file} imports {package}"
 
 
-@pytest.mark.parametrize("name", sorted(MATHS))
+@pytest.mark.parametrize("name", sorted(MATH))
 def test_maths_needs_numpy_and_scipy_only(name):
     for file, tree in FILES.items():
         if name in (file, room_of(file)):

@@ -206,8 +206,8 @@ def test_batch_norm(result):
         posterior.norm.bias.copy_(torch.tensor([0.25, -0.5]))
     mean, log_variance = posterior(result.mean, result.log_variance)
     raw = result.mean.numpy()
-    centred = (raw - raw.mean(axis=0)) / np.sqrt(raw.var(axis=0) + 1e-5)
-    np.testing.assert_allclose(mean.detach(), 0.75 * centred + [0.25, -0.5])
+    centered = (raw - raw.mean(axis=0)) / np.sqrt(raw.var(axis=0) + 1e-5)
+    np.testing.assert_allclose(mean.detach(), 0.75 * centered + [0.25, -0.5])
     np.testing.assert_allclose(log_variance, bounded(result.log_variance))
     trained = [n for n, p in posterior.named_parameters() if p.requires_grad]
     assert trained == ["norm.bias"]
@@ -470,8 +470,8 @@ def test_delta_lets_no_force_through_below_zero():
 @pytest.fixture(scope="module")
 def samples():
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 6)) * 4
-    return centres[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
+    centers = rng.normal(size=(4, 6)) * 4
+    return centers[rng.integers(4, size=120)] + rng.normal(size=(120, 6))
 
 
 @pytest.fixture(scope="module")

@@ -83,10 +83,10 @@ def test_train_and_test_share_no_pixel(monkeypatch):
 
 def test_grey_is_the_mean_of_the_channels():
     color = load_patches(10, random_state=0)
-    grey = load_patches(10, color=False, random_state=0)
-    assert grey.image_shape == (1, 8, 8)
+    gray = load_patches(10, color=False, random_state=0)
+    assert gray.image_shape == (1, 8, 8)
     means = color.data.reshape(10, 3, 8, 8).mean(axis=1)
-    np.testing.assert_allclose(grey.data, means.reshape(10, -1), rtol=1e-5)
+    np.testing.assert_allclose(gray.data, means.reshape(10, -1), rtol=1e-5)
 
 
 def test_a_seed_draws_the_same_patches():

@@ -87,8 +87,8 @@ def _no_waiting_forever():
 def rows():
     """Enough that indices of a fold are large for dask, which then sends them once."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(4, 6)) * 4
-    return centres[rng.integers(4, size=400)] + rng.normal(size=(400, 6))
+    centers = rng.normal(size=(4, 6)) * 4
+    return centers[rng.integers(4, size=400)] + rng.normal(size=(400, 6))
 
 
 @pytest.fixture(scope="module")

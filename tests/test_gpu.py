@@ -43,8 +43,8 @@ def device(request):
 def X():
     """Four groups of samples in [0, 1], of 64 features or 8 x 8 pixels."""
     rng = np.random.default_rng(0)
-    centres = rng.uniform(0.2, 0.8, size=(K, 64))
-    X = centres[rng.integers(K, size=1024)] + 0.05 * rng.normal(size=(1024, 64))
+    centers = rng.uniform(0.2, 0.8, size=(K, 64))
+    X = centers[rng.integers(K, size=1024)] + 0.05 * rng.normal(size=(1024, 64))
     return X.clip(0, 1).astype(np.float32)
 
 
@@ -190,7 +190,7 @@ def test_a_mean_is_the_same_in_any_company(device, X, net):
     np.testing.assert_array_equal(vae.transform(X[::-1])[::-1], means)
 
 
-class Centred(nn.Module):
+class Centered(nn.Module):
     """An encoder whose means depend on their company."""
 
     def forward(self, x):
@@ -199,9 +199,9 @@ class Centred(nn.Module):
 
 def test_a_mean_in_other_company_is_seen(device, X):
     """The twin of the test above."""
-    means = TrainedEncoder(Centred().to(device)).transform(X)
+    means = TrainedEncoder(Centered().to(device)).transform(X)
     assert (
-        TrainedEncoder(Centred().to(device)).transform(X[::-1])[::-1] != means
+        TrainedEncoder(Centered().to(device)).transform(X[::-1])[::-1] != means
     ).any()
 
 
@@ -217,7 +217,7 @@ def test_a_constant_encoder_is_not_certified(device, X, net, precision):
     assert certifier.certify(X).verdict == "constant"
 
 
-class Cancelling(nn.Module):
+class Canceling(nn.Module):
     """Computes W x and W x / 3, and adds the one to minus `share` times the other."""
 
     def __init__(self, n_features, share):
@@ -242,7 +242,7 @@ class Cancelling(nn.Module):
 def test_an_encoder_that_is_constant_but_for_rounding(
     device, X, precision, share, says
 ):
-    model = FrozenEstimator(TrainedEncoder(Cancelling(64, share).to(device)))
+    model = FrozenEstimator(TrainedEncoder(Canceling(64, share).to(device)))
     teacher = GMMTeacher(K, covariance_type="spherical", random_state=0)
     certifier = CollapseCertifier(model, teacher=teacher, witness="linear")
     assert certifier.fit(X[:512]).certify(X[512:]).verdict in says

@@ -26,8 +26,8 @@ def exact_information(mean, std, weight=None):
     proba = np.ones(len(mean)) if weight is None else np.asarray(weight, dtype=float)
     proba = proba / proba.sum()
     total = 0.0
-    for centre, width, p in zip(mean, std, proba, strict=True):
-        log_densities = norm.logpdf(centre + width * nodes[:, np.newaxis], mean, std)
+    for center, width, p in zip(mean, std, proba, strict=True):
+        log_densities = norm.logpdf(center + width * nodes[:, np.newaxis], mean, std)
         own = norm.logpdf(nodes) - np.log(width)
         gains = own - logsumexp(log_densities, b=proba, axis=1)
         total += p * step * norm.pdf(nodes) @ gains
@@ -152,8 +152,8 @@ def test_bounds_that_miss_would_be_seen():
 def digits_like(n_samples=450):
     """Codes as the models of digits have them: groups, and dimensions that are off."""
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(10, 16)) * (np.arange(16) < 8)
-    mean = centres[rng.integers(10, size=n_samples)]
+    centers = rng.normal(size=(10, 16)) * (np.arange(16) < 8)
+    mean = centers[rng.integers(10, size=n_samples)]
     mean[:, :8] += 0.3 * rng.normal(size=(n_samples, 8))
     return mean, np.where(np.arange(16) < 8, 0.6, 1.0) * np.ones_like(mean)
 
@@ -470,7 +470,7 @@ def test_the_default_lot_is_near_the_best():
 
 
 def test_memorised_samples_fake_information():
-    """Why held-out samples: codes of memorised noise look informative."""
+    """Why held-out samples: codes of memorized noise look informative."""
     mean = np.random.default_rng(0).normal(size=(500, 4))
     assert population_information(mean, np.full((500, 4), 0.01), random_state=0) > 2
 

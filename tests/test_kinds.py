@@ -68,8 +68,8 @@ class Dense(BaseEstimator):
 def clusters():
     """Rows to fit on and others, of five groups in four dimensions."""
     rng = np.random.default_rng(0)
-    centres = 3 * rng.normal(size=(5, 4))
-    X = centres[rng.integers(5, size=1200)] + rng.normal(size=(1200, 4))
+    centers = 3 * rng.normal(size=(5, 4))
+    X = centers[rng.integers(5, size=1200)] + rng.normal(size=(1200, 4))
     return X[:700], X[700:]
 
 

@@ -23,16 +23,16 @@ PAIRS = TensorDataset(X, LABELS)
 class Words(Dataset):
     """Strings, or sequences of different lengths, with a label each or without."""
 
-    def __init__(self, samples, labelled=True):
+    def __init__(self, samples, labeled=True):
         self.samples = samples
-        self.labelled = labelled
+        self.labeled = labeled
 
     def __len__(self):
         return len(self.samples)
 
     def __getitem__(self, index):
         sample = self.samples[index]
-        return (sample, index) if self.labelled else sample
+        return (sample, index) if self.labeled else sample
 
 
 WORDS = ["a", "bb", "a", "ccc", "d"]
@@ -61,12 +61,12 @@ def test_tensors_come_as_they_are(form):
     np.testing.assert_array_equal(flat, X.flatten(1))
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_samples_that_are_no_tensors_come_in_a_list(labelled):
-    words = Words(WORDS, labelled)
+@pytest.mark.parametrize("labeled", [True, False])
+def test_samples_that_are_no_tensors_come_in_a_list(labeled):
+    words = Words(WORDS, labeled)
     for form in (words, DataLoader(words, batch_size=2)):
         assert flat_samples(form, in_order=True) == WORDS
-    ragged = as_samples(Words(RAGGED, labelled), in_order=True)
+    ragged = as_samples(Words(RAGGED, labeled), in_order=True)
     assert [sample.tolist() for sample in ragged] == [[*r] for r in map(list, RAGGED)]
 
 

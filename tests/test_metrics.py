@@ -249,8 +249,8 @@ def test_spread_of_batches_is_that_of_all_rows(mean, weight):
     spread = SpreadSums()
     for rows in (slice(0, 1), slice(1, 30), slice(30, N)):
         spread.update(far[rows], weight[rows])
-    centred = far - np.average(far, axis=0, weights=weight)
-    expected = np.average(centred**2, axis=0, weights=weight)
+    centered = far - np.average(far, axis=0, weights=weight)
+    expected = np.average(centered**2, axis=0, weights=weight)
     np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
     # What the shortcut, mean square less squared mean, would have left of it.
     shortcut = np.average(far**2, axis=0) - np.average(far, axis=0) ** 2

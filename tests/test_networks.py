@@ -206,7 +206,7 @@ def receptive_field(image_shape, pixel):
 
 @pytest.mark.parametrize("channel", [0, 1])
 def test_rows_are_in_the_order_of_channels_rows_and_columns(channel):
-    """A pixel touches its neighbours only, of whatever channel it is."""
+    """A pixel touches its neighbors only, of whatever channel it is."""
     assert receptive_field((2, 8, 10), (channel, 0, 0)) == [[0, 0]]
     assert receptive_field((2, 8, 10), (channel, 7, 9)) == [[3, 4]]
     assert receptive_field((2, 8, 10), (channel, 3, 4)) == [[1, 2], [2, 2]]

@@ -424,8 +424,8 @@ def test_sums_of_parts_are_those_of_all_rows():
         spread.merge(of_part)
     for name in ("n_samples", "total_weight", "margin", "alignment_loss"):
         assert getattr(merged, name) == pytest.approx(getattr(whole, name))
-    centred = values - np.average(values, axis=0, weights=weight)
-    expected = np.average(centred**2, axis=0, weights=weight)
+    centered = values - np.average(values, axis=0, weights=weight)
+    expected = np.average(centered**2, axis=0, weights=weight)
     np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
     with pytest.raises(ValueError, match="4 columns, as in the batches before, got 2"):
         merged.merge(MarginSums().update([[0.5, 0.5]], np.log([[0.5, 0.5]])))

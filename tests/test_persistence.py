@@ -57,8 +57,8 @@ def tiny(**params):
 @pytest.fixture(scope="module")
 def rows():
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(3, 5)) * 4
-    return centres[rng.integers(3, size=90)] + rng.normal(size=(90, 5))
+    centers = rng.normal(size=(3, 5)) * 4
+    return centers[rng.integers(3, size=90)] + rng.normal(size=(90, 5))
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ def test_contributions_are_the_metric_and_their_mean_is_the_margin(fitted, blobs
         assert line.get_xdata()[0] == display.margin
 
 
-def luminance(colour):
-    rgb = np.array(matplotlib.colors.to_rgb(colour))
+def luminance(color):
+    rgb = np.array(matplotlib.colors.to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return linear @ [0.2126, 0.7152, 0.0722]
 
@@ -51,7 +51,7 @@ def test_no_bin_has_samples_of_both_sides():
     assert heights.sum() == pytest.approx(100)
     assert heights[below].sum() == pytest.approx(100 * display.share_below)
     assert display.share_below == pytest.approx(weight[values < 0].sum() / weight.sum())
-    # Hatched, and of another luminance: grey tells them apart, twice.
+    # Hatched, and of another luminance: gray tells them apart, twice.
     assert {bar.get_hatch() for bar in display.bars_[: below.sum()]} == {"////"}
     assert not any(bar.get_hatch() for bar in display.bars_[below.sum() :])
     one, other = (luminance(display.bars_[i].get_facecolor()) for i in (0, -1))

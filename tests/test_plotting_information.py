@@ -62,7 +62,7 @@ def test_a_collapsed_code_is_a_stroke_before_the_line_of_the_negligible(diagnose
     left, right = ends(display.open_bars_[0])
     line = display.negligible_.get_xdata()
     assert 0 <= left < right < line[0] == line[1] == 0.05
-    # A pixel wide or more, in a colour of its own.
+    # A pixel wide or more, in a color of its own.
     assert display.open_bars_[0].get_linewidth() >= 2
     assert display.ax_.get_xlim()[0] < 0
     assert display.ax_.get_xlim()[1] > np.log(60)

@@ -24,9 +24,9 @@ WITHOUT_GREEN = np.array(
 )
 
 
-def light(colour):
+def light(color):
     """Return linear light of red, green and blue."""
-    rgb = np.array(to_rgb(colour))
+    rgb = np.array(to_rgb(color))
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
@@ -95,15 +95,15 @@ def test_components_differ_in_grey_and_for_the_colour_blind():
     display = LatentMapDisplay(np.eye(12, 2), np.arange(12)).plot()
     shapes = {points.get_paths()[0].vertices.tobytes() for points in display.points_}
     assert len(shapes) == 12
-    colours = [tuple(points.get_facecolor()[0][:3]) for points in display.points_]
-    distinct = list(dict.fromkeys(colours))
+    colors = [tuple(points.get_facecolor()[0][:3]) for points in display.points_]
+    distinct = list(dict.fromkeys(colors))
     assert len(distinct) == 7
     for change in (np.eye(3), WITHOUT_RED, WITHOUT_GREEN):
-        seen = [lightness_and_hue(change @ light(colour)) for colour in distinct]
+        seen = [lightness_and_hue(change @ light(color)) for color in distinct]
         apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
         assert min(apart) > 15
     # The measure is one: a red and a green of the same lightness fail it.
-    pair = (WITHOUT_GREEN @ light(colour) for colour in ("tab:red", "tab:green"))
+    pair = (WITHOUT_GREEN @ light(color) for color in ("tab:red", "tab:green"))
     red, green = map(lightness_and_hue, pair)
     assert np.linalg.norm(red - green) < 10
 

@@ -165,7 +165,7 @@ def test_classifiers_are_known_and_sorted_and_say_typed():
     assert set(classifiers) <= known
     assert classifiers == sorted(classifiers)
     assert "Typing :: Typed" in classifiers
-    # The licence is an expression; PEP 639 refuses a classifier beside it.
+    # The license is an expression; PEP 639 refuses a classifier beside it.
     assert not [name for name in classifiers if name.startswith("License")]
 
 

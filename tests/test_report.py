@@ -196,7 +196,7 @@ def test_a_dead_code_does_not_look_good_although_its_mean_is_certified(
     _, page = read(write_report(other, blobs[1::2], tmp_path / "dead.html"))
     assert first_card(page) == ["Has the VAE collapsed?", "\u2717 collapsed"]
     assert "Collapsed: drawn codes carry at most 0.0" in page.text
-    # The certificate of the mean says what it says, without a colour or a tick.
+    # The certificate of the mean says what it says, without a color or a tick.
     assert "certified" in page.text
     assert "\u2713" not in page.text
     assert looks(page) == ["diagnosis collapsed", "", "inconclusive", ""]
@@ -276,13 +276,13 @@ def test_the_page_can_be_read_by_all(written):
     assert page.all("caption")
 
 
-def test_text_has_enough_contrast_in_colour_and_so_in_grey(written):
+def test_text_has_enough_contrast_in_color_and_so_in_gray(written):
     text, _ = read(written)
-    colours = set(re.findall(r"[^-]color: (#\w+)", text))
-    assert len(colours) >= 4
+    colors = set(re.findall(r"[^-]color: (#\w+)", text))
+    assert len(colors) >= 4
 
-    def luminance(colour):
-        digits = colour[1:] if len(colour) == 7 else "".join(2 * c for c in colour[1:])
+    def luminance(color):
+        digits = color[1:] if len(color) == 7 else "".join(2 * c for c in color[1:])
         srgb = np.array([int(digits[i : i + 2], 16) for i in (0, 2, 4)]) / 255
         linear = np.where(
             srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4
@@ -291,7 +291,7 @@ def test_text_has_enough_contrast_in_colour_and_so_in_grey(written):
 
     # On the darkest background of the page.
     paper = luminance("#eeeeee") + 0.05
-    assert all(paper / (luminance(colour) + 0.05) > 4.5 for colour in colours)
+    assert all(paper / (luminance(color) + 0.05) > 4.5 for color in colors)
 
 
 @pytest.mark.slow

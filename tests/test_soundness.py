@@ -784,19 +784,19 @@ def constant_in_step(rng, proba, witness, best, factor):
     """A constant code, off by rounding as the teacher would have it."""
     precision = rng.choice(list(PRECISIONS))
     bits, units = PRECISIONS[precision]
-    centre = best + rng.choice([0, 0, 1e-3, 1.0]) * rng.normal(size=best.shape)
+    center = best + rng.choice([0, 0, 1e-3, 1.0]) * rng.normal(size=best.shape)
     if rng.random() < 0.3:
-        centre = centre + rng.choice([10.0, 1e3, 3e4]) * (rng.random(best.shape) < 0.3)
-    centre = as_stored(centre, precision)
-    chance = softmax(witness.logits(centre[np.newaxis]), axis=1)
+        center = center + rng.choice([10.0, 1e3, 3e4]) * (rng.random(best.shape) < 0.3)
+    center = as_stored(center, precision)
+    chance = softmax(witness.logits(center[np.newaxis]), axis=1)
     pull = (proba - chance) @ (witness.weights - witness.weights.mean(axis=0))
-    unit = 2.0 ** (np.floor(np.log2(np.maximum(np.abs(centre), 1e-2))) - bits)
+    unit = 2.0 ** (np.floor(np.log2(np.maximum(np.abs(center), 1e-2))) - bits)
     size = factor * rng.integers(1, units + 1)
     if rng.random() < 0.5:
         step = np.sign(pull)
     else:
         step = pull / max(1e-300, np.abs(pull).max())
-    return as_stored(centre + size * unit * np.round(step * 2) / 2, precision)
+    return as_stored(center + size * unit * np.round(step * 2) / 2, precision)
 
 
 def attacked_weight(rng, n):

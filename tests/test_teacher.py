@@ -18,8 +18,8 @@ from skvaecert.simplex import analytic_energy
 
 def test_finds_the_groups(blobs):
     groups = GMMTeacher(n_components=4, random_state=0).fit(blobs).predict(blobs)
-    centres = np.random.default_rng(0).normal(size=(4, 6)) * 4
-    truth = ((blobs[:, None] - centres) ** 2).sum(axis=2).argmin(axis=1)
+    centers = np.random.default_rng(0).normal(size=(4, 6)) * 4
+    truth = ((blobs[:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
     assert adjusted_rand_score(truth, groups) == 1
 
 

@@ -158,7 +158,7 @@ def test_modules_are_evaluated_in_evaluation_mode_and_put_back(model, vae, rows)
     assert [part.training for part in vae.modules()] == modes
     for name, values in vae.state_dict().items():
         assert torch.equal(values, state[name]), name
-    # Without it, batch normalisation would see the company.
+    # Without it, batch normalization would see the company.
     in_training = vae.encode(torch.from_numpy(rows))[0].detach().numpy()
     assert np.abs(in_training - first).max() > 0.01
 

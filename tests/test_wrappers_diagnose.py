@@ -178,18 +178,18 @@ def test_a_constant_mean_is_constant(X, proba, strength, alignment):
 
 
 def test_a_mean_that_depends_on_its_batch_does_not_vary(X, proba):
-    def centred(batch):
+    def centered(batch):
         """Constant for a sample alone, and for a batch of equal ones."""
         return 3 * (batch - batch.mean(0))[:, :D], np.zeros((len(batch), D)) - 5
 
     with pytest.warns(UnstableEncoderWarning, match="in another batch"):
-        found = TrainedEncoder(centred).diagnose(X, proba, n_draws=2000)
+        found = TrainedEncoder(centered).diagnose(X, proba, n_draws=2000)
     assert found.mean.verdict == "inconclusive"
     assert (found.state, found.information.low) == ("undecided", 0.0)
-    # The twin: centred by a number that is fixed.
-    centre = X.mean(0)
+    # The twin: centered by a number that is fixed.
+    center = X.mean(0)
     found = TrainedEncoder(
-        lambda batch: (3 * (batch - centre)[:, :D], np.zeros((len(batch), D)) - 5)
+        lambda batch: (3 * (batch - center)[:, :D], np.zeros((len(batch), D)) - 5)
     ).diagnose(X, proba, n_draws=2000)
     assert found.mean.verdict in ("varies", "certified")
     assert found.state == "informative"

@@ -2,7 +2,7 @@
 Convolutions for images: which ones, and what they cost
 =======================================================
 
-On colour patches of 16 x 16 and 32 x 32, one thread, CPU time, four things:
+On color patches of 16 x 16 and 32 x 32, one thread, CPU time, four things:
 
 - quality: fully connected nets, the package's convolutions, wider ones, deeper ones and
   residual ones, each trained as long: ELBO and margin on patches from other

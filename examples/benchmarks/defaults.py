@@ -3,7 +3,7 @@ Defaults, on every table that scikit-learn ships and on patches of photographs
 ===============================================================================
 
 Fits ``CollapseCertifier()`` with three quarters of the rows of each table and certifies
-it on the others, in five seeds: as shipped, standardised, and in units that differ by
+it on the others, in five seeds: as shipped, standardized, and in units that differ by
 10^6. Patches are held out by strips of the images. Prints a table in Markdown; options
 put other values in place of the defaults.
 
@@ -37,12 +37,12 @@ TABLES = {
     "linnerud": datasets.load_linnerud,
 }
 PATCHES = {
-    "patches 8 x 8, grey": {"size": 8, "color": False},
-    "patches 16 x 16, colour": {"size": 16, "color": True},
+    "patches 8 x 8, gray": {"size": 8, "color": False},
+    "patches 16 x 16, color": {"size": 16, "color": True},
 }
 PATCH_ROWS = 6000, 2000
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
-UNITS = ("standardised", "as shipped", "10^6")
+UNITS = ("standardized", "as shipped", "10^6")
 NUMBERS = {
     "alignment_weight": float,
     "batch_size": int,
@@ -62,7 +62,7 @@ def split(name, seed):
 
 
 def scaler(units, n_features, seed):
-    if units == "standardised":
+    if units == "standardized":
         return StandardScaler()
     if units == "as shipped":
         return FunctionTransformer()

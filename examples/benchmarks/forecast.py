@@ -2,7 +2,7 @@
 What the forecast misses by
 ===========================
 
-Trains on digits and on colour patches of photographs with several ratios of
+Trains on digits and on color patches of photographs with several ratios of
 alignment_weight to kl_weight, for few epochs and for more, and compares the margin
 on the training samples with the forecast, both as shares of the teacher information:
 medians and extremes over seeds, and in how many fits the trained margin was above the

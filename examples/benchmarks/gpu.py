@@ -88,16 +88,16 @@ PRESETS = {
 }
 
 
-def synchronise(device):
+def synchronize(device):
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(device, action):
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     result = action()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start, result
 
 
@@ -221,14 +221,14 @@ class Phases(Callback):
         return self
 
     def on_epoch_begin(self, net, **kwargs):
-        synchronise(self.device)
+        synchronize(self.device)
         if len(net.history) == self.n_epochs:
             self.profiler = profiled(self.device).__enter__()
         self.began = time.perf_counter()
 
     def on_batch_end(self, net, **kwargs):
         if len(net.history[-1]["batches"]) == self.n_batches:
-            synchronise(self.device)
+            synchronize(self.device)
             self.batches.append(time.perf_counter() - self.began)
 
     def on_epoch_end(self, net, **kwargs):
@@ -276,7 +276,7 @@ def of_loop(make, net, device, X, proba, batch_size, n_epochs):
         times = [seconds(device, epoch)[0] for _ in range(n_epochs)]
         with profiled(device) as profiler:
             epoch()
-            synchronise(device)
+            synchronize(device)
     whole = statistics.median(times)
     return Epoch(whole, whole, kernel_seconds(profiler), peak.told)
 
@@ -285,13 +285,13 @@ def drawn_samples(n, n_features, device):
     """Return samples in ten groups, and what a teacher would say of them."""
     generator = torch.Generator(device).manual_seed(0)
     options = {"generator": generator, "device": device}
-    centres = torch.randn(K, n_features, **options)
+    centers = torch.randn(K, n_features, **options)
     X, group = np.empty((n, n_features), np.float32), np.empty(n, int)
     for start in range(0, n, 2**16):
         part = slice(start, min(n, start + 2**16))
         chosen = torch.randint(K, (part.stop - start,), **options)
         noise = torch.randn(len(chosen), n_features, **options)
-        X[part], group[part] = (centres[chosen] + noise).cpu(), chosen.cpu()
+        X[part], group[part] = (centers[chosen] + noise).cpu(), chosen.cpu()
     return X, 0.9 * np.eye(K)[group] + 0.1 / K
 
 
@@ -361,7 +361,7 @@ def fitted_certifiers(device, X, proba):
     settings = {"latent_dim": LATENT_DIM, "max_epochs": 5, "random_state": 0}
     vae = CertifiedVAE(device=device, **settings, **FLAT.params)
     own = CollapseCertifier(vae).fit(X, teacher_proba=proba)
-    # This one gets the samples as they are, not standardised.
+    # This one gets the samples as they are, not standardized.
     module = own.estimator_.net_.module_.eval()
     model = TrainedEncoder(module.encode, batch_size=4096)
     foreign = CollapseCertifier(FrozenEstimator(model), witness="linear")

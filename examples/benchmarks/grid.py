@@ -36,8 +36,8 @@ NET = {"hidden_sizes": (64,), "latent_dim": 16, "batch_size": 64, "device": "cpu
 
 def samples():
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(10, 64))
-    return centres[rng.integers(10, size=2000)] + rng.normal(size=(2000, 64))
+    centers = rng.normal(size=(10, 64))
+    return centers[rng.integers(10, size=2000)] + rng.normal(size=(2000, 64))
 
 
 def search(X, epochs, n_jobs):

@@ -2,7 +2,7 @@
 What the guard holds, and what it costs
 =======================================
 
-Trains with ``alignment_weight="auto"`` on digits and on colour patches of photographs,
+Trains with ``alignment_weight="auto"`` on digits and on color patches of photographs,
 for five seeds, several weights of the KL term and three targets, and prints the
 relative margin that was reached on the training rows and on rows of a test set: the
 least and the median over seeds. Then it compares the reconstruction loss on training

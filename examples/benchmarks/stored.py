@@ -32,9 +32,9 @@ N_FEATURES, CHUNK = 784, 5000
 def rows_of(chunk):
     """Rows of five groups."""
     generator = np.random.default_rng(chunk)
-    centres = np.random.default_rng(0).normal(size=(5, N_FEATURES))
+    centers = np.random.default_rng(0).normal(size=(5, N_FEATURES))
     rows = generator.standard_normal((CHUNK, N_FEATURES), dtype=np.float32)
-    return rows + centres[generator.integers(5, size=CHUNK)].astype(np.float32)
+    return rows + centers[generator.integers(5, size=CHUNK)].astype(np.float32)
 
 
 def write(folder, n_rows):

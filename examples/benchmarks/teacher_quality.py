@@ -2,7 +2,7 @@
 What makes a good teacher, and how good are those that are found
 ================================================================
 
-On digits and on colour patches of 8 x 8:
+On digits and on color patches of 8 x 8:
 
 - criterion: fits 64 teachers, trains a VAE with each, and prints how the margin on test
   rows goes with what a search can know before: information and log-likelihood on rows

@@ -2,7 +2,7 @@
 What rows cost a teacher that reads them from disk
 ==================================================
 
-Writes rows to a file, grey patches of 28 x 28 in float32 or coloured ones of 32 x 32 in
+Writes rows to a file, gray patches of 28 x 28 in float32 or colored ones of 32 x 32 in
 uint8, maps it, and fits a ``GMMTeacher`` to more and more of them, each in a process of
 its own; the mixture sees 20,000 of them. Prints seconds of CPU time, those
 of one pass over the data (read, check, project: a matrix product with 16 columns), and

@@ -3,7 +3,7 @@ A search for a teacher, beside the same grid written with scikit-learn
 =======================================================================
 
 Fits K {10, 20, 50} x components {16, 32} x covariance {full, diag, tied} x 3 restarts
-on grey natural-image patches, first with one ``GMMTeacher`` and then with a
+on gray natural-image patches, first with one ``GMMTeacher`` and then with a
 ``Pipeline(PCA, GaussianMixture)`` for each restart of each configuration. The same
 criterion chooses in both: most information on held-out patches among configurations
 whose restarts agree. Prints seconds of CPU time, what was chosen, and the held-out
@@ -32,7 +32,7 @@ N_COMPONENTS, PCA_COMPONENTS = [10, 20, 50], [16, 32]
 COVARIANCE_TYPES = ["full", "diag", "tied"]
 RESTARTS, FLOOR, MIN_AGREEMENT = 3, 0.01, 0.5
 # As little as scikit-learn's default, for the same model; the teacher's own default
-# regularises more, which gives less density and larger margins on few rows.
+# regularizes more, which gives less density and larger margins on few rows.
 REG_COVAR = 1e-6
 
 

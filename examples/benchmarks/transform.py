@@ -5,8 +5,8 @@ What transform and certify cost, beside a bare forward pass
 Encodes 50,000 float32 samples, in turn, in one process and on one thread:
 
 - bare: the encoder under inference mode, in chunks of 1,024 samples that are
-  standardised already, and in chunks of 256;
-- ``transform`` of a :class:`skvaecert.CertifiedVAE`, which checks and standardises
+  standardized already, and in chunks of 256;
+- ``transform`` of a :class:`skvaecert.CertifiedVAE`, which checks and standardizes
   samples and takes chunks of one size, so that a mean does not depend on the others;
 - ``score`` and ``certify`` of a :class:`skvaecert.CollapseCertifier` with posteriors
   given, for several numbers of components. The latter encodes standard deviations, too,
