@@ -443,8 +443,8 @@ class InformationSums:
     def _check_columns(self, name: str, n_columns: int) -> None:
         if self.n_samples and n_columns != self._moments.n_columns:
             raise ValueError(
-                f"{name} must have the latent_dim of the earlier samples, "
-                f"{self._moments.n_columns}, got {n_columns}."
+                f"{name} must have the latent_dim {self._moments.n_columns} of the "
+                f"earlier samples, got {n_columns}."
             )
 
 
