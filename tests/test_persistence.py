@@ -856,7 +856,7 @@ def test_trusted_types_are_those_of_fitted_estimators_and_no_others(
 def test_onnx_gives_what_the_model_gives(rows, tmp_path, witness, dtype):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    far = (1000 + 30 * rows).astype(dtype)  # standardisation is part of it
+    far = (1000 + 30 * rows).astype(dtype)  # standardization is part of it
     fitted = CollapseCertifier(tiny(max_epochs=20), witness=witness).fit(far)
     export_onnx(fitted, tmp_path / "model.onnx", dtype=dtype)
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)

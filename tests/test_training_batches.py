@@ -6,7 +6,7 @@ from torch.utils.data import TensorDataset
 from skvaecert._training.batches import (
     Batches,
     Resident,
-    Standardisation,
+    Standardization,
     Streamed,
     TrainingSet,
 )
@@ -33,7 +33,7 @@ def bytes_(rows):
 
 @pytest.fixture
 def standardization(bytes_):
-    return Standardisation.to_unit_variance([bytes_.astype(float)])
+    return Standardization.to_unit_variance([bytes_.astype(float)])
 
 
 def test_batches_cover_all_rows_once(rows, proba):
@@ -60,7 +60,7 @@ def test_no_batch_of_one_is_left_over(n):
 @pytest.mark.parametrize("sizes", [[300], [1, 299], [100, 7, 193]])
 def test_statistics_do_not_depend_on_the_chunks(rows, sizes):
     X = 3 * rows.double().numpy() + 1e6
-    location, scale = Standardisation.to_unit_variance(
+    location, scale = Standardization.to_unit_variance(
         np.split(X, np.cumsum(sizes[:-1]))
     )
     np.testing.assert_allclose(location, X.mean(axis=0), rtol=1e-15)
@@ -69,7 +69,7 @@ def test_statistics_do_not_depend_on_the_chunks(rows, sizes):
 
 def test_standard_rows_have_mean_zero_and_mean_variance_one(rows):
     X = rows.double().numpy() * np.arange(1, D + 1) + 5
-    standardization = Standardisation.to_unit_variance([X])
+    standardization = Standardization.to_unit_variance([X])
     standard = standardization.apply(X)
     assert standard.dtype == torch.float32
     np.testing.assert_allclose(standard.mean(dim=0), 0, atol=1e-6)
@@ -78,7 +78,7 @@ def test_standard_rows_have_mean_zero_and_mean_variance_one(rows):
 
 
 def test_equal_rows_are_not_divided_by_zero():
-    assert Standardisation.to_unit_variance([np.full((5, 2), 3.0)]).scale == 1
+    assert Standardization.to_unit_variance([np.full((5, 2), 3.0)]).scale == 1
 
 
 def test_rows_far_out_are_refused(standardization):

@@ -9,7 +9,7 @@ from skorch.callbacks import Callback, Checkpoint
 from torch.utils.data import TensorDataset
 
 from skvaecert import CollapseCertifier, GMMTeacher
-from skvaecert._training.batches import Standardisation, Streamed
+from skvaecert._training.batches import Standardization, Streamed
 from skvaecert._vae.data import Data, Preprocessor, fit_standardization, split
 from skvaecert.datasets import DatasetSamples
 from skvaecert.metrics import collapse_margin, teacher_information
@@ -244,7 +244,7 @@ def test_all_features_are_divided_by_the_same_scale(blobs, vae):
     location, scale = fit_standardization(vae, "gaussian", blobs)
     np.testing.assert_allclose(location, blobs.mean(axis=0))
     assert scale == pytest.approx(np.sqrt(blobs.var(axis=0).mean()))
-    preprocessor = Preprocessor(vae, "gaussian", Standardisation(location, scale))
+    preprocessor = Preprocessor(vae, "gaussian", Standardization(location, scale))
     (chunk,) = preprocessor.standardize(blobs)
     np.testing.assert_allclose(chunk, (blobs - location) / scale, rtol=1e-5, atol=1e-6)
     assert preprocessor.log_unit == pytest.approx(6 * np.log(scale))

@@ -18,7 +18,7 @@ __all__ = [
     "Batches",
     "Resident",
     "Samples",
-    "Standardisation",
+    "Standardization",
     "Streamed",
     "TrainingSet",
     "resolve_batch_size",
@@ -35,7 +35,7 @@ _STEPS, _BATCH_SIZES = 16, (8, 128)
 _SINGLE = np.float32, np.uint8
 
 
-class Standardisation(NamedTuple):
+class Standardization(NamedTuple):
     """Maps x to (x - location) / scale.
 
     All features share one scale, so that the ratios of distances stay the same.
@@ -92,7 +92,7 @@ class Resident:
     """Samples in the device's memory: standardized, or bytes to be standardized."""
 
     def __init__(
-        self, values: Tensor, standardization: Standardisation | None = None
+        self, values: Tensor, standardization: Standardization | None = None
     ) -> None:
         self.values = values
         self.index_device = values.device
@@ -107,7 +107,7 @@ class Resident:
         cls,
         shape: tuple[int, int],
         chunks: Iterable[NDArray[np.floating]],
-        standardization: Standardisation,
+        standardization: Standardization,
         device: torch.device,
     ) -> Self:
         """Standardize chunk by chunk, to avoid another copy of all samples."""
@@ -125,7 +125,7 @@ class Resident:
         samples = self.values.index_select(0, index.to(self.index_device))
         if self.location is None:
             return samples
-        # The same operations as `Standardisation.apply`, so that all bits agree.
+        # The same operations as `Standardization.apply`, so that all bits agree.
         return (samples - self.location) * (1 / self.scale)
 
 
@@ -133,7 +133,7 @@ class Streamed:
     """Samples that are read when a batch needs them."""
 
     def __init__(
-        self, source: Any, standardization: Standardisation, device: torch.device
+        self, source: Any, standardization: Standardization, device: torch.device
     ) -> None:
         self.source = source
         self.index_device = torch.device("cpu")

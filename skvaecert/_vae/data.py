@@ -19,7 +19,7 @@ from skvaecert._samples import (
 from skvaecert._training.batches import (
     Resident,
     Samples,
-    Standardisation,
+    Standardization,
     Streamed,
     TrainingSet,
 )
@@ -77,16 +77,16 @@ class Data(NamedTuple):
 
 def fit_standardization(
     estimator: BaseEstimator, likelihood: str, samples: Any
-) -> Standardisation:
+) -> Standardization:
     """Return the standardization that the likelihood needs."""
     chunks = read_samples(estimator, samples)
     if likelihood == "gaussian":
-        return Standardisation.to_unit_variance(chunks)
+        return Standardization.to_unit_variance(chunks)
     extremes = np.array([(chunk.min(), chunk.max()) for chunk in chunks])
     # Bytes are intensities from 0 to 255, unless all of them are 0 or 1.
     unit = 255.0 if samples.dtype == np.uint8 and extremes.max() > 1 else 1.0
     _check_range(extremes / unit)
-    return Standardisation(np.zeros(samples.shape[1]), unit)
+    return Standardization(np.zeros(samples.shape[1]), unit)
 
 
 class Preprocessor(NamedTuple):
@@ -94,7 +94,7 @@ class Preprocessor(NamedTuple):
 
     estimator: BaseEstimator
     likelihood: str
-    standardization: Standardisation
+    standardization: Standardization
 
     def standardize(self, samples: Any) -> Iterator[torch.Tensor]:
         """Yield standardized chunks, without a full check of valid ones."""

@@ -39,7 +39,7 @@ from skvaecert._posterior import posterior_of
 from skvaecert._samples import CHUNK, Index, lazy_part, open_samples
 from skvaecert._state import held, put
 from skvaecert._teacher.gmm import GMMTeacher
-from skvaecert._training.batches import Standardisation, resolve_batch_size
+from skvaecert._training.batches import Standardization, resolve_batch_size
 from skvaecert._training.device import resolve_backend, resolve_device, seeded
 from skvaecert._training.inference import decode, encode, evidence_bound, posterior
 from skvaecert._training.loop import prefit, train
@@ -545,7 +545,7 @@ class CertifiedVAE(
         # The decoder of the Bernoulli likelihood returns logits.
         if self.net_.criterion_.likelihood == "bernoulli":
             output = expit(output)
-        return self._standardisation.undo(output).astype(codes.dtype)
+        return self._standardization.undo(output).astype(codes.dtype)
 
     def sample(
         self,
@@ -781,7 +781,7 @@ class CertifiedVAE(
         if self.net_.criterion_.likelihood == "bernoulli":
             return None
         standard = torch.exp(bounded(self.net_.module_.raw_log_noise.detach()))
-        return float(standard) * self._standardisation.scale**2
+        return float(standard) * self._standardization.scale**2
 
     @property
     def _n_features_out(self) -> int:
@@ -794,7 +794,7 @@ class CertifiedVAE(
     @property
     def _preprocessor(self) -> Preprocessor:
         likelihood = self.net_.criterion_.likelihood
-        return Preprocessor(self, likelihood, self._standardisation)
+        return Preprocessor(self, likelihood, self._standardization)
 
     def _means(self, samples: Any) -> NDArray[np.float32]:
         return encode(self.net_, self._preprocessor.standardize(samples))
@@ -924,7 +924,7 @@ class CertifiedVAE(
         seed: int,
     ) -> None:
         """Fit what the network depends on: the standardization and the teacher."""
-        self._standardisation = fit_standardization(
+        self._standardization = fit_standardization(
             self, self.likelihood, lazy_part(samples, training)
         )
         self.teacher_ = None
@@ -1056,7 +1056,7 @@ class CertifiedVAE(
     def __get_fitted__(self) -> dict[str, Any]:
         """Return the fitted state, as described in `skvaecert._state`."""
         check_unchanged(self)
-        state = held(self, FITTED) | self._standardisation._asdict()
+        state = held(self, FITTED) | self._standardization._asdict()
         return state | {"split_seed": self._split_seed, "net": net_state(self.net_)}
 
     def __set_fitted__(self, state: dict[str, Any]) -> None:
@@ -1066,7 +1066,7 @@ class CertifiedVAE(
         own = [k for k in ("encoder", "decoder") if callable(getattr(self, k))]
         check_vae(state, self.latent_dim, len(self.hidden_sizes) if len(own) < 2 else 0)
         put(self, state, FITTED)
-        self._standardisation = Standardisation(state["location"], state["scale"])
+        self._standardization = Standardization(state["location"], state["scale"])
         self._split_seed, net = state["split_seed"], state["net"]
         device = device_for(self.device)
         self.net_ = self._make_net(

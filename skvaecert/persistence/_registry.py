@@ -74,7 +74,7 @@ _OTHERS = [
     "skorch.dataset.Dataset",
     "skorch.history.History",
     "skorch.setter.optimizer_setter",
-    "skvaecert._training.batches.Standardisation",
+    "skvaecert._training.batches.Standardization",
     "skvaecert._training.monitors.Completion",
     "skvaecert._training.monitors.MarginMonitor",
     "skvaecert._training.monitors.ValidationMonitor",
