@@ -198,7 +198,7 @@ def outcome(path, X):
     except InvalidFileError as error:
         return "no memory" if isinstance(error.__cause__, MemoryError) else "refused"
     except ValueError as error:
-        if str(error).startswith("modules must have the"):  # which nobody brings
+        if str(error).startswith("modules must contain the"):  # which nobody brings
             return "refused"
         raise
     try:

@@ -480,7 +480,7 @@ def test_a_vae_inside_a_frozen_pipeline_or_a_search_is_refused(blobs):
 
 
 def test_uniform_posteriors_are_refused_by_name(blobs):
-    with pytest.raises(ValueError, match="every posterior is uniform"):
+    with pytest.raises(ValueError, match="all its posteriors are uniform"):
         CollapseCertifier(PCA(4)).fit(blobs, teacher_proba=np.full((120, 4), 0.25))
 
 

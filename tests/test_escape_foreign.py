@@ -295,7 +295,7 @@ def test_precision(tokens, posteriors):
     assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
     for half in (torch.float16, torch.bfloat16):
         coarse = copy.deepcopy(module).to(half)
-        with pytest.raises(ValueError, match=f"got {half}. Pass that of a copy"):
+        with pytest.raises(ValueError, match=f"got {half}. Use copy.deepcopy"):
             report(coarse, X, posteriors)
 
     class Autocast(Linear):

@@ -448,7 +448,10 @@ class Untouched(GMMTeacher):
     [
         ({"prefit": {"alpha": 0.5, "energy": 1.0}}, "prefit must be None"),
         ({"encoder": "conv"}, "image_shape must be"),
-        ({"decoder": "conv", "image_shape": (1, 8, 8)}, "image_shape must hold"),
+        (
+            {"decoder": "conv", "image_shape": (1, 8, 8)},
+            "image_shape must have as many",
+        ),
         ({"callbacks": ["x"]}, r"callbacks must be skorch callbacks.*got 'x'"),
         ({"torch_compile": "nothing"}, "torch_compile must be .* got 'nothing'"),
     ],

@@ -392,7 +392,7 @@ class TrainedEncoder(
         >>> _ = encoder.append(torch.nn.Linear(8, 1))
         >>> _ = torch.nn.init.constant_(encoder[0].bias, -100.0)
         >>> print(TrainedEncoder(encoder).escape_report(X, teacher_proba))
-        Stuck: ... Hidden features are dead in 1: ...
+        Stuck: ... All hidden features are dead in 1. ...
         """
         return self._encoder.escape_report(self._opened(X), teacher_proba, witness)
 
