@@ -197,8 +197,8 @@ class EscapeReport:
         after = f" (and after it in {', '.join(later)})" if later else ""
         return (
             f"All hidden features are dead in {first}{after}. Reinitialize the weights "
-            f"that lead into {first}, or use an activation whose gradient is not 0 "
-            "anywhere, such as SiLU."
+            f"that lead into {first}, or use an activation without flat parts, such "
+            "as SiLU."
         )
 
 

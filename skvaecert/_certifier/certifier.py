@@ -142,7 +142,8 @@ class CollapseCertifier(
         papers. They also detect variation that is tiny compared with the noise of the
         posterior; ``certify(X, kind="sampled")`` does not.
     safety_margin : float, default=0.0
-        tau, in nats, at least 0. :meth:`certify` requires a margin above it.
+        tau, in nats, at least 0. :meth:`certify` requires a margin that
+        exceeds the tolerance by more than this.
     warm_start : bool, default=False
         When set to True, :meth:`fit` continues from the fitted encoder, with its
         parameters set to those of `estimator`. This is how to rescue a collapsed

@@ -87,7 +87,7 @@ class PartialCertificate:
         ValueError
             If a part occurs twice, since its samples would count twice. Or if the parts
             are not from one fitted certifier with the same parameters and weights,
-            since the codes of two collapsed encoders differ.
+            since the codes of two constant encoders differ.
         """
         collected = copy.deepcopy(self.collected)
         merged = replace(self, collected=collected)
