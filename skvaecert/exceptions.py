@@ -71,7 +71,7 @@ class NotCertifiedWarning(UserWarning):
 
 
 class InvalidFileError(ValueError):
-    """A file was not written by `save`; the message names the file and the reason.
+    """A file is not as `save` writes it; the message names the file and the reason.
 
     Raised by :func:`skvaecert.persistence.load` and `verify`. No code in the file is
     executed.

@@ -973,7 +973,7 @@ def view_gap(
     The encoder sees x_i, and its targets are the teacher's posteriors of another view
     v_i, such as an augmentation or another modality. The analytic code of x_i has the
     margin I_T - gap against these targets, where I_T is that of the targets. So this
-    margin is reachable, but it need not be the maximum: an encoder trained on the targets
+    margin is reachable, but need not be the maximum: an encoder trained on the targets
     may learn how the other view changes a sample, and reach more, even if the gap
     exceeds I_T.
 

@@ -304,7 +304,8 @@ class AlignmentLoss(_InFullPrecision):
             Number of latent dimensions, at least n_components - 1.
         scale : "prior" or float, default="prior"
             Witness scale beta, above 0. With "prior", it is the scale at which the
-            analytic code of these samples has the same spread as the prior.
+            analytic code of these samples has a mean square of 1, as the prior has,
+            averaged over its K - 1 dimensions.
 
         Returns
         -------

@@ -173,7 +173,7 @@ class CertifiedVAE(
         training come after them.
     witness_scale : "prior" or float, default="prior"
         beta, above 0. "prior" uses the prior-matched scale, at which the analytic code
-        has a mean square of 1 in each of its K - 1 dimensions, as the prior has.
+        has a mean square of 1, averaged over its K - 1 dimensions, as the prior has.
     memory : str, joblib.Memory or None, default=None
         Used to cache fitted teachers, so that a search over other parameters fits the
         teacher of each fold once. If a string is given, it is the path to the caching
