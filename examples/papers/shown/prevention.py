@@ -89,7 +89,7 @@ PREVENTION = Experiment(
         "from the least to the greatest. At the dotted line, alignment is turned off "
         "for one model and turned on for the other. A mark is the margin on test "
         "images. It is filled if drawn codes are informative in all seeds. *To see*: "
-        "whether margins rise where alignment is turned on, and whether codes at 1.5 β* "
-        "collapse where it is off."
+        "whether margins rise where alignment is turned on, and whether codes at 1.5 "
+        "β* collapse where it is off."
     ),
 )
