@@ -32,7 +32,8 @@ def test_a_search_has_a_dot_for_each_candidate(searched):
     _, label = display.ax_.get_legend().get_texts()
     chosen = results["n_components"][results["rank"].argmin()]
     assert (
-        label.get_text() == f"chosen: {chosen} components, 6 principal components, full"
+        label.get_text()
+        == f"chosen: {chosen} components,\n6 principal components, full"
     )
     assert display.points_.get_cmap().name == "magma"
 

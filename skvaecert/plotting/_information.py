@@ -230,6 +230,8 @@ class InformationBracketDisplay:
             for place, text in zip(places, self._labels, strict=True)
         ]
         ax.set_yticks(places, [plain_text(name) for name in self.names])
+        # With room for labels above the bars, and left of 0 for the edge of a bar of
+        # width 0.
         ax.set(
             xlabel="information of a drawn code about its sample (nats)",
             xlim=(-0.01 * self._right_end, 1.02 * self._right_end),

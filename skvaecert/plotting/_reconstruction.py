@@ -286,6 +286,7 @@ class ReconstructionDisplay:
 
 def _image_shape_of(estimator: Any) -> tuple[int, int, int] | None:
     """Return the image shape of the encoder inside an estimator."""
+    # From outside to inside: a certifier, then a search, then a FrozenEstimator.
     for holder in ("estimator_", "best_estimator_", "estimator"):
         estimator = getattr(estimator, holder, estimator)
     shape = getattr(estimator, "image_shape", None)
@@ -301,6 +302,7 @@ def _side_by_side(samples: Floats, image_shape: tuple[int, int, int]) -> Floats:
     gap = max(1, round(_GAP * image_shape[2] / 2))
     width = ((0, 0), (0, 0), (0, gap), (0, 0))
     padded = np.pad(images, width, constant_values=_gap_value(image_shape[0]))
+    # Without the gap after the last image.
     return np.asarray(np.concatenate(list(padded), axis=1)[:, :-gap])
 
 

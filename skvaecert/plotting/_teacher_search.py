@@ -110,7 +110,8 @@ class TeacherSearchDisplay:
             **{name: results[name] for name in ("energy", "information", "agreement")},
             usable=results["usable"],
             chosen=chosen,
-            label="chosen: {} components, {} principal components, {}".format(*values),
+            # A long line would make the axes narrower.
+            label="chosen: {} components,\n{} principal components, {}".format(*values),
         )
         return display.plot(**kwargs)
 
