@@ -19,9 +19,9 @@ __all__ = ["TeacherSearchDisplay"]
 class TeacherSearchDisplay:
     """Information against energy, with one dot per candidate of a search.
 
-    A good teacher is high up, and not too far to the right. The color shows how well
-    restarts agree. Hollow dots are not admissible: their energy is above the budget, or
-    their restarts disagree. A ring marks the chosen candidate.
+    A good teacher is high up, and not too far to the right. The darker a dot, the
+    better its restarts agree. Hollow dots are not admissible: their energy is above the
+    budget, or their restarts disagree. A ring marks the chosen candidate.
 
     Parameters
     ----------
