@@ -50,9 +50,7 @@ print(certifier.certify(test))
 # clusters. All 64 teachers are admissible: their energy fits the budget, and their
 # restarts agree well enough.
 
-display = TeacherSearchDisplay.from_estimator(
-    found, cmap="cividis_r", vmin=0.7, edgecolors="0.2", linewidths=0.5, s=36
-)
+display = TeacherSearchDisplay.from_estimator(found)
 ax = display.ax_
 for n_components in (3, 5, 10, 17):
     its = results["n_components"] == n_components

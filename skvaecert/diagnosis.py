@@ -65,6 +65,7 @@ _OPTIONS = {
 _OTHER_UNITS = 1.5
 
 
+# Without ==, since the comparison of arrays has no single truth value.
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
     """Whether a VAE has collapsed, with the values behind the answer.
@@ -123,6 +124,7 @@ class Diagnosis:
     latent_dim: int
 
     def __bool__(self) -> bool:
+        # Otherwise every diagnosis would be true, also that of a collapsed VAE.
         raise TypeError(
             "A Diagnosis has no truth value. Compare diagnosis.state, for example with "
             "'collapsed'."
@@ -333,6 +335,7 @@ class Codes:
         """
         # The formula of section 16, with u_j^2 = moved^2 / d and h_j = moved.
         latent_dim, squared = self.mean.shape[1], self.moved**2
+        # `initial` limits the deviation to 1, which can only raise the correction.
         narrowest = float(np.min(np.asarray(self.std), where=self._counts, initial=1))
         made_up = np.log1p(squared / latent_dim / narrowest**2) / 2 + squared
         rounding = max(found.rounding, latent_dim * float(made_up))
@@ -471,6 +474,7 @@ def _state(
         return "undecided"
     if information.high <= negligible:
         return "collapsed"
+    # `high` includes three standard errors, because the bound is an estimate.
     if decoder is not None and decoder.high <= negligible:
         return "ignored"
     return "informative" if information.low > negligible else "undecided"
@@ -486,6 +490,7 @@ def _certificate(
     sums = MeanSums(witness).update(proba, codes.mean, codes.sample_weight)
     if codes.std is not None:
         sums.codes.update(codes.mean, codes.std, codes.sample_weight)
+        # The bracket of the diagnosis, so that it is not computed again.
         sums.codes.known = information
     return sums.certificate(latent_noise=codes.moved)
 

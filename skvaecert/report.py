@@ -138,6 +138,7 @@ _MOST_DRAWN = 2000
 _MOST_RECONSTRUCTED = 10
 _DPI = 180
 _MOST_NAMES = 100
+# Color alone carries no meaning: cards also have words, symbols or dashed borders.
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -482,6 +483,8 @@ def _diagnosis_fields(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
 
 def _certificate_field(field: str, certificate: Certificate) -> str:
     drawn = certificate.confidence is not None
+    # Without draws, both ends of the interval repeat the margin. The bound on the
+    # dispersion is 0 for other kinds.
     exists = {
         "margin_low": drawn,
         "margin_high": drawn,
@@ -610,6 +613,7 @@ def _reconstructions(
             ax=figure.subplots(),
         )
         if display.image_shape is not None:
+            # Two rows of images would leave most of a higher figure empty.
             figure.set_size_inches(5.4, 1.4)
         low, high = display.error.min(), display.error.max()
         return (
@@ -629,6 +633,7 @@ def _history(certifier: Any) -> str:
     def draw(figure: Figure) -> str:
         ax = figure.subplots()
         MarginHistoryDisplay(history).plot(ax)
+        # On given axes, the display draws no legend.
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
         first, last = history[0]["margin"], history[-1]["margin"]
         return (
@@ -670,6 +675,7 @@ def _figure(
 
 
 def _assumptions(certifier: Any, findings: _Findings) -> str:
+    # That of the mean, if it could be computed.
     mean = next(iter(findings.certificates.values()))
     assumed = [
         "The statements are only about the samples of this report. With the fixed "
@@ -748,6 +754,7 @@ def _version(package: str) -> str:
 
 def _write(path: Path, page: str) -> Path:
     """Write to a temporary file first, so that the file is always complete."""
+    # A random name, because two processes may write the same report.
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         unfinished.write_text(page, encoding="utf-8", newline="\n")

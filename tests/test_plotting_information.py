@@ -84,7 +84,7 @@ def test_models_stand_in_their_order_from_the_top(diagnoses):
         assert height < label.get_position()[1] < height + 0.5
 
 
-def test_labels_stay_inside_the_axes_for_any_number_of_samples():
+def test_labels_stay_inside_the_axes_and_off_the_edge_for_any_number_of_samples():
     few = diagnose(MEAN[:2], np.full((2, 4), 400.0), random_state=0)
     display = InformationBracketDisplay.from_diagnoses({"two samples": few})
     display.figure_.canvas.draw()
@@ -93,6 +93,7 @@ def test_labels_stay_inside_the_axes_for_any_number_of_samples():
         box = label.get_window_extent()
         assert frame.x0 < box.x0 < box.x1 < frame.x1
         assert frame.y0 < box.y0 < box.y1 < frame.y1
+        assert box.x0 - display.ax_.transData.transform((0, 0))[0] > 4
 
 
 def test_the_bracket_of_an_estimator_is_that_of_its_diagnosis(fitted, shared_blobs):

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,6 +27,21 @@ def test_reconstructions_stand_below_their_originals():
         np.sqrt(np.mean((a - b) ** 2)) for a, b in zip(rows, decoded, strict=True)
     ]
     np.testing.assert_allclose(display.error, expected)
+
+
+@pytest.mark.parametrize("image_shape", [(1, 4, 3), (3, 2, 2)])
+def test_gaps_between_images_are_white_in_every_colormap(image_shape):
+    rows = np.random.default_rng(0).uniform(size=(2, 12))
+    display = ReconstructionDisplay(rows, rows, image_shape=image_shape)
+    display.plot(cmap="gray_r", interpolation="nearest")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        display.figure_.canvas.draw()
+    drawn = np.asarray(display.figure_.canvas.buffer_rgba())
+    _, height, width = image_shape
+    for place in ((0, width), (height, 0)):
+        right, up = display.ax_.transData.transform(place[::-1])
+        np.testing.assert_array_equal(drawn[-round(up), round(right)], 255)
 
 
 def test_images_of_three_channels_are_in_colour():

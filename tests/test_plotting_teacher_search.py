@@ -31,8 +31,36 @@ def test_a_search_has_a_dot_for_each_candidate(searched):
     )
     _, label = display.ax_.get_legend().get_texts()
     chosen = results["n_components"][results["rank"].argmin()]
-    assert label.get_text() == f"chosen: K = {chosen}, 6 principal components, full"
+    assert (
+        label.get_text()
+        == f"chosen: {chosen} components,\n6 principal components, full"
+    )
     assert display.points_.get_cmap().name == "magma"
+
+
+@pytest.mark.parametrize(
+    ("agreement", "lowest"),
+    [
+        ([0.87, 0.93, 0.1], 0.8),
+        ([1, 1, 1], 0.9),
+        ([0.3, 1, 1], 0.3),
+        ([-0.05] * 3, -0.1),
+    ],
+)
+def test_the_colors_of_a_search_show_differences(agreement, lowest):
+    display = TeacherSearchDisplay(
+        energy=[1, 2, 3],
+        information=[1, 2, 3],
+        agreement=agreement,
+        usable=[True, True, False],
+        chosen=1,
+    ).plot()
+    assert display.points_.get_clim() == (pytest.approx(lowest), 1)
+    # On white, and in gray: from darker than most colors to no brighter than silver.
+    colors = display.points_.get_cmap()(np.linspace(0, 1, 9))[:, :3]
+    gray = colors @ [0.299, 0.587, 0.114]
+    assert 0.7 > gray[0] > gray[-1]
+    assert (np.diff(gray) < 0).all()
 
 
 def test_a_search_of_a_fitted_vae(searched, blobs, small_vae):

@@ -156,6 +156,7 @@ class Certificate:
     reason: str = ""
 
     def __bool__(self) -> bool:
+        # Otherwise every certificate would be true, whatever its verdict.
         raise TypeError(
             "A Certificate has no truth value. Use certificate.certified, or compare "
             "certificate.verdict."
@@ -292,6 +293,7 @@ def _sampled_finding(c: Certificate) -> str:
             f"a drawn code carries at least {_at_least(c._margin_shown)} of at most "
             f"{_short(c.teacher_information)} nats about the teacher's clusters "
             f"({_interval(c)}). The best guess of the cluster from it is right in at "
+            # Rounded down, like all values after "at least".
             f"least {math.floor(100 * (c.accuracy or 0.0))} % of cases."
         )
     elif c.verdict == "constant":
@@ -334,6 +336,7 @@ def _why_not(c: Certificate, what: str) -> list[str]:
         return []
     needed, margin = c.safety_margin + c.tolerance, _short(c.margin)
     lacks = f"{what}: the margin is {margin} nats"
+    # A larger margin is not enough either if it may be due to the draws of codes.
     if c.margin <= needed:
         lacks += f", not above the {_short(needed)} needed"
     return [f"{lacks}{_interval(c, ' (', ')')}.", _reason_text(c)]
@@ -363,6 +366,8 @@ def _codes_finding(c: Certificate) -> list[str]:
     if c.information is None:
         return []
     hidden = ""
+    # What the mean shows is at least the margin. The noise hides the part of it that
+    # drawn codes cannot carry.
     if c.kind == "mean" and c.information.high < c.margin:
         hidden = " The posterior's noise hides the rest of what the mean shows."
     about = "the sample" if c.n_samples == 1 else "the samples"
@@ -385,6 +390,7 @@ def _interval(c: Certificate, before: str = "", after: str = "") -> str:
     if c.confidence is None:
         return ""
     low, high = _at_least(c.margin_low), _at_most(c.margin_high)
+    # With fewer digits, 99.99999 % would be printed as 100 %.
     share = f"{100 * c.confidence:.9g} %"
     return f"{before}{share} interval over draws: {low} to {high}{after}"
 

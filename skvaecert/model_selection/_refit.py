@@ -44,6 +44,7 @@ class _Rule:
             raise ValueError(
                 f"min_margin must be a finite number of nats, got {self.min_margin!r}."
             )
+        # A rule needs several scores of each fold, and scorers of one score lack them.
         if getattr(self.scoring, "score", None) != "all":
             raise ValueError(
                 "scoring must be certificate_scorers, or the result of its "
@@ -227,6 +228,7 @@ class SmallestCertifyingWeight(_Rule):
 
 def _deciding(cv_results: Mapping[str, Any], by: str | None = None) -> Floats:
     """Return the mean scores that decide among certified candidates."""
+    # Not empty: a candidate without a margin is not certified.
     present = [
         name
         for name in (by, "elbo", "reconstruction", "margin")

@@ -118,6 +118,7 @@ class Scored:
         output = np.asarray(self._certifier.inverse_transform(self._means))
         samples: Floats = np.asarray(self._samples, dtype=np.float64)
         weight = check_sample_weight(self._metadata["sample_weight"], len(samples))
+        # Samples without variance, or too large, give the lowest score, not a warning.
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             error = weight @ np.square(samples - output)
             variance = weight @ np.square(samples - weight @ samples)
@@ -181,6 +182,7 @@ def with_certifier(
     """Wrap a VAE in a certifier with the fixed witness of the VAE."""
     if isinstance(inner, CollapseCertifier):
         return inner
+    # For the mean, nothing is learned from these samples: the witness is fixed.
     certifier = CollapseCertifier(FrozenEstimator(inner))
     return certifier.fit(samples, teacher_proba=teacher_proba)
 

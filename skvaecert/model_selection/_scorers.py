@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 
+# Each public method of Scored is a score.
 SCORES = sorted(name for name in vars(Scored) if not name.startswith("_"))
 
 

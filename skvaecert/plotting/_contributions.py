@@ -249,6 +249,7 @@ def _edges_with_zero(values: Floats) -> Floats:
     """Return edges of bins, with 0 among them: no bin has samples of both signs."""
     n_bins = min(len(np.histogram_bin_edges(values, "auto")), _MOST_BINS)
     low, high = min(0.0, values.min()), max(0.0, values.max())
+    # If all values are 0, as for uniform posteriors, any width will do.
     width = (high - low) / n_bins or 1.0
     first, last = np.floor(low / width), np.ceil(high / width)
     return np.asarray(width * np.arange(first, max(last, first + 1) + 1))

@@ -110,6 +110,7 @@ class MarginHistoryDisplay:
         )
         ax = axes_for(ax, title)
         for change in self.changes:
+            # Between the last epoch with the old weights and the first with new ones.
             ax.axvline(change + 0.5, color="0.6", linestyle=":", linewidth=1)
         ax.axhline(0, color="0.2", linewidth=1, label="the best constant mean")
         ax.plot(

@@ -26,7 +26,7 @@ _STATE_WORDS = {
 }
 _STATE_COLORS = dict(zip(_STATE_WORDS, (*COLORS[2:4], COLORS[1], "0.6"), strict=True))
 _HEIGHT = 0.4
-# A white background, since the dashed line may run through the label.
+# A white background, since the dashed line runs through labels on a short axis.
 _LABEL: dict[str, Any] = {
     "va": "bottom",
     "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
@@ -226,10 +226,12 @@ class InformationBracketDisplay:
         self._draw_bars(ax, places, bar_kwargs)
         self._draw_lines(ax, places)
         self.labels_ = [
-            ax.text(0, place + 0.65 * _HEIGHT, text, **_LABEL)
+            ax.text(0.015 * self._right_end, place + 0.65 * _HEIGHT, text, **_LABEL)
             for place, text in zip(places, self._labels, strict=True)
         ]
         ax.set_yticks(places, [plain_text(name) for name in self.names])
+        # With room for labels above the bars, and left of 0 for the edge of a bar of
+        # width 0.
         ax.set(
             xlabel="information of a drawn code about its sample (nats)",
             xlim=(-0.01 * self._right_end, 1.02 * self._right_end),

@@ -159,6 +159,7 @@ class LatentMapDisplay:
         flat = self.coordinates.shape[1] == 1
         places = self.coordinates
         if flat:
+            # With one dimension, the height shows the cluster.
             places = np.column_stack([places, self.component])
         self._draw_points(places, scatter_kwargs)
         self.arrows_: list[Any] = []

@@ -122,6 +122,7 @@ class ParetoDisplay:
         display = cls(
             score=score,
             margin=margin,
+            # A mean of 1 over the folds: certified in each of them.
             certified=certified == 1,
             chosen=getattr(search, "best_index_", None),
             score_name=_SCORES.get(against, against),

@@ -201,7 +201,7 @@ class ReconstructionDisplay:
             _side_by_side((samples - low) / ((high - low) or 1.0), image_shape)
             for samples in (self.original, self.reconstruction)
         )
-        between = np.ones((gap, *above.shape[1:]))
+        between = np.full((gap, *above.shape[1:]), _gap_value(channels))
         canvas = np.clip(np.concatenate([above, between, below]), 0, 1)
         look: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
         picture = canvas[..., 0] if channels == 1 else canvas
@@ -286,6 +286,7 @@ class ReconstructionDisplay:
 
 def _image_shape_of(estimator: Any) -> tuple[int, int, int] | None:
     """Return the image shape of the encoder inside an estimator."""
+    # From outside to inside: a certifier, then a search, then a FrozenEstimator.
     for holder in ("estimator_", "best_estimator_", "estimator"):
         estimator = getattr(estimator, holder, estimator)
     shape = getattr(estimator, "image_shape", None)
@@ -300,8 +301,15 @@ def _side_by_side(samples: Floats, image_shape: tuple[int, int, int]) -> Floats:
     images = samples.reshape(-1, *image_shape).transpose(0, 2, 3, 1)
     gap = max(1, round(_GAP * image_shape[2] / 2))
     width = ((0, 0), (0, 0), (0, gap), (0, 0))
-    padded = np.pad(images, width, constant_values=1.0)
+    padded = np.pad(images, width, constant_values=_gap_value(image_shape[0]))
+    # Without the gap after the last image.
     return np.asarray(np.concatenate(list(padded), axis=1)[:, :-gap])
+
+
+def _gap_value(channels: int) -> float:
+    # nan shows the background, whatever the colormap. Colors are drawn without a
+    # colormap: 1 is white, and nan would make matplotlib warn.
+    return np.nan if channels == 1 else 1.0
 
 
 def _check_same_shape(original: Floats, reconstruction: Floats) -> None:

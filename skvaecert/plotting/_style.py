@@ -43,6 +43,7 @@ def read_means(
     estimator: Any, X: ArrayLike, teacher_proba: ArrayLike | None
 ) -> Readout:
     check_is_fitted(estimator)
+    # A VAE stores only the vertices and the scale of its fixed witness.
     if hasattr(estimator, "witness_"):
         witness = estimator.witness_
     elif hasattr(estimator, "witness_scale_"):

@@ -19,9 +19,9 @@ __all__ = ["TeacherSearchDisplay"]
 class TeacherSearchDisplay:
     """Information against energy, with one dot per candidate of a search.
 
-    A good teacher is high up, and not too far to the right. The color shows how well
-    restarts agree. Hollow dots are not admissible: their energy is above the budget, or
-    their restarts disagree. A ring marks the chosen candidate.
+    A good teacher is high up, and not too far to the right. The darker a dot, the
+    better its restarts agree. Hollow dots are not admissible: their energy is above the
+    budget, or their restarts disagree. A ring marks the chosen candidate.
 
     Parameters
     ----------
@@ -110,7 +110,8 @@ class TeacherSearchDisplay:
             **{name: results[name] for name in ("energy", "information", "agreement")},
             usable=results["usable"],
             chosen=chosen,
-            label="chosen: K = {}, {} principal components, {}".format(*values),
+            # A long line would make the axes narrower.
+            label="chosen: {} components,\n{} principal components, {}".format(*values),
         )
         return display.plot(**kwargs)
 
@@ -134,8 +135,7 @@ class TeacherSearchDisplay:
         title = f"{n_usable} of {n_candidates} candidate teachers are admissible"
         ax = axes_for(ax, title)
         x, y, usable = self.energy, self.information, self.usable
-        # One color scale for all searches, so that pictures can be compared.
-        look: dict[str, Any] = {"vmin": 0, "vmax": 1, "c": self.agreement[usable]}
+        look = self._colors() | {"edgecolors": "0.2", "linewidths": 0.5}
         if not usable.all():
             ax.scatter(
                 x[~usable],
@@ -161,3 +161,15 @@ class TeacherSearchDisplay:
         )
         self.ax_, self.figure_ = ax, ax.figure
         return self
+
+    def _colors(self) -> dict[str, Any]:
+        """Return values and scale of the colors of admissible candidates."""
+        from matplotlib import colormaps
+        from matplotlib.colors import ListedColormap
+
+        agreement = self.agreement[self.usable]
+        # Agreement is often high throughout: a scale from 0 would hide differences.
+        lowest = np.floor(10 * agreement.min(initial=1)) / 10
+        # Without the brightest colors, which are weak on white.
+        dark = ListedColormap(colormaps["viridis_r"](np.linspace(0.2, 1, 256)))
+        return {"c": agreement, "vmin": min(lowest, 0.9), "vmax": 1, "cmap": dark}
