@@ -81,7 +81,7 @@ ESCAPE = Experiment(
         "training images as a share of the teacher information. Middle: the norm of "
         "the escape gradient. A line is the median of the seeds; the shade goes from "
         "the least to the greatest. Bottom: the margin against the energy of the code, "
-        "for all seeds, beside the closed-form code scaled down. *To see*: the margin "
-        "leaves 0 within a few steps, and the gradient is never 0."
+        "for all seeds, beside the closed-form code scaled down. *To see*: how "
+        "soon the margin leaves 0, and whether the gradient is ever 0."
     ),
 )

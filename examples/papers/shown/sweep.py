@@ -140,9 +140,10 @@ SWEEP = Experiment(
         "Above: the information of drawn codes about test images, in nats. A mark is "
         "the median of the seeds; a bar holds the brackets of all seeds. Below: the "
         "reconstruction term E log p(x|z) against the KL. It is a share of the plain "
-        "models' span, a line for each seed. *To see*: plain models collapse at the "
-        "threshold β* or below it, and aligned models do not. In the lower row, the "
-        "distance between the lines is the price of alignment at equal KL."
+        "models' span, a line for each seed. *To see*: where plain models "
+        "collapse, 1 being the threshold β*, and whether aligned models do. In the "
+        "lower row, the distance between the lines is the price of alignment at equal "
+        "KL."
     ),
     data=FULLY_CONNECTED,
 )
