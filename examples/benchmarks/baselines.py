@@ -4,10 +4,10 @@ Mitigations from the literature, without and with alignment
 
 Trains every objective of `skvaecert.baselines` with its defaults on the digits, once
 without alignment and once with its default weight, and diagnoses test samples. Prints
-the state of the code, what drawn codes carry (the bracket, from the least to the most
-over the seeds) and the verdict on the mean; and means over the seeds: the margin,
-active units (dimensions whose mean has a variance of at least 0.01), and of the last
-epoch of training KL and reconstruction loss, in nats.
+the state of the code, what drawn codes carry (the bracket, from the lowest to the
+highest end over the seeds) and the verdict on the mean. Also prints means over the
+seeds: the margin, active units (dimensions whose mean has a variance of at least 0.01),
+and KL and reconstruction loss of the last epoch of training, in nats.
 
     python examples/benchmarks/baselines.py [--seeds 3] [--kl-weight 1]
 """
@@ -42,7 +42,7 @@ OBJECTIVES = {
 
 
 def run(objective, alignment_weight, kl_weight, teacher, samples, seed):
-    """Train, and return the diagnosis of test samples and numbers."""
+    """Train, and return the diagnosis of test samples and the figures to print."""
     train, test = samples
     vae = CertifiedVAE(
         FrozenEstimator(teacher),
@@ -65,7 +65,7 @@ def run(objective, alignment_weight, kl_weight, teacher, samples, seed):
 
 
 def counted(answers):
-    """Return the answer of all seeds, or how many gave which."""
+    """Return the answer of all seeds, or how many seeds gave each answer."""
     counts = Counter(answers)
     return ", ".join(
         answer if len(counts) == 1 else f"{n} {answer}" for answer, n in counts.items()
@@ -73,7 +73,7 @@ def counted(answers):
 
 
 def bracket(low, high):
-    """Write two bounds, rounded outwards."""
+    """Write two bounds, rounded outward."""
     digits = 3 if high < 0.1 else 2
     low, high = (f(10**digits * x) for f, x in ((math.floor, low), (math.ceil, high)))
     return f"{low / 10**digits:.{digits}f} to {high / 10**digits:.{digits}f}"

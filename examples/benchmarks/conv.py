@@ -2,14 +2,14 @@
 Convolutions for images: which ones, and what they cost
 =======================================================
 
-On color patches of 16 x 16 and 32 x 32, one thread, CPU time, four things:
+Measures four things on color patches of 16 x 16 and 32 x 32, in CPU time on one thread:
 
-- quality: fully connected nets, the package's convolutions, wider ones, deeper ones and
-  residual ones, each trained as long: ELBO and margin on patches from other
-  strips of the photographs, and seconds an epoch;
-- epoch: the package's training beside a loop written by hand, with the same
-  convolutions, batches and loss, and that loop in the memory format channels_last;
-- transform: the package beside a bare forward pass, in chunks of as many rows;
+- quality: fully connected nets, and convolutions: the package's, wider, deeper and
+  residual ones. Each trains for the same time. Prints ELBO and margin on patches from
+  other strips of the photographs, and seconds per epoch;
+- epoch: the package's training, compared with a loop by hand with the same
+  convolutions, batches and loss, and with that loop in the memory format channels_last;
+- transform: the package, compared with a bare forward pass in chunks of 256 samples;
 - picture: ``--picture FILE`` draws held-out patches above their reconstructions.
 
     python examples/benchmarks/conv.py [quality] [epoch] [transform] [--seconds 30]
@@ -73,7 +73,7 @@ def shapes_of(image_shape, width):
 
 
 def encoder(image_shape, width, extra):
-    """Return a factory for an encoder with more layers after each convolution."""
+    """Return a factory for an encoder with `extra` layers after each convolution."""
     shapes = shapes_of(image_shape, width)
 
     def make(n_features, latent_dim):
@@ -90,7 +90,7 @@ def encoder(image_shape, width, extra):
 
 
 def decoder(image_shape, width, extra):
-    """Return a factory for a decoder with more layers before each convolution."""
+    """Return a factory for a decoder with `extra` layers before each convolution."""
     shapes = shapes_of(image_shape, width)[::-1]
 
     def make(n_features, latent_dim):
@@ -124,7 +124,7 @@ def variants(image_shape):
 
 
 class Budget(Callback):
-    """Ends training at the end of the epoch in which the CPU time is spent."""
+    """Stops training after the epoch in which the CPU time is used up."""
 
     def __init__(self, seconds):
         self.seconds = seconds
@@ -145,7 +145,7 @@ def quality(seconds):
         proba = teacher.predict_proba(test)
         most = teacher_information(proba)
         print(f"\n{size} x {size}, {seconds:.0f} s each, margin at most {most:.2f}\n")
-        print("| net | epochs | s an epoch | ELBO, test | ELBO, training | margin |")
+        print("| net | epochs | s per epoch | ELBO, test | ELBO, training | margin |")
         print("|---|---|---|---|---|---|")
         for name, params in variants(train.image_shape).items():
             vae = CertifiedVAE(
@@ -171,13 +171,16 @@ def fresh(image_shape):
 
 
 def epoch(repeats):
-    print("\n| rows | by hand | channels_last | without monitor | with monitor |")
+    print(
+        "\n| samples | by hand | by hand, channels_last | without monitor "
+        "| with monitor |"
+    )
     print("|---|---|---|---|---|")
     for shape in ((3, 16, 16), (3, 32, 32)):
         torch.manual_seed(0)
-        rows = torch.randn(N_TRAIN, torch.Size(shape).numel())
+        samples = torch.randn(N_TRAIN, torch.Size(shape).numel())
         proba = torch.softmax(2 * torch.randn(N_TRAIN, 10), dim=1)
-        data = rows, proba, simplex_vertices(10, LATENT_DIM)
+        data = samples, proba, simplex_vertices(10, LATENT_DIM)
         last = fresh(shape).to(memory_format=torch.channels_last)
         without = by_package(data, fresh(shape), BATCH_SIZE, None)
         epochs = {
@@ -190,12 +193,10 @@ def epoch(repeats):
 
 
 def transform(repeats):
-    print(
-        "\n| rows | bare, chunks of 256 | of 128 | of 1024 | channels_last | package |"
-    )
+    print("\n| samples | bare, 256 | 128 | 1024 | 256, channels_last | package |")
     print("|---|---|---|---|---|---|")
     for shape in ((3, 16, 16), (3, 32, 32)):
-        rows = torch.randn(10_000, torch.Size(shape).numel())
+        samples = torch.randn(10_000, torch.Size(shape).numel())
         vae, last = fresh(shape), fresh(shape).to(memory_format=torch.channels_last)
         net = make_net(
             vae,
@@ -206,19 +207,19 @@ def transform(repeats):
             criterion__kl_weight=1.0,
             criterion__alignment_weight=1.0,
         )
-        passes = {n: bare(vae, rows, n) for n in (256, 128, 1024)}
-        passes["channels_last"] = bare(last, rows, 256)
-        passes["package"] = lambda net=net, rows=rows: encode(net, rows)
+        passes = {n: bare(vae, samples, n) for n in (256, 128, 1024)}
+        passes["channels_last"] = bare(last, samples, 256)
+        passes["package"] = lambda net=net, samples=samples: encode(net, samples)
         print_ratios(f"10,000 of {shape}", in_turn(passes, repeats))
 
 
-def bare(vae, rows, n):
-    """Return a function that encodes all rows, and no more."""
+def bare(vae, samples, n):
+    """Return a function that encodes all samples, and no more."""
 
     @torch.inference_mode()
     def forward():
         return torch.cat(
-            [vae.encoder(chunk)[:, :LATENT_DIM] for chunk in rows.split(n)]
+            [vae.encoder(chunk)[:, :LATENT_DIM] for chunk in samples.split(n)]
         )
 
     return forward
@@ -251,7 +252,7 @@ def picture(path):
         load_patches(N_TRAIN, size=32, subset=subset, random_state=0)
         for subset in ("train", "test")
     )
-    rows = test.data[test.data.var(axis=1).argsort()[:-2000:-200]]
+    samples = test.data[test.data.var(axis=1).argsort()[:-2000:-200]]
     vae = CertifiedVAE(
         GMMTeacher(n_components=10),
         latent_dim=64,
@@ -262,9 +263,9 @@ def picture(path):
         max_epochs=20,
         random_state=0,
     ).fit(train.data)
-    decoded = vae.inverse_transform(vae.transform(rows))
+    decoded = vae.inverse_transform(vae.transform(samples))
     _, axes = plt.subplots(2, 10, figsize=(10, 2.2))
-    for line, images in zip(axes, (rows, decoded), strict=True):
+    for line, images in zip(axes, (samples, decoded), strict=True):
         for axis, image in zip(line, images, strict=True):
             image = image.reshape(test.image_shape).transpose(1, 2, 0)
             axis.imshow(image.clip(0, 1))

@@ -1,11 +1,11 @@
 """
 Defaults, on every table that scikit-learn ships and on patches of photographs
-===============================================================================
+==============================================================================
 
-Fits ``CollapseCertifier()`` with three quarters of the rows of each table and certifies
-it on the others, in five seeds: as shipped, standardized, and in units that differ by
-10^6. Patches are held out by strips of the images. Prints a table in Markdown; options
-put other values in place of the defaults.
+Fits ``CollapseCertifier()`` on three quarters of the samples of each table and
+certifies it on the others, with five seeds: as shipped, standardized, and with units
+that differ by 10^6. Test patches come from other strips of the images. Prints a table
+in Markdown. Options replace the defaults.
 
     python examples/benchmarks/defaults.py [--seeds 5] [--only iris wine]
     python examples/benchmarks/defaults.py --batch-size 128 --teacher single
@@ -40,7 +40,7 @@ PATCHES = {
     "patches 8 x 8, gray": {"size": 8, "color": False},
     "patches 16 x 16, color": {"size": 16, "color": True},
 }
-PATCH_ROWS = 6000, 2000
+PATCH_SAMPLES = 6000, 2000
 COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
 UNITS = ("standardized", "as shipped", "10^6")
 NUMBERS = {
@@ -56,7 +56,7 @@ def split(name, seed):
     if name in PATCHES:
         return [
             load_patches(n, subset=subset, random_state=seed, **PATCHES[name]).data
-            for n, subset in zip(PATCH_ROWS, ("train", "test"), strict=True)
+            for n, subset in zip(PATCH_SAMPLES, ("train", "test"), strict=True)
         ]
     return train_test_split(TABLES[name]().data, test_size=0.25, random_state=seed)
 
@@ -71,7 +71,7 @@ def scaler(units, n_features, seed):
 
 
 def teacher(options):
-    """Return what stands for the teacher: None for the default."""
+    """Return the teacher to pass: None for the default."""
     given = {name: getattr(options, name) for name in ("n_components", "floor")}
     given = {name: value for name, value in given.items() if value is not None}
     if options.teacher == "default" and not given:
@@ -94,7 +94,7 @@ def certifier(options, seed):
 
 
 def run(name, units, seed, options):
-    """Return certificate on held-out rows, CPU seconds of the fit, warnings."""
+    """Return the certificate on held-out samples, CPU seconds of fit, and warnings."""
     train, test = split(name, seed)
     pipeline = make_pipeline(
         scaler(units, train.shape[1], seed), certifier(options, seed)
@@ -111,18 +111,18 @@ def run(name, units, seed, options):
 def line(name, units, options):
     """Return one row of the table."""
     runs = [run(name, units, seed, options) for seed in range(options.seeds)]
-    certificates, seconds, told = zip(*runs, strict=True)
+    certificates, seconds, warned = zip(*runs, strict=True)
     margins = [c.margin for c in certificates]
     information = [c.teacher_information for c in certificates]
     relative = np.divide(margins, information)
     n_certified = sum(c.verdict == "certified" for c in certificates)
-    told = ", ".join(sorted(set().union(*told))) or "none"
-    n_rows, n_features = split(name, 0)[0].shape
+    warned = ", ".join(sorted(set().union(*warned))) or "none"
+    n_samples, n_features = split(name, 0)[0].shape
     return (
-        f"| {name} | {units} | {n_rows} x {n_features} | "
+        f"| {name} | {units} | {n_samples} x {n_features} | "
         f"{n_certified}/{options.seeds} | {min(margins):.2f}, "
         f"{np.median(margins):.2f} | {np.median(information):.2f} | "
-        f"{np.median(relative):.2f} | {np.median(seconds):.1f} | {told} |"
+        f"{np.median(relative):.2f} | {np.median(seconds):.1f} | {warned} |"
     )
 
 
@@ -146,8 +146,9 @@ def main():
     options = parsed()
     torch.set_num_threads(1)
     print(
-        "| table | units | rows x features | certified | held-out margin: least, "
-        "median | teacher information | relative margin | CPU seconds | warnings |"
+        "| table | units | samples x features | certified | held-out margin: "
+        "minimum, median | teacher information | relative margin | CPU seconds "
+        "| warnings |"
     )
     print("|" + "---|" * 9)
     for name in options.only:

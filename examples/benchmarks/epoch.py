@@ -1,22 +1,21 @@
 """
-What an epoch costs, beside loops written by hand
-=================================================
+What an epoch costs, compared with loops written by hand
+========================================================
 
 Times training epochs of the same VAE, in turn, in one process and on one thread:
 
-- by hand: tensors in memory, ``X[idx]``, Adam as torch has it by default, and nothing
-  but the loss;
-- with tricks: the same, with samples shuffled once an epoch, slices, the fused Adam;
+- by hand: tensors in memory, ``X[idx]``, torch's default Adam, and only the loss;
+- with tricks: the same, with samples shuffled once per epoch, slices, the fused Adam;
 - skorch, Lightning, pythae: the trainer of each with its own data loader, the same net
-  and the same loss; those that are not installed are left out;
+  and the same loss. A library that is not installed is left out;
 - the package; the same without its margin monitor; with a user's callback that clips
-  gradients and looks at the loss of every batch; and with networks of one's own of the
-  same layers, whose gradients autograd computes.
+  gradients and reads the loss of every batch; and with networks that a user passes,
+  which have the same layers and whose gradients autograd computes.
 
-Prints medians of CPU time an epoch, their ratios to the loop by hand, and the share of
-the epoch that the monitor takes. Then it fits a small table with default settings, with
-the teacher's fit and without, beside a loop by hand of as many epochs. Last, it trains
-for long, and compares the last epochs with early ones.
+Prints medians of CPU time per epoch, their ratios to the loop by hand, and the share of
+the epoch that the monitor takes. Then fits a small table with default settings, with
+and without the teacher's fit, and compares with a loop by hand of as many epochs. Last,
+trains for many epochs and compares the last epochs with early ones.
 
     python examples/benchmarks/epoch.py [--repeats 9] [--epochs 300]
 """
@@ -57,12 +56,12 @@ SETTINGS = {
     "64-128-128-16, n = 1,347, batch 84": (1_347, 64, (128, 128), 16, 10, 84),
 }
 SCALE, KL_WEIGHT, ALIGNMENT_WEIGHT = 2.0, 1.0, 10.0
-# Epochs a turn: what happens once a fit weighs little.
+# Epochs per turn: enough that the fixed cost of a fit matters little.
 TURN = 3
 
 
 class Loss(torch.nn.Module):
-    """The loss of the package; teacher posteriors are `y`."""
+    """The loss of the package, with the teacher's posteriors as `y`."""
 
     def __init__(self, vertices, scale=SCALE):
         super().__init__()
@@ -79,17 +78,17 @@ class Loss(torch.nn.Module):
 
 
 def by_hand(data, vae, batch_size, tricks=False, scale=SCALE):
-    """Return a function that trains for some epochs, as those that follow do."""
-    rows, proba, vertices = data
+    """Return a function that trains for some epochs, as do all `by_...` below."""
+    samples, proba, vertices = data
     optimizer = torch.optim.Adam(vae.parameters(), fused=tricks or None)
     criterion = Loss(vertices, scale)
 
     def batches():
-        order = torch.randperm(len(rows))
+        order = torch.randperm(len(samples))
         if tricks:
-            shuffled = rows[order], proba[order]
+            shuffled = samples[order], proba[order]
             return zip(*(tensor.split(batch_size) for tensor in shuffled), strict=True)
-        return ((rows[index], proba[index]) for index in order.split(batch_size))
+        return ((samples[index], proba[index]) for index in order.split(batch_size))
 
     def run(n_epochs=TURN):
         for _ in range(n_epochs):
@@ -108,7 +107,7 @@ class SkorchNet(NeuralNet):
 
 
 def by_skorch(data, vae, batch_size):
-    rows, proba, vertices = data
+    samples, proba, vertices = data
     net = SkorchNet(
         vae,
         Loss,
@@ -121,14 +120,14 @@ def by_skorch(data, vae, batch_size):
         max_epochs=TURN,
         verbose=0,
     ).initialize()
-    return lambda: net.partial_fit(rows, proba)
+    return lambda: net.partial_fit(samples, proba)
 
 
 def by_lightning(data, vae, batch_size):
     import lightning
 
-    rows, proba, vertices = data
-    loader = DataLoader(TensorDataset(rows, proba), batch_size, shuffle=True)
+    samples, proba, vertices = data
+    loader = DataLoader(TensorDataset(samples, proba), batch_size, shuffle=True)
 
     class Module(lightning.LightningModule):
         def __init__(self):
@@ -161,12 +160,12 @@ def by_pythae(data, vae, batch_size):
     from pythae.models.nn import BaseDecoder
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
-    rows, proba, vertices = data
+    samples, proba, vertices = data
     criterion = Loss(vertices)
 
     class Model(BaseAE):
         def __init__(self):
-            # It wants a decoder of its own kind; nothing calls it.
+            # pythae requires a decoder of its own class, but never calls it here.
             super().__init__(BaseAEConfig(), decoder=BaseDecoder())
             self.vae = vae
 
@@ -182,7 +181,7 @@ def by_pythae(data, vae, batch_size):
         learning_rate=1e-3,
         no_cuda=True,
     )
-    trainer = BaseTrainer(Model(), BaseDataset(rows, proba), training_config=config)
+    trainer = BaseTrainer(Model(), BaseDataset(samples, proba), training_config=config)
     trainer.prepare_training()
 
     def run():
@@ -194,7 +193,7 @@ def by_pythae(data, vae, batch_size):
 
 
 class TimedMonitor(MarginMonitor):
-    """Adds up the CPU time that it takes."""
+    """Adds up the CPU time that the monitor takes."""
 
     seconds = 0.0
 
@@ -205,7 +204,7 @@ class TimedMonitor(MarginMonitor):
 
 
 class EveryBatch(Callback):
-    """What a user may do with every batch."""
+    """A user's callback that does something with every batch."""
 
     def on_grad_computed(self, net, named_parameters, **kwargs):
         parameters = [parameter for _, parameter in named_parameters]
@@ -216,7 +215,7 @@ class EveryBatch(Callback):
 
 
 def by_package(data, vae, batch_size, step="numpy", **settings):
-    rows, proba, vertices = data
+    samples, proba, vertices = data
     net = make_net(
         vae,
         device=torch.device("cpu"),
@@ -230,7 +229,7 @@ def by_package(data, vae, batch_size, step="numpy", **settings):
         max_epochs=TURN,
         **settings,
     )
-    dataset = TrainingSet(Resident(rows), proba)
+    dataset = TrainingSet(Resident(samples), proba)
 
     def run():
         train(net, dataset)
@@ -240,14 +239,14 @@ def by_package(data, vae, batch_size, step="numpy", **settings):
 
 
 class Own(torch.nn.Sequential):
-    """A network of one's own, as far as the package can know."""
+    """A network that a user passes: the package does not know its class."""
 
 
 def variants(n, n_features, hidden, latent_dim, n_components, batch_size):
     torch.manual_seed(0)
-    rows = torch.randn(n, n_features)
+    samples = torch.randn(n, n_features)
     proba = torch.softmax(2 * torch.randn(n, n_components), dim=1)
-    data = rows, proba, simplex_vertices(n_components, latent_dim)
+    data = samples, proba, simplex_vertices(n_components, latent_dim)
 
     def make(by, *networks, **settings):
         vae = make_vae(n_features, latent_dim, hidden, *networks)
@@ -275,7 +274,7 @@ def cpu_seconds(function, *args):
 
 
 def in_turn(runs, repeats):
-    """Return CPU seconds of every run, after one of each that does not count."""
+    """Return CPU seconds of every run, after a warm-up of each."""
     times = [[cpu_seconds(run) for run in runs.values()] for _ in range(repeats + 1)]
     return dict(zip(runs, np.transpose(times[1:]), strict=True))
 
@@ -353,7 +352,7 @@ def relu_decoder(n_features, latent_dim):
 
 
 class Clock(Callback):
-    """Notes the CPU time at the end of every epoch, for all copies of it."""
+    """Records the CPU time at the end of every epoch; all copies share the list."""
 
     times: ClassVar[list[float]] = []
 
@@ -362,9 +361,9 @@ class Clock(Callback):
 
 
 def drift(n_epochs):
-    """Print the CPU time of late epochs beside that of early ones, on digits.
+    """Print the CPU time of early and of late epochs, on digits.
 
-    The fastest tenth of a window: whatever else runs on a machine only adds to it.
+    It takes the fastest tenth of a window, since other programs only add time.
     """
     X = load_digits().data / 16
     relu = {"encoder": relu_encoder, "decoder": relu_decoder}
@@ -399,7 +398,7 @@ def processor():
 
 
 def print_machine():
-    """Print what the ratios depend on: above all, on the BLAS of NumPy and of torch."""
+    """Print what the ratios depend on, above all the BLAS of NumPy and of torch."""
     blas = [
         f"{library['internal_api']} {library['version']} ({library['architecture']})"
         for library in threadpool_info()

@@ -1,21 +1,21 @@
 """
-What the forecast misses by
-===========================
+How far the forecast is from the trained margin
+===============================================
 
 Trains on digits and on color patches of photographs with several ratios of
-alignment_weight to kl_weight, for few epochs and for more, and compares the margin
-on the training samples with the forecast, both as shares of the teacher information:
-medians and extremes over seeds, and in how many fits the trained margin was above the
-forecast. Then it times the forecast on 50,000 samples of 100 components, and that of
-collapse on 50,000 samples of 3,072 features.
+alignment_weight to kl_weight, for few epochs and for more. Compares the margin on the
+training samples with the forecast, both as shares of the teacher information: medians
+and extremes over seeds, and in how many fits the trained margin was above the forecast.
+Then times the forecast of the margin on 50,000 samples with 100 components, and the
+forecast of collapse on 50,000 samples of 3,072 features.
 
     python examples/benchmarks/forecast.py [--data digits patches] [--no-timing]
 
-With --sweep it trains without alignment instead, at multiples of the collapse threshold
-beta*, and compares the information of drawn codes on held-out samples with that of a
-linear VAE. For the Bernoulli likelihood only the threshold is known. Each model is
-trained twice: from scratch, and from below, which continues from the model of the next
-smaller kl_weight.
+With --sweep, trains without alignment instead, at multiples of the collapse threshold
+beta*. Compares the information of drawn codes on held-out samples with that of a linear
+VAE. For the Bernoulli likelihood, only the threshold is known. Each model is trained
+twice: from scratch, and from below, which continues from the model of the next smaller
+kl_weight.
 
     python examples/benchmarks/forecast.py --sweep [--data digits patches]
 """
@@ -47,7 +47,7 @@ from skvaecert.simplex import prior_matched_scale
 
 RATIOS = (0.2, 1, 10)
 KL_WEIGHTS = (1, 4, 16)
-# Seeds and, for each, numbers of epochs: short and longer trainings.
+# Number of seeds, and numbers of epochs for each seed: short and longer training.
 PLANS = {"digits": (5, (10, 60)), "patches": (3, (5, 40))}
 MULTIPLES = (0.25, 0.5, 0.75, 0.9, 1.1, 1.5)
 SWEEPS = {"digits": (3, (200,)), "patches": (3, (100,))}
@@ -141,7 +141,7 @@ def sweep(load, n_seeds, epochs, multiples):
 def climb(X, held_out, seed, likelihood, epochs, multiples):
     """Yield kl_weight, linear forecast and brackets from scratch and from below."""
     threshold = collapse_threshold(X, likelihood=likelihood)
-    # The teacher plays no part.
+    # Without alignment the teacher does not matter: any posteriors will do.
     proba = np.full((len(X), 2), 0.5)
     below = None
     for multiple in multiples:
@@ -169,7 +169,7 @@ def climb(X, held_out, seed, likelihood, epochs, multiples):
 
 
 def cell(brackets):
-    """Median estimate, and what all brackets span."""
+    """Write the median estimate, and the range that contains all brackets."""
     middle = np.median([bracket.estimate for bracket in brackets])
     low = min(bracket.low for bracket in brackets)
     high = max(bracket.high for bracket in brackets)
@@ -194,7 +194,7 @@ def timing_of_collapse(n_samples=50_000, n_features=3072):
     cost = seconds(linear_information, X, 4.0, 16)
     memory = tracemalloc.get_traced_memory()[1] / 2**20
     tracemalloc.stop()
-    print(f"\nlinear_information: {cost:.1f} s, {memory:.0f} MiB beside the samples")
+    print(f"\nlinear_information: {cost:.1f} s, {memory:.0f} MiB besides the samples")
 
 
 def seconds(function, *arguments):

@@ -4,25 +4,25 @@ What training and certificates cost on a GPU
 
 Prints four tables.
 
-- *training*: samples a second and peak memory of ``CertifiedVAE(device="cuda")``, of a
-  loop written by hand with the same net, loss and batches and Adam as torch has it by
-  default, and of that loop with the whole step captured in a CUDA graph. All have the
-  samples on the GPU, where they count as memory. Epochs of the package are whole: with
-  its monitor and its records.
-- *waiting*: where an epoch's time goes. "batches" ends when the GPU has finished the
-  last batch; what follows is the end of the epoch, where the package reads the losses,
-  checks the weights, looks at the margin and copies the weights, and so waits for the
+- *training*: samples per second and peak memory of ``CertifiedVAE(device="cuda")``, of
+  a loop by hand with the same net, loss and batches and torch's default Adam, and of
+  that loop with the whole step captured in a CUDA graph. All keep the samples on the
+  GPU, where they count as memory. Epochs of the package include its monitor and its
+  records.
+- *waiting*: how an epoch's time is spent. "batches" ends when the GPU has finished the
+  last batch. Then follows the end of the epoch, where the package reads the losses,
+  checks the weights, computes the margin and copies the weights, and so waits for the
   GPU. "kernels" is the sum of all kernels and copies on the GPU that torch's profiler
-  saw in an epoch of its own; there is one stream, so they do not overlap. The GPU idles
-  for the rest of the time: it has come to wait for Python, or Python for it.
-- *certificates* of a million samples, which come from the main memory, with the encoder
-  on the GPU: seconds, peak memory on the GPU, and what they say. ``certify`` brackets
-  what drawn codes carry from draws in lots, ``code_information`` from all samples at
-  once, which is narrower and takes longer.
+  records in a separate epoch. There is one stream, so they do not overlap. The GPU is
+  idle for the rest of the time: it waits for Python, or Python waits for it.
+- *certificates* of a million samples in main memory, with the encoder on the GPU:
+  seconds, peak memory on the GPU, and results. ``certify`` computes the bracket from
+  subsets of the samples, ``code_information`` from all samples at once, which is
+  narrower and takes longer.
 - *seeds*: whether equal seeds gave equal means, to the bit.
 
 Times are wall times, medians over epochs without the first. Without CUDA there is no
-graph, and no memory and kernels are told.
+graph, and memory and kernels are not measured.
 
     python examples/benchmarks/gpu.py [--device cuda] [--preset full]
 """
@@ -53,7 +53,7 @@ K, LATENT_DIM, SCALE, KL_WEIGHT, ALIGNMENT_WEIGHT = 10, 32, 2.0, 1.0, 10.0
 
 
 class Net(NamedTuple):
-    """A pair of networks, as CertifiedVAE makes them of these parameters."""
+    """A pair of networks, as CertifiedVAE makes them from these parameters."""
 
     n_features: int
     params: dict
@@ -74,7 +74,7 @@ NETS = {
 
 
 class Preset(NamedTuple):
-    """Sizes: samples an epoch by batch size, epochs, samples to certify, draws."""
+    """Numbers: samples per epoch by batch size, epochs, certified samples, draws."""
 
     n_samples: dict
     n_epochs: int
@@ -102,7 +102,7 @@ def seconds(device, action):
 
 
 class Peak:
-    """Notes the memory on the GPU that is taken inside the block at most."""
+    """Measures the peak memory on the GPU that is allocated inside the block."""
 
     def __init__(self, device):
         self.device = device
@@ -116,10 +116,10 @@ class Peak:
         return self
 
     def __exit__(self, *error):
-        self.told = "-"
+        self.memory = "-"
         if self.device == "cuda":
             peak = torch.cuda.max_memory_allocated() - self.before
-            self.told = f"{peak / 2**20:,.0f} MB"
+            self.memory = f"{peak / 2**20:,.0f} MB"
 
 
 def profiled(device):
@@ -162,14 +162,16 @@ class Loss(torch.nn.Module):
         return (loss + ALIGNMENT_WEIGHT * pull).mean()
 
 
-def by_hand(net, rows, proba, batch_size):
+def by_hand(net, samples, proba, batch_size):
     """Return a function that trains one epoch."""
-    vae, criterion = net.fresh().to(rows.device), Loss().to(rows.device)
+    vae, criterion = net.fresh().to(samples.device), Loss().to(samples.device)
     optimizer = torch.optim.Adam(vae.parameters())
 
     def epoch():
-        for index in torch.randperm(len(rows), device=rows.device).split(batch_size):
-            x = rows[index]
+        for index in torch.randperm(len(samples), device=samples.device).split(
+            batch_size
+        ):
+            x = samples[index]
             loss = criterion(vae(x), x, proba[index])
             optimizer.zero_grad()
             loss.backward()
@@ -178,14 +180,14 @@ def by_hand(net, rows, proba, batch_size):
     return epoch
 
 
-def by_graph(net, rows, proba, batch_size):
-    """Return the same with the step, the choice of samples included, as a graph."""
-    vae, criterion = net.fresh().to(rows.device), Loss().to(rows.device)
+def by_graph(net, samples, proba, batch_size):
+    """Return the same, with the step and its choice of samples captured as a graph."""
+    vae, criterion = net.fresh().to(samples.device), Loss().to(samples.device)
     optimizer = torch.optim.Adam(vae.parameters(), capturable=True)
-    index = torch.arange(batch_size, device=rows.device)
+    index = torch.arange(batch_size, device=samples.device)
 
     def step():
-        x = rows[index]
+        x = samples[index]
         criterion(vae(x), x, proba[index]).backward()
         optimizer.step()
 
@@ -201,9 +203,11 @@ def by_graph(net, rows, proba, batch_size):
     with torch.cuda.graph(graph):
         step()
 
-    # The graph works in the memory of all that the step holds.
+    # The graph uses the memory of the step's tensors, so keep the step alive.
     def epoch(kept=step):
-        for part in torch.randperm(len(rows), device=rows.device).split(batch_size):
+        for part in torch.randperm(len(samples), device=samples.device).split(
+            batch_size
+        ):
             index.copy_(part)
             graph.replay()
 
@@ -211,7 +215,7 @@ def by_graph(net, rows, proba, batch_size):
 
 
 class Phases(Callback):
-    """Notes when the GPU has finished the batches of each epoch; profiles the last."""
+    """Records when the GPU finishes the batches of each epoch; profiles the last."""
 
     def __init__(self, device, n_batches, n_epochs):
         self.device, self.n_batches, self.n_epochs = device, n_batches, n_epochs
@@ -238,7 +242,7 @@ class Phases(Callback):
 
 
 class Epoch(NamedTuple):
-    """What an epoch took: wall time, batches alone, kernels; and peak memory."""
+    """Wall time of an epoch, of its batches alone and of its kernels; peak memory."""
 
     whole: float
     batches: float
@@ -247,7 +251,7 @@ class Epoch(NamedTuple):
 
 
 def of_package(net, device, X, proba, batch_size, n_epochs):
-    # The last epoch is the profiler's, the first warms up.
+    # The first epoch warms up, and the last is profiled.
     phases = Phases(device, len(X) // batch_size, n_epochs + 2)
     vae = CertifiedVAE(
         latent_dim=LATENT_DIM,
@@ -265,7 +269,7 @@ def of_package(net, device, X, proba, batch_size, n_epochs):
         vae.fit(X, teacher_proba=proba)
     whole = statistics.median(row["seconds"] for row in vae.history_[1:-1])
     batches = statistics.median(phases.batches[1:-1])
-    return Epoch(whole, batches, phases.kernels, peak.told)
+    return Epoch(whole, batches, phases.kernels, peak.memory)
 
 
 def of_loop(make, net, device, X, proba, batch_size, n_epochs):
@@ -278,21 +282,21 @@ def of_loop(make, net, device, X, proba, batch_size, n_epochs):
             epoch()
             synchronize(device)
     whole = statistics.median(times)
-    return Epoch(whole, whole, kernel_seconds(profiler), peak.told)
+    return Epoch(whole, whole, kernel_seconds(profiler), peak.memory)
 
 
 def drawn_samples(n, n_features, device):
-    """Return samples in ten groups, and what a teacher would say of them."""
+    """Return samples in ten clusters, and a teacher's posteriors for them."""
     generator = torch.Generator(device).manual_seed(0)
     options = {"generator": generator, "device": device}
     centers = torch.randn(K, n_features, **options)
-    X, group = np.empty((n, n_features), np.float32), np.empty(n, int)
+    X, cluster = np.empty((n, n_features), np.float32), np.empty(n, int)
     for start in range(0, n, 2**16):
         part = slice(start, min(n, start + 2**16))
         chosen = torch.randint(K, (part.stop - start,), **options)
         noise = torch.randn(len(chosen), n_features, **options)
-        X[part], group[part] = (centers[chosen] + noise).cpu(), chosen.cpu()
-    return X, 0.9 * np.eye(K)[group] + 0.1 / K
+        X[part], cluster[part] = (centers[chosen] + noise).cpu(), chosen.cpu()
+    return X, 0.9 * np.eye(K)[cluster] + 0.1 / K
 
 
 def training(device, preset):
@@ -301,7 +305,12 @@ def training(device, preset):
         makes["by hand, CUDA graph"] = by_graph
     found = []
     print("\nTraining")
-    header = "samples a second", "a step", "of by hand's", "peak memory"
+    header = (
+        "samples per second",
+        "time per step",
+        "speed relative to by hand",
+        "peak memory",
+    )
     print_table("net", "batch", "loop", *header)
     for name, net in NETS.items():
         for batch_size, n in preset.n_samples.items():
@@ -319,7 +328,7 @@ def training(device, preset):
 
 
 def waiting(device, found):
-    print("\nWaiting, ms an epoch")
+    print("\nWaiting, ms per epoch")
     header = "whole", "batches", "end of the epoch", "kernels", "GPU idle"
     print_table("net", "batch", "loop", *header)
     for *names, epoch in found:
@@ -347,7 +356,7 @@ def means(mean, std=None):
     return f"{len(mean):,} means" + ("" if std is None else " and deviations")
 
 
-def told(certificate):
+def written(certificate):
     found = certificate.information
     return (
         f"{certificate.verdict}: margin {certificate.margin:.4f} of "
@@ -357,11 +366,11 @@ def told(certificate):
 
 
 def fitted_certifiers(device, X, proba):
-    """Return a VAE with its certifier, and its encoder as one from elsewhere."""
+    """Return a certifier of a VAE, and one of its encoder as a foreign model."""
     settings = {"latent_dim": LATENT_DIM, "max_epochs": 5, "random_state": 0}
     vae = CertifiedVAE(device=device, **settings, **FLAT.params)
     own = CollapseCertifier(vae).fit(X, teacher_proba=proba)
-    # This one gets the samples as they are, not standardized.
+    # The foreign model gets the samples as they are, not standardized.
     module = own.estimator_.net_.module_.eval()
     model = TrainedEncoder(module.encode, batch_size=4096)
     foreign = CollapseCertifier(FrozenEstimator(model), witness="linear")
@@ -377,7 +386,7 @@ def certificates(device, preset):
     mean, std = vae.encode(X)
 
     def certified(certifier):
-        return lambda: told(certifier.certify(X, teacher_proba=proba))
+        return lambda: written(certifier.certify(X, teacher_proba=proba))
 
     actions = {
         "bare pass, chunks of 256": lambda: means(bare_pass(module, X, device, 256)),
@@ -391,11 +400,11 @@ def certificates(device, preset):
         ),
     }
     print(f"\nCertificates of {len(X):,} samples of 784 features")
-    print_table("what", "seconds", "peak memory", "says")
+    print_table("what", "seconds", "peak memory", "result")
     for name, action in actions.items():
         with Peak(device) as peak:
-            took, says = seconds(device, action)
-        print_row(name, f"{took:.2f}", peak.told, says)
+            took, result = seconds(device, action)
+        print_row(name, f"{took:.2f}", peak.memory, result)
 
 
 def seeds(device, preset):

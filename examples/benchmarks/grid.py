@@ -2,14 +2,14 @@
 A grid of sixteen
 =================
 
-Searches over sixteen alignment and KL weights with a ``GridSearchCV``, 2,000 samples of
-64 features, three folds: 48 fits of :class:`skvaecert.CertifiedVAE`, whose ``memory``
-keeps the teacher of each fold. In turn with 48 loops written by hand, one after
-another, of the same net, batches and epochs; they have posteriors of a teacher for
-nothing, and score nothing.
+Searches over sixteen alignment and KL weights with a ``GridSearchCV``, on 2,000 samples
+of 64 features, with three folds. These are 48 fits of :class:`skvaecert.CertifiedVAE`,
+whose ``memory`` keeps the teacher of each fold. Compares with 48 loops by hand, one
+after another, with the same net, batches and epochs. They fit no teacher, but use
+random posteriors, and compute no score.
 
-Prints medians of seconds by the clock, with workers that have started already, and of
-CPU seconds where there is one process.
+Prints medians of wall time, with workers that have already started, and of CPU time
+where there is one process.
 
     python examples/benchmarks/grid.py [--repeats 3] [--epochs 20]
 """
@@ -51,9 +51,9 @@ def search(X, epochs, n_jobs):
 
 
 def loops(X, epochs):
-    rows = torch.tensor(X[: len(X) * (FOLDS - 1) // FOLDS]).float()
-    proba = torch.softmax(torch.randn(len(rows), 10), dim=1)
-    data = rows, proba, torch.randn(10, NET["latent_dim"])
+    inputs = torch.tensor(X[: len(X) * (FOLDS - 1) // FOLDS]).float()
+    proba = torch.softmax(torch.randn(len(inputs), 10), dim=1)
+    data = inputs, proba, torch.randn(10, NET["latent_dim"])
     for _ in range(N_FITS):
         vae = make_vae(X.shape[1], NET["latent_dim"], NET["hidden_sizes"])
         by_hand(data, vae, NET["batch_size"])(epochs)

@@ -1,13 +1,13 @@
 """
-What the guard holds, and what it costs
-=======================================
+Which margin the guard reaches, and what it costs
+=================================================
 
 Trains with ``alignment_weight="auto"`` on digits and on color patches of photographs,
-for five seeds, several weights of the KL term and three targets, and prints the
-relative margin that was reached on the training rows and on rows of a test set: the
-least and the median over seeds. Then it compares the reconstruction loss on training
-rows with that of fixed weights at the same margin, interpolated between them. With
-``--validation-fraction`` it is rows held out that the guard steers by.
+with five seeds, several KL weights and three targets. Prints the relative margin on the
+training samples and on test samples: the minimum and the median over seeds. Then
+compares the reconstruction loss on training samples with that of fixed weights,
+interpolated to the same margin. With ``--validation-fraction``, the guard holds the
+margin of held-out samples.
 
     python examples/benchmarks/guard.py [--seeds 5] [--epochs 60] [--data digits]
 """
@@ -65,10 +65,10 @@ def trained(teacher, X, seed, epochs, **params):
     return vae, bool(caught)
 
 
-def held(data, seeds, epochs, fraction):
-    """Print the margins reached."""
-    rows = "training rows" if fraction is None else "rows held out"
-    print(f"| kl_weight | target | {rows} | test rows | weight | warned |")
+def reached_margins(data, seeds, epochs, fraction):
+    """Print the margins on the samples that the guard uses, and on test samples."""
+    guarded = "training samples" if fraction is None else "held-out samples"
+    print(f"| kl_weight | target | {guarded} | test samples | weight | warned |")
     print("|---|---|---|---|---|---|")
     for kl_weight in KL_WEIGHTS:
         for target in TARGETS:
@@ -104,7 +104,7 @@ def cost(data, seeds, epochs):
     print("| kl_weight | target | margin | guard | fixed weight | difference (nats) |")
     print("|---|---|---|---|---|---|")
     for kl_weight in COMPARED:
-        rows = {target: [] for target in TARGETS}
+        found = {target: [] for target in TARGETS}
         for seed, (teacher, train, _) in enumerate(data[:seeds]):
             path = np.array(
                 [
@@ -124,8 +124,8 @@ def cost(data, seeds, epochs):
                     target_margin=target,
                 )
                 if path[0, 0] <= margin <= path[-1, 0]:
-                    rows[target].append((margin, loss, np.interp(margin, *path.T)))
-        for target, points in rows.items():
+                    found[target].append((margin, loss, np.interp(margin, *path.T)))
+        for target, points in found.items():
             if not points:
                 print(f"| {kl_weight} | {target} | no fixed weight reaches it | | | |")
                 continue
@@ -156,11 +156,13 @@ def main():
         for seed in range(arguments.seeds):
             train, test = {"digits": digits, "patches": patches}[name](seed)
             data.append((GMMTeacher(random_state=seed).fit(train), train, test))
-        print(f"\n{name}: least and median over {arguments.seeds} seeds\n")
-        held(data, arguments.seeds, arguments.epochs, arguments.validation_fraction)
+        print(f"\n{name}: minimum and median over {arguments.seeds} seeds\n")
+        reached_margins(
+            data, arguments.seeds, arguments.epochs, arguments.validation_fraction
+        )
         if arguments.validation_fraction is not None:
             continue
-        print("\nreconstruction loss on training rows at the margin of the guard\n")
+        print("\nreconstruction loss on training samples at the margin of the guard\n")
         cost(data, arguments.seeds, arguments.epochs)
 
 

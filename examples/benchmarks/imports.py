@@ -2,9 +2,9 @@
 What an import costs
 ====================
 
-``import skvaecert`` beside ``import torch, sklearn``, each in a fresh interpreter, in
-alternating order, after one of each that is not counted. CPU time of the process, with
-the start of the interpreter.
+Times ``import skvaecert`` and ``import torch, sklearn``, each in a fresh interpreter,
+in alternating order, after a warm-up of each. The CPU time of the process includes the
+start of the interpreter.
 
 Prints medians, the ratio of the medians and the range of the ratios within pairs.
 
@@ -29,7 +29,7 @@ def cpu_seconds(statement):
 
 
 def pair(turn):
-    """Seconds of both statements, the first of them first in every other turn."""
+    """Return seconds of both statements; every other turn swaps their order."""
     order = STATEMENTS[:: 1 if turn % 2 else -1]
     seconds = {statement: cpu_seconds(statement) for statement in order}
     return [seconds[statement] for statement in STATEMENTS]

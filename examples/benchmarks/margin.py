@@ -2,19 +2,19 @@
 What a margin and a certificate cost
 ====================================
 
-From arrays of posteriors and log-probabilities, float64, 50,000 rows, in turn, in one
-process and on one thread:
+Measures, on arrays of posteriors and log-probabilities of 50,000 samples in float64, in
+turn, in one process and on one thread:
 
 - by hand: ``scipy.special.softmax`` and ``rel_entr``, for the alignment loss and for
   the teacher information;
 - :func:`skvaecert.metrics.collapse_margin`;
 - :func:`skvaecert.certify`, from latent means, with spread, precision and tolerance.
 
-Prints medians of CPU time, ratios to the first, and the memory that each asks for
-beside its arguments. With ``--rows`` it certifies that many rows with 100 components
-and 99 latent dimensions from files on disk, and prints the most memory that it held.
+Prints medians of CPU time, ratios to the first, and the memory that each allocates
+besides its arguments. With ``--samples``, certifies that many samples with 100
+components and 99 latent dimensions from files on disk, and prints the peak memory.
 
-    python examples/benchmarks/margin.py [--repeats 5] [--rows 10000000]
+    python examples/benchmarks/margin.py [--repeats 5] [--samples 10000000]
 """
 
 import argparse
@@ -83,12 +83,12 @@ def compare(n_components, repeats):
         print(f"| {n_components} | {name} | {cells} |", flush=True)
 
 
-def write(path, n_rows):
-    """Write posteriors and means, a piece at a time."""
+def write(path, n_samples):
+    """Write posteriors and latent means, a piece at a time."""
     rng = np.random.default_rng(0)
     with open(path / "proba", "wb") as proba, open(path / "mean", "wb") as mean:
-        for start in range(0, n_rows, PIECE):
-            shape = min(PIECE, n_rows - start), 100
+        for start in range(0, n_samples, PIECE):
+            shape = min(PIECE, n_samples - start), 100
             logits = rng.normal(size=shape).astype(np.float32)
             proba.write(softmax(logits, axis=1).tobytes())
             mean.write(np.ascontiguousarray(logits[:, :99]).tobytes())
@@ -96,30 +96,30 @@ def write(path, n_rows):
 
 def batches(path):
     with open(path / "proba", "rb") as proba, open(path / "mean", "rb") as mean:
-        while len(rows := np.fromfile(proba, np.float32, PIECE * 100)):
+        while len(samples := np.fromfile(proba, np.float32, PIECE * 100)):
             codes = np.fromfile(mean, np.float32, PIECE * 99)
-            yield rows.reshape(-1, 100), codes.reshape(-1, 99)
+            yield samples.reshape(-1, 100), codes.reshape(-1, 99)
 
 
-def from_disk(n_rows):
+def from_disk(n_samples):
     vertices = simplex_vertices(100, 99)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        write(path, n_rows)
+        write(path, n_samples)
         start = time.perf_counter()
         certificate = certify_batches(batches(path), vertices, SCALE)
         seconds = time.perf_counter() - start
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\n{certificate.n_samples} rows: {seconds:.0f} s, at most {most:.2f} GiB")
+    print(f"\n{certificate.n_samples} samples: {seconds:.0f} s, at most {most:.2f} GiB")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=0)
     given = parser.parse_args()
-    if given.rows:
-        from_disk(given.rows)
+    if given.samples:
+        from_disk(given.samples)
         return
     print("| K | | CPU time | ratio | memory |\n|---|---|---|---|---|")
     for n_components in (10, 100, 1000):

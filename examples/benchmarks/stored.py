@@ -1,14 +1,13 @@
 """
-What a certificate of stored rows costs
-=======================================
+What a certificate of stored samples costs
+==========================================
 
-Writes rows of 784 float32 to a file of NumPy's and to one of zarr, and certifies a
-CertifiedVAE on them: read whole, mapped, from zarr, and from dask, which reads zarr.
-Each goes through a process of its own. Prints seconds, and the most memory taken
-beyond what was there before: private memory, since the pages of a mapped file are the
-kernel's to drop.
+Writes samples of 784 float32 values to a NumPy file and to a zarr array, and certifies
+a CertifiedVAE on them: read whole, mapped, from zarr, and from dask, which reads zarr.
+Each runs in a separate process. Prints seconds, and the peak of additional memory. Only
+private memory counts, since the kernel may drop the pages of a mapped file.
 
-    OMP_NUM_THREADS=1 python examples/benchmarks/stored.py [--rows 100000 200000]
+    OMP_NUM_THREADS=1 python examples/benchmarks/stored.py [--samples 100000 200000]
 """
 
 import argparse
@@ -29,31 +28,34 @@ from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 N_FEATURES, CHUNK = 784, 5000
 
 
-def rows_of(chunk):
-    """Rows of five groups."""
+def samples_of(chunk):
+    """Return a chunk of samples from five clusters."""
     generator = np.random.default_rng(chunk)
     centers = np.random.default_rng(0).normal(size=(5, N_FEATURES))
-    rows = generator.standard_normal((CHUNK, N_FEATURES), dtype=np.float32)
-    return rows + centers[generator.integers(5, size=CHUNK)].astype(np.float32)
+    samples = generator.standard_normal((CHUNK, N_FEATURES), dtype=np.float32)
+    return samples + centers[generator.integers(5, size=CHUNK)].astype(np.float32)
 
 
-def write(folder, n_rows):
-    shape = n_rows, N_FEATURES
-    flat = np.lib.format.open_memmap(folder / "rows.npy", "w+", np.float32, shape)
+def write(folder, n_samples):
+    shape = n_samples, N_FEATURES
+    flat = np.lib.format.open_memmap(folder / "samples.npy", "w+", np.float32, shape)
     stored = zarr.create_array(
-        folder / "rows.zarr", shape=shape, chunks=(CHUNK, N_FEATURES), dtype="float32"
+        folder / "samples.zarr",
+        shape=shape,
+        chunks=(CHUNK, N_FEATURES),
+        dtype="float32",
     )
-    for start in range(0, n_rows, CHUNK):
-        rows = rows_of(1 + start // CHUNK)
-        flat[start : start + CHUNK] = stored[start : start + CHUNK] = rows
+    for start in range(0, n_samples, CHUNK):
+        samples = samples_of(1 + start // CHUNK)
+        flat[start : start + CHUNK] = stored[start : start + CHUNK] = samples
     flat.flush()
 
 
 OPEN = {
-    "whole": lambda folder: np.load(folder / "rows.npy"),
-    "mapped": lambda folder: np.load(folder / "rows.npy", mmap_mode="r"),
-    "zarr": lambda folder: zarr.open_array(folder / "rows.zarr", mode="r"),
-    "dask": lambda folder: dask.array.from_zarr(folder / "rows.zarr"),
+    "whole": lambda folder: np.load(folder / "samples.npy"),
+    "mapped": lambda folder: np.load(folder / "samples.npy", mmap_mode="r"),
+    "zarr": lambda folder: zarr.open_array(folder / "samples.zarr", mode="r"),
+    "dask": lambda folder: dask.array.from_zarr(folder / "samples.zarr"),
 }
 
 
@@ -62,9 +64,11 @@ def measure(form, folder, results):
     vae = CertifiedVAE(
         GMMTeacher(5), latent_dim=8, max_epochs=3, device="cpu", random_state=0
     )
-    certifier = CollapseCertifier(vae).fit(rows_of(0))
+    certifier = CollapseCertifier(vae).fit(samples_of(0))
     with dask.config.set(scheduler="synchronous"):
-        certifier.certify(dask.array.from_array(rows_of(0)[:100]))  # imports are over
+        certifier.certify(
+            dask.array.from_array(samples_of(0)[:100])
+        )  # so that no import is timed
         watch = Watch()
         watch.start()
         start = time.perf_counter()
@@ -84,16 +88,16 @@ def in_a_process(*args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[2])
-    parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 200_000])
-    for n_rows in parser.parse_args().rows:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
+    parser.add_argument("--samples", type=int, nargs="+", default=[100_000, 200_000])
+    for n_samples in parser.parse_args().samples:
         with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder), n_rows)
+            write(Path(folder), n_samples)
             for form in OPEN:
                 seconds, mib, margin = in_a_process(form, Path(folder))
                 print(
-                    f"{n_rows:>9,} rows, {form:6}: {seconds:5.1f} s, {mib:6.0f} MiB, "
-                    f"margin {margin:.12f}",
+                    f"{n_samples:>9,} samples, {form:6}: {seconds:5.1f} s, "
+                    f"{mib:6.0f} MiB, margin {margin:.12f}",
                     flush=True,
                 )
 

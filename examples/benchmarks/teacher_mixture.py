@@ -1,14 +1,14 @@
 """
-A step of EM, beside its arithmetic and scikit-learn's
-======================================================
+A step of EM, compared with its arithmetic and with scikit-learn
+================================================================
 
-Times steps of full-covariance mixtures on principal components of natural-image
-patches, in turn, in one process and on one thread: the package's in float32,
+Times EM steps of full-covariance mixtures on principal components of natural-image
+patches, in turn, in one process and on one thread: the package's steps in float32, and
 scikit-learn's in float64 and float32. The ideal is the time of n K d^2 multiply-adds at
 the rate of a large float32 matrix product on this machine. Prints medians of CPU time
 as ratios to the ideal.
 
-    python examples/benchmarks/teacher_mixture.py [--rows 50000] [--repeats 5]
+    python examples/benchmarks/teacher_mixture.py [--samples 50000] [--repeats 5]
 """
 
 import argparse
@@ -36,20 +36,20 @@ def cpu_seconds(function):
 
 
 def matrix_rate():
-    """Return multiply-adds a second of a large float32 matrix product."""
+    """Return multiply-adds per second of a large float32 matrix product."""
     square = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
     return 2048**3 / min(cpu_seconds(lambda: square @ square) for _ in range(5))
 
 
-def variants(rows, n_components):
-    """Return functions that make STEPS steps from the same start."""
-    kmeans = KMeans(n_components, n_init=1, random_state=0).fit(rows)
+def variants(samples, n_components):
+    """Return functions that do STEPS steps from the same start."""
+    kmeans = KMeans(n_components, n_init=1, random_state=0).fit(samples)
     guess = np.eye(n_components, dtype=np.float32)[:, kmeans.labels_]
-    first = maximize(rows, guess, "full", REG_COVAR)
+    first = maximize(samples, guess, "full", REG_COVAR)
 
     def by_package():
         fit_mixture(
-            rows.astype(np.float32),
+            samples.astype(np.float32),
             guess,
             covariance_type="full",
             reg_covar=REG_COVAR,
@@ -62,11 +62,11 @@ def variants(rows, n_components):
             n_components,
             reg_covar=REG_COVAR,
             tol=0,
-            max_iter=STEPS - 1,  # and one more E-step at its end
+            max_iter=STEPS - 1,  # scikit-learn adds one more E-step
             weights_init=first.weights.astype(dtype),
             means_init=first.means.astype(dtype),
             precisions_init=first.precisions.astype(dtype),
-        ).fit(rows.astype(dtype))
+        ).fit(samples.astype(dtype))
 
     return {
         "package": by_package,
@@ -77,13 +77,13 @@ def variants(rows, n_components):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    patches = load_patches(options.rows, size=16, random_state=0).data
+    patches = load_patches(options.samples, size=16, random_state=0).data
     rate = matrix_rate()
-    print(f"Matrix rate: {rate / 1e9:.0f} G multiply-adds a second, float32")
+    print(f"Matrix rate: {rate / 1e9:.0f} G multiply-adds per second, float32")
     scores = PCA(max(d for _, d in SETTINGS), random_state=0).fit_transform(patches)
     scores = scores.astype(np.float64)
     print("| K, d | ideal | package | scikit-learn float64 | scikit-learn float32 |")
@@ -94,7 +94,7 @@ def main():
         for _ in range(options.repeats):
             for name, function in functions.items():
                 times[name].append(cpu_seconds(function) / STEPS)
-        ideal = options.rows * n_components * n_features**2 / rate
+        ideal = options.samples * n_components * n_features**2 / rate
         ratios = [statistics.median(row) / ideal for row in times.values()]
         cells = " | ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"| {n_components}, {n_features} | {ideal * 1e3:.0f} ms | {cells} |")

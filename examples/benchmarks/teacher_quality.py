@@ -1,16 +1,17 @@
 """
-What makes a good teacher, and how good are those that are found
-================================================================
+What makes a good teacher, and how good are those that a search finds
+=====================================================================
 
-On digits and on color patches of 8 x 8:
+Does three things on digits and on color patches of 8 x 8:
 
-- criterion: fits 64 teachers, trains a VAE with each, and prints how the margin on test
-  rows goes with what a search can know before: information and log-likelihood on rows
-  held out, and agreement of restarts (rank correlations over teachers; and the margin
-  given up by taking the teacher with most of each);
-- sharpness: the same K = 10 and 17 teachers with smaller and smaller floors, from soft
-  to one-hot, against the margin on test rows;
-- found: in five seeds, searches, trains with default settings, certifies on test rows.
+- criterion: fits 64 teachers and trains a VAE with each. Compares the margin on test
+  samples with what a search can compute before: information and log-likelihood on
+  held-out samples, and the agreement of restarts. Prints rank correlations over
+  teachers, and the margin that is lost by choosing the teacher with the most of each;
+- sharpness: trains with the same K = 10 and 17 teachers at smaller and smaller floors,
+  from soft to one-hot, and prints the margin on test samples;
+- found: with five seeds, searches for a teacher, trains with default settings, and
+  certifies on test samples.
 
     python examples/benchmarks/teacher_quality.py [--only found]
 """
@@ -47,23 +48,23 @@ def patches(seed):
     ]
 
 
-def certified(teacher, rows, seed):
-    """Train with default settings and certify on test rows."""
-    train, test = rows
+def certified(teacher, samples, seed):
+    """Train with default settings and certify on test samples."""
+    train, test = samples
     vae = CertifiedVAE(teacher, random_state=seed)
     certifier = CollapseCertifier(vae).fit(train)
     return certifier, certifier.certify(test)
 
 
 def criterion(load):
-    rows = load(0)
-    search = GMMTeacher(**GRID, random_state=0).fit(rows[0])
+    samples = load(0)
+    search = GMMTeacher(**GRID, random_state=0).fit(samples[0])
     results = search.search_results_
     margins = []
     for index in range(len(results["rank"])):
         point = {name: results[name][index].item() for name in list(GRID)[:3]}
         teacher = GMMTeacher(**point, n_init=3)
-        margins.append(certified(teacher, rows, seed=0)[1].margin)
+        margins.append(certified(teacher, samples, seed=0)[1].margin)
     knowns = {name: results[name] for name in ("information", "log_likelihood")}
     knowns["agreement"] = results["agreement"]
     knowns["information x agreement"] = results["information"] * results["agreement"]
@@ -76,15 +77,15 @@ def criterion(load):
 
 
 def sharpness(load):
-    rows = load(0)
+    samples = load(0)
     print("| floor | " + " | ".join(f"{floor:g}" for floor in FLOORS) + " |")
     print("|---|" + "---|" * len(FLOORS))
     for n_components in (10, 17):
         cells = []
         for floor in FLOORS:
             teacher = GMMTeacher(n_components, temperature=1.0, floor=floor)
-            certifier, certificate = certified(teacher, rows, seed=0)
-            scale = prior_matched_scale(certifier.teacher_.transform(rows[0]))
+            certifier, certificate = certified(teacher, samples, seed=0)
+            scale = prior_matched_scale(certifier.teacher_.transform(samples[0]))
             cells.append(f"{certificate.margin:.2f} ({scale:.1f})")
         print(f"| K = {n_components}: margin (scale) | " + " | ".join(cells) + " |")
 

@@ -1,15 +1,15 @@
 """
-What rows cost a teacher that reads them from disk
-==================================================
+What it costs to fit a teacher on samples that are read from disk
+=================================================================
 
-Writes rows to a file, gray patches of 28 x 28 in float32 or colored ones of 32 x 32 in
-uint8, maps it, and fits a ``GMMTeacher`` to more and more of them, each in a process of
-its own; the mixture sees 20,000 of them. Prints seconds of CPU time, those
-of one pass over the data (read, check, project: a matrix product with 16 columns), and
-the most memory taken beyond what the imports took: private memory, since the pages of
-the file are the kernel's to drop.
+Writes gray patches of 28 x 28 in float32, or color patches of 32 x 32 in uint8, to a
+file and maps it. Fits a ``GMMTeacher`` to more and more of them, each time in a
+separate process. The mixture is fitted on 20,000 of them. Prints the CPU time of the
+fit, the CPU time of one pass over the data (read, check, project: a matrix product with
+16 columns), and the peak of memory in addition to the imports. Only private memory
+counts, since the kernel may drop the pages of the file.
 
-    python examples/benchmarks/teacher_rows.py [--rows 1000000] [--color] [--search]
+    python examples/benchmarks/teacher_rows.py [--samples 1000000] [--color] [--search]
 """
 
 import argparse
@@ -36,7 +36,7 @@ def private_bytes():
 
 
 class Watch(threading.Thread):
-    """Keeps the most private memory seen."""
+    """Records the peak of private memory."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -48,62 +48,62 @@ class Watch(threading.Thread):
             time.sleep(0.005)
 
 
-def write(path, n_rows, color):
+def write(path, n_samples, color):
     size, dtype = (32, np.uint8) if color else (28, np.float32)
-    shape = n_rows, size * size * (3 if color else 1)
+    shape = n_samples, size * size * (3 if color else 1)
     file = np.lib.format.open_memmap(path, "w+", dtype, shape)
-    for start in range(0, n_rows, CHUNK):
-        count = min(CHUNK, n_rows - start)
+    for start in range(0, n_samples, CHUNK):
+        count = min(CHUNK, n_samples - start)
         patches = load_patches(count, size=size, color=color, random_state=start).data
         file[start : start + count] = 255 * patches if color else patches
     file.flush()
 
 
-def one_pass(rows):
-    directions = np.random.default_rng(0).normal(size=(rows.shape[1], 16))
-    for start in range(0, len(rows), 10_000):
-        chunk = rows[start : start + 10_000]
+def one_pass(samples):
+    directions = np.random.default_rng(0).normal(size=(samples.shape[1], 16))
+    for start in range(0, len(samples), 10_000):
+        chunk = samples[start : start + 10_000]
         assert np.isfinite(chunk).all()
         chunk.astype(np.float64) @ directions
 
 
-def measure(path, n_rows, search, results):
+def measure(path, n_samples, search, results):
     warnings.simplefilter("ignore")
-    rows = np.load(path, mmap_mode="r")[:n_rows]
-    one_pass(rows)  # brings the file into the page cache
+    samples = np.load(path, mmap_mode="r")[:n_samples]
+    one_pass(samples)  # brings the file into the page cache
     with threadpool_limits(1):
         start = time.process_time()
-        one_pass(rows)
+        one_pass(samples)
         bare = time.process_time() - start
         watch = Watch()
         watch.start()
         start = time.process_time()
         n_components = [10, 20, 50] if search else 10
-        GMMTeacher(n_components, subsample=20_000, random_state=0).fit(rows)
+        GMMTeacher(n_components, subsample=20_000, random_state=0).fit(samples)
         results.put((time.process_time() - start, bare, watch.most - watch.before))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--color", action="store_true")
     parser.add_argument("--search", action="store_true")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    print("| rows | fit | one pass | memory |\n|---|---|---|---|", flush=True)
+    print("| samples | fit | one pass | memory |\n|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.npy"
-        write(path, options.rows, options.color)
-        for n_rows in [options.rows // 2**k for k in (4, 3, 2, 1, 0)]:
+        path = Path(folder) / "samples.npy"
+        write(path, options.samples, options.color)
+        for n_samples in [options.samples // 2**k for k in (4, 3, 2, 1, 0)]:
             results = context.Queue()
-            arguments = (path, n_rows, options.search, results)
+            arguments = (path, n_samples, options.search, results)
             process = context.Process(target=measure, args=arguments)
             process.start()
             seconds, bare, memory = results.get()
             process.join()
             print(
-                f"| {n_rows:,} | {seconds:.1f} s | {bare:.1f} s | {memory / 2**20:.0f} "
-                "MiB |",
+                f"| {n_samples:,} | {seconds:.1f} s | {bare:.1f} s | "
+                f"{memory / 2**20:.0f} MiB |",
                 flush=True,
             )
 

@@ -1,15 +1,15 @@
 """
-A search for a teacher, beside the same grid written with scikit-learn
-=======================================================================
+A search for a teacher, compared with the same grid in scikit-learn
+===================================================================
 
 Fits K {10, 20, 50} x components {16, 32} x covariance {full, diag, tied} x 3 restarts
 on gray natural-image patches, first with one ``GMMTeacher`` and then with a
 ``Pipeline(PCA, GaussianMixture)`` for each restart of each configuration. The same
-criterion chooses in both: most information on held-out patches among configurations
-whose restarts agree. Prints seconds of CPU time, what was chosen, and the held-out
-log-likelihood of what was chosen.
+criterion chooses in both: the most information on held-out patches, among
+configurations whose restarts agree. Prints seconds of CPU time, the chosen
+configuration, and its held-out log-likelihood.
 
-    python examples/benchmarks/teacher_search.py [--rows 50000] [--size 28]
+    python examples/benchmarks/teacher_search.py [--samples 50000] [--size 28]
 """
 
 import argparse
@@ -31,8 +31,8 @@ from skvaecert.metrics import teacher_information
 N_COMPONENTS, PCA_COMPONENTS = [10, 20, 50], [16, 32]
 COVARIANCE_TYPES = ["full", "diag", "tied"]
 RESTARTS, FLOOR, MIN_AGREEMENT = 3, 0.01, 0.5
-# As little as scikit-learn's default, for the same model; the teacher's own default
-# regularizes more, which gives less density and larger margins on few rows.
+# scikit-learn's default, so that both fit the same model. The teacher's own default
+# regularizes more, which gives less density and larger margins on few samples.
 REG_COVAR = 1e-6
 
 
@@ -89,13 +89,13 @@ def by_hand(X, held_out):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[1])
-    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--size", type=int, default=28)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     X, held_out = (
         load_patches(n, size=options.size, color=False, subset=subset, random_state=0)
-        for n, subset in ((options.rows, "train"), (10_000, "test"))
+        for n, subset in ((options.samples, "train"), (10_000, "test"))
     )
     X, held_out = X.data, held_out.data
     start = time.process_time()

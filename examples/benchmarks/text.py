@@ -2,12 +2,12 @@
 A text VAE that collapses by itself, in several seeds
 =====================================================
 
-Runs `examples/plot_text_vae.py` with each seed, which also draws the split and the
+Runs `examples/plot_text_vae.py` with each seed, which also determines the split and the
 teacher. Rescues the collapsed VAE with a smaller and a larger weight, too. Prints a
-table in Markdown: how many are in which state, with which verdict on the mean; and of
-each figure the mean over the seeds and, in brackets, the least and the most. The cost
-of a code is the bound on the perplexity by ten draws, in percent above that of the VAE
-left alone in the same seed.
+table in Markdown: in how many seeds a VAE has which state and which verdict on the
+mean, and the mean over the seeds of each figure, with minimum and maximum in brackets.
+The cost of a code is the bound on the perplexity from ten draws, in percent above the
+bound of the VAE that is left alone, with the same seed.
 
     python examples/benchmarks/text.py [--seeds 5]
 """
@@ -31,7 +31,7 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "plot_text_vae.py"
 
 
 def run(seed):
-    """Return diagnosis and figures of each VAE, by its name."""
+    """Return a dict from the name of each VAE to its diagnosis and figures."""
     os.environ["SEED"] = str(seed)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         example = runpy.run_path(str(EXAMPLE))

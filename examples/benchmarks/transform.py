@@ -1,18 +1,19 @@
 """
-What transform and certify cost, beside a bare forward pass
-===========================================================
+What transform and certify cost, compared with a bare forward pass
+==================================================================
 
 Encodes 50,000 float32 samples, in turn, in one process and on one thread:
 
-- bare: the encoder under inference mode, in chunks of 1,024 samples that are
-  standardized already, and in chunks of 256;
+- bare: the encoder in inference mode, in chunks of 1,024 samples that are already
+  standardized, and in chunks of 256;
 - ``transform`` of a :class:`skvaecert.CertifiedVAE`, which checks and standardizes
-  samples and takes chunks of one size, so that a mean does not depend on the others;
-- ``score`` and ``certify`` of a :class:`skvaecert.CollapseCertifier` with posteriors
-  given, for several numbers of components. The latter encodes standard deviations, too,
-  and some samples once more, and draws codes for what they carry.
+  samples and uses chunks of one size, so that a mean does not depend on other samples;
+- ``score`` and ``certify`` of a :class:`skvaecert.CollapseCertifier`, with the
+  teacher's posteriors passed, for several numbers of components. ``certify`` also
+  encodes standard deviations, encodes some samples once more, and draws codes to bound
+  what they carry.
 
-Prints the median CPU time of the first, and the medians of the ratios to it.
+Prints the median CPU time of the bare pass, and the medians of the ratios to it.
 
     python examples/benchmarks/transform.py [--repeats 7] [--samples 50000]
 """
@@ -53,15 +54,15 @@ def fitted(X, proba, hidden_sizes, latent_dim):
     return CollapseCertifier(vae).fit(X[:500], teacher_proba=proba[:500])
 
 
-def bare(encode, rows, size):
+def bare(encode, samples, size):
     with torch.inference_mode():
-        return torch.cat([encode(chunk)[0] for chunk in rows.split(size)]).numpy()
+        return torch.cat([encode(chunk)[0] for chunk in samples.split(size)]).numpy()
 
 
 def variants(n_samples, n_features, hidden_sizes, latent_dim):
     generator = np.random.default_rng(0)
     X = generator.normal(size=(n_samples, n_features)).astype(np.float32)
-    rows, runs = torch.from_numpy(X), {}
+    samples, runs = torch.from_numpy(X), {}
     for n_components in COMPONENTS:
         if n_components > latent_dim + 1:
             continue
@@ -73,8 +74,8 @@ def variants(n_samples, n_features, hidden_sizes, latent_dim):
     vae = certifier.estimator_
     encode = vae.net_.module_.eval().encode
     return {
-        "bare": lambda: bare(encode, rows, 1024),
-        "bare, chunks of 256": lambda: bare(encode, rows, 256),
+        "bare": lambda: bare(encode, samples, 1024),
+        "bare, chunks of 256": lambda: bare(encode, samples, 256),
         "transform": lambda: vae.transform(X),
         **runs,
     }
