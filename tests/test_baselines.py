@@ -340,7 +340,7 @@ def constant(objective):
     return torch.full((N, D), value, dtype=torch.float64)
 
 
-def between_rows(force):
+def between_samples(force):
     return (force - force.mean(dim=0)).abs().max().item()
 
 
@@ -349,14 +349,14 @@ def test_constant_mean_is_finite_and_feels_no_force(objective):
     """With a decoder that ignores the code, nothing tells rows apart."""
     penalty, on_raw, on_mean, _ = forces(objective, constant(objective))
     assert np.isfinite(penalty)
-    assert between_rows(on_raw) < 1e-14
-    assert between_rows(on_mean) < 1e-14
+    assert between_samples(on_raw) < 1e-14
+    assert between_samples(on_mean) < 1e-14
 
 
 @every_objective
 def test_alignment_tells_rows_apart_at_a_constant_mean(objective):
     _, _, on_mean, _ = forces(objective, constant(objective), alignment_weight=1.0)
-    assert between_rows(on_mean) > 0.02
+    assert between_samples(on_mean) > 0.02
 
 
 @every_objective
@@ -364,7 +364,7 @@ def test_a_decoder_that_uses_the_code_tells_rows_apart(objective):
     """What the test before it could not see would be a harness that is blind."""
     decoder = torch.ones(D, FEATURES, dtype=torch.float64)
     _, _, on_mean, _ = forces(objective, constant(objective), decoder)
-    assert between_rows(on_mean) > 0.02
+    assert between_samples(on_mean) > 0.02
 
 
 @pytest.mark.parametrize(
@@ -424,9 +424,9 @@ def test_mu_forcing_enlarges_any_difference(strength, sign, generator):
 
 def test_batch_norm_amplifies_noise(generator):
     """Means as wide as gamma, of which the rows say nothing."""
-    n_rows, gamma = 4000, 0.5
-    noise = torch.randn(n_rows, D, generator=generator, dtype=torch.float64)
-    proba = np.random.default_rng(2).dirichlet(np.full(3, 0.2), size=n_rows)
+    n_samples, gamma = 4000, 0.5
+    noise = torch.randn(n_samples, D, generator=generator, dtype=torch.float64)
+    proba = np.random.default_rng(2).dirichlet(np.full(3, 0.2), size=n_samples)
     log_proba, scale = np.log(proba), 3.0
     for size, share in [(1e-1, 0.999), (1e-2, 0.909), (1e-4, 0.001), (0.0, 0.0)]:
         posterior = BatchNormVAE(gamma).posterior(D).double()
@@ -458,10 +458,10 @@ def test_delta_lets_no_force_through_below_zero():
     """Not even that of alignment: the mean is cut off at 0 for every row."""
     objective = DeltaVAE(0.1)
     _, on_raw, on_mean, _ = forces(objective, constant(objective), None, 1.0)
-    assert between_rows(on_mean) > 0.02
+    assert between_samples(on_mean) > 0.02
     assert on_raw.abs().max() == 0
     above = torch.full((N, D), 0.1, dtype=torch.float64)
-    assert between_rows(forces(objective, above, None, 1.0)[1]) > 0.02
+    assert between_samples(forces(objective, above, None, 1.0)[1]) > 0.02
 
 
 # In the estimator.

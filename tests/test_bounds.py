@@ -36,8 +36,8 @@ class Population:
         self.margin = entr(self.mean).sum() - cross_entropy
 
     def draw(self, n_samples, rng):
-        rows = rng.integers(len(self.proba), size=n_samples)
-        return self.proba[rows], self.log_witness[rows]
+        drawn = rng.integers(len(self.proba), size=n_samples)
+        return self.proba[drawn], self.log_witness[drawn]
 
 
 def posteriors(seed=0):
@@ -378,7 +378,7 @@ def test_bootstrap_refits_the_mean_teacher():
     rng = np.random.default_rng(1)
     floored = np.log((1 - FLOOR) * np.exp(log_q) + FLOOR / K)
     drawn = rng.integers(80, size=(4000, 80))
-    margins = [collapse_margin(proba[rows], floored[rows]) for rows in drawn]
+    margins = [collapse_margin(proba[index], floored[index]) for index in drawn]
     expected = np.quantile(margins, 0.05)
     given = bootstrap_bound(proba, log_q, n_resamples=4000, random_state=0)
     assert given == pytest.approx(expected, abs=0.01)

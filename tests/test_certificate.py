@@ -226,9 +226,9 @@ def test_no_constant_network_is_certified(dtype, batch_size, best):
     if best:
         code = analytic_code([proba.mean(axis=0)], vertices, scale)[0]
     net = constant_network(code, dtype)
-    rows = torch.randn(n, 64, dtype=dtype)
+    samples = torch.randn(n, 64, dtype=dtype)
     with torch.inference_mode():
-        mean = torch.cat([net(batch) for batch in rows.split(batch_size)]).numpy()
+        mean = torch.cat([net(batch) for batch in samples.split(batch_size)]).numpy()
     for means in (mean, mean.astype(np.float64)):
         certificate = certify(proba, means, vertices, scale)
         assert certificate.verdict not in SHOWN
@@ -272,8 +272,8 @@ def test_a_float32_network_behind_float64_arithmetic_is_not_certified():
     best = analytic_code([proba.mean(axis=0)], vertices, scale)[0]
     net = constant_network(7 * best + 3, torch.float32)
     with torch.inference_mode():
-        rows = torch.randn(1003, 64).split(100)
-        mean = torch.cat([net(batch) for batch in rows]).double().numpy()
+        samples = torch.randn(1003, 64).split(100)
+        mean = torch.cat([net(batch) for batch in samples]).double().numpy()
     certificate = certify(proba, (mean - 3) / 7, vertices, scale)
     assert certificate.verdict not in SHOWN
 

@@ -131,11 +131,11 @@ def test_prevention_collapse_rescue(digits, seed):
 def test_score_is_the_margin_by_hand(blobs, dtype):
     X = blobs.astype(dtype)
     certifier = CollapseCertifier(quick_vae(max_epochs=3)).fit(X[:80])
-    for rows in (X[:80], X[80:]):
-        score = certifier.score(rows)
+    for samples in (X[:80], X[80:]):
+        score = certifier.score(samples)
         assert type(score) is float
-        assert score == pytest.approx(margin_by_hand(certifier, rows), abs=1e-6)
-        assert score == certifier.certify(rows).margin
+        assert score == pytest.approx(margin_by_hand(certifier, samples), abs=1e-6)
+        assert score == certifier.certify(samples).margin
 
 
 def test_certificate_of_the_training_rows(blobs, fitted):
@@ -212,8 +212,8 @@ def test_a_vae_that_says_the_mean_teacher_is_not_certified(blobs, dtype, ordered
     certifier = CollapseCertifier(FrozenEstimator(vae)).fit(X)
     assert abs(certifier.score(X)) < 1e-6
     assert certifier.certify(X).verdict == "constant"
-    for rows in (X[:7], X[:1000]):
-        assert certifier.certify(rows).verdict != "certified"
+    for samples in (X[:7], X[:1000]):
+        assert certifier.certify(samples).verdict != "certified"
 
 
 def test_foreign_encoders_get_a_witness(blobs, teacher):
@@ -690,7 +690,7 @@ def test_no_variant_of_training_certifies_a_constant(params, kind):
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 200, size=(4, 25))
     X = (groups[rng.integers(4, size=100)] + rng.integers(0, 50, size=(100, 25))) * 1.0
-    rows = {
+    samples = {
         "floats": X,
         "bytes": X.astype(np.uint8),
         "stream": DatasetSamples(TensorDataset(torch.from_numpy(X))),
@@ -698,13 +698,13 @@ def test_no_variant_of_training_certifies_a_constant(params, kind):
     settings = {"max_epochs": 4, "latent_dim": 4, "device": "cpu", "random_state": 0}
     teacher = GMMTeacher(4, covariance_type="spherical")
     vae = CertifiedVAE(teacher, encoder=ConstantModule, **settings | params)
-    certifier = CollapseCertifier(vae).fit(rows)
+    certifier = CollapseCertifier(vae).fit(samples)
     assert certifier.certificate_.verdict == "constant"
-    assert certifier.score(rows) <= certifier.certificate_.tolerance
+    assert certifier.score(samples) <= certifier.certificate_.tolerance
     # The twin: the same with an encoder that looks at its input.
     if not params:
         vae = CertifiedVAE(teacher, **settings | {"max_epochs": 40})
-        assert CollapseCertifier(vae).fit(rows).certificate_.verdict == "certified"
+        assert CollapseCertifier(vae).fit(samples).certificate_.verdict == "certified"
 
 
 def test_many_rows_are_read_in_pieces(blobs, certifier, monkeypatch, tmp_path):

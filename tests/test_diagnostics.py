@@ -42,10 +42,12 @@ def weight():
 
 
 def test_kl_is_that_of_the_training_loss(mean, std):
-    rows = objectives.kl_per_dimension(
+    per_sample = objectives.kl_per_dimension(
         torch.tensor(mean), 2 * torch.log(torch.tensor(std))
     )
-    np.testing.assert_allclose(kl_per_dimension(mean, std), rows.mean(dim=0).numpy())
+    np.testing.assert_allclose(
+        kl_per_dimension(mean, std), per_sample.mean(dim=0).numpy()
+    )
 
 
 def test_kl_against_an_integral():
@@ -59,9 +61,9 @@ def test_kl_against_an_integral():
 
 
 def test_weights_count_as_repetitions(mean, std, weight):
-    def check(diagnostic, *rows):
-        repeated = diagnostic(*(values.repeat(weight, axis=0) for values in rows))
-        actual = diagnostic(*rows, sample_weight=weight)
+    def check(diagnostic, *arrays):
+        repeated = diagnostic(*(values.repeat(weight, axis=0) for values in arrays))
+        actual = diagnostic(*arrays, sample_weight=weight)
         np.testing.assert_allclose(actual, repeated)
 
     check(kl_per_dimension, mean, std)
@@ -206,11 +208,11 @@ def test_a_little_information_can_read_below_zero():
 
 def test_lots_lower_the_expectation(mean, std):
     """I(i; z) = mean over lots + I(lot; z)."""
-    all_rows, lots = (
+    whole, lots = (
         mutual_information(mean, std, batch_size=b, n_draws=400, random_state=0)
         for b in (None, 5)
     )
-    assert lots < all_rows - 0.1
+    assert lots < whole - 0.1
 
 
 def test_chunks_do_not_matter(mean, std, monkeypatch):
@@ -308,17 +310,17 @@ def test_small_noise_passes_for_activity(panel):
 def test_information_tells_all_six_apart_but_ends_at_its_cap(panel):
     encoders, _ = panel
     for encoder in encoders.values():
-        lots, rows = (
+        lots, whole = (
             mutual_information(
                 encoder.latent_mean, encoder.latent_std, batch_size=b, random_state=0
             )
             for b in (100, None)
         )
-        assert (rows > 1e-9) == (lots > 1e-9) == encoder.informative
-        assert rows <= math.log(1000) + 1e-9
+        assert (whole > 1e-9) == (lots > 1e-9) == encoder.informative
+        assert whole <= math.log(1000) + 1e-9
         assert lots <= math.log(100) + 1e-9
         if encoder.name == "small but precise":
-            assert rows == pytest.approx(math.log(1000), abs=0.01)
+            assert whole == pytest.approx(math.log(1000), abs=0.01)
             assert lots == pytest.approx(math.log(100), abs=0.01)
 
 

@@ -84,7 +84,7 @@ def _no_waiting_forever():
 
 
 @pytest.fixture(scope="module")
-def rows():
+def samples():
     """Enough that indices of a fold are large for dask, which then sends them once."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(4, 6)) * 4
@@ -92,8 +92,8 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def folds(rows):
-    return list(KFold(2, shuffle=True, random_state=0).split(rows))
+def folds(samples):
+    return list(KFold(2, shuffle=True, random_state=0).split(samples))
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +122,10 @@ def make_search(folds):
 
 
 @pytest.fixture(scope="module")
-def alone(make_search, rows):
+def alone(make_search, samples):
     """Return the search of one process and one thread."""
     with threadpool_limits(1):
-        return make_search().fit(rows)
+        return make_search().fit(samples)
 
 
 @pytest.fixture(scope="module")
@@ -188,13 +188,13 @@ def scores(search):
     return {name: values for name, values in columns if "_test_" in name}
 
 
-def assert_same(search, alone, rows):
+def assert_same(search, alone, samples):
     assert scores(search).keys() == scores(alone).keys()
     for name, values in scores(alone).items():
         np.testing.assert_array_equal(scores(search)[name], values, err_msg=name)
     assert search.best_params_ == alone.best_params_
     best, expected = search.best_estimator_, alone.best_estimator_
-    assert best.score(rows) == expected.score(rows)
+    assert best.score(samples) == expected.score(samples)
 
 
 def assert_fitted_elsewhere(folder):
@@ -208,16 +208,16 @@ def assert_not_fitted(search):
     assert not hasattr(search, "cv_results_")
 
 
-def test_scores_are_of_use(alone, rows):
+def test_scores_are_of_use(alone, samples):
     assert alone.best_params_["estimator__alignment_weight"] > 0
-    assert alone.best_estimator_.certify(rows).verdict == "certified"
+    assert alone.best_estimator_.certify(samples).verdict == "certified"
     margins = alone.cv_results_["mean_test_margin"]
     assert len(set(margins)) == 3
     assert margins.min() < 0 < margins.max()
 
 
-def test_another_seed_would_be_noticed(alone, make_search, rows):
-    other = make_search(random_state=1).fit(rows)
+def test_another_seed_would_be_noticed(alone, make_search, samples):
+    other = make_search(random_state=1).fit(samples)
     differ = [
         name
         for name, values in scores(alone).items()
@@ -227,37 +227,37 @@ def test_another_seed_would_be_noticed(alone, make_search, rows):
 
 
 @pytest.mark.usefixtures("_no_processes_left")
-def test_loky_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
+def test_loky_has_the_scores_of_one_process(alone, make_search, samples, tmp_path):
     search = make_search(callbacks=[Fatal(str(tmp_path))])
     with loky():
-        search.fit(rows)
-    assert_same(search, alone, rows)
+        search.fit(samples)
+    assert_same(search, alone, samples)
     assert_fitted_elsewhere(tmp_path)
 
 
-def test_threads_have_the_scores_of_one_process(alone, make_search, rows):
+def test_threads_have_the_scores_of_one_process(alone, make_search, samples):
     """They share torch's generators, so one has to wait for the other."""
     before = torch.get_rng_state()
     with joblib.parallel_config("threading", n_jobs=2), threadpool_limits(1):
-        assert_same(make_search().fit(rows), alone, rows)
+        assert_same(make_search().fit(samples), alone, samples)
     assert (torch.get_rng_state() == before).all()
 
 
 @pytest.mark.usefixtures("dask_client")
-def test_dask_has_the_scores_of_one_process(alone, make_search, rows, tmp_path):
+def test_dask_has_the_scores_of_one_process(alone, make_search, samples, tmp_path):
     search = make_search(callbacks=[Fatal(str(tmp_path))])
     with joblib.parallel_config("dask"):
-        assert_same(search.fit(rows), alone, rows)
+        assert_same(search.fit(samples), alone, samples)
     assert_fitted_elsewhere(tmp_path)
 
 
 @pytest.mark.usefixtures("dask_client")
-def test_searched_teachers_do_not_depend_on_the_engine(rows):
+def test_searched_teachers_do_not_depend_on_the_engine(samples):
     teacher = GMMTeacher(n_components=[3, 4], random_state=0)
-    expected = teacher.fit(rows).predict_proba(rows)
+    expected = teacher.fit(samples).predict_proba(samples)
     with joblib.parallel_config("dask"):
-        found = joblib.Parallel()([joblib.delayed(clone(teacher).fit)(rows)])[0]
-    np.testing.assert_array_equal(found.predict_proba(rows), expected)
+        found = joblib.Parallel()([joblib.delayed(clone(teacher).fit)(samples)])[0]
+    np.testing.assert_array_equal(found.predict_proba(samples), expected)
 
 
 def test_nothing_listens_to_other_machines(dask_client):
@@ -273,27 +273,27 @@ def test_nothing_listens_to_other_machines(dask_client):
 
 @can_kill
 @pytest.mark.usefixtures("dask_client")
-def test_dask_goes_on_when_a_worker_dies(alone, make_search, rows, folds, tmp_path):
+def test_dask_goes_on_when_a_worker_dies(alone, make_search, samples, folds, tmp_path):
     """Or says that it does not: seldom, it forgets a fit that was lost."""
     distributed = pytest.importorskip("distributed")
     for _ in range(3):
         search = make_search(callbacks=[Fatal(str(tmp_path))])
         arm(tmp_path)
-        with joblib.parallel_config("dask", scatter=[rows, *chain(*folds)]):
+        with joblib.parallel_config("dask", scatter=[samples, *chain(*folds)]):
             try:
-                search.fit(rows)
+                search.fit(samples)
                 break
             except distributed.client.FutureCancelledError:
                 assert_not_fitted(search)
     assert (tmp_path / "fired").exists()
-    assert_same(search, alone, rows)
+    assert_same(search, alone, samples)
     assert_fitted_elsewhere(tmp_path)
     # One more for all rows; of the others some were begun anew, not all.
     assert N_FITS < len(begun(tmp_path)) - 1 < 2 * N_FITS
 
 
 @can_kill
-def test_dask_says_so_when_data_died_with_a_worker(make_search, rows, tmp_path):
+def test_dask_says_so_when_data_died_with_a_worker(make_search, samples, tmp_path):
     distributed = pytest.importorskip("distributed")
     lost = distributed.client.FutureCancelledError, distributed.KilledWorker
     search = make_search(callbacks=[Fatal(str(tmp_path))])
@@ -301,7 +301,7 @@ def test_dask_says_so_when_data_died_with_a_worker(make_search, rows, tmp_path):
     # All data are on one worker; joblib asks none for less than two fits at a time.
     for _ in local_client(tmp_path, n_workers=1, threads_per_worker=2):
         with joblib.parallel_config("dask"), pytest.raises(lost):
-            search.fit(rows)
+            search.fit(samples)
     assert (tmp_path / "fired").exists()
     assert_not_fitted(search)
 
@@ -313,19 +313,19 @@ def saved(folder):
 
 @can_kill
 @pytest.mark.usefixtures("_no_processes_left")
-def test_loky_says_so_when_a_worker_dies(alone, make_search, rows, tmp_path):
+def test_loky_says_so_when_a_worker_dies(alone, make_search, samples, tmp_path):
     folder = tmp_path / "teachers"
     search = make_search(callbacks=[Fatal(str(tmp_path))], memory=str(folder))
     arm(tmp_path)
     with loky(), pytest.raises(TerminatedWorkerError, match=r"SIGKILL\(-9\)"):
-        search.fit(rows)
+        search.fit(samples)
     assert_not_fitted(search)
     teachers = saved(folder)
     assert len(teachers) == 2
 
     # Here, because processes take seconds to be there again.
     with threadpool_limits(1):
-        assert_same(search.fit(rows), alone, rows)
+        assert_same(search.fit(samples), alone, samples)
     # The third is that of all rows; the others were read.
     assert len(saved(folder)) == 3
     assert teachers.items() <= saved(folder).items()
@@ -338,7 +338,7 @@ def blocks_of_page():
 @can_kill
 @pytest.mark.usefixtures("_no_processes_left")
 def test_finished_candidates_survive_a_kill(
-    alone, make_search, rows, folds, tmp_path, monkeypatch
+    alone, make_search, samples, folds, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     (recipe,) = (code for code in blocks_of_page() if "ParameterGrid" in code)
@@ -346,7 +346,7 @@ def test_finished_candidates_survive_a_kill(
     scope = {
         "Path": Path,
         "joblib": joblib,
-        "X": rows,
+        "X": samples,
         "folds": folds,
         "search": make_search(callbacks=[Fatal(str(tmp_path))]),
         "BestCertified": BestCertified,
@@ -368,7 +368,7 @@ def test_finished_candidates_survive_a_kill(
     for name, values in scores(alone).items():
         if not name.startswith(("std", "rank")):
             np.testing.assert_array_equal(scope["table"][name], values, err_msg=name)
-    assert scope["best"].score(rows) == alone.best_estimator_.score(rows)
+    assert scope["best"].score(samples) == alone.best_estimator_.score(samples)
 
 
 def test_script_of_the_page_runs_and_leaves_nothing_behind(tmp_path):

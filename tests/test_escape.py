@@ -554,9 +554,9 @@ def test_it_works_where_others_have_changed_the_mode(collapsed, blobs, mode):
 
 def test_rows_of_all_kinds(collapsed, blobs):
     expected = collapsed.escape_report(blobs)
-    rows = DatasetSamples(torch.utils.data.TensorDataset(torch.from_numpy(blobs)))
+    samples = DatasetSamples(torch.utils.data.TensorDataset(torch.from_numpy(blobs)))
     proba = collapsed.teacher_.predict_proba(blobs)
-    for X in (blobs.tolist(), rows):
+    for X in (blobs.tolist(), samples):
         assert collapsed.escape_report(X, teacher_proba=proba).margin == pytest.approx(
             expected.margin, abs=1e-6
         )

@@ -375,8 +375,8 @@ def test_the_order_of_samples_does_not_matter_in_law():
     mean, std = digits_like(100)
     order = np.random.default_rng(0).permutation(100)
     one, other = (
-        code_information(mean[rows], std[rows], random_state=seed)
-        for seed, rows in enumerate([np.arange(100), order])
+        code_information(mean[part], std[part], random_state=seed)
+        for seed, part in enumerate([np.arange(100), order])
     )
     assert one.estimate == pytest.approx(other.estimate, abs=0.02)
     assert one.limit == other.limit
@@ -594,8 +594,8 @@ STREAMS = {
 
 def in_batches(mean, std, weight, sums):
     for start in range(0, len(mean), 7):
-        rows = slice(start, start + 7)
-        sums.update(mean[rows], std[rows], None if weight is None else weight[rows])
+        part = slice(start, start + 7)
+        sums.update(mean[part], std[part], None if weight is None else weight[part])
     return sums
 
 
@@ -604,8 +604,8 @@ def on_workers(mean, std, seeds, n_draws):
     parts = []
     for number, seed in enumerate(seeds):
         sums = SmallLots(confidence=1 - DELTA, n_draws=n_draws, random_state=seed)
-        rows = slice(number, None, len(seeds))
-        parts.append(in_batches(mean[rows], std[rows], None, sums))
+        part = slice(number, None, len(seeds))
+        parts.append(in_batches(mean[part], std[part], None, sums))
     for other in parts[1:]:
         parts[0].merge(other)
     return parts[0]
@@ -687,9 +687,9 @@ def test_samples_of_one_lot_are_as_all_at_once():
         mean, std, sample_weight=weight, n_draws=500, random_state=0
     )
     sums = InformationSums(n_draws=500)
-    for rows in np.array_split(np.arange(60), 7):
+    for part in np.array_split(np.arange(60), 7):
         part = InformationSums(random_state=5).update(
-            mean[rows], std[rows], weight[rows]
+            mean[part], std[part], weight[part]
         )
         sums.merge(pickle.loads(pickle.dumps(part)))
     assert sums.n_samples == 60
@@ -729,8 +729,8 @@ def test_samples_of_weight_0_are_not_in_a_stream():
     mean, std, _, _ = STREAMS["copies"]()
     expected = SmallLots(n_draws=50).update(mean, std).bracket()
     sums = SmallLots(n_draws=50).update(np.full((9, 1), 1e17), np.ones((9, 1)), [0] * 9)
-    for rows in (slice(0, 11), slice(11, None)):
-        far = np.vstack([mean[rows], [[1e30]]]), np.vstack([std[rows], [[1e-9]]])
+    for part in (slice(0, 11), slice(11, None)):
+        far = np.vstack([mean[part], [[1e30]]]), np.vstack([std[part], [[1e-9]]])
         sums.update(*far, np.r_[np.ones(len(far[0]) - 1), 0])
     actual = sums.bracket()
     assert (actual.low, actual.high) == pytest.approx((expected.low, expected.high))

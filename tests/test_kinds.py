@@ -84,9 +84,9 @@ def vae(digits):
     return CollapseCertifier(vae).fit(digits[0])
 
 
-def certifier(estimator, teacher, rows, witness="linear", **params):
+def certifier(estimator, teacher, samples, witness="linear", **params):
     made = CollapseCertifier(estimator, teacher=teacher, witness=witness, **params)
-    return made.fit(rows)
+    return made.fit(samples)
 
 
 def tempered(codes, proba):
@@ -441,9 +441,9 @@ def test_a_soft_teacher_reads_blurred_reconstructions(clusters):
     assert fitted._calibration.tempering.temperature > 1
     certificate = fitted.certify(clusters[1], kind="round_trip")
     assert certificate.verdict == "certified"
-    rows = teacher.predict_proba(clusters[1])
+    proba = teacher.predict_proba(clusters[1])
     read = teacher.predict_proba(0.4 * clusters[1])
-    plain = (rows * np.log(read / rows.mean(axis=0))).sum(axis=1).mean()
+    plain = (proba * np.log(read / proba.mean(axis=0))).sum(axis=1).mean()
     assert certificate.margin > 0.1
     assert plain < 0
 
@@ -569,11 +569,11 @@ def test_tables_with_names(digits):
 
 def test_weights_count_as_repetitions_for_round_trips(clusters, teacher):
     weight = np.random.default_rng(0).integers(0, 3, size=len(clusters[1]))
-    rows = clusters[1].repeat(weight, axis=0)
+    samples = clusters[1].repeat(weight, axis=0)
     for encoder in (PCA(3), Gaussian()):
         fitted = certifier(encoder, teacher, clusters[0])
         a = fitted.certify(clusters[1], kind="round_trip", sample_weight=weight)
-        b = fitted.certify(rows, kind="round_trip")
+        b = fitted.certify(samples, kind="round_trip")
         if a.confidence is None:
             assert a.margin == pytest.approx(b.margin, rel=1e-10)
             assert a.margin_low == a.margin == a.margin_high
@@ -582,8 +582,8 @@ def test_weights_count_as_repetitions_for_round_trips(clusters, teacher):
 
 
 def test_scores_of_samples(vae, digits):
-    for rows in digits:
-        assert vae.score_samples(rows).shape == (len(rows),)
+    for samples in digits:
+        assert vae.score_samples(samples).shape == (len(samples),)
     scores = vae.score_samples(digits[0])
     assert scores.mean() == pytest.approx(vae.score(digits[0]), rel=1e-9)
     alone = vae.score_samples(digits[1][:3])

@@ -83,8 +83,8 @@ def test_order_of_rows_and_names_of_components_do_not_matter(proba, mean):
     log_q = witness_log_proba(mean, VERTICES, SCALE)
     margin = collapse_margin(proba, log_q)
     rng = np.random.default_rng(0)
-    rows, components = rng.permutation(N), rng.permutation(K)
-    assert collapse_margin(proba[rows], log_q[rows]) == pytest.approx(margin)
+    order, components = rng.permutation(N), rng.permutation(K)
+    assert collapse_margin(proba[order], log_q[order]) == pytest.approx(margin)
     shuffled = collapse_margin(proba[:, components], log_q[:, components])
     assert shuffled == pytest.approx(margin)
 
@@ -215,9 +215,9 @@ def test_an_excluded_component_costs_everything():
 def test_rows_in_batches_add_up(proba, mean, weight):
     log_q = witness_log_proba(mean, VERTICES, SCALE)
     sums, of_logits = MarginSums(), MarginSums()
-    for rows in (slice(0, 1), slice(1, 17), slice(17, N)):
-        sums.update(proba[rows], log_q[rows], weight[rows])
-        of_logits.update_logits(proba[rows], log_q[rows] + 3.0, weight[rows])
+    for part in (slice(0, 1), slice(1, 17), slice(17, N)):
+        sums.update(proba[part], log_q[part], weight[part])
+        of_logits.update_logits(proba[part], log_q[part] + 3.0, weight[part])
     assert (sums.n_samples, sums.total_weight) == (N, weight.sum())
     for total in (sums, of_logits):
         expected = collapse_margin(proba, log_q, weight)
@@ -247,8 +247,8 @@ def test_a_batch_that_is_not_valid_adds_nothing(proba, mean):
 def test_spread_of_batches_is_that_of_all_rows(mean, weight):
     far = mean + 1e8
     spread = SpreadSums()
-    for rows in (slice(0, 1), slice(1, 30), slice(30, N)):
-        spread.update(far[rows], weight[rows])
+    for part in (slice(0, 1), slice(1, 30), slice(30, N)):
+        spread.update(far[part], weight[part])
     centered = far - np.average(far, axis=0, weights=weight)
     expected = np.average(centered**2, axis=0, weights=weight)
     np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
@@ -277,10 +277,10 @@ def test_components_against_arithmetic_of_scipy(proba, mean, weight):
     log_q = witness_log_proba(mean, VERTICES, SCALE)
     p = weight / weight.sum()
     average = np.average(proba, axis=0, weights=weight)
-    over_rows = p[:, None] * proba / average  # p(i|k)
+    over_samples = p[:, None] * proba / average  # p(i|k)
     students = p[:, None] * np.exp(log_q) / (p @ np.exp(log_q))
-    information = average * rel_entr(over_rows, p[:, None]).sum(axis=0)
-    lost = average * rel_entr(over_rows, students).sum(axis=0)
+    information = average * rel_entr(over_samples, p[:, None]).sum(axis=0)
+    lost = average * rel_entr(over_samples, students).sum(axis=0)
     np.testing.assert_allclose(component_information(proba, weight), information)
     np.testing.assert_allclose(
         component_visibility(proba, log_q, weight), information - lost, rtol=1e-10
@@ -520,11 +520,11 @@ def test_the_path_is_not_the_cheapest_way(proba):
     assert collapse_margin(proba, log_q) > path.margin[1] + 0.001
 
 
-def exact_dispersion_square(rows, weight):
+def exact_dispersion_square(samples, weight):
     """The same in exact fractions, of the same float64 values."""
     shares = [Fraction(float(w)) for w in weight]
     total, square = sum(shares), Fraction(0)
-    for column in rows.T:
+    for column in samples.T:
         values = [Fraction(float(x)) for x in column]
         mean = sum(w * x for w, x in zip(shares, values, strict=True)) / total
         square += sum(w * (x - mean) ** 2 for w, x in zip(shares, values, strict=True))
@@ -538,16 +538,16 @@ def test_the_least_dispersion_is_below_the_exact_one(size, first):
     for seed in range(10):
         rng = np.random.default_rng(seed)
         n = int(rng.integers(1, 60))
-        rows = rng.normal(size=2) + size * rng.normal(size=(n, 2))
+        samples = rng.normal(size=2) + size * rng.normal(size=(n, 2))
         weight = rng.exponential(size=n) ** rng.integers(1, 4)
         far = rng.integers(n)
-        rows[far] += first
+        samples[far] += first
         weight[far] *= rng.choice([1.0, 1e-12, 1e-15])
         merged = SpreadSums()
         for part in np.array_split(rng.permutation(n), rng.integers(1, 5)):
             if len(part):
-                merged.merge(SpreadSums().update(rows[part], weight[part]))
-        exact = exact_dispersion_square(rows, weight)
+                merged.merge(SpreadSums().update(samples[part], weight[part]))
+        exact = exact_dispersion_square(samples, weight)
         assert Fraction(merged.least_dispersion) ** 2 <= exact
         # The far one may weigh so little that it counts for nothing.
         assert n - 1 <= merged.n_samples <= n

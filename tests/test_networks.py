@@ -226,11 +226,11 @@ def test_decoded_images_are_in_the_same_order():
 def test_convolutions_do_not_mix_rows(image_shape):
     n_features = torch.Size(image_shape).numel()
     vae = make_vae(n_features, 3, (20,), "conv", "conv", image_shape=image_shape)
-    rows = torch.randn(4, n_features, requires_grad=True)
-    mean, _ = vae.encode(rows)
+    samples = torch.randn(4, n_features, requires_grad=True)
+    mean, _ = vae.encode(samples)
     vae.decoder(mean)[1].sum().backward()
-    assert rows.grad[1].abs().max() > 0
-    assert rows.grad[[0, 2, 3]].abs().max() == 0
+    assert samples.grad[1].abs().max() > 0
+    assert samples.grad[[0, 2, 3]].abs().max() == 0
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,8 @@ def torch_alignment(proba, mean):
 def test_alignment_is_the_metric(proba, mean):
     """One formula in two floors: tied here, so that they cannot drift apart."""
     log_q = witness_log_proba(mean, VERTICES, SCALE)
-    rows = [alignment_loss(proba[[i]], log_q[[i]]) for i in range(N)]
-    np.testing.assert_allclose(torch_alignment(proba, mean), rows, rtol=1e-10)
+    losses = [alignment_loss(proba[[i]], log_q[[i]]) for i in range(N)]
+    np.testing.assert_allclose(torch_alignment(proba, mean), losses, rtol=1e-10)
 
 
 def test_alignment_of_the_analytic_code_is_zero(proba):
@@ -98,12 +98,12 @@ def test_total_weighs_the_terms(likelihood, proba, mean, generator):
     given = result(mean, generator)
     x = torch.rand(N, 3, generator=generator, dtype=torch.float64)
     terms = objective.terms(given, x, torch.as_tensor(proba))
-    per_row = (
+    per_sample = (
         objective.reconstruction(given, x)
         + 3 * gaussian_kl(given.mean, given.log_variance)
         + 5 * torch_alignment(proba, mean)
     )
-    torch.testing.assert_close(objective.total(terms), per_row.mean())
+    torch.testing.assert_close(objective.total(terms), per_sample.mean())
 
 
 def test_without_weight_alignment_is_not_computed(proba, mean, generator):

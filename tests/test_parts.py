@@ -34,7 +34,7 @@ KINDS = ["mean", "sampled", "round_trip"]
 
 
 @pytest.fixture(scope="module")
-def rows():
+def samples():
     """Rows to fit on and others, of four groups in order."""
     rng = np.random.default_rng(0)
     groups = 4 * rng.normal(size=(4, 6))
@@ -43,7 +43,7 @@ def rows():
 
 
 @pytest.fixture(scope="module")
-def certifier(rows):
+def certifier(samples):
     vae = CertifiedVAE(
         GMMTeacher(n_components=4),
         latent_dim=4,
@@ -53,7 +53,7 @@ def certifier(rows):
         device="cpu",
         random_state=0,
     )
-    return CollapseCertifier(vae, random_state=0).fit(rows[0])
+    return CollapseCertifier(vae, random_state=0).fit(samples[0])
 
 
 def parts_of(certifier, X, sizes, **options):
@@ -66,9 +66,9 @@ def parts_of(certifier, X, sizes, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
-    whole = certifier.certify(rows[1], kind=kind)
-    parts = parts_of(certifier, rows[1], [1, 99, 100, 120], kind=kind)
+def test_parts_make_the_whole_in_any_order(certifier, samples, kind):
+    whole = certifier.certify(samples[1], kind=kind)
+    parts = parts_of(certifier, samples[1], [1, 99, 100, 120], kind=kind)
     orders = [parts, parts[::-1], [parts[2], parts[0].merge(parts[3]), parts[1]]]
     merged = [reduce(lambda a, b: a.merge(b), order) for order in orders]
     certificates = [part.certificate() for part in merged]
@@ -95,21 +95,22 @@ def test_parts_make_the_whole_in_any_order(certifier, rows, kind):
 
 
 @pytest.mark.slow
-def test_weights_count_across_parts(certifier, rows):
+def test_weights_count_across_parts(certifier, samples):
     weight = np.random.default_rng(0).uniform(size=320)
-    whole = certifier.certify(rows[1], sample_weight=weight)
+    whole = certifier.certify(samples[1], sample_weight=weight)
     first, second = (
-        certifier.partial_certificate(rows[1][at], part, sample_weight=weight[at])
+        certifier.partial_certificate(samples[1][at], part, sample_weight=weight[at])
         for part, at in enumerate((slice(0, 90), slice(90, None)))
     )
     assert first.merge(second).certificate().margin == pytest.approx(whole.margin)
-    assert whole.margin != pytest.approx(certifier.score(rows[1]), abs=1e-4)
+    assert whole.margin != pytest.approx(certifier.score(samples[1]), abs=1e-4)
 
 
-def test_a_part_can_be_sent(certifier, rows):
+def test_a_part_can_be_sent(certifier, samples):
     """It has sums and codes in it: of rows, encoder and teacher there is nothing."""
     few, many = (
-        certifier.partial_certificate(rows[1][:n], 0, kind="sampled") for n in (10, 320)
+        certifier.partial_certificate(samples[1][:n], 0, kind="sampled")
+        for n in (10, 320)
     )
     sent = pickle.dumps(many)
     codes = 310 * 4 * 2 * 8
@@ -119,41 +120,45 @@ def test_a_part_can_be_sent(certifier, rows):
     assert repr(many) == "<PartialCertificate of 320 samples in 1 part(s)>"
 
 
-def test_copies_of_a_certifier_make_parts_of_one_certificate(certifier, rows, tmp_path):
+def test_copies_of_a_certifier_make_parts_of_one_certificate(
+    certifier, samples, tmp_path
+):
     copies = certifier, pickle.loads(pickle.dumps(certifier)), copy.deepcopy(certifier)
     parts = [
         one.partial_certificate(piece, part)
         for part, (one, piece) in enumerate(
-            zip(copies, np.array_split(rows[1], 3), strict=True)
+            zip(copies, np.array_split(samples[1], 3), strict=True)
         )
     ]
-    whole = certifier.certify(rows[1])
+    whole = certifier.certify(samples[1])
     merged = parts[0].merge(*parts[1:]).certificate()
     assert merged.margin == pytest.approx(whole.margin, abs=1e-12)
     # So do those that two machines load from one file.
     save(certifier, tmp_path / "c.skvaecert")
     here, there = (
         load(tmp_path / "c.skvaecert").partial_certificate(piece, part)
-        for part, piece in enumerate(np.array_split(rows[1], 2))
+        for part, piece in enumerate(np.array_split(samples[1], 2))
     )
     assert here.merge(there).certificate().verdict == "certified"
     with pytest.raises(ValueError, match="one fitted certifier"):
         parts[0].merge(there)
 
 
-def test_two_collapsed_encoders_do_not_make_one_that_is_not(rows):
+def test_two_collapsed_encoders_do_not_make_one_that_is_not(samples):
     """Their codes differ, but each is the same for all rows."""
-    teacher = FrozenEstimator(GMMTeacher(n_components=4, random_state=0).fit(rows[0]))
+    teacher = FrozenEstimator(
+        GMMTeacher(n_components=4, random_state=0).fit(samples[0])
+    )
 
     def constant(code):
         encoder = FunctionTransformer(lambda X: np.tile(code, (len(X), 1)))
-        return CollapseCertifier(encoder, teacher=teacher).fit(rows[0])
+        return CollapseCertifier(encoder, teacher=teacher).fit(samples[0])
 
     codes = analytic_code(
-        teacher.predict_proba(rows[1][[0, -1]]), simplex_vertices(4, 3), 2.0
+        teacher.predict_proba(samples[1][[0, -1]]), simplex_vertices(4, 3), 2.0
     )
     certifiers = [constant(code) for code in codes]
-    ends = rows[1][:80], rows[1][-80:]
+    ends = samples[1][:80], samples[1][-80:]
     first, last = (
         one.partial_certificate(piece, part)
         for part, (one, piece) in enumerate(zip(certifiers, ends, strict=True))
@@ -166,8 +171,8 @@ def test_two_collapsed_encoders_do_not_make_one_that_is_not(rows):
     assert forged.certificate().verdict == "certified"
 
 
-def test_rows_do_not_count_twice(certifier, rows):
-    first, second = parts_of(certifier, rows[1], [100, 220])
+def test_rows_do_not_count_twice(certifier, samples):
+    first, second = parts_of(certifier, samples[1], [100, 220])
     whole = first.merge(second)
     assert whole.parts == {0, 1}
     assert whole.n_samples == 320
@@ -177,13 +182,14 @@ def test_rows_do_not_count_twice(certifier, rows):
     # Nothing of this has changed those that were given.
     assert (first.parts, first.n_samples) == ({0}, 100)
     assert (
-        first.certificate() == parts_of(certifier, rows[1], [100, 220])[0].certificate()
+        first.certificate()
+        == parts_of(certifier, samples[1], [100, 220])[0].certificate()
     )
 
 
-def test_parts_of_different_questions_are_not_merged(certifier, rows):
+def test_parts_of_different_questions_are_not_merged(certifier, samples):
     def part(number, **options):
-        return certifier.partial_certificate(rows[1][:50], number, **options)
+        return certifier.partial_certificate(samples[1][:50], number, **options)
 
     with pytest.raises(ValueError, match="same kind"):
         part(0).merge(part(1, kind="round_trip"))
@@ -193,16 +199,18 @@ def test_parts_of_different_questions_are_not_merged(certifier, rows):
         part(0, kind="sampled").merge(part(1, kind="sampled", n_draws=4))
     careful = copy.deepcopy(certifier).set_params(safety_margin=0.5)
     with pytest.raises(ValueError, match="safety_margin"):
-        part(0).merge(careful.partial_certificate(rows[1][:50], 1))
+        part(0).merge(careful.partial_certificate(samples[1][:50], 1))
     # A generator gives another seed to each part: shared draws would not be shared.
     loose = copy.deepcopy(certifier).set_params(random_state=np.random.RandomState(0))
-    one, other = parts_of(loose, rows[1], [100, 220], kind="sampled")
+    one, other = parts_of(loose, samples[1], [100, 220], kind="sampled")
     with pytest.raises(ValueError, match="an int as random_state"):
         one.merge(other)
 
 
-def test_the_shared_draws_are_the_same_in_all_parts_and_the_others_not(certifier, rows):
-    same = rows[1][:50]
+def test_the_shared_draws_are_the_same_in_all_parts_and_the_others_not(
+    certifier, samples
+):
+    same = samples[1][:50]
     first, again, other = (
         certifier.partial_certificate(same, part, kind="sampled").certificate()
         for part in (0, 0, 1)
@@ -212,14 +220,14 @@ def test_the_shared_draws_are_the_same_in_all_parts_and_the_others_not(certifier
 
 
 @pytest.mark.parametrize("part", [-1, 0.5, "0", None])
-def test_a_part_has_a_number(certifier, rows, part):
+def test_a_part_has_a_number(certifier, samples, part):
     with pytest.raises(ValueError, match="part must be an int of at least 0"):
-        certifier.partial_certificate(rows[1], part)
+        certifier.partial_certificate(samples[1], part)
 
 
-def test_rows_of_the_fit_are_found_in_parts_too(certifier, rows):
+def test_rows_of_the_fit_are_found_in_parts_too(certifier, samples):
     others, known = parts_of(
-        certifier, np.r_[rows[1], rows[0][:40]], [320, 40], kind="sampled"
+        certifier, np.r_[samples[1], samples[0][:40]], [320, 40], kind="sampled"
     )
     assert others.certificate().verdict == "certified"
     assert (known.n_samples, known.n_known) == (0, 40)
@@ -290,11 +298,11 @@ HOLDERS = {
 
 
 @pytest.fixture(scope="module")
-def trained(rows):
+def trained(samples):
     """Certifiers of constants that the teacher would like, and how to set them."""
-    teacher = GMMTeacher(n_components=4, random_state=0).fit(rows[0])
-    ends = rows[1][:80], rows[1][-80:]
-    scale = prior_matched_scale(teacher.predict_proba(rows[0]))
+    teacher = GMMTeacher(n_components=4, random_state=0).fit(samples[0])
+    ends = samples[1][:80], samples[1][-80:]
+    scale = prior_matched_scale(teacher.predict_proba(samples[0]))
     proba = [teacher.predict_proba(end).mean(axis=0) for end in ends]
     codes = analytic_code(proba, simplex_vertices(4, 3), scale)
     return FrozenEstimator(teacher), codes, ends
@@ -302,12 +310,12 @@ def trained(rows):
 
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_parts_of_an_encoder_that_was_trained_in_between_are_not_merged(
-    trained, rows, holder
+    trained, samples, holder
 ):
     """Two constants, each with its part of the samples, are no code."""
     teacher, codes, ends = trained
     make, module_of = HOLDERS[holder]
-    fitted = CollapseCertifier(make(Weights(codes[0])), teacher=teacher).fit(rows[0])
+    fitted = CollapseCertifier(make(Weights(codes[0])), teacher=teacher).fit(samples[0])
     module = module_of(fitted.estimator_)
     first = fitted.partial_certificate(ends[0], 0)
     for mode in (True, False):  # which is no training
@@ -333,14 +341,14 @@ def test_parts_of_an_encoder_that_was_trained_in_between_are_not_merged(
         fitted.certify_batches(batches())
 
 
-def test_an_encoder_that_is_left_alone_is_the_same_in_every_process(trained, rows):
+def test_an_encoder_that_is_left_alone_is_the_same_in_every_process(trained, samples):
     fitted = CollapseCertifier(TrainedEncoder(Weights()), teacher=trained[0])
-    fitted.fit(rows[0])
-    first = fitted.partial_certificate(rows[1][:160], 0)
+    fitted.fit(samples[0])
+    first = fitted.partial_certificate(samples[1][:160], 0)
     there = pickle.loads(pickle.dumps(fitted))
-    assert first.origin == there.partial_certificate(rows[1][160:], 1).origin
+    assert first.origin == there.partial_certificate(samples[1][160:], 1).origin
     module = there.estimator_.encoder.to(torch.bfloat16)
-    assert there.partial_certificate(rows[1], 1).origin != first.origin
+    assert there.partial_certificate(samples[1], 1).origin != first.origin
     before = digest_weights(there.estimator_)
     module.set(1.0)
     assert digest_weights(there.estimator_) not in ("", before)
@@ -349,12 +357,12 @@ def test_an_encoder_that_is_left_alone_is_the_same_in_every_process(trained, row
     assert digest_weights(Holder(torch.nn.Linear(2, 3, device="meta")))
 
 
-def test_training_a_vae_changes_the_origin_of_its_parts(certifier, rows):
+def test_training_a_vae_changes_the_origin_of_its_parts(certifier, samples):
     other = copy.deepcopy(certifier)
-    first = other.partial_certificate(rows[1], 0)
+    first = other.partial_certificate(samples[1], 0)
     with torch.no_grad():
         next(other.estimator_.net_.module_.parameters()).add_(1e-5)
-    assert other.partial_certificate(rows[1], 1).origin != first.origin
+    assert other.partial_certificate(samples[1], 1).origin != first.origin
 
 
 def test_nothing_at_all_makes_no_certificate(certifier):
@@ -415,11 +423,11 @@ def test_sums_of_parts_are_those_of_all_rows():
     weight, values = generator.uniform(size=300), 1e8 + generator.normal(size=(300, 3))
     whole, spread = MarginSums().update(proba, np.log(proba), weight), SpreadSums()
     merged = MarginSums()
-    for rows in (slice(0, 1), slice(1, 1), slice(1, 120), slice(120, 300)):
+    for samples in (slice(0, 1), slice(1, 1), slice(1, 120), slice(120, 300)):
         part, of_part = MarginSums(), SpreadSums()
-        if rows.start < rows.stop:
-            part.update(proba[rows], np.log(proba[rows]), weight[rows])
-            of_part.update(values[rows], weight[rows])
+        if samples.start < samples.stop:
+            part.update(proba[samples], np.log(proba[samples]), weight[samples])
+            of_part.update(values[samples], weight[samples])
         merged.merge(part)
         spread.merge(of_part)
     for name in ("n_samples", "total_weight", "margin", "alignment_loss"):
@@ -468,14 +476,14 @@ def test_sums_of_two_witnesses_are_not_merged():
 
 
 @pytest.fixture
-def stored(rows, tmp_path):
+def stored(samples, tmp_path):
     """Rows as zarr, dask and NumPy keep them."""
-    X = rows[1]
+    X = samples[1]
     array = zarr.create_array(
-        tmp_path / "rows.zarr", shape=X.shape, chunks=(50, 6), dtype=X.dtype
+        tmp_path / "samples.zarr", shape=X.shape, chunks=(50, 6), dtype=X.dtype
     )
     array[:] = X
-    mapped = np.lib.format.open_memmap(tmp_path / "rows.npy", "w+", X.dtype, X.shape)
+    mapped = np.lib.format.open_memmap(tmp_path / "samples.npy", "w+", X.dtype, X.shape)
     mapped[:] = X
     return {
         "zarr": array,
@@ -487,61 +495,61 @@ def stored(rows, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "dask", "uneven", "memmap"])
-def test_stored_rows_are_certified(certifier, rows, stored, form, monkeypatch):
+def test_stored_rows_are_certified(certifier, samples, stored, form, monkeypatch):
     monkeypatch.setattr("skvaecert._samples._MOST_SAMPLES", 100)
     for kind in KINDS:
-        whole = certifier.certify(rows[1], kind=kind)
+        whole = certifier.certify(samples[1], kind=kind)
         certificate = certifier.certify(stored[form], kind=kind)
         assert certificate.verdict == whole.verdict == "certified"
         assert certificate.margin == pytest.approx(whole.margin, abs=whole.tolerance)
-    assert certifier.score(stored[form]) == pytest.approx(certifier.score(rows[1]))
+    assert certifier.score(stored[form]) == pytest.approx(certifier.score(samples[1]))
     weight = np.random.default_rng(0).uniform(size=320)
     weighted = certifier.score(stored[form], sample_weight=weight)
-    assert weighted == pytest.approx(certifier.score(rows[1], sample_weight=weight))
+    assert weighted == pytest.approx(certifier.score(samples[1], sample_weight=weight))
 
 
 class Watched:
     """An array on a disk that notes what is read of it."""
 
-    def __init__(self, rows, chunks):
-        self.rows, self.chunks = rows, chunks
-        self.shape, self.dtype = rows.shape, rows.dtype
+    def __init__(self, samples, chunks):
+        self.samples, self.chunks = samples, chunks
+        self.shape, self.dtype = samples.shape, samples.dtype
         self.read = []
 
     def __getitem__(self, index):
-        taken = self.rows[index]
+        taken = self.samples[index]
         self.read.append(len(taken))
         return taken
 
     def __array__(self, dtype=None, copy=None):
-        self.read.append(len(self.rows))
-        return self.rows
+        self.read.append(len(self.samples))
+        return self.samples
 
 
-def test_stored_rows_are_read_once(certifier, rows):
+def test_stored_rows_are_read_once(certifier, samples):
     """Rows that are encoded again are at hand."""
-    watched = Watched(rows[1], (200, 6))
+    watched = Watched(samples[1], (200, 6))
     assert certifier.certify(watched).verdict == "certified"
     assert watched.read == [320]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "dask", "memmap"])
-def test_a_fit_on_stored_rows_is_one_on_rows(rows, stored, form):
+def test_a_fit_on_stored_rows_is_one_on_rows(samples, stored, form):
     teacher = GMMTeacher(n_components=4, random_state=0)
     encoder = FunctionTransformer(lambda X: np.asarray(X)[:, :3])
     fitted = CollapseCertifier(encoder, teacher=teacher, witness="linear")
     certificate = fitted.fit(stored[form]).certificate_
-    assert certificate == fitted.fit(rows[1]).certificate_
+    assert certificate == fitted.fit(samples[1]).certificate_
 
 
-def test_teacher_proba_may_be_stored_too(certifier, rows, stored, tmp_path):
-    proba = certifier.teacher_.predict_proba(rows[1])
+def test_teacher_proba_may_be_stored_too(certifier, samples, stored, tmp_path):
+    proba = certifier.teacher_.predict_proba(samples[1])
     array = zarr.create_array(
         tmp_path / "proba.zarr", shape=proba.shape, chunks=(40, 4), dtype=proba.dtype
     )
     array[:] = proba
-    expected = certifier.score(rows[1])
+    expected = certifier.score(samples[1])
     assert certifier.score(stored["zarr"], teacher_proba=array) == expected
 
 
@@ -555,13 +563,13 @@ def test_sums_of_drawn_codes_are_those_of_all_rows():
     means = generator.normal(size=(600, 3))
     deviations = generator.uniform(0.5, 1.5, size=(600, 3)) * [1.0, 1.0, 0.01]
 
-    def sums_of(rows, part):
+    def sums_of(samples, part):
         sums = SampledSums(witness, 8, np.random.default_rng(5), part)
-        return sums.update(proba[rows], means[rows], deviations[rows])
+        return sums.update(proba[samples], means[samples], deviations[samples])
 
     whole = sums_of(slice(None), None)
     cuts = slice(0, 1), slice(1, 250), slice(250, 600)
-    parts = [sums_of(rows, part) for part, rows in enumerate(cuts)]
+    parts = [sums_of(samples, part) for part, samples in enumerate(cuts)]
     merged = reduce(lambda a, b: a.merge(b), parts)
     for name in ("_shared_loss", "_narrowest"):
         assert getattr(merged, name) == pytest.approx(getattr(whole, name), rel=1e-12)
@@ -582,12 +590,12 @@ def test_sums_of_drawn_codes_are_those_of_all_rows():
 def test_outputs_that_differ_between_parts_are_not_constant():
     proba = sharp(40, 0)
 
-    def sums_of(rows, output):
+    def sums_of(samples, output):
         def read(codes):
             return np.full((20, 4), 0.25), np.full((20, 2), output)
 
         sums = RoundTripSums(4, 3, 0.1, 2, np.random.default_rng(0))
-        return sums.update(proba[rows], read, np.eye(20, 3))
+        return sums.update(proba[samples], read, np.eye(20, 3))
 
     first = sums_of(slice(0, 20), 1.0)
     assert first.certificate().verdict == "constant"
@@ -627,8 +635,8 @@ def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
     assert not recwarn.list
 
 
-def test_the_decoder_is_as_unsteady_as_in_its_worst_part(certifier, rows):
-    parts = parts_of(certifier, rows[1], [160, 160], kind="round_trip")
+def test_the_decoder_is_as_unsteady_as_in_its_worst_part(certifier, samples):
+    parts = parts_of(certifier, samples[1], [160, 160], kind="round_trip")
     own = [part.certificate().tolerance for part in parts]
     parts[1].collected.stability.record(1.0)
     for first, second in (parts, parts[::-1]):
@@ -637,13 +645,13 @@ def test_the_decoder_is_as_unsteady_as_in_its_worst_part(certifier, rows):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_one_part_of_an_unstable_encoder_is_enough(rows, order):
+def test_one_part_of_an_unstable_encoder_is_enough(samples, order):
     teacher = GMMTeacher(n_components=4, random_state=0)
-    fitted = CollapseCertifier(Moody(), teacher=teacher).fit(rows[0])
+    fitted = CollapseCertifier(Moody(), teacher=teacher).fit(samples[0])
     parts = []
     for part, moody in enumerate((False, True)):
         fitted.estimator_.moody = moody
-        parts.append(fitted.partial_certificate(rows[1][:200], part))
+        parts.append(fitted.partial_certificate(samples[1][:200], part))
     assert parts[0].certificate().verdict == "certified"
     first, second = (parts[place] for place in order)
     with pytest.warns(UnstableEncoderWarning, match="in another batch"):

@@ -55,15 +55,15 @@ def tiny(**params):
 
 
 @pytest.fixture(scope="module")
-def rows():
+def samples():
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(3, 5)) * 4
     return centers[rng.integers(3, size=90)] + rng.normal(size=(90, 5))
 
 
 @pytest.fixture(scope="module")
-def certifier(rows):
-    return CollapseCertifier(tiny(max_epochs=30, learning_rate=1e-2)).fit(rows[:60])
+def certifier(samples):
+    return CollapseCertifier(tiny(max_epochs=30, learning_rate=1e-2)).fit(samples[:60])
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +80,13 @@ def path(saved, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def vae(rows):
-    return tiny().fit(rows)
+def vae(samples):
+    return tiny().fit(samples)
 
 
 @pytest.fixture(scope="module")
-def teacher(rows):
-    return GMMTeacher(3, covariance_type="tied", random_state=0).fit(rows)
+def teacher(samples):
+    return GMMTeacher(3, covariance_type="tied", random_state=0).fit(samples)
 
 
 def objectives():
@@ -104,33 +104,35 @@ def saved_and_loaded(estimator, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("witness", ["raw", "procrustes", "linear"])
-def test_a_certifier_gives_the_same_values_after_load(rows, tmp_path, witness):
+def test_a_certifier_gives_the_same_values_after_load(samples, tmp_path, witness):
     guarded = tiny(alignment_weight="auto", validation_fraction=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitted = CollapseCertifier(guarded, witness=witness).fit(rows[:60])
+        fitted = CollapseCertifier(guarded, witness=witness).fit(samples[:60])
         loaded = saved_and_loaded(fitted, tmp_path)
         assert str(loaded.certificate_) == str(fitted.certificate_)
         assert loaded.estimator_.history_ == fitted.estimator_.history_
         assert loaded.teacher_ is loaded.estimator_.teacher_
         for kind in ("mean", "sampled", "round_trip"):
-            certificates = [e.certify(rows[60:], kind=kind) for e in (fitted, loaded)]
+            certificates = [
+                e.certify(samples[60:], kind=kind) for e in (fitted, loaded)
+            ]
             assert certificates[0].to_json() == certificates[1].to_json()
-        assert loaded.score(rows) == fitted.score(rows)
-        assert verify(tmp_path / "file", rows[:60]).confirmed
+        assert loaded.score(samples) == fitted.score(samples)
+        assert verify(tmp_path / "file", samples[:60]).confirmed
         for estimator in (fitted, loaded):
             estimator.set_params(warm_start=True, estimator__learning_rate=1e-2)
-            estimator.fit(rows[:60])
-    np.testing.assert_array_equal(loaded.transform(rows), fitted.transform(rows))
+            estimator.fit(samples[:60])
+    np.testing.assert_array_equal(loaded.transform(samples), fitted.transform(samples))
     assert len(loaded.estimator_.history_) == 4
 
 
-def test_a_teacher_gives_the_same_values_after_load(rows, tmp_path):
+def test_a_teacher_gives_the_same_values_after_load(samples, tmp_path):
     search = GMMTeacher(n_components=[2, 3], random_state=np.random.RandomState(3))
-    fitted = search.fit(rows)
+    fitted = search.fit(samples)
     loaded = saved_and_loaded(fitted, tmp_path)
-    np.testing.assert_array_equal(loaded.transform(rows), fitted.transform(rows))
-    assert loaded.score(rows) == fitted.score(rows)
+    np.testing.assert_array_equal(loaded.transform(samples), fitted.transform(samples))
+    assert loaded.score(samples) == fitted.score(samples)
     assert loaded.search_results_.keys() == fitted.search_results_.keys()
     for name, column in fitted.search_results_.items():
         np.testing.assert_array_equal(loaded.search_results_[name], column)
@@ -142,21 +144,21 @@ def test_a_teacher_gives_the_same_values_after_load(rows, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", objectives()[1:], ids=lambda kind: kind.__name__)
-def test_all_objectives_continue_where_they_were(rows, tmp_path, objective):
+def test_all_objectives_continue_where_they_were(samples, tmp_path, objective):
     objective = objective()
     if hasattr(objective, "max_inner_steps"):
         objective.set_params(window=2, max_inner_steps=4)
-    fitted = tiny(objective=objective, warm_start=True).fit(rows)
+    fitted = tiny(objective=objective, warm_start=True).fit(samples)
     loaded = saved_and_loaded(fitted, tmp_path)
-    assert loaded.score(rows) == fitted.score(rows)
+    assert loaded.score(samples) == fitted.score(samples)
     assert repr(loaded.objective) == repr(objective)
-    means = [vae.fit(rows).transform(rows) for vae in (fitted, loaded)]
+    means = [vae.fit(samples).transform(samples) for vae in (fitted, loaded)]
     np.testing.assert_array_equal(*means)
 
 
 @pytest.mark.slow
-def test_precision_and_names_of_features_are_kept(rows, tmp_path):
-    frame = pd.DataFrame(rows, columns=["a", "bb", "", "ä", "😀"])
+def test_precision_and_names_of_features_are_kept(samples, tmp_path):
+    frame = pd.DataFrame(samples, columns=["a", "bb", "", "ä", "😀"])
     loaded = saved_and_loaded(tiny().fit(frame), tmp_path)
     assert list(loaded.feature_names_in_) == list(frame.columns)
     with pytest.raises(ValueError, match="feature names"):
@@ -167,34 +169,36 @@ def test_precision_and_names_of_features_are_kept(rows, tmp_path):
 
 
 @pytest.mark.slow
-def test_fits_without_a_teacher_and_frozen_ones(rows, teacher, tmp_path):
-    proba = np.full((len(rows), 3), 0.1)
-    proba[np.arange(len(rows)), np.arange(len(rows)) % 3] = 0.8
+def test_fits_without_a_teacher_and_frozen_ones(samples, teacher, tmp_path):
+    proba = np.full((len(samples), 3), 0.1)
+    proba[np.arange(len(samples)), np.arange(len(samples)) % 3] = 0.8
     loaded = saved_and_loaded(
-        CollapseCertifier(tiny()).fit(rows, teacher_proba=proba), tmp_path
+        CollapseCertifier(tiny()).fit(samples, teacher_proba=proba), tmp_path
     )
     assert loaded.teacher_ is None
-    assert verify(tmp_path / "file", rows, teacher_proba=proba).confirmed
-    assert not verify(tmp_path / "file", rows, teacher_proba=proba[::-1]).same_samples
+    assert verify(tmp_path / "file", samples, teacher_proba=proba).confirmed
+    assert not verify(
+        tmp_path / "file", samples, teacher_proba=proba[::-1]
+    ).same_samples
 
-    frozen = FrozenEstimator(tiny(teacher=FrozenEstimator(teacher)).fit(rows))
-    fitted = CollapseCertifier(frozen).fit(rows)
+    frozen = FrozenEstimator(tiny(teacher=FrozenEstimator(teacher)).fit(samples))
+    fitted = CollapseCertifier(frozen).fit(samples)
     loaded = saved_and_loaded(fitted, tmp_path)
     assert loaded.estimator is loaded.estimator_
-    assert loaded.score(rows) == fitted.score(rows)
+    assert loaded.score(samples) == fitted.score(samples)
 
 
 def test_a_teacher_as_the_encoder_and_one_of_the_certifiers_own(
-    rows, teacher, tmp_path
+    samples, teacher, tmp_path
 ):
-    fitted = CollapseCertifier(clone(teacher), teacher=teacher).fit(rows)
+    fitted = CollapseCertifier(clone(teacher), teacher=teacher).fit(samples)
     loaded = saved_and_loaded(fitted, tmp_path)
-    assert loaded.score(rows) == fitted.score(rows)
+    assert loaded.score(samples) == fitted.score(samples)
 
 
 @pytest.mark.slow
-def test_what_a_prefit_leaves_is_kept(rows, tmp_path):
-    loaded = saved_and_loaded(tiny(prefit={"alpha": 0.5}).fit(rows), tmp_path)
+def test_what_a_prefit_leaves_is_kept(samples, tmp_path):
+    loaded = saved_and_loaded(tiny(prefit={"alpha": 0.5}).fit(samples), tmp_path)
     assert loaded.prefit == {"alpha": 0.5}
     assert loaded.prefit_alpha_ == 0.5
 
@@ -223,8 +227,8 @@ class WideEncoder(Encoder):
 
 
 @pytest.mark.slow
-def test_modules_of_ones_own_are_brought_along(rows, tmp_path):
-    fitted = tiny(encoder=Encoder, warm_start=True).fit(rows)
+def test_modules_of_ones_own_are_brought_along(samples, tmp_path):
+    fitted = tiny(encoder=Encoder, warm_start=True).fit(samples)
     with pytest.raises(ValueError, match="modules must contain the encoder") as caught:
         saved_and_loaded(fitted, tmp_path)
     assert not isinstance(caught.value, InvalidFileError)
@@ -234,9 +238,11 @@ def test_modules_of_ones_own_are_brought_along(rows, tmp_path):
         load(tmp_path / "file", modules={"encoders": Encoder})
     for module in (Encoder(5, 2), Encoder):
         loaded = load(tmp_path / "file", modules={"encoder": module})
-        np.testing.assert_array_equal(loaded.transform(rows), fitted.transform(rows))
+        np.testing.assert_array_equal(
+            loaded.transform(samples), fitted.transform(samples)
+        )
     np.testing.assert_array_equal(
-        *[v.fit(rows).transform(rows) for v in (fitted, loaded)]
+        *[v.fit(samples).transform(samples) for v in (fitted, loaded)]
     )
 
 
@@ -244,18 +250,18 @@ def frozen_encoder(n_features, latent_dim):
     return Encoder(n_features, latent_dim).requires_grad_(False)
 
 
-def test_frozen_parameters_stay_frozen(rows, tmp_path):
-    fitted = tiny(encoder=frozen_encoder).fit(rows)
+def test_frozen_parameters_stay_frozen(samples, tmp_path):
+    fitted = tiny(encoder=frozen_encoder).fit(samples)
     save(fitted, tmp_path / "file")
     loaded = load(tmp_path / "file", modules={"encoder": Encoder})
     assert not any(p.requires_grad for p in loaded.net_.module_.encoder.parameters())
-    means = [v.partial_fit(rows).transform(rows) for v in (fitted, loaded)]
+    means = [v.partial_fit(samples).transform(samples) for v in (fitted, loaded)]
     np.testing.assert_array_equal(*means)
 
 
 @pytest.mark.slow
-def test_clones_of_what_was_loaded_fit_alike(certifier, rows, path):
-    scores = [clone(e).fit(rows).score(rows) for e in (certifier, load(path))]
+def test_clones_of_what_was_loaded_fit_alike(certifier, samples, path):
+    scores = [clone(e).fit(samples).score(samples) for e in (certifier, load(path))]
     assert scores[0] == scores[1]
 
 
@@ -270,7 +276,7 @@ def test_loading_leaves_the_users_generators_alone(path):
 
 @pytest.mark.parametrize("device", ["cuda:77", "meta", "hpu", "privateuseone", "os"])
 def test_models_of_a_device_that_is_not_there_come_to_the_cpu(
-    path, rows, certifier, device
+    path, samples, certifier, device
 ):
     def change(content, arrays):
         attacks.fitted(content, "CertifiedVAE")["params"]["device"] = device
@@ -278,28 +284,32 @@ def test_models_of_a_device_that_is_not_there_come_to_the_cpu(
     attacks.forge(path, change)
     loaded = load(path)
     assert loaded.estimator_.net_.device == "cpu"
-    assert loaded.score(rows) == certifier.score(rows)
+    assert loaded.score(samples) == certifier.score(samples)
 
 
 def test_files_of_schema_4_still_load():
     record = json.loads(OLD_FILE.with_suffix(".json").read_text())
-    rows = np.array(record["rows"])
+    samples = np.array(record["rows"])
     loaded = load(OLD_FILE)
-    assert loaded.score(rows) == pytest.approx(record["margin"], abs=1e-5)
-    np.testing.assert_allclose(loaded.transform(rows[:2]), record["means"], atol=1e-5)
-    assert verify(OLD_FILE, rows).same_samples
+    assert loaded.score(samples) == pytest.approx(record["margin"], abs=1e-5)
+    np.testing.assert_allclose(
+        loaded.transform(samples[:2]), record["means"], atol=1e-5
+    )
+    assert verify(OLD_FILE, samples).same_samples
 
 
 def make_old_file():
     rng = np.random.default_rng(0)
-    rows = (rng.normal(size=(3, 3)) * 4)[np.arange(30) % 3] + rng.normal(size=(30, 3))
-    rows = rows.round(3)
-    fitted = CollapseCertifier(tiny(hidden_sizes=(2,), max_epochs=20)).fit(rows)
+    samples = (rng.normal(size=(3, 3)) * 4)[np.arange(30) % 3] + rng.normal(
+        size=(30, 3)
+    )
+    samples = samples.round(3)
+    fitted = CollapseCertifier(tiny(hidden_sizes=(2,), max_epochs=20)).fit(samples)
     save(fitted, OLD_FILE)
     record = {
-        "rows": rows.tolist(),
-        "margin": fitted.score(rows),
-        "means": fitted.transform(rows[:2]).tolist(),
+        "rows": samples.tolist(),
+        "margin": fitted.score(samples),
+        "means": fitted.transform(samples[:2]).tolist(),
     }
     OLD_FILE.with_suffix(".json").write_text(json.dumps(record))
 
@@ -336,16 +346,16 @@ def foreign():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", foreign())
 def test_the_certificate_of_any_model_is_saved_without_it(
-    rows, teacher, tmp_path, name
+    samples, teacher, tmp_path, name
 ):
     encoder, brought = foreign()[name]
     latent_dim = 5 if name == "function" else 2
     for witness in ("raw", "procrustes", "linear"):
         certifier = CollapseCertifier(encoder, teacher=teacher, witness=witness)
-        fitted, held_out = certifier.fit(rows[:60]), rows[60:]
+        fitted, held_out = certifier.fit(samples[:60]), samples[60:]
         estimator = brought or fitted.estimator_
         save(fitted, tmp_path / "file")
-        assert verify(tmp_path / "file", rows[:60], estimator=estimator).confirmed
+        assert verify(tmp_path / "file", samples[:60], estimator=estimator).confirmed
         loaded = load(tmp_path / "file", estimator=estimator)
         assert loaded.estimator_ is estimator
         certificates = [e.certify(held_out).to_json() for e in (loaded, fitted)]
@@ -354,30 +364,30 @@ def test_the_certificate_of_any_model_is_saved_without_it(
         for _ in range(2):
             record = load(tmp_path / "file")
             assert record.certificate_.to_json() == fitted.certificate_.to_json()
-            posteriors = [e.teacher_.transform(rows) for e in (record, fitted)]
+            posteriors = [e.teacher_.transform(samples) for e in (record, fitted)]
             np.testing.assert_array_equal(*posteriors)
             assert record.witness_.weights.shape == (3, latent_dim)
             save(record, tmp_path / "file")
         for use in (record.transform, lambda X: verify(tmp_path / "file", X)):
             with pytest.raises(ValueError, match="estimator must be given") as caught:
-                use(rows[:60])
+                use(samples[:60])
             assert not isinstance(caught.value, InvalidFileError)
-        assert not verify(tmp_path / "file", rows[1:]).same_samples
+        assert not verify(tmp_path / "file", samples[1:]).same_samples
 
 
 @pytest.fixture
-def frozen(rows, teacher, tmp_path):
+def frozen(samples, teacher, tmp_path):
     """A certifier of a torch encoder, and the file of it."""
     encoder = FrozenEstimator(linear_encoder())
-    fitted = CollapseCertifier(encoder, teacher=teacher, witness="raw").fit(rows)
+    fitted = CollapseCertifier(encoder, teacher=teacher, witness="raw").fit(samples)
     save(fitted, tmp_path / "file")
     return fitted, tmp_path / "file"
 
 
-def test_means_alone_are_enough_for_the_margin(rows, frozen):
+def test_means_alone_are_enough_for_the_margin(samples, frozen):
     fitted, path = frozen
-    record, means = load(path), fitted.transform(rows)
-    proba, scale = record.teacher_.transform(rows), record.witness_scale_
+    record, means = load(path), fitted.transform(samples)
+    proba, scale = record.teacher_.transform(samples), record.witness_scale_
     found = certify(proba, means, record.vertices_, scale)
     assert found.margin == pytest.approx(record.certificate_.margin, abs=1e-6)
     wrong = certify(proba, means[::-1], record.vertices_, scale)
@@ -411,15 +421,15 @@ def test_an_encoder_that_was_trained_on_since_is_not_saved(frozen):
 
 @pytest.mark.parametrize("other", [np.tanh, np.zeros_like], ids=lambda f: f.__name__)
 def test_encoders_without_weights_are_told_apart_by_what_they_compute(
-    rows, teacher, tmp_path, other
+    samples, teacher, tmp_path, other
 ):
     fitted = CollapseCertifier(
         TrainedEncoder(np.positive), teacher=teacher, witness="linear"
     )
-    save(fitted.fit(rows), tmp_path / "file")
+    save(fitted.fit(samples), tmp_path / "file")
     assert fitted.certificate_.certified
-    assert verify(tmp_path / "file", rows, estimator=fitted.estimator_).confirmed
-    verification = verify(tmp_path / "file", rows, estimator=TrainedEncoder(other))
+    assert verify(tmp_path / "file", samples, estimator=fitted.estimator_).confirmed
+    verification = verify(tmp_path / "file", samples, estimator=TrainedEncoder(other))
     assert verification.agrees is False
     assert {"margin", "dispersion"} <= {*verification.differences}
 
@@ -441,22 +451,24 @@ def test_certificates_on_texts_are_verified(tmp_path):
     assert not verify(tmp_path / "file", texts[::-1], **given).same_samples
 
 
-def test_what_the_file_has_is_not_to_be_brought(path, rows):
+def test_what_the_file_has_is_not_to_be_brought(path, samples):
     for brought in ({"estimator": First()}, {"modules": {"encoder": Encoder}}):
         with pytest.raises(ValueError, match="must not be passed") as caught:
-            verify(path, rows[:60], **brought)
+            verify(path, samples[:60], **brought)
         assert not isinstance(caught.value, InvalidFileError)
 
 
 @pytest.mark.parametrize("model", [PCA, torch.nn.Linear(4, 3), np.positive])
 def test_a_model_without_its_wrapper_is_not_blamed_on_the_file(
-    rows, teacher, tmp_path, model
+    samples, teacher, tmp_path, model
 ):
-    certifier = CollapseCertifier(PCA(2), teacher=teacher, witness="linear").fit(rows)
+    certifier = CollapseCertifier(PCA(2), teacher=teacher, witness="linear").fit(
+        samples
+    )
     save(certifier, tmp_path / "file")
     match = "^estimator must (be an inst|have a method)"
     with pytest.raises(ValueError, match=match) as caught:
-        verify(tmp_path / "file", rows, estimator=model)
+        verify(tmp_path / "file", samples, estimator=model)
     assert not isinstance(caught.value, InvalidFileError)
 
 
@@ -464,22 +476,22 @@ def test_a_model_without_its_wrapper_is_not_blamed_on_the_file(
 
 
 @pytest.fixture
-def with_loss(rows, teacher):
-    loss_fn = AlignmentLoss.from_teacher(teacher, rows, latent_dim=2)
+def with_loss(samples, teacher):
+    loss_fn = AlignmentLoss.from_teacher(teacher, samples, latent_dim=2)
     encoder = FrozenEstimator(linear_encoder())
     certifier = CollapseCertifier(encoder, teacher=teacher, witness=loss_fn)
-    return certifier.fit(rows)
+    return certifier.fit(samples)
 
 
-def test_the_loss_as_witness_is_saved(rows, with_loss, tmp_path):
+def test_the_loss_as_witness_is_saved(samples, with_loss, tmp_path):
     save(with_loss, tmp_path / "file")
     estimator = linear_encoder()
-    assert verify(tmp_path / "file", rows, estimator=estimator).confirmed
+    assert verify(tmp_path / "file", samples, estimator=estimator).confirmed
     loaded = load(tmp_path / "file", estimator=estimator)
     for name, buffer in with_loss.witness.state_dict().items():
         assert torch.equal(getattr(loaded.witness, name), buffer)
-    assert loaded.certify(rows).to_json() == with_loss.certify(rows).to_json()
-    refitted = clone(loaded).fit(rows)
+    assert loaded.certify(samples).to_json() == with_loss.certify(samples).to_json()
+    refitted = clone(loaded).fit(samples)
     assert refitted.certificate_.to_json() == with_loss.certificate_.to_json()
 
 
@@ -493,9 +505,9 @@ def test_a_loss_that_was_changed_since_is_not_saved(with_loss, tmp_path):
         save(with_loss, tmp_path / "file")
 
 
-def test_copies_of_a_certifier_with_a_loss_are_equal(rows, with_loss):
+def test_copies_of_a_certifier_with_a_loss_are_equal(samples, with_loss):
     for copied in (copy.deepcopy(with_loss), pickle.loads(pickle.dumps(with_loss))):
-        assert copied.certify(rows).to_json() == with_loss.certify(rows).to_json()
+        assert copied.certify(samples).to_json() == with_loss.certify(samples).to_json()
     cloned = clone(with_loss).witness
     assert cloned is not with_loss.witness
     assert torch.equal(cloned.vertices, with_loss.witness.vertices)
@@ -530,11 +542,11 @@ def refused():
 
 
 @pytest.mark.parametrize("name", refused())
-def test_what_load_could_not_read_is_not_saved(rows, tmp_path, name):
+def test_what_load_could_not_read_is_not_saved(samples, tmp_path, name):
     estimator, reason = refused()[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        estimator.fit(rows)
+        estimator.fit(samples)
         with pytest.raises(ValueError, match=f"{reason}.*What can be saved is"):
             save(estimator, tmp_path / "file")
     assert not list(tmp_path.iterdir())
@@ -558,9 +570,9 @@ class Unsteady(Encoder):
             self.more = nn.Linear(1, 1)
 
 
-def test_modules_that_cannot_be_made_again_are_not_saved(rows, tmp_path):
+def test_modules_that_cannot_be_made_again_are_not_saved(samples, tmp_path):
     with pytest.raises(ValueError, match="one that load can read again"):
-        save(tiny(encoder=Unsteady).fit(rows), tmp_path / "file")
+        save(tiny(encoder=Unsteady).fit(samples), tmp_path / "file")
     assert not list(tmp_path.iterdir())
 
 
@@ -578,9 +590,9 @@ def test_parameters_changed_after_the_fit_are_not_saved_as_if_they_were_its(
         save(changed, tmp_path / "file")
 
 
-def test_callbacks_and_memory_are_left_out_aloud(rows, tmp_path):
+def test_callbacks_and_memory_are_left_out_aloud(samples, tmp_path):
     callback = EpochScoring(lambda net, X, y: 0.0, name="zero", use_caching=False)
-    fitted = tiny(memory=str(tmp_path / "cache"), callbacks=[callback]).fit(rows)
+    fitted = tiny(memory=str(tmp_path / "cache"), callbacks=[callback]).fit(samples)
     with pytest.warns(NotSavedWarning, match="callbacks and memory"):
         save(fitted, tmp_path / "file")
     loaded = load(tmp_path / "file")
@@ -662,8 +674,8 @@ def moved(certificate, by):
     return {**margins, "alignment_loss": loss, "relative_margin": share}
 
 
-def test_verification_of_the_right_file(path, rows, certifier):
-    verification = verify(path, rows[:60])
+def test_verification_of_the_right_file(path, samples, certifier):
+    verification = verify(path, samples[:60])
     assert verification.confirmed
     assert verification.agrees is True
     assert verification.stored == certifier.certificate_ == verification.recomputed
@@ -671,11 +683,11 @@ def test_verification_of_the_right_file(path, rows, certifier):
 
 
 @pytest.mark.parametrize("others", ["half", "order", "features", "nonsense"])
-def test_on_other_samples_nothing_is_said_about_the_model(path, rows, others):
+def test_on_other_samples_nothing_is_said_about_the_model(path, samples, others):
     X = {
-        "half": rows[:30],
-        "order": rows[59::-1],
-        "features": rows[:60, :3],
+        "half": samples[:30],
+        "order": samples[59::-1],
+        "features": samples[:60, :3],
         "nonsense": [["a"]],
     }[others]
     with_certificate(path, dispersion=123.0)  # which other samples cannot disprove
@@ -687,35 +699,35 @@ def test_on_other_samples_nothing_is_said_about_the_model(path, rows, others):
     assert "do not have the hash in the file" in str(verification)
 
 
-def test_margins_may_differ_by_the_tolerance_and_by_no_more(path, rows, certifier):
+def test_margins_may_differ_by_the_tolerance_and_by_no_more(path, samples, certifier):
     certificate = certifier.certificate_
     with_certificate(path, **moved(certificate, -0.9 * certificate.tolerance))
-    assert verify(path, rows[:60]).confirmed
+    assert verify(path, samples[:60]).confirmed
     with_certificate(path, **moved(certificate, -1.1 * certificate.tolerance))
-    verification = verify(path, rows[:60])
+    verification = verify(path, samples[:60])
     assert verification.agrees is False
     assert "margin" in verification.differences
     assert "Not confirmed" in str(verification)
     assert "margin is stored as" in str(verification)
 
 
-def test_a_margin_above_the_information_is_not_confirmed(path, rows, certifier):
+def test_a_margin_above_the_information_is_not_confirmed(path, samples, certifier):
     by, c = 0.86, certifier.certificate_
     raised = moved(c, by) | {"alignment_loss": c.alignment_loss}
     raised["teacher_information"] = c.teacher_information + by
     raised["relative_margin"] = raised["margin"] / raised["teacher_information"]
     with_certificate(path, **raised)
-    verification = verify(path, rows[:60])
+    verification = verify(path, samples[:60])
     assert not verification.confirmed
     assert "teacher_information" in verification.differences
     # Beside the true information the file contradicts itself.
     with_certificate(path, **moved(c, by), teacher_information=c.teacher_information)
     with pytest.raises(InvalidFileError, match="alignment_loss of a Certificate"):
-        verify(path, rows[:60])
+        verify(path, samples[:60])
 
 
 def test_a_tolerance_as_large_as_one_likes_does_not_loosen_other_values(
-    path, rows, certifier
+    path, samples, certifier
 ):
     """A scale of 1e140 makes the tolerance recomputed from the model enormous."""
 
@@ -730,14 +742,14 @@ def test_a_tolerance_as_large_as_one_likes_does_not_loosen_other_values(
         certificate_of(content).update(moved(certifier.certificate_, -by))
 
     attacks.forge(path, change)
-    verification = verify(path, rows[:60])
+    verification = verify(path, samples[:60])
     assert verification.recomputed.tolerance > 1e100
     assert {"tolerance", "verdict", "dispersion_bound"} <= {*verification.differences}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Certificate)])
-def test_no_value_of_a_certificate_can_be_edited(path, rows, certifier, field):
+def test_no_value_of_a_certificate_can_be_edited(path, samples, certifier, field):
     value = getattr(certifier.certificate_, field)
     others = [None, "x", -1, 10**9, True, {"float": "nan"}, {"float": "inf"}]
     if isinstance(value, float):
@@ -751,28 +763,32 @@ def test_no_value_of_a_certificate_can_be_edited(path, rows, certifier, field):
             continue
         with_certificate(path, **{field: other})
         try:
-            assert not verify(path, rows[:60]).confirmed, other
+            assert not verify(path, samples[:60]).confirmed, other
         except InvalidFileError:
             pass
 
 
-def test_what_drawn_codes_carry_cannot_be_edited(path, rows, certifier):
+def test_what_drawn_codes_carry_cannot_be_edited(path, samples, certifier):
     def change(content, arrays):
         bracket = certificate_of(content, "InformationBracket")
         bracket["low"] = bracket["estimate"] = bracket["high"]
 
     attacks.forge(path, change)
-    assert verify(path, rows[:60]).differences == ("information",)
+    assert verify(path, samples[:60]).differences == ("information",)
 
 
-def test_a_certificate_is_made_again_for_the_safety_margin_that_it_states(path, rows):
+def test_a_certificate_is_made_again_for_the_safety_margin_that_it_states(
+    path, samples
+):
     with_certificate(path, safety_margin=0.25)
-    verification = verify(path, rows[:60])
+    verification = verify(path, samples[:60])
     assert verification.confirmed
     assert verification.recomputed.safety_margin == 0.25
 
 
-def test_a_constant_encoder_is_not_confirmed_whatever_its_certificate_says(path, rows):
+def test_a_constant_encoder_is_not_confirmed_whatever_its_certificate_says(
+    path, samples
+):
     def change(content, arrays):
         for name in arrays:
             if ".net.weights.encoder." in name and name.endswith("weight"):
@@ -781,34 +797,34 @@ def test_a_constant_encoder_is_not_confirmed_whatever_its_certificate_says(path,
     attacks.forge(path, change)
     for tolerance in (0.0, 0.5):
         with_certificate(path, tolerance=tolerance)
-        verification = verify(path, rows[:60])
+        verification = verify(path, samples[:60])
         assert verification.same_samples
         assert not verification.confirmed
         assert verification.recomputed.verdict != "certified"
 
 
 def test_models_that_fail_on_the_samples_of_their_certificate_are_invalid_files(
-    path, rows
+    path, samples
 ):
     def change(content, arrays):
         attacks.fitted(content, "CertifiedVAE")["fitted"]["scale"] = 1e-99
 
     attacks.forge(path, change)
     with pytest.raises(InvalidFileError, match="standard deviations"):
-        verify(path, rows[:60])
+        verify(path, samples[:60])
 
 
-def test_verification_needs_a_certifier(teacher, rows, tmp_path):
+def test_verification_needs_a_certifier(teacher, samples, tmp_path):
     save(teacher, tmp_path / "file")
     with pytest.raises(InvalidFileError, match="must contain a CollapseCertifier"):
-        verify(tmp_path / "file", rows)
+        verify(tmp_path / "file", samples)
 
 
-def test_pickles_hold_the_network_once(rows):
-    vae = tiny().fit(rows)
+def test_pickles_hold_the_network_once(samples):
+    vae = tiny().fit(samples)
     copied = pickle.loads(pickle.dumps(vae))
     assert copied.net_.module is copied.net_.module_
-    np.testing.assert_array_equal(copied.transform(rows), vae.transform(rows))
+    np.testing.assert_array_equal(copied.transform(samples), vae.transform(samples))
 
 
 class Recorder(pickle.Unpickler):
@@ -831,16 +847,16 @@ def types_in(estimator):
 
 @pytest.mark.slow
 def test_trusted_types_are_those_of_fitted_estimators_and_no_others(
-    rows, certifier, teacher
+    samples, certifier, teacher
 ):
     """What skops asks about; what it takes without asking is NumPy's and such."""
     guarded = tiny(alignment_weight="auto", validation_fraction=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fitted = [
-            CollapseCertifier(PCA(2), teacher=teacher, witness="linear").fit(rows),
-            guarded.fit(rows),
-            *(tiny(objective=kind()).fit(rows) for kind in objectives()),
+            CollapseCertifier(PCA(2), teacher=teacher, witness="linear").fit(samples),
+            guarded.fit(samples),
+            *(tiny(objective=kind()).fit(samples) for kind in objectives()),
         ]
     found = set().union(*map(types_in, [*fitted, certifier]))
     # tblib pickles errors, once dask is imported.
@@ -853,19 +869,19 @@ def test_trusted_types_are_those_of_fitted_estimators_and_no_others(
 @pytest.mark.slow
 @pytest.mark.parametrize("witness", ["raw", "linear"])
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_onnx_gives_what_the_model_gives(rows, tmp_path, witness, dtype):
+def test_onnx_gives_what_the_model_gives(samples, tmp_path, witness, dtype):
     onnx = pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")
-    far = (1000 + 30 * rows).astype(dtype)  # standardization is part of it
+    far = (1000 + 30 * samples).astype(dtype)  # standardization is part of it
     fitted = CollapseCertifier(tiny(max_epochs=20), witness=witness).fit(far)
     export_onnx(fitted, tmp_path / "model.onnx", dtype=dtype)
     onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
-    for n_rows in (1, 7, 90):
-        mean, log_q = session.run(None, {"X": far[:n_rows]})
+    for n_samples in (1, 7, 90):
+        mean, log_q = session.run(None, {"X": far[:n_samples]})
         assert mean.dtype == log_q.dtype == dtype
-        np.testing.assert_allclose(mean, fitted.transform(far[:n_rows]), atol=1e-5)
-        expected = fitted.witness_.log_proba(fitted.transform(far[:n_rows]))
+        np.testing.assert_allclose(mean, fitted.transform(far[:n_samples]), atol=1e-5)
+        expected = fitted.witness_.log_proba(fitted.transform(far[:n_samples]))
         np.testing.assert_allclose(log_q, expected, atol=1e-4)
 
 
@@ -877,18 +893,18 @@ def test_onnx_of_convolutions_gives_what_the_model_gives(tmp_path, size):
     vae = tiny(encoder="conv", image_shape=(2, size, size)).fit(images)
     export_onnx(vae, tmp_path / "model.onnx")
     session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
-    for n_rows in (1, 40):
-        mean, log_q = session.run(None, {"X": images[:n_rows]})
-        np.testing.assert_allclose(mean, vae.transform(images[:n_rows]), atol=1e-5)
-        expected = vae.witness_log_proba(images[:n_rows])
+    for n_samples in (1, 40):
+        mean, log_q = session.run(None, {"X": images[:n_samples]})
+        np.testing.assert_allclose(mean, vae.transform(images[:n_samples]), atol=1e-5)
+        expected = vae.witness_log_proba(images[:n_samples])
         np.testing.assert_allclose(log_q, expected, atol=1e-4)
 
 
-def test_onnx_of_something_else_is_refused(rows, vae, tmp_path):
+def test_onnx_of_something_else_is_refused(samples, vae, tmp_path):
     with pytest.raises(ValueError, match="dtype must be one of"):
         export_onnx(vae, tmp_path / "model.onnx", dtype="float16")
     with pytest.raises(ValueError, match="must be a CertifiedVAE"):
-        export_onnx(GMMTeacher(3).fit(rows), tmp_path / "model.onnx")
+        export_onnx(GMMTeacher(3).fit(samples), tmp_path / "model.onnx")
 
 
 def test_without_safetensors_the_error_says_how_to_get_it(path, vae, monkeypatch):

@@ -18,14 +18,14 @@ from skvaecert.persistence import load, save
 
 
 @pytest.fixture(scope="module")
-def rows():
+def samples():
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(3, 5)) * 4
     return centers[rng.integers(3, size=90)] + rng.normal(size=(90, 5))
 
 
 @pytest.fixture(scope="module")
-def saved(rows, tmp_path_factory):
+def saved(samples, tmp_path_factory):
     """The path of a file and, beside it, samples to try models on."""
     path = tmp_path_factory.mktemp("saved") / "certifier.safetensors"
     vae = CertifiedVAE(
@@ -36,8 +36,8 @@ def saved(rows, tmp_path_factory):
         device="cpu",
         random_state=0,
     )
-    save(CollapseCertifier(vae).fit(rows), path)
-    np.save(path.with_suffix(".npy"), rows)
+    save(CollapseCertifier(vae).fit(samples), path)
+    np.save(path.with_suffix(".npy"), samples)
     return path
 
 

@@ -70,9 +70,9 @@ def test_arrows_point_to_where_codes_are_wanted(fitted, blobs):
     for k, arrow in enumerate(display.arrows_):
         # An aligned code: the rows of a component lie on the side of its arrow.
         ray = np.array(arrow.get_position()) - middle
-        rows = display.coordinates[display.component == k].mean(axis=0) - middle
+        center = display.coordinates[display.component == k].mean(axis=0) - middle
         if np.linalg.norm(display.directions[k]) > 0.5 * np.max(display.directions):
-            assert ray @ rows > 0
+            assert ray @ center > 0
         cosine = ray @ display.directions[k] / np.linalg.norm(ray)
         assert cosine == pytest.approx(np.linalg.norm(display.directions[k]))
 
@@ -109,8 +109,8 @@ def test_components_differ_in_grey_and_for_the_colour_blind():
 
 
 def test_colour_and_marker_together_tell_84_components():
-    rows = np.random.default_rng(0).normal(size=(84, 2))
-    display = LatentMapDisplay(rows, np.arange(84)).plot()
+    coordinates = np.random.default_rng(0).normal(size=(84, 2))
+    display = LatentMapDisplay(coordinates, np.arange(84)).plot()
     looks = {
         (p.get_paths()[0].vertices.tobytes(), *p.get_facecolor()[0])
         for p in display.points_
@@ -119,9 +119,9 @@ def test_colour_and_marker_together_tell_84_components():
 
 
 def test_a_map_without_rows_of_a_component_keeps_the_looks_of_the_others():
-    rows = np.eye(3, 2)
-    few = LatentMapDisplay(rows, [0, 2, 2]).plot()
-    all_ = LatentMapDisplay(rows, [0, 1, 2]).plot()
+    coordinates = np.eye(3, 2)
+    few = LatentMapDisplay(coordinates, [0, 2, 2]).plot()
+    all_ = LatentMapDisplay(coordinates, [0, 1, 2]).plot()
     assert [points.get_label() for points in few.points_] == ["0", "2"]
     np.testing.assert_array_equal(
         few.points_[1].get_facecolor(), all_.points_[2].get_facecolor()

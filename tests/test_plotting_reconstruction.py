@@ -14,25 +14,25 @@ from skvaecert.wrappers import TrainedEncoder
 
 def test_reconstructions_stand_below_their_originals():
     rng = np.random.default_rng(0)
-    rows, decoded = rng.uniform(-3, 5, size=(2, 3, 12))
-    display = ReconstructionDisplay(rows, decoded, image_shape=(1, 4, 3)).plot()
+    samples, decoded = rng.uniform(-3, 5, size=(2, 3, 12))
+    display = ReconstructionDisplay(samples, decoded, image_shape=(1, 4, 3)).plot()
     canvas = display.image_.get_array()
-    scaled = (rows - rows.min()) / np.ptp(rows)
+    scaled = (samples - samples.min()) / np.ptp(samples)
     np.testing.assert_allclose(canvas[:4, :3], scaled[0].reshape(4, 3))
     np.testing.assert_allclose(canvas[:4, 4:7], scaled[1].reshape(4, 3))
-    below = np.clip((decoded - rows.min()) / np.ptp(rows), 0, 1)
+    below = np.clip((decoded - samples.min()) / np.ptp(samples), 0, 1)
     np.testing.assert_allclose(canvas[5:, 8:11], below[2].reshape(4, 3))
     assert canvas.shape == (9, 11)
     expected = [
-        np.sqrt(np.mean((a - b) ** 2)) for a, b in zip(rows, decoded, strict=True)
+        np.sqrt(np.mean((a - b) ** 2)) for a, b in zip(samples, decoded, strict=True)
     ]
     np.testing.assert_allclose(display.error, expected)
 
 
 @pytest.mark.parametrize("image_shape", [(1, 4, 3), (3, 2, 2)])
 def test_gaps_between_images_are_white_in_every_colormap(image_shape):
-    rows = np.random.default_rng(0).uniform(size=(2, 12))
-    display = ReconstructionDisplay(rows, rows, image_shape=image_shape)
+    samples = np.random.default_rng(0).uniform(size=(2, 12))
+    display = ReconstructionDisplay(samples, samples, image_shape=image_shape)
     display.plot(cmap="gray_r", interpolation="nearest")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -47,8 +47,8 @@ def test_gaps_between_images_are_white_in_every_colormap(image_shape):
 def test_images_of_three_channels_are_in_colour():
     red = np.zeros((1, 3, 2, 2))
     red[:, 0] = 255
-    rows = red.reshape(1, -1).astype(np.uint8)
-    display = ReconstructionDisplay(rows, rows, image_shape=(3, 2, 2)).plot()
+    samples = red.reshape(1, -1).astype(np.uint8)
+    display = ReconstructionDisplay(samples, samples, image_shape=(3, 2, 2)).plot()
     canvas = display.image_.get_array()
     np.testing.assert_array_equal(canvas[0, 0], [1, 0, 0])
     np.testing.assert_array_equal(canvas[2, 0], [1, 1, 1])
@@ -73,10 +73,12 @@ def test_tables_are_drawn_as_heat_of_each_feature(blobs):
 
 
 def test_series_are_drawn_as_curves():
-    rows = np.array([[0.0, 1.0, 2.0], [2.0, 2.0, 2.0]])
-    display = ReconstructionDisplay(rows, rows + 0.5).plot(kind="curves", linewidth=3)
+    samples = np.array([[0.0, 1.0, 2.0], [2.0, 2.0, 2.0]])
+    display = ReconstructionDisplay(samples, samples + 0.5).plot(
+        kind="curves", linewidth=3
+    )
     first, second, *decoded = display.lines_
-    np.testing.assert_array_equal(first.get_ydata(), rows[0])
+    np.testing.assert_array_equal(first.get_ydata(), samples[0])
     assert second.get_ydata().max() < first.get_ydata().min()
     for line, below in zip((first, second), decoded, strict=True):
         np.testing.assert_allclose(below.get_ydata() - line.get_ydata(), 0.5)

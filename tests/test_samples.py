@@ -193,12 +193,14 @@ def test_values_whose_squares_overflow_are_refused(dtype):
 
 
 def test_fingerprints_tell_samples_apart(digits):
-    rows = np.r_[digits[0], digits[1]]
-    prints = fingerprint_samples(rows)
-    assert len(np.unique(prints)) == len(np.unique(rows, axis=0))
-    np.testing.assert_array_equal(prints, fingerprint_samples(rows.astype(object)))
+    samples = np.r_[digits[0], digits[1]]
+    prints = fingerprint_samples(samples)
+    assert len(np.unique(prints)) == len(np.unique(samples, axis=0))
+    np.testing.assert_array_equal(prints, fingerprint_samples(samples.astype(object)))
     assert fingerprint_samples([[0.0]]) == fingerprint_samples([[-0.0]])
-    np.testing.assert_array_equal(prints, fingerprint_samples(sparse.csr_array(rows)))
+    np.testing.assert_array_equal(
+        prints, fingerprint_samples(sparse.csr_array(samples))
+    )
     assert len({*fingerprint_samples([["a"], ["b"], ["a"]])}) == 2
     assert len(fingerprint_samples(1)) == 0
 

@@ -78,7 +78,7 @@ class Side(BaseEstimator):
 
 
 @pytest.fixture(scope="module")
-def rows():
+def samples():
     rng = np.random.default_rng(0)
     X = rng.choice([-1.0, 1.0], size=(600, 1)) + 0.1 * rng.normal(size=(600, 2))
     return X[:300], X[300:]
@@ -88,9 +88,9 @@ def rows():
 SHOWN = "certified", "varies"
 
 
-def fitted(model, rows, teacher=None, **params):
+def fitted(model, samples, teacher=None, **params):
     params = {"random_state": 0} | params
-    return CollapseCertifier(model, teacher=teacher or Side(), **params).fit(rows)
+    return CollapseCertifier(model, teacher=teacher or Side(), **params).fit(samples)
 
 
 def posteriors(n, K, seed):
@@ -270,11 +270,11 @@ def test_16_bit_rounding_of_a_constant_deviation_is_no_information():
     assert certificate.tolerance > (8 * 2.0**-7) ** 2 / 2
 
 
-def test_deviations_that_depend_on_their_batch_are_noise(rows):
+def test_deviations_that_depend_on_their_batch_are_noise(samples):
     def places(X):
         return 0.5 + np.tile(np.arange(len(X))[:, np.newaxis] / len(X), 2)
 
-    fit, others = rows
+    fit, others = samples
     steady = fitted(Model(np.zeros_like, np.ones_like), fit)
     assert steady.certify(others, kind="sampled").tolerance < 1e-9
     moving = fitted(Model(np.zeros_like, places), fit)
@@ -282,14 +282,14 @@ def test_deviations_that_depend_on_their_batch_are_noise(rows):
         assert moving.certify(others, kind="sampled").tolerance > 0.1
 
 
-def test_a_distribution_that_fails_at_the_second_look_is_an_error(rows):
+def test_a_distribution_that_fails_at_the_second_look_is_an_error(samples):
     calls = []
 
     def failing(X):
         calls.append(len(X))
         return np.full_like(X, np.nan if len(calls) > 2 else 1.0)
 
-    fit, others = rows
+    fit, others = samples
     certifier = fitted(Model(np.copy, failing), fit)
     del calls[:]
     calls.append(0)
@@ -297,61 +297,61 @@ def test_a_distribution_that_fails_at_the_second_look_is_an_error(rows):
         certifier.certify(others, kind="sampled")
 
 
-def test_drawn_codes_of_single_rows_are_not_certified(rows):
+def test_drawn_codes_of_single_rows_are_not_certified(samples):
     rng = np.random.default_rng(0)
     with pytest.warns(UserWarning, match="another batch"):
-        drawn = fitted(Model(lambda X: rng.normal(size=X.shape)), rows[0])
+        drawn = fitted(Model(lambda X: rng.normal(size=X.shape)), samples[0])
     for start in range(0, 80, 4):
-        batches = [rows[1][i : i + 1] for i in range(start, start + 4)]
+        batches = [samples[1][i : i + 1] for i in range(start, start + 4)]
         with pytest.warns(UserWarning, match="another batch"):
             assert drawn.certify_batches(batches).verdict not in SHOWN
-    steady = fitted(Model(np.negative), rows[0])
-    singles = [rows[1][i : i + 1] for i in range(40)]
+    steady = fitted(Model(np.negative), samples[0])
+    singles = [samples[1][i : i + 1] for i in range(40)]
     assert steady.certify_batches(singles).verdict == "certified"
 
 
-def test_a_decoder_that_amplifies_rounding_of_the_encoder(rows):
+def test_a_decoder_that_amplifies_rounding_of_the_encoder(samples):
     def verdict(size):
         model = Model(
             lambda X: 1 + size * X,
             lambda X: np.full_like(X, size / 10),
             lambda Z: (Z - 1) / size,
         )
-        certifier = fitted(model, rows[0], Side(0.0, 3.0))
-        return certifier.certify(rows[1], kind="round_trip").verdict
+        certifier = fitted(model, samples[0], Side(0.0, 3.0))
+        return certifier.certify(samples[1], kind="round_trip").verdict
 
     assert verdict(1e-8) != "certified"
     assert verdict(1e-2) == "certified"
 
 
 @pytest.mark.parametrize("sharpness", [1e5, 1e6, 1e7, 1e8])
-def test_outputs_near_0_carry_the_rounding_of_what_cancelled(rows, sharpness):
+def test_outputs_near_0_carry_the_rounding_of_what_cancelled(samples, sharpness):
     """A decoder that returns (1 - 1) to within an epsilon of float32."""
     model = Model(np.copy, decoder=lambda Z: 6e-8 * np.sign(Z))
-    certifier = fitted(model, rows[0], Side(0.0, sharpness))
-    assert certifier.certify(rows[1], kind="round_trip").verdict not in SHOWN
-    healthy = fitted(Model(np.copy), rows[0], Side(0.0, 10.0))
-    assert healthy.certify(rows[1], kind="round_trip").verdict == "certified"
+    certifier = fitted(model, samples[0], Side(0.0, sharpness))
+    assert certifier.certify(samples[1], kind="round_trip").verdict not in SHOWN
+    healthy = fitted(Model(np.copy), samples[0], Side(0.0, 10.0))
+    assert healthy.certify(samples[1], kind="round_trip").verdict == "certified"
 
 
 @pytest.mark.parametrize("sharpness", [100.0, 1000.0])
-def test_outputs_of_16_bits_are_read_as_such(rows, sharpness):
+def test_outputs_of_16_bits_are_read_as_such(samples, sharpness):
     def verdict(step):
         model = Model(np.copy, decoder=lambda Z: 1 + step * (Z > 0))
         teacher = Side(1 + step / 2, sharpness)
-        X = rows[0] + 1, rows[1] + 1
+        X = samples[0] + 1, samples[1] + 1
         certifier = fitted(model, X[0], teacher)
         return certifier.certify(X[1], kind="round_trip").verdict
 
     assert verdict(2.0**-7) != "certified"
 
 
-def test_sparse_rows_are_counted(rows):
+def test_sparse_rows_are_counted(samples):
     class Dense(Side):
         def predict_proba(self, X):
             return super().predict_proba(X.toarray())
 
-    X = np.c_[rows[0], rows[0] ** 2]
+    X = np.c_[samples[0], samples[0] ** 2]
     certifier = fitted(TruncatedSVD(2), csr_matrix(X), Dense())
     assert certifier.score(csr_matrix(X)) == pytest.approx(
         certifier.certificate_.margin
@@ -360,11 +360,11 @@ def test_sparse_rows_are_counted(rows):
 
 
 @pytest.mark.slow
-def test_errors_kept_for_later_keep_no_rows(rows):
-    class Rows(np.ndarray):
+def test_errors_kept_for_later_keep_no_rows(samples):
+    class Samples(np.ndarray):
         pass
 
-    X = rows[0].copy().view(Rows)
+    X = samples[0].copy().view(Samples)
     alive = weakref.ref(X)
     certifier = fitted(PCA(2), X)
     del X
@@ -373,7 +373,7 @@ def test_errors_kept_for_later_keep_no_rows(rows):
     lengths = set()
     for _ in range(3):
         with pytest.raises(ValueError, match="encode") as caught:
-            certifier.certify(rows[1], kind="sampled")
+            certifier.certify(samples[1], kind="sampled")
         lengths.add(len(caught.traceback))
     assert len(lengths) == 1
 
@@ -420,12 +420,12 @@ def _margin(proba, witness, codes, mpmath):
     return float(total / n)
 
 
-def test_rows_of_the_fit_are_left_out_by_the_witness_that_was_fitted(rows):
-    certifier = fitted(PCA(2), rows[0], witness="linear").set_params(witness="raw")
+def test_rows_of_the_fit_are_left_out_by_the_witness_that_was_fitted(samples):
+    certifier = fitted(PCA(2), samples[0], witness="linear").set_params(witness="raw")
     with pytest.warns(KnownSamplesWarning, match="150 of 300"):
-        assert certifier.certify(rows[0]).n_samples == 150
-    certifier = fitted(PCA(2), rows[0]).set_params(witness="linear")
-    assert certifier.certify(rows[0]).witness == "raw"
+        assert certifier.certify(samples[0]).n_samples == 150
+    certifier = fitted(PCA(2), samples[0]).set_params(witness="linear")
+    assert certifier.certify(samples[0]).witness == "raw"
 
 
 def in_step(proba, vertices, scale, step):
@@ -482,7 +482,7 @@ def test_a_far_sample_of_no_weight_does_not_make_the_others_constant(weight):
     )
 
 
-def test_samples_of_no_weight_count_for_nothing_in_any_sum(rows):
+def test_samples_of_no_weight_count_for_nothing_in_any_sum(samples):
     rng = np.random.default_rng(0)
     proba = posteriors(30, 3, 0)
     mean, deviation = rng.normal(size=(30, 2)), rng.uniform(0.1, 1, size=(30, 2))
@@ -533,8 +533,8 @@ def test_what_counts_for_nothing_is_checked_all_the_same():
         certify(proba, code, vertices, 1.0, sample_weight=[0, -1, 1, 1])
 
 
-def test_samples_of_no_weight_in_a_certifier(rows):
-    fit, others = rows
+def test_samples_of_no_weight_in_a_certifier(samples):
+    fit, others = samples
     weight = np.random.default_rng(0).choice([0.0, 1.0], size=len(others))
     kept = others[weight > 0]
     others = others.copy()
@@ -588,9 +588,9 @@ DRIFTS = {
 @pytest.mark.parametrize("n_batches", [2, 3, 4, 10, 30])
 @pytest.mark.parametrize("kind", ["mean", "sampled", "round_trip"])
 def test_a_constant_that_drifts_is_not_certified_over_batches(
-    rows, drift, n_batches, kind
+    samples, drift, n_batches, kind
 ):
-    fit, others = rows
+    fit, others = samples
     certifier = fitted(Drifting(), fit)
     ordered = others[np.argsort(-others[:, 0])]
     certifier.estimator_.value = DRIFTS[drift]
@@ -609,12 +609,12 @@ def test_a_constant_that_drifts_is_not_certified_over_batches(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_random_encoders_of_few_samples_are_not_certified(rows, share):
+def test_random_encoders_of_few_samples_are_not_certified(samples, share):
     rng = np.random.default_rng(0)
     with pytest.warns(UserWarning, match="another batch"):
-        drawn = fitted(Model(lambda X: 1.0 * (rng.random(X.shape) < share)), rows[0])
+        drawn = fitted(Model(lambda X: 1.0 * (rng.random(X.shape) < share)), samples[0])
     for n in (2, 3, 5, 10):
-        batches = (rows[1][i : i + n] for i in range(0, 280, 7))
+        batches = (samples[1][i : i + n] for i in range(0, 280, 7))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnstableEncoderWarning)
             verdicts = {drawn.certify(batch).verdict for batch in batches}
@@ -678,9 +678,9 @@ def test_what_is_not_real_is_refused_by_name(given):
             assert "must hold real numbers" in str(caught.value)
 
 
-def test_masked_means_of_an_encoder_are_refused(rows):
+def test_masked_means_of_an_encoder_are_refused(samples):
     with pytest.raises(ValueError, match=r"transform must hold real numbers.*masked"):
-        fitted(Model(lambda X: np.ma.masked_less(X, 0.0)), rows[0])
+        fitted(Model(lambda X: np.ma.masked_less(X, 0.0)), samples[0])
 
 
 NONSENSE = [
@@ -766,9 +766,9 @@ def test_a_far_sample_of_no_weight_hides_no_active_unit():
 
 @pytest.mark.parametrize("kind", ["mean", "sampled", "round_trip"])
 @pytest.mark.parametrize("bad", [{"n_draws": -3}, {"confidence": 95}])
-def test_draws_are_checked_for_every_kind(rows, kind, bad):
+def test_draws_are_checked_for_every_kind(samples, kind, bad):
     with pytest.raises(ValueError, match=f"{next(iter(bad))} must be"):
-        fitted(Model(np.copy), rows[0]).certify(rows[1], kind=kind, **bad)
+        fitted(Model(np.copy), samples[0]).certify(samples[1], kind=kind, **bad)
 
 
 # Bits after the binary point, and the errors that are assumed of an encoder, in units.

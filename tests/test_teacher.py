@@ -140,9 +140,9 @@ def test_fewer_principal_components_are_those_of_a_shorter_pca(digits):
 def on_disk(tmp_path):
     """Write rows to a file and map it."""
 
-    def write(rows):
-        path = tmp_path / f"{rows.dtype}.npy"
-        np.save(path, rows)
+    def write(samples):
+        path = tmp_path / f"{samples.dtype}.npy"
+        np.save(path, samples)
         return np.load(path, mmap_mode="r")
 
     return write
@@ -157,12 +157,12 @@ def searched(digits):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
 def test_rows_on_disk_give_the_same_teacher(digits, on_disk, searched, dtype):
-    rows = (16 * digits[0]).astype(dtype)
-    teacher = GMMTeacher([4, 8], random_state=0).fit(on_disk(rows))
-    proba = teacher.transform(on_disk(rows))
+    samples = (16 * digits[0]).astype(dtype)
+    teacher = GMMTeacher([4, 8], random_state=0).fit(on_disk(samples))
+    proba = teacher.transform(on_disk(samples))
     assert proba.dtype == (np.float32 if dtype == np.float32 else np.float64)
-    np.testing.assert_allclose(proba, searched.transform(rows), atol=1e-6)
-    assert teacher.score(on_disk(rows)) == pytest.approx(searched.information_)
+    np.testing.assert_allclose(proba, searched.transform(samples), atol=1e-6)
+    assert teacher.score(on_disk(samples)) == pytest.approx(searched.information_)
 
 
 @pytest.mark.slow
@@ -171,15 +171,15 @@ def test_large_arrays_are_not_copied(digits, on_disk, dtype, monkeypatch):
     """All rows are read, but memory stays below that of the array in float32."""
     monkeypatch.setattr(_samples, "_CHUNK_VALUES", 2**16)
     monkeypatch.setattr(gmm, "_PCA_SAMPLES", 1000)
-    rows = np.tile((16 * digits[0]).astype(dtype), (20, 8))
-    mapped = on_disk(rows)
+    samples = np.tile((16 * digits[0]).astype(dtype), (20, 8))
+    mapped = on_disk(samples)
     teacher = GMMTeacher(pca_components=8, subsample=1000, random_state=0)
     tracemalloc.start()
     teacher.fit(mapped)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 0.3 * 4 * rows.size
-    assert teacher.information_ == pytest.approx(teacher.score(rows))
+    assert peak < 0.3 * 4 * samples.size
+    assert teacher.information_ == pytest.approx(teacher.score(samples))
 
 
 @pytest.mark.slow
@@ -216,13 +216,13 @@ def test_bad_numbers_anywhere_on_disk(digits, on_disk, bad, monkeypatch):
     monkeypatch.setattr(_samples, "_CHUNK_VALUES", 100 * 64)
     teacher = GMMTeacher(4, random_state=0).fit(digits[0])
     before = teacher.transform(digits[1])
-    rows = digits[0].astype(np.float32)
-    rows[-1, -1] = bad
+    samples = digits[0].astype(np.float32)
+    samples[-1, -1] = bad
     message = "NaN|infinity|magnitudes below"
     with pytest.raises(ValueError, match=message):
-        teacher.fit(on_disk(rows))
+        teacher.fit(on_disk(samples))
     with pytest.raises(ValueError, match=message):
-        teacher.transform(on_disk(rows))
+        teacher.transform(on_disk(samples))
     np.testing.assert_array_equal(teacher.transform(digits[1]), before)
 
 

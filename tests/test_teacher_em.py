@@ -12,20 +12,20 @@ N_COMPONENTS, N_STEPS, REG_COVAR = 10, 15, 0.05
 
 
 @pytest.fixture(scope="module")
-def rows(digits):
+def samples(digits):
     return PCA(12, random_state=0).fit_transform(digits[0])
 
 
 @pytest.fixture(scope="module")
-def guess(rows):
-    labels = KMeans(N_COMPONENTS, n_init=1, random_state=0).fit(rows).labels_
+def guess(samples):
+    labels = KMeans(N_COMPONENTS, n_init=1, random_state=0).fit(samples).labels_
     return np.eye(N_COMPONENTS)[:, labels]
 
 
-def ours(rows, guess, covariance_type):
+def ours(samples, guess, covariance_type):
     return fit_mixture(
-        rows,
-        guess.astype(rows.dtype),
+        samples,
+        guess.astype(samples.dtype),
         covariance_type=covariance_type,
         reg_covar=REG_COVAR,
         tol=-np.inf,
@@ -33,9 +33,9 @@ def ours(rows, guess, covariance_type):
     )
 
 
-def scikit_learns(rows, guess, covariance_type):
+def scikit_learns(samples, guess, covariance_type):
     """Make as many steps from the same first guess."""
-    first = maximize(rows, guess, covariance_type, REG_COVAR)
+    first = maximize(samples, guess, covariance_type, REG_COVAR)
     mixture = GaussianMixture(
         N_COMPONENTS,
         covariance_type=covariance_type,
@@ -47,40 +47,40 @@ def scikit_learns(rows, guess, covariance_type):
         max_iter=N_STEPS,
     )
     with pytest.warns(match="converge"):
-        return mixture.fit(rows)
+        return mixture.fit(samples)
 
 
-def posterior(mixture, rows):
-    return expect(rows, mixture)[1].T
+def posterior(mixture, samples):
+    return expect(samples, mixture)[1].T
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_the_steps_are_those_of_scikit_learn(rows, guess, covariance_type):
-    mixture = ours(rows, guess, covariance_type)
-    reference = scikit_learns(rows, guess, covariance_type)
-    assert mixture.log_likelihood == pytest.approx(reference.score(rows), rel=1e-5)
+def test_the_steps_are_those_of_scikit_learn(samples, guess, covariance_type):
+    mixture = ours(samples, guess, covariance_type)
+    reference = scikit_learns(samples, guess, covariance_type)
+    assert mixture.log_likelihood == pytest.approx(reference.score(samples), rel=1e-5)
     np.testing.assert_allclose(mixture.weights, reference.weights_, atol=1e-5)
     np.testing.assert_allclose(
-        posterior(mixture, rows), reference.predict_proba(rows), atol=1e-4
+        posterior(mixture, samples), reference.predict_proba(samples), atol=1e-4
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_float32_is_enough(rows, guess, covariance_type):
-    mixture = ours(rows.astype(np.float32), guess, covariance_type)
-    reference = scikit_learns(rows, guess, covariance_type)
-    assert mixture.log_likelihood == pytest.approx(reference.score(rows), rel=1e-5)
-    difference = posterior(mixture, rows) - reference.predict_proba(rows)
+def test_float32_is_enough(samples, guess, covariance_type):
+    mixture = ours(samples.astype(np.float32), guess, covariance_type)
+    reference = scikit_learns(samples, guess, covariance_type)
+    assert mixture.log_likelihood == pytest.approx(reference.score(samples), rel=1e-5)
+    difference = posterior(mixture, samples) - reference.predict_proba(samples)
     assert np.abs(difference).max() < 1e-2
     assert np.abs(difference).mean() < 1e-5
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_log_joint_is_the_density_of_scipy(rows, guess, covariance_type):
-    mixture = maximize(rows, guess, covariance_type, REG_COVAR)
-    identity = np.eye(rows.shape[1])
+def test_log_joint_is_the_density_of_scipy(samples, guess, covariance_type):
+    mixture = maximize(samples, guess, covariance_type, REG_COVAR)
+    identity = np.eye(samples.shape[1])
     for k in range(N_COMPONENTS):
         precision = {
             "full": lambda k: mixture.precisions[k],
@@ -89,51 +89,51 @@ def test_log_joint_is_the_density_of_scipy(rows, guess, covariance_type):
             "spherical": lambda k: mixture.precisions[k] * identity,
         }[covariance_type](k)
         density = multivariate_normal(mixture.means[k], np.linalg.inv(precision))
-        expected = np.log(mixture.weights[k]) + density.logpdf(rows)
-        np.testing.assert_allclose(log_joint(rows, mixture)[k], expected, atol=1e-8)
+        expected = np.log(mixture.weights[k]) + density.logpdf(samples)
+        np.testing.assert_allclose(log_joint(samples, mixture)[k], expected, atol=1e-8)
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_no_step_loses_likelihood(rows, guess, covariance_type):
+def test_no_step_loses_likelihood(samples, guess, covariance_type):
     likelihoods = []
     responsibilities = guess
     for _ in range(10):
-        mixture = maximize(rows, responsibilities, covariance_type, 0.0)
-        likelihood, responsibilities = expect(rows, mixture)
+        mixture = maximize(samples, responsibilities, covariance_type, 0.0)
+        likelihood, responsibilities = expect(samples, mixture)
         likelihoods.append(likelihood)
     assert (np.diff(likelihoods) > -1e-9).all()
     assert likelihoods[-1] > likelihoods[0] + 0.01
 
 
-def test_it_ends_when_little_is_gained(rows, guess):
+def test_it_ends_when_little_is_gained(samples, guess):
     settings = {"covariance_type": "diag", "reg_covar": REG_COVAR}
-    short = fit_mixture(rows, guess, tol=1e-2, **settings)
-    long = fit_mixture(rows, guess, tol=1e-6, max_iter=500, **settings)
+    short = fit_mixture(samples, guess, tol=1e-2, **settings)
+    long = fit_mixture(samples, guess, tol=1e-6, max_iter=500, **settings)
     assert 1 < len(short.log_likelihoods) < len(long.log_likelihoods) < 500
     assert short.converged
     assert long.converged
     assert short.log_likelihood < long.log_likelihood
-    cut = fit_mixture(rows, guess, max_iter=3, **settings)
+    cut = fit_mixture(samples, guess, max_iter=3, **settings)
     assert len(cut.log_likelihoods) == 3
     assert not cut.converged
     exact = len(short.log_likelihoods)
-    assert fit_mixture(rows, guess, tol=1e-2, max_iter=exact, **settings).converged
+    assert fit_mixture(samples, guess, tol=1e-2, max_iter=exact, **settings).converged
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_rescaled_is_the_mixture_of_rescaled_rows(rows, guess, covariance_type):
-    mixture = ours(rows, guess, covariance_type).rescaled(100.0)
-    likelihood, responsibilities = expect(100 * rows, mixture)
+def test_rescaled_is_the_mixture_of_rescaled_rows(samples, guess, covariance_type):
+    mixture = ours(samples, guess, covariance_type).rescaled(100.0)
+    likelihood, responsibilities = expect(100 * samples, mixture)
     assert mixture.log_likelihood == pytest.approx(likelihood)
     np.testing.assert_allclose(
-        responsibilities, expect(rows, mixture.rescaled(0.01))[1], atol=1e-8
+        responsibilities, expect(samples, mixture.rescaled(0.01))[1], atol=1e-8
     )
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_an_empty_component_is_no_accident(rows, guess, covariance_type):
-    empty = np.vstack([guess, np.zeros(len(rows))])
-    mixture = ours(rows, empty, covariance_type)
+def test_an_empty_component_is_no_accident(samples, guess, covariance_type):
+    empty = np.vstack([guess, np.zeros(len(samples))])
+    mixture = ours(samples, empty, covariance_type)
     assert all(np.isfinite(array).all() for array in mixture[:3])
     assert mixture.weights.sum() == pytest.approx(1)
     assert mixture.weights.min() > 0
@@ -161,11 +161,11 @@ def dtypes(monkeypatch):
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_plain_rows_are_fitted_in_float32(rows, guess, covariance_type, dtypes):
+def test_plain_rows_are_fitted_in_float32(samples, guess, covariance_type, dtypes):
     settings = {"covariance_type": covariance_type, "reg_covar": REG_COVAR}
-    fast = fit_fast(rows, guess, **settings)
+    fast = fit_fast(samples, guess, **settings)
     assert dtypes == [np.float32]
-    exact = fit_mixture(rows, guess, **settings)
+    exact = fit_mixture(samples, guess, **settings)
     assert fast.log_likelihood == pytest.approx(exact.log_likelihood, rel=1e-4)
 
 
@@ -184,8 +184,8 @@ def test_narrow_groups_are_fitted_in_float64(covariance_type, reg_covar, dtypes)
     assert mixture.log_likelihood == pytest.approx(expect(X, mixture)[0], rel=1e-9)
 
 
-def test_the_size_of_chunks_does_not_matter(rows, guess, monkeypatch):
-    mixture = ours(rows, guess, "full")
-    whole = log_joint(rows, mixture)
+def test_the_size_of_chunks_does_not_matter(samples, guess, monkeypatch):
+    mixture = ours(samples, guess, "full")
+    whole = log_joint(samples, mixture)
     monkeypatch.setattr("skvaecert._teacher.em._CHUNK_SAMPLES", 100)
-    np.testing.assert_allclose(log_joint(rows, mixture), whole, rtol=1e-12)
+    np.testing.assert_allclose(log_joint(samples, mixture), whole, rtol=1e-12)

@@ -156,15 +156,15 @@ def test_a_seed_finds_the_same_teacher(digits, found):
 @pytest.mark.slow
 def test_the_chosen_mixture_is_fitted_on_all_samples(digits, found):
     """It is scikit-learn's, and at rest there: one more fit changes nothing."""
-    rows = found.pca_.transform(digits[0])
+    samples = found.pca_.transform(digits[0])
     weights, means = found.mixture_.weights_, found.mixture_.means_
     precisions = found.mixture_.precisions_
     more = found.mixture_.set_params(
         weights_init=weights, means_init=means, precisions_init=precisions
     )
-    before = more.score(rows)
+    before = more.score(samples)
     assert more.converged_
-    assert more.fit(rows).score(rows) == pytest.approx(before, abs=2e-3)
+    assert more.fit(samples).score(samples) == pytest.approx(before, abs=2e-3)
 
 
 @pytest.fixture
@@ -530,14 +530,14 @@ def test_the_mixture_is_as_scikit_learn_leaves_it(digits, found):
     for covariance_type in ("full", "tied", "diag", "spherical"):
         teacher = GMMTeacher([3, 6], covariance_type=covariance_type, random_state=0)
         mixture = teacher.fit(digits[0]).mixture_
-        rows = teacher.pca_.transform(digits[0])
-        assert mixture.score(rows) == pytest.approx(mixture.lower_bound_, abs=1e-3)
+        samples = teacher.pca_.transform(digits[0])
+        assert mixture.score(samples) == pytest.approx(mixture.lower_bound_, abs=1e-3)
         start = {
             "weights_init": mixture.weights_,
             "means_init": mixture.means_,
             "precisions_init": mixture.precisions_,
         }
-        plain = clone(mixture).set_params(**start, n_init=1).fit(rows)
+        plain = clone(mixture).set_params(**start, n_init=1).fit(samples)
         names = {name for name in vars(plain) if name.endswith("_")}
         assert len(mixture.lower_bounds_) == mixture.n_iter_
         for name in names - {"n_iter_", "lower_bounds_"}:

@@ -17,18 +17,18 @@ N, D, K = 300, 6, 4
 
 
 @pytest.fixture
-def rows():
+def samples():
     return torch.randn(N, D, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
-def proba(rows):
-    return torch.softmax(2 * rows[:, :K], dim=1)
+def proba(samples):
+    return torch.softmax(2 * samples[:, :K], dim=1)
 
 
 @pytest.fixture
-def bytes_(rows):
-    return (40 * rows + 128).clamp(0, 255).to(torch.uint8).numpy()
+def bytes_(samples):
+    return (40 * samples + 128).clamp(0, 255).to(torch.uint8).numpy()
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def standardization(bytes_):
     return Standardization.to_unit_variance([bytes_.astype(float)])
 
 
-def test_batches_cover_all_rows_once(rows, proba):
-    batches = Batches(TrainingSet(Resident(rows), proba), batch_size=64)
+def test_batches_cover_all_rows_once(samples, proba):
+    batches = Batches(TrainingSet(Resident(samples), proba), batch_size=64)
     pairs = list(batches)
     assert len(pairs) == len(batches) == 5
     assert [len(x) for x, _ in pairs] == [60] * 5
     seen = torch.cat([x for x, _ in pairs])
-    assert not torch.equal(seen, rows)
-    assert torch.equal(seen.sort(dim=0).values, rows.sort(dim=0).values)
+    assert not torch.equal(seen, samples)
+    assert torch.equal(seen.sort(dim=0).values, samples.sort(dim=0).values)
     for x, t in pairs:
         torch.testing.assert_close(t, torch.softmax(2 * x[:, :K], dim=1))
 
@@ -58,8 +58,8 @@ def test_no_batch_of_one_is_left_over(n):
 
 
 @pytest.mark.parametrize("sizes", [[300], [1, 299], [100, 7, 193]])
-def test_statistics_do_not_depend_on_the_chunks(rows, sizes):
-    X = 3 * rows.double().numpy() + 1e6
+def test_statistics_do_not_depend_on_the_chunks(samples, sizes):
+    X = 3 * samples.double().numpy() + 1e6
     location, scale = Standardization.to_unit_variance(
         np.split(X, np.cumsum(sizes[:-1]))
     )
@@ -67,8 +67,8 @@ def test_statistics_do_not_depend_on_the_chunks(rows, sizes):
     assert scale == pytest.approx(np.sqrt(X.var(axis=0).mean()), rel=1e-9)
 
 
-def test_standard_rows_have_mean_zero_and_mean_variance_one(rows):
-    X = rows.double().numpy() * np.arange(1, D + 1) + 5
+def test_standard_rows_have_mean_zero_and_mean_variance_one(samples):
+    X = samples.double().numpy() * np.arange(1, D + 1) + 5
     standardization = Standardization.to_unit_variance([X])
     standard = standardization.apply(X)
     assert standard.dtype == torch.float32
@@ -119,21 +119,21 @@ class Recorder:
 def test_streams_read_in_order_and_return_as_asked(bytes_, standardization):
     source = Recorder(bytes_)
     index = torch.tensor([5, 2, 2, 299])
-    rows = Streamed(source, standardization, CPU).take(index)
-    assert torch.equal(rows, standardization.apply(bytes_[index.numpy()]))
+    samples = Streamed(source, standardization, CPU).take(index)
+    assert torch.equal(samples, standardization.apply(bytes_[index.numpy()]))
     np.testing.assert_array_equal(source.read, [[2, 2, 5, 299]])
 
 
 def test_a_stream_trains_like_rows_in_memory(bytes_, proba, standardization):
     dataset = DatasetSamples(TensorDataset(torch.from_numpy(bytes_), proba))
     batches = []
-    for rows in (
+    for samples in (
         Streamed(dataset, standardization, CPU),
         Resident(standardization.apply(bytes_)),
     ):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            batches.append(list(Batches(TrainingSet(rows, proba), batch_size=64)))
+            batches.append(list(Batches(TrainingSet(samples, proba), batch_size=64)))
     for (x, t), (y, u) in zip(*batches, strict=True):
         assert torch.equal(x, y)
         assert torch.equal(t, u)

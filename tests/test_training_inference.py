@@ -52,18 +52,18 @@ def samples(n_features, n=N):
     return torch.randn(n, n_features, generator=torch.Generator().manual_seed(0))
 
 
-def company_changes(net, rows):
+def company_changes(net, X):
     """Compare bits of all samples together, in another order, apart and alone."""
-    together = posterior(net, rows)
-    order = np.random.default_rng(0).permutation(len(rows))
-    others = [posterior(net, rows[order])[order.argsort()]]
+    together = posterior(net, X)
+    order = np.random.default_rng(0).permutation(len(X))
+    others = [posterior(net, X[order])[order.argsort()]]
     others += [
-        np.concatenate([posterior(net, batch) for batch in rows.split(size)])
+        np.concatenate([posterior(net, batch) for batch in X.split(size)])
         for size in (7, 100)
     ]
     same = [np.array_equal(together, other) for other in others]
-    alone = [posterior(net, rows[[i]])[0] for i in (0, 5, 255, 299)]
-    repeated = posterior(net, rows[:1].expand(len(rows), -1))
+    alone = [posterior(net, X[[i]])[0] for i in (0, 5, 255, 299)]
+    repeated = posterior(net, X[:1].expand(len(X), -1))
     same += [np.array_equal(together[[0, 5, 255, 299]], alone)]
     return not all(same) or bool((repeated != repeated[0]).any())
 
@@ -89,11 +89,11 @@ def test_an_encoder_that_looks_at_the_batch_is_seen(encoder):
 @pytest.mark.parametrize("n_features", [449, 784])
 def test_threads_change_no_bit(n_features):
     """BLAS cuts sums of more terms otherwise when it has several threads."""
-    net, rows = net_for(n_features, (500,)), samples(n_features)
+    net, X = net_for(n_features, (500,)), samples(n_features)
     results = []
     for n_threads in (1, 2):
         with threadpool_limits(n_threads, "blas"):
-            results.append(posterior(net, rows))
+            results.append(posterior(net, X))
     np.testing.assert_array_equal(*results)
 
 
@@ -196,35 +196,35 @@ def test_threads_of_the_user_share_nothing(fitted):
 
 
 def test_changes_of_a_fitted_module_count():
-    net, rows = net_for(D), samples(D)
-    before = encode(net, rows)
+    net, X = net_for(D), samples(D)
+    before = encode(net, X)
     seen = []
     for module in (net.module_.encoder, net.module_.encoder[0]):
         hook = module.register_forward_hook(lambda *args: seen.append(args[0]))
-        np.testing.assert_allclose(encode(net, rows), before, atol=1e-5)
+        np.testing.assert_allclose(encode(net, X), before, atol=1e-5)
         hook.remove()
     assert {type(module) for module in seen} == {nn.Sequential, nn.Linear}
     hook = net.module_.register_forward_hook(lambda *args: seen.clear())
-    evidence_bound(net, rows)
+    evidence_bound(net, X)
     hook.remove()
     assert not seen
     with torch.no_grad():
         net.module_.encoder[-1].bias[:LATENT] += 1
-    np.testing.assert_allclose(encode(net, rows), before + 1, atol=1e-5)
+    np.testing.assert_allclose(encode(net, X), before + 1, atol=1e-5)
     net.module_.encoder = nn.Linear(D, 2 * LATENT)
     with torch.no_grad():
-        expected = net.module_.encoder(rows)[:, :LATENT]
-    np.testing.assert_allclose(encode(net, rows), expected, atol=1e-6)
+        expected = net.module_.encoder(X)[:, :LATENT]
+    np.testing.assert_allclose(encode(net, X), expected, atol=1e-6)
 
 
 def test_what_is_not_finite_is_returned_without_a_warning():
-    net, rows = net_for(D), samples(D)
+    net, X = net_for(D), samples(D)
     with torch.no_grad():
         net.module_.encoder[0].weight[0] = torch.inf
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.isnan(encode(net, rows)).any()
-        assert np.isfinite(encode(net_for(D), 1e15 * rows.sign())).all()
+        assert np.isnan(encode(net, X)).any()
+        assert np.isfinite(encode(net_for(D), 1e15 * X.sign())).all()
 
 
 def test_weights_of_another_type_are_an_error():
@@ -242,17 +242,17 @@ def deep(hidden, gain):
     return net
 
 
-def errors(net, rows, dtype=torch.float32):
+def errors(net, X, dtype=torch.float32):
     """Root mean square error of the means, and what certificates assume of it."""
     encoder = net.module_.encoder
     rounded = copy.deepcopy(encoder).to(dtype).to(torch.float32)
     exact = copy.deepcopy(encoder).double()
     with torch.no_grad():
-        truth = exact(rows.double())[:, :LATENT].numpy()
-        by_torch = rounded(rows)[:, :LATENT].numpy()
+        truth = exact(X.double())[:, :LATENT].numpy()
+        by_torch = rounded(X)[:, :LATENT].numpy()
     sums = RoundingSums()
     sums.add(truth, np.ones(len(truth)))
-    found = by_torch if dtype != torch.float32 else encode(net, rows)
+    found = by_torch if dtype != torch.float32 else encode(net, X)
     noises = [
         np.sqrt(np.square(means - truth).sum(axis=1).mean())
         for means in (found, by_torch)
@@ -271,9 +271,9 @@ CASES = [
 @pytest.mark.parametrize(("hidden", "gain"), CASES)
 @pytest.mark.parametrize("size", [1.0, 100.0])
 def test_encoders_are_as_precise_as_certificates_assume(hidden, gain, size):
-    net, rows = deep(hidden, gain), size * samples(hidden[0])
-    error, assumed = errors(net, rows)
+    net, X = deep(hidden, gain), size * samples(hidden[0])
+    error, assumed = errors(net, X)
     assert error <= assumed
     # The twin: weights in 16 bits are not.
-    error, assumed = errors(net, rows, torch.float16)
+    error, assumed = errors(net, X, torch.float16)
     assert error > assumed

@@ -41,8 +41,8 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 @pytest.fixture
 def dataset():
-    rows = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
-    return TrainingSet(Resident(rows), torch.softmax(2 * rows[:, :K], dim=1))
+    samples = torch.randn(N, D, generator=torch.Generator().manual_seed(0))
+    return TrainingSet(Resident(samples), torch.softmax(2 * samples[:, :K], dim=1))
 
 
 @contextmanager

@@ -102,8 +102,8 @@ def test_samples_on_disk_and_of_a_dataset_are_streamed(
     blobs, vae, tmp_path, dtype, fraction
 ):
     X = blobs.astype(dtype)
-    np.save(tmp_path / "rows.npy", X)
-    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    np.save(tmp_path / "samples.npy", X)
+    mapped = np.load(tmp_path / "samples.npy", mmap_mode="r")
     dataset = DatasetSamples(TensorDataset(torch.from_numpy(X), torch.zeros(len(X))))
     vae.set_params(max_epochs=2, validation_fraction=fraction)
     expected = clone(vae).fit(X)

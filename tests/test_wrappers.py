@@ -73,16 +73,16 @@ def train(model, loss, X, n_epochs=15):
 
 
 @pytest.fixture(scope="module")
-def rows(digits):
+def samples(digits):
     return digits[0].astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def _trained(rows):
+def _trained(samples):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         criterion = NegativeELBO()
-        X = torch.from_numpy(rows)
+        X = torch.from_numpy(samples)
         return train(PlainVAE(), lambda model, x: criterion(model(x), x), X)
 
 
@@ -96,32 +96,32 @@ def model(vae):
     return TrainedEncoder(vae.encode, vae.decode)
 
 
-def flat(rows):
+def flat(samples):
     """Pickles, as a function in a module does; sums of a few features."""
-    return np.stack([rows[:, 0], rows.sum(axis=1)], axis=1)
+    return np.stack([samples[:, 0], samples.sum(axis=1)], axis=1)
 
 
 @pytest.mark.slow
-def test_a_plain_vae_gives_the_parameters_of_its_posterior(model, vae, rows):
-    mean, std = model.encode(rows)
+def test_a_plain_vae_gives_the_parameters_of_its_posterior(model, vae, samples):
+    mean, std = model.encode(samples)
     vae.eval()
     with torch.no_grad():
-        true_mean, true_log_variance = vae.encode(torch.from_numpy(rows))
+        true_mean, true_log_variance = vae.encode(torch.from_numpy(samples))
         x_hat = vae.decode(true_mean)
     assert mean.dtype == std.dtype == np.float32
     np.testing.assert_allclose(mean, true_mean, atol=1e-5)
     np.testing.assert_allclose(std**2, true_log_variance.exp(), rtol=1e-4)
-    np.testing.assert_array_equal(model.transform(rows), mean)
+    np.testing.assert_array_equal(model.transform(samples), mean)
     np.testing.assert_allclose(model.inverse_transform(mean), x_hat, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_a_row_does_not_depend_on_its_company(model, vae, rows):
-    mean, std = model.encode(rows)
+def test_a_row_does_not_depend_on_its_company(model, vae, samples):
+    mean, std = model.encode(samples)
     x_hat = model.inverse_transform(mean)
-    order = np.random.default_rng(0).permutation(len(rows))[:601]
+    order = np.random.default_rng(0).permutation(len(samples))[:601]
     for index in (order, order[:1], order[:257]):
-        again, spread = model.encode(rows[index])
+        again, spread = model.encode(samples[index])
         np.testing.assert_array_equal(again, mean[index])
         np.testing.assert_array_equal(spread, std[index])
         np.testing.assert_array_equal(
@@ -129,51 +129,53 @@ def test_a_row_does_not_depend_on_its_company(model, vae, rows):
         )
     # Row by row, the module itself rounds differently.
     with torch.no_grad():
-        alone = [vae.eval().encode(x)[0] for x in torch.from_numpy(rows[:9]).split(1)]
+        alone = [
+            vae.eval().encode(x)[0] for x in torch.from_numpy(samples[:9]).split(1)
+        ]
     assert not np.array_equal(torch.cat(alone), mean[:9])
 
 
-@pytest.mark.parametrize("n_rows", [1, 4, 5, 6, 11])
-def test_every_batch_has_the_same_shape(n_rows):
+@pytest.mark.parametrize("n_samples", [1, 4, 5, 6, 11])
+def test_every_batch_has_the_same_shape(n_samples):
     seen = []
 
     def encoder(batch):
         seen.append(batch.shape)
         return batch[:, :2]
 
-    X = np.random.default_rng(0).normal(size=(n_rows, 3))
+    X = np.random.default_rng(0).normal(size=(n_samples, 3))
     means = TrainedEncoder(encoder, batch_size=5).transform(X)
     np.testing.assert_array_equal(means, X[:, :2])
     assert set(seen) == {(5, 3)}
-    assert len(seen) == -(-n_rows // 5)
+    assert len(seen) == -(-n_samples // 5)
 
 
-def test_modules_are_evaluated_in_evaluation_mode_and_put_back(model, vae, rows):
+def test_modules_are_evaluated_in_evaluation_mode_and_put_back(model, vae, samples):
     vae.body[3].eval()  # somebody keeps dropout off in training
     modes = [part.training for part in vae.modules()]
     assert len(set(modes)) == 2
     state = copy.deepcopy(vae.state_dict())
-    first = model.transform(rows)
-    np.testing.assert_array_equal(model.transform(rows), first)
+    first = model.transform(samples)
+    np.testing.assert_array_equal(model.transform(samples), first)
     assert [part.training for part in vae.modules()] == modes
     for name, values in vae.state_dict().items():
         assert torch.equal(values, state[name]), name
     # Without it, batch normalization would see the company.
-    in_training = vae.encode(torch.from_numpy(rows))[0].detach().numpy()
+    in_training = vae.encode(torch.from_numpy(samples))[0].detach().numpy()
     assert np.abs(in_training - first).max() > 0.01
 
 
-def test_modes_come_back_after_an_error(vae, rows):
+def test_modes_come_back_after_an_error(vae, samples):
     vae.encode = types.MethodType(lambda self, x: self.body(x)[:3], vae)
     with pytest.raises(ValueError, match=r"of its batch, shape \(256, "):
-        TrainedEncoder(vae.encode).transform(rows)
+        TrainedEncoder(vae.encode).transform(samples)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        TrainedEncoder(vae.encode).transform(rows[:, :5])
+        TrainedEncoder(vae.encode).transform(samples[:, :5])
     assert all(part.training for part in vae.modules())
     assert torch.is_grad_enabled()
 
 
-def test_nothing_global_is_touched(model, rows):
+def test_nothing_global_is_touched(model, samples):
     def settings():
         return (
             torch.random.get_rng_state().tolist(),
@@ -185,7 +187,7 @@ def test_nothing_global_is_touched(model, rows):
         )
 
     before = settings()
-    model.fit(rows).inverse_transform(model.transform(rows))
+    model.fit(samples).inverse_transform(model.transform(samples))
     assert settings() == before
 
 
@@ -211,7 +213,7 @@ def test_a_module_can_be_trained_on_afterwards():
 
 
 @pytest.mark.parametrize("kind", ["method", "module", "partial", "sequence"])
-def test_what_belongs_to_a_module_gets_tensors(vae, rows, kind):
+def test_what_belongs_to_a_module_gets_tensors(vae, samples, kind):
     callables = {
         "method": vae.encode,
         "module": nn.Sequential(vae.body, vae.to_mean),
@@ -219,9 +221,9 @@ def test_what_belongs_to_a_module_gets_tensors(vae, rows, kind):
         "sequence": nn.Sequential(nn.Flatten(), vae.body, vae.to_mean),
     }
     shape = (1, 8, 8) if kind == "sequence" else None
-    means = TrainedEncoder(callables[kind], input_shape=shape).transform(rows)
+    means = TrainedEncoder(callables[kind], input_shape=shape).transform(samples)
     with torch.no_grad():
-        true = vae.eval().encode(torch.from_numpy(rows))[0]
+        true = vae.eval().encode(torch.from_numpy(samples))[0]
     np.testing.assert_allclose(means, true, atol=1e-5)
 
 
@@ -290,15 +292,15 @@ def test_callables_may_reuse_their_memory_and_overwrite_their_batch():
     np.testing.assert_array_equal(X, before)
 
 
-def test_methods_of_estimators_are_callables(rows):
-    pca = PCA(5).fit(rows)
+def test_methods_of_estimators_are_callables(samples):
+    pca = PCA(5).fit(samples)
     model = TrainedEncoder(pca.transform, pca.inverse_transform)
     np.testing.assert_allclose(
-        model.transform(rows), pca.transform(rows), rtol=1e-4, atol=1e-5
+        model.transform(samples), pca.transform(samples), rtol=1e-4, atol=1e-5
     )
-    frames = PCA(5).set_output(transform="pandas").fit(rows)
+    frames = PCA(5).set_output(transform="pandas").fit(samples)
     np.testing.assert_array_equal(
-        TrainedEncoder(frames.transform).transform(rows), model.transform(rows)
+        TrainedEncoder(frames.transform).transform(samples), model.transform(samples)
     )
 
 
@@ -407,7 +409,7 @@ def test_bad_rows():
         TrainedEncoder(flat).fit(np.ones((4, 3))).transform(np.ones((4, 2)))
 
 
-def test_decoders_flatten_rows_and_are_optional(rows):
+def test_decoders_flatten_rows_and_are_optional(samples):
     decoder = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8)))
     model = TrainedEncoder(flat, decoder)
     assert model.inverse_transform(np.ones((3, 2))).shape == (3, 64)
@@ -417,32 +419,32 @@ def test_decoders_flatten_rows_and_are_optional(rows):
     np.testing.assert_array_equal(named.inverse_transform([[1, 2]]), [[2, 4]])
 
 
-def test_clones_and_copies_give_the_same(model, vae, rows):
-    means = model.transform(rows)
+def test_clones_and_copies_give_the_same(model, vae, samples):
+    means = model.transform(samples)
     copies = [clone(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model)]
     with torch.no_grad():
         vae.to_mean.weight.zero_()
     for other in copies:
-        np.testing.assert_array_equal(other.transform(rows), means)
-    assert np.ptp(model.transform(rows), axis=0).max() == 0
+        np.testing.assert_array_equal(other.transform(samples), means)
+    assert np.ptp(model.transform(samples), axis=0).max() == 0
 
 
-def test_it_is_fitted_from_the_beginning(model, rows):
-    frame = pd.DataFrame(rows, columns=[f"pixel{i}" for i in range(64)])
+def test_it_is_fitted_from_the_beginning(model, samples):
+    frame = pd.DataFrame(samples, columns=[f"pixel{i}" for i in range(64)])
     check_is_fitted(model)
     assert get_tags(model).transformer_tags.preserves_dtype == []
-    frozen = FrozenEstimator(model).fit(rows, None)
-    np.testing.assert_array_equal(frozen.transform(frame), model.transform(rows))
-    np.testing.assert_array_equal(frozen.encode(rows)[1], model.encode(rows)[1])
+    frozen = FrozenEstimator(model).fit(samples, None)
+    np.testing.assert_array_equal(frozen.transform(frame), model.transform(samples))
+    np.testing.assert_array_equal(frozen.encode(samples)[1], model.encode(samples)[1])
     assert not hasattr(model, "n_features_in_")
     model.fit(frame).set_output(transform="pandas")
     assert (model.n_features_in_, model.latent_dim_) == (64, LATENT_DIM)
     assert model.transform(frame).columns[-1] == "trainedencoder9"
 
 
-def test_it_stands_in_pipelines(vae, rows):
+def test_it_stands_in_pipelines(vae, samples):
     pipeline = make_pipeline(StandardScaler(), TrainedEncoder(vae.encode))
-    assert pipeline.fit_transform(rows).shape == (len(rows), LATENT_DIM)
+    assert pipeline.fit_transform(samples).shape == (len(samples), LATENT_DIM)
 
 
 def _checks():
@@ -492,7 +494,7 @@ def test_a_constant_is_never_certified(teacher, digits, constant):
         assert certificate.margin <= certificate.tolerance
 
 
-def test_a_net_of_skorch(rows):
+def test_a_net_of_skorch(samples):
     with torch.random.fork_rng():
         net = skorch.NeuralNet(
             PlainVAE,
@@ -501,26 +503,26 @@ def test_a_net_of_skorch(rows):
             max_epochs=2,
             train_split=None,
             verbose=0,
-        ).fit(rows, rows)
+        ).fit(samples, samples)
     model = TrainedEncoder(net.module_.encode, net.module_.decode)
-    mean, std = model.encode(rows)
-    in_evaluation = net.forward(rows)[1].numpy()
+    mean, std = model.encode(samples)
+    in_evaluation = net.forward(samples)[1].numpy()
     np.testing.assert_allclose(mean, in_evaluation, atol=1e-5)
     assert (std > 0).all()
-    assert model.inverse_transform(mean).shape == rows.shape
+    assert model.inverse_transform(mean).shape == samples.shape
 
 
 @pytest.mark.slow
-def test_a_vae_of_pythae(rows):
+def test_a_vae_of_pythae(samples):
     models = pytest.importorskip("pythae.models")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = models.VAEConfig(input_dim=(1, 8, 8), latent_dim=LATENT_DIM)
-        images = torch.from_numpy(rows).reshape(-1, 1, 8, 8)
+        images = torch.from_numpy(samples).reshape(-1, 1, 8, 8)
         vae = models.VAE(config)
         train(vae, lambda model, x: model({"data": x}).loss, images, n_epochs=3)
     model = TrainedEncoder(vae.encoder, vae.decoder, input_shape=(1, 8, 8))
-    mean, std = model.encode(rows)
+    mean, std = model.encode(samples)
     with torch.no_grad():
         output = vae.encoder(images)
         x_hat = vae.decoder(output.embedding).reconstruction
@@ -530,15 +532,15 @@ def test_a_vae_of_pythae(rows):
     # `embed` draws codes: not for certificates.
     drawn = TrainedEncoder(vae.embed, input_shape=(1, 8, 8))
     with torch.random.fork_rng():
-        assert np.abs(drawn.transform(rows) - drawn.transform(rows)).max() > 0.1
+        assert np.abs(drawn.transform(samples) - drawn.transform(samples)).max() > 0.1
 
 
 @pytest.mark.parametrize("given", ["float8", "masked"])
-def test_means_of_8_bits_or_masked_are_refused(rows, given):
+def test_means_of_8_bits_or_masked_are_refused(samples, given):
     def encoder(X):
         if given == "masked":
             return np.ma.masked_less(X[:, :2], 0.5)
         return torch.from_numpy(X[:, :2]).to(torch.float8_e4m3fn)
 
     with pytest.raises(ValueError, match="encoder must return real values of 16 bits"):
-        TrainedEncoder(encoder).transform(rows)
+        TrainedEncoder(encoder).transform(samples)
