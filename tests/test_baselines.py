@@ -194,7 +194,7 @@ def test_discrepancy_is_unbiased(generator):
     assert moved.mean() > 20 * error
 
 
-def test_discrepancy_of_one_row_is_finite():
+def test_discrepancy_of_one_sample_is_finite():
     code = torch.zeros(1, 2, requires_grad=True)
     maximum_mean_discrepancy(code, torch.ones(1, 2)).backward()
     assert code.grad.isfinite().all()
@@ -354,13 +354,13 @@ def test_constant_mean_is_finite_and_feels_no_force(objective):
 
 
 @every_objective
-def test_alignment_tells_rows_apart_at_a_constant_mean(objective):
+def test_alignment_distinguishes_samples_at_a_constant_mean(objective):
     _, _, on_mean, _ = forces(objective, constant(objective), alignment_weight=1.0)
     assert between_samples(on_mean) > 0.02
 
 
 @every_objective
-def test_a_decoder_that_uses_the_code_tells_rows_apart(objective):
+def test_a_decoder_that_uses_the_code_distinguishes_samples(objective):
     """What the test before it could not see would be a harness that is blind."""
     decoder = torch.ones(D, FEATURES, dtype=torch.float64)
     _, _, on_mean, _ = forces(objective, constant(objective), decoder)

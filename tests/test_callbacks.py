@@ -56,7 +56,7 @@ def test_does_not_stop_before_the_margin_is_there(blobs, small_vae):
     assert (relative(vae) < 0.5).all()
 
 
-def test_stops_by_rows_held_out(blobs, small_vae):
+def test_stops_by_held_out_samples(blobs, small_vae):
     stop = StopWhenCertified(0.4, n_epochs=2, monitor="validation_margin")
     vae = small_vae.set_params(validation_fraction=0.25, callbacks=[stop]).fit(blobs)
     reached = relative(vae, "validation") >= 0.4
@@ -214,7 +214,7 @@ def test_without_scikit_learns_callbacks_fits_are_the_same(
 
 
 @needs_callbacks
-def test_the_epoch_in_which_skorch_stops_is_told_too(blobs, small_vae):
+def test_the_epoch_in_which_skorch_stops_is_reported_too(blobs, small_vae):
     monitor = HistoryMonitor()
     small_vae.set_params(callbacks=[StopWhenCertified(0.3, n_epochs=2)])
     vae = small_vae.set_callbacks(monitor).fit(blobs)

@@ -121,7 +121,7 @@ OF_LIBRARIES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", OF_LIBRARIES)
-def test_callbacks_begin_anew_in_each_fit(blobs, vae, kind, tmp_path):
+def test_callbacks_start_afresh_in_each_fit(blobs, vae, kind, tmp_path):
     make, folder = OF_LIBRARIES[kind], str(tmp_path)
     used = make(folder)
     vae.set_params(callbacks=[used], max_epochs=12, random_state=1)

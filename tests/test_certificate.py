@@ -311,7 +311,7 @@ def test_16_bits_are_seen_in_each_coordinate():
     assert certify(proba, mean, vertices, scale).verdict != "certified"
 
 
-def test_rows_of_no_weight_do_not_make_the_others_constant():
+def test_samples_of_no_weight_do_not_make_the_others_constant():
     mean = np.array([[0.25], [-0.25], [1e9]], dtype=np.float32)
     proba, weight = [[0.1, 0.9], [0.9, 0.1], [0.5, 0.5]], [1, 1, 0]
     certificate = certify(proba, mean, simplex_vertices(2, 1), 1, sample_weight=weight)
@@ -330,7 +330,7 @@ def test_a_large_constant_coordinate_hides_no_variation():
     assert certificate.verdict == "varies"
 
 
-def test_safety_margin_is_held():
+def test_safety_margin_is_respected():
     proba = teacher(50, 3, 2.0, seed=0)
     vertices, scale = simplex_vertices(3, 2), prior_matched_scale(proba)
     mean = analytic_code(proba, vertices, scale)
@@ -343,7 +343,7 @@ def test_safety_margin_is_held():
     assert (certificate.verdict, certificate.reason) == ("varies", "safety margin")
 
 
-def test_known_noise_is_held_against_the_margin():
+def test_known_noise_is_compared_with_the_margin():
     proba = teacher(50, 3, 2.0, seed=0)
     vertices, scale = simplex_vertices(3, 2), prior_matched_scale(proba)
     mean = analytic_code(proba, vertices, scale)

@@ -138,7 +138,7 @@ def test_score_is_the_margin_by_hand(blobs, dtype):
         assert score == certifier.certify(samples).margin
 
 
-def test_certificate_of_the_training_rows(blobs, fitted):
+def test_certificate_of_the_training_samples(blobs, fitted):
     assert fitted.certificate_ == fitted.certify(blobs)
     assert fitted.certificate_.n_samples == 120
     assert fitted.certificate_.witness == "raw"
@@ -333,7 +333,7 @@ def test_teacher_proba_with_a_foreign_encoder(blobs, teacher):
 
 
 @pytest.mark.slow
-def test_mean_teacher_is_that_of_the_scored_rows(blobs):
+def test_mean_teacher_is_that_of_the_scored_samples(blobs):
     """A collapsed VAE stays below 0 on any rows, also those of one group alone."""
     vae = quick_vae(alignment_weight=0, kl_weight=1000)
     certifier = CollapseCertifier(vae).fit(blobs)
@@ -343,7 +343,7 @@ def test_mean_teacher_is_that_of_the_scored_rows(blobs):
         assert certifier.certify(blobs[groups == group]).verdict != "certified"
 
 
-def test_one_row_is_never_certified(blobs, fitted):
+def test_one_sample_is_never_certified(blobs, fitted):
     assert fitted.score(blobs[:1]) <= 0
     assert fitted.certify(blobs[:1]).verdict != "certified"
 
@@ -378,7 +378,7 @@ def test_codes_that_depend_on_their_batch_are_not_certified(blobs, teacher):
 
 
 @pytest.mark.parametrize("n", [50, 120, 1200])
-def test_batch_normalisation_left_in_training_mode(blobs, teacher, n):
+def test_batch_normalization_left_in_training_mode(blobs, teacher, n):
     """Rows see each other there; the repeated encoding finds it."""
     net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4)).train()
 
@@ -420,7 +420,7 @@ def test_codes_of_the_position_are_not_certified(blobs, encoder):
         assert certifier.fit(X).certificate_.verdict != "certified"
 
 
-def test_a_code_of_the_position_of_two_rows_is_not_certified(blobs, teacher):
+def test_a_code_of_the_position_of_two_samples_is_not_certified(blobs, teacher):
     X = blobs[[blobs[:, 0].argmin(), blobs[:, 0].argmax()]]
     proba = teacher.fit(blobs).transform(X)
 
@@ -645,7 +645,7 @@ def test_bad_data(bad_data):
     assert not hasattr(certifier, "estimator_")
 
 
-def test_wrong_width(blobs, fitted):
+def test_wrong_number_of_features(blobs, fitted):
     with pytest.raises(ValueError, match="X has 5 features"):
         fitted.score(blobs[:, :5])
 
@@ -707,7 +707,7 @@ def test_no_variant_of_training_certifies_a_constant(params, kind):
         assert CollapseCertifier(vae).fit(samples).certificate_.verdict == "certified"
 
 
-def test_many_rows_are_read_in_pieces(blobs, certifier, monkeypatch, tmp_path):
+def test_many_samples_are_read_in_pieces(blobs, certifier, monkeypatch, tmp_path):
     weight = np.random.default_rng(0).uniform(size=len(blobs))
     whole = certifier.certify(blobs, sample_weight=weight)
     np.save(tmp_path / "X.npy", blobs)

@@ -38,7 +38,7 @@ def test_parameters_set_between_chunks_count(vae, chunks):
 
 
 @pytest.mark.parametrize("witness", ["raw", "procrustes", "linear"])
-def test_teacher_and_simplex_stay_what_reads_codes_is_fitted_anew(chunks, witness):
+def test_teacher_and_simplex_stay_and_the_probe_is_fitted_again(chunks, witness):
     certifier = CollapseCertifier(
         IncrementalPCA(3), teacher=GMMTeacher(4, random_state=0), witness=witness
     )

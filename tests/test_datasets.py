@@ -81,7 +81,7 @@ def test_train_and_test_share_no_pixel(monkeypatch):
     assert len(train) + len(test) > 0.8 * 2 * numbers.size
 
 
-def test_grey_is_the_mean_of_the_channels():
+def test_gray_is_the_mean_of_the_channels():
     color = load_patches(10, random_state=0)
     gray = load_patches(10, color=False, random_state=0)
     assert gray.image_shape == (1, 8, 8)

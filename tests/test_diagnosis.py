@@ -140,7 +140,7 @@ def linear(weights):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-def test_a_deaf_decoder_is_ignored_codes(rng, likelihood):
+def test_a_decoder_that_ignores_the_code_is_ignored_codes(rng, likelihood):
     mean, std = codes("healthy")
     weights, bias = rng.normal(size=(2, D, 6))
     inverse = expit if likelihood == "bernoulli" else np.asarray
@@ -380,7 +380,7 @@ def test_errors_name_what_is_wrong(changed, message):
         diagnose(**arguments)
 
 
-def test_log_variances_are_told_from_standard_deviations():
+def test_log_variances_are_distinguished_from_standard_deviations():
     """Wherever one of them is at most 0: the width of the prior, or less."""
     mean, std = codes("healthy")
     with pytest.raises(ValueError, match="log-variances"):
@@ -505,7 +505,7 @@ def certifier_of(encoder, X, decoder=None):
 
 
 @pytest.mark.slow
-def test_the_last_step_of_a_pipeline_is_asked_wherever_it_is_frozen(blobs):
+def test_the_last_step_of_a_pipeline_is_diagnosed_wherever_it_is_frozen(blobs):
     with torch.random.fork_rng():
         module = Model(1.0)
     model, teacher = TrainedEncoder(module.encode, module.decoder), GMMTeacher(3)

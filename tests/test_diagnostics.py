@@ -221,7 +221,7 @@ def test_chunks_do_not_matter(mean, std, monkeypatch):
     assert mutual_information(mean, std, random_state=0) == pytest.approx(whole)
 
 
-def test_rows_without_weight_do_not_matter(mean, std):
+def test_samples_without_weight_do_not_matter(mean, std):
     weight = np.r_[np.zeros(10), np.ones(N - 10)]
     apart, moved = mean.copy(), std.copy()
     apart[:10] = 1e6
@@ -307,7 +307,7 @@ def test_small_noise_passes_for_activity(panel):
     assert kinds["shifted prior"] == kinds["noise only"] == {"mixed"}
 
 
-def test_information_tells_all_six_apart_but_ends_at_its_cap(panel):
+def test_information_distinguishes_all_six_but_ends_at_its_cap(panel):
     encoders, _ = panel
     for encoder in encoders.values():
         lots, whole = (

@@ -455,7 +455,7 @@ def in_parts(certifier, n_blocks):
     ("encode", "n_blocks", "verdict"),
     [(first_columns, N_BLOCKS, "certified"), (nothing, 4, "constant")],
 )
-def test_more_rows_than_fit_into_a_worker(fitted, encode, n_blocks, verdict):
+def test_more_samples_than_fit_into_a_worker(fitted, encode, n_blocks, verdict):
     assert N_BLOCKS * mixture(0).nbytes > MEMORY_LIMIT
     certifier = fitted(TrainedEncoder(encode))
     merged = in_parts(certifier, n_blocks).compute()
@@ -469,7 +469,7 @@ def test_more_rows_than_fit_into_a_worker(fitted, encode, n_blocks, verdict):
 
 @can_kill
 @pytest.mark.usefixtures("dask_client")
-def test_a_worker_that_is_killed_changes_no_number(fitted, tmp_path):
+def test_a_worker_that_is_killed_changes_no_value(fitted, tmp_path):
     """Its parts are computed again, and count once."""
     certifier = fitted(Deadly(tmp_path, 1))
     merged = in_parts(certifier, 4).compute()

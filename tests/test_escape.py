@@ -80,7 +80,7 @@ def fitted(vae, encoder, X, **params):
 
 
 @pytest.mark.slow
-def test_a_collapsed_encoder_is_told_that_it_can_escape_and_does(collapsed, blobs):
+def test_a_collapsed_encoder_can_escape_as_predicted(collapsed, blobs):
     before = collapsed.escape_report(blobs)
     assert before.verdict == "can escape"
     assert before.can_escape
@@ -274,7 +274,7 @@ def test_a_healthy_encoder_is_not_collapsed(blobs, vae):
     assert f"margin {report.margin:.3g} of at most" in str(report)
 
 
-def test_a_teacher_that_says_nothing_does_not_push(blobs, vae):
+def test_a_teacher_without_information_does_not_push(blobs, vae):
     proba = np.full((len(blobs), 3), [0.5, 0.3, 0.2])
     report = vae.fit(blobs, teacher_proba=proba).escape_report(
         blobs, teacher_proba=proba
@@ -355,7 +355,7 @@ def test_gradient_norm_against_finite_differences(tiny, blobs):
     assert report.escape_gradient_norm < 0.999 * report.gradient_norm
 
 
-def test_the_first_order_step_lowers_the_loss_as_told(tiny, blobs):
+def test_the_first_order_step_lowers_the_loss_as_predicted(tiny, blobs):
     T = tiny.teacher_.predict_proba(blobs)
     weights = weights_of(tiny).astype(np.float64)
     report = tiny.escape_report(blobs)
@@ -552,7 +552,7 @@ def test_it_works_where_others_have_changed_the_mode(collapsed, blobs, mode):
         assert collapsed.escape_report(blobs) == expected
 
 
-def test_rows_of_all_kinds(collapsed, blobs):
+def test_samples_of_all_kinds(collapsed, blobs):
     expected = collapsed.escape_report(blobs)
     samples = DatasetSamples(torch.utils.data.TensorDataset(torch.from_numpy(blobs)))
     proba = collapsed.teacher_.predict_proba(blobs)
@@ -562,7 +562,7 @@ def test_rows_of_all_kinds(collapsed, blobs):
         )
 
 
-def test_posteriors_are_asked_for_and_checked(blobs, vae):
+def test_posteriors_are_required_and_checked(blobs, vae):
     proba = GMMTeacher(4, random_state=0).fit(blobs).transform(blobs)
     with pytest.raises(ValueError, match="not fitted"):
         vae.escape_report(blobs)

@@ -236,7 +236,7 @@ def test_pushes_that_cancel_are_flat_and_a_twin_is_not(posteriors):
 
 
 @pytest.mark.parametrize(("spread", "verdict"), [(1e-4, "flat"), (0, "stuck")])
-def test_jacobians_that_differ_by_little_are_told_apart_in_many_samples(
+def test_jacobians_that_differ_by_little_are_distinguished_in_many_samples(
     spread, verdict
 ):
     proba = np.tile(np.repeat([[0.9, 0.1], [0.1, 0.9]], 2, axis=0), (2000, 1))
@@ -442,14 +442,14 @@ class Sequences(nn.Module):
         return self.to_mean(self.relu(self.first(used[..., None])).mean(dim=1))
 
 
-def test_units_of_sequences_are_features_whatever_their_length(posteriors):
+def test_units_of_sequences_are_features_at_any_length(posteriors):
     X = np.random.default_rng(0).uniform(0.1, 1, size=(N, LENGTH))
     X[:, 0] = np.arange(N) // 10
     found = TrainedEncoder(Sequences(), batch_size=10).escape_report(X, posteriors)
     assert found.dead_units == {"relu": 2 / 8}
 
 
-def test_features_are_told_from_channels(posteriors):
+def test_features_are_distinguished_from_channels(posteriors):
     class Images(nn.Module):
         def __init__(self):
             super().__init__()

@@ -29,7 +29,7 @@ from skvaecert.networks import mlp
 from skvaecert.wrappers import TrainedEncoder
 
 
-def test_setting_a_nested_parameter_makes_a_default_of_its_own():
+def test_setting_a_nested_parameter_makes_a_separate_default():
     first, second = CollapseCertifier(), CollapseCertifier()
     first.set_params(estimator__alignment_weight=3)
     assert first.estimator.alignment_weight == 3
@@ -79,7 +79,7 @@ def test_restored_on_error():
     assert vars(estimator) == {"kept_": 1}
 
 
-def test_not_restored_where_told():
+def test_not_restored_if_unless_is_true():
     estimator = BaseEstimator()
     with pytest.raises(ValueError, match="x"):
         fails(estimator, ValueError("x"), unless=lambda error: True)

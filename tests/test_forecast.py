@@ -214,7 +214,7 @@ def partial_guarantee(proba, scale, gain, **kwargs):
     return guaranteed_margin(proba, scale, 10.0, 2.0, gain, **kwargs)
 
 
-def test_arrays_of_ratios_are_numbers_in_any_order(proba):
+def test_arrays_of_ratios_give_each_value_in_any_order(proba):
     ratios = np.array([[50.0, 0.0, 2.0], [np.inf, 0.3, 1e-9]])
     margin, energy = forecast_margin(proba, SCALE, ratios)
     for place, ratio in np.ndenumerate(ratios):
@@ -226,7 +226,7 @@ def test_arrays_of_ratios_are_numbers_in_any_order(proba):
     assert forecast_margin(proba, SCALE, []).margin.shape == (0,)
 
 
-def test_many_rows_are_the_sum_of_their_parts():
+def test_many_samples_are_the_sum_of_their_parts():
     proba = random_proba(2, 3000, 70)
     parts = [forecast_objective(part, 3.0) for part in np.split(proba, 3)]
     assert forecast_objective(proba, 3.0) == pytest.approx(np.mean(parts), rel=1e-12)
@@ -518,7 +518,7 @@ def test_without_noise_the_information_has_no_limit():
     assert linear_information(X, 1e-3, latent_dim=2).information < np.inf
 
 
-def test_arrays_of_weights_are_numbers_in_any_order(all_digits):
+def test_arrays_of_weights_give_each_value_in_any_order(all_digits):
     weights = np.array([[20.0, 3.0, 0.5], [9.0, 1.0, 1e-4]])
     forecast = linear_information(all_digits, weights, 16)
     assert forecast.per_direction.shape == (2, 3, 16)

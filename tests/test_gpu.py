@@ -183,7 +183,7 @@ def test_tf32_is_not_as_exact(device, X, net):
     assert units_off(means, vae, X) > MOST_UNITS
 
 
-def test_a_mean_is_the_same_in_any_company(device, X, net):
+def test_a_mean_is_the_same_in_any_batch(device, X, net):
     vae = vae_on(device, max_epochs=1, **net).fit(X)
     means = vae.transform(X)
     np.testing.assert_array_equal(vae.transform(X[700:701]), means[700:701])
@@ -197,7 +197,7 @@ class Centered(nn.Module):
         return x - x.mean(dim=0)
 
 
-def test_a_mean_in_other_company_is_seen(device, X):
+def test_a_mean_that_depends_on_the_batch_is_detected(device, X):
     """The twin of the test above."""
     means = TrainedEncoder(Centered().to(device)).transform(X)
     assert (

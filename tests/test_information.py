@@ -196,7 +196,7 @@ def test_equal_samples_carry_nothing(value, noise):
     assert population_information(mean, std, random_state=0) == 0
 
 
-def test_one_sample_has_nothing_to_be_told_from():
+def test_one_sample_cannot_be_distinguished_from_others():
     bracket = code_information([[1.3, 0.2]], [[0.5, 2.0]], n_draws=5)
     assert bracket == InformationBracket(
         low=0.0,
@@ -532,7 +532,7 @@ def test_draws_are_checked(n_draws):
         code_information(MEAN, STD, n_draws=n_draws)
 
 
-def test_lots_are_checked():
+def test_lot_sizes_are_checked():
     for size in (1, 0, 2.5, "ten"):
         with pytest.raises(ValueError, match="lot_size must be an int of at least 2"):
             population_information(MEAN, STD, lot_size=size)
@@ -679,7 +679,7 @@ def test_a_collapsed_stream_is_bounded_by_all_its_samples():
     assert bracket.high < 0.0003
 
 
-def test_samples_of_one_lot_are_as_all_at_once():
+def test_one_lot_of_all_samples_is_as_all_at_once():
     """However they come: in batches, from workers, out of a pickle."""
     mean, std = digits_like(60)
     weight = np.random.default_rng(0).uniform(size=60)
@@ -714,7 +714,7 @@ def test_a_bracket_on_the_way_changes_nothing():
 
 
 @pytest.mark.slow
-def test_workers_with_seeds_of_their_own_are_narrower():
+def test_workers_with_separate_seeds_are_narrower():
     mean, std = digits_like(450)
     one, own = (
         on_workers(mean, std, seeds, n_draws=400).bracket()

@@ -258,7 +258,7 @@ def test_accuracy_is_never_above_that_of_the_best_guess():
     assert accuracy_of([[1, 0, 2], [0, 1, 2]]) == pytest.approx(2 / 3)
 
 
-def test_no_lower_end_is_told_above_the_upper(clusters, teacher):
+def test_no_lower_end_is_stated_above_the_upper(clusters, teacher):
     """Both hold with their probabilities, and may contradict each other."""
     certificate = certifier(Gaussian(), teacher, clusters[0]).certify(
         clusters[1], kind="sampled"
@@ -485,7 +485,7 @@ def test_no_constant_encoder_is_certified_by_a_fitted_witness(
 
 
 @pytest.mark.slow
-def test_rows_of_the_fit_are_left_out(clusters, teacher, vae, digits):
+def test_samples_of_the_fit_are_left_out(clusters, teacher, vae, digits):
     fitted = certifier(Gaussian(), teacher, clusters[0])
     calibrated, _ = split_for_witness("linear", 700)
     weight, mixed = np.ones(1200), np.r_[clusters[0], clusters[1]]
@@ -513,7 +513,7 @@ def test_rows_of_the_fit_are_left_out(clusters, teacher, vae, digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [csr_array, pd.DataFrame, dask.array.from_array])
-def test_rows_of_the_fit_are_found_whatever_holds_them(clusters, teacher, form):
+def test_samples_of_the_fit_are_found_in_any_container(clusters, teacher, form):
     """With weights and posteriors, which are those of the rows that are left."""
     fitted = certifier(Dense(), teacher, clusters[0])
     mixed = np.r_[clusters[0][:100], clusters[1]]
@@ -529,7 +529,7 @@ def test_rows_of_the_fit_are_found_whatever_holds_them(clusters, teacher, form):
     assert certificate.margin == fitted.certify(mixed[kept], **options).margin
 
 
-def test_rows_of_text_are_found_too():
+def test_samples_of_text_are_found_too():
     words = pd.DataFrame({"word": np.repeat(["a", "b", "c"], 100)})
     words["number"] = np.arange(300.0)
     encoder = make_pipeline(make_column_transformer((OneHotEncoder(), ["word"])))
@@ -594,7 +594,7 @@ def test_scores_of_samples(vae, digits):
     assert vae.score_samples(digits[0], teacher_proba=proba).argmin() == 7
 
 
-def test_what_is_missing_is_told_when_it_is_asked_for(clusters, teacher):
+def test_what_is_missing_is_reported_when_it_is_needed(clusters, teacher):
     fitted = certifier(PCA(3), teacher, clusters[0])
     with pytest.raises(ValueError, match=r"estimator must have a method encode.*PCA"):
         fitted.certify(clusters[1], kind="sampled")

@@ -79,7 +79,7 @@ def test_weights_count_as_repetitions(metric, proba, mean, weight):
     assert metric(proba, log_q, weight) == pytest.approx(repeated, rel=1e-12)
 
 
-def test_order_of_rows_and_names_of_components_do_not_matter(proba, mean):
+def test_order_of_samples_and_names_of_components_do_not_matter(proba, mean):
     log_q = witness_log_proba(mean, VERTICES, SCALE)
     margin = collapse_margin(proba, log_q)
     rng = np.random.default_rng(0)
@@ -89,7 +89,7 @@ def test_order_of_rows_and_names_of_components_do_not_matter(proba, mean):
     assert shuffled == pytest.approx(margin)
 
 
-def test_float32_input_is_normalised_first(proba, mean):
+def test_float32_input_is_normalized_first(proba, mean):
     log_q = witness_log_proba(mean, VERTICES, SCALE)
     margin = collapse_margin(proba.astype(np.float32), log_q.astype(np.float32))
     assert margin == pytest.approx(collapse_margin(proba, log_q), abs=1e-6)
@@ -115,7 +115,7 @@ def test_the_best_constant_student_is_the_mean_teacher(proba):
     assert collapse_margin(proba, log_q) == pytest.approx(0, abs=1e-15)
 
 
-def test_a_mean_teacher_of_other_rows_would_fake_a_margin(proba):
+def test_a_mean_teacher_of_other_samples_would_fake_a_margin(proba):
     """Why mean T is always that of the rows that are scored."""
     some, others = proba[:20], proba[20:]
     log_q = np.log(some.mean(axis=0))
@@ -181,7 +181,7 @@ def test_dispersion_bound_is_not_trivial(proba):
     assert bound > 0.5 * latent_dispersion(mean)
 
 
-def test_dispersion_of_equal_rows_is_exactly_zero():
+def test_dispersion_of_equal_samples_is_exactly_zero():
     assert latent_dispersion(np.full((1000, 3), 0.1)) == 0
 
 
@@ -212,7 +212,7 @@ def test_an_excluded_component_costs_everything():
     assert collapse_margin([[0.5, 0.5], [0.9, 0.1]], log_q) == -np.inf
 
 
-def test_rows_in_batches_add_up(proba, mean, weight):
+def test_samples_in_batches_add_up(proba, mean, weight):
     log_q = witness_log_proba(mean, VERTICES, SCALE)
     sums, of_logits = MarginSums(), MarginSums()
     for part in (slice(0, 1), slice(1, 17), slice(17, N)):
@@ -244,7 +244,7 @@ def test_a_batch_that_is_not_valid_adds_nothing(proba, mean):
     assert vars(sums) == before
 
 
-def test_spread_of_batches_is_that_of_all_rows(mean, weight):
+def test_spread_of_batches_is_that_of_all_samples(mean, weight):
     far = mean + 1e8
     spread = SpreadSums()
     for part in (slice(0, 1), slice(1, 30), slice(30, N)):
@@ -342,7 +342,7 @@ def test_no_component_is_seen_better_than_it_can_be(seed, sharp):
 
 
 @given(st.integers(1, 70), st.integers(2, 40), st.integers(0, 2**32 - 1))
-def test_equal_rows_have_no_information_in_any_component(n, n_components, seed):
+def test_equal_samples_have_no_information_in_any_component(n, n_components, seed):
     """Exactly none, where rounding alone would say some 1e-17."""
     rng = np.random.default_rng(seed)
     row = 0.99 * rng.dirichlet(np.ones(n_components)) + 0.01 / n_components

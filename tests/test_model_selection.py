@@ -511,7 +511,7 @@ def test_a_search_cuts_posteriors_and_weights_for_the_scorers(quick, blobs):
 
 
 @pytest.mark.usefixtures("routing")
-def test_metadata_that_nobody_asked_for_are_no_secret(blobs):
+def test_metadata_that_were_not_requested_raise(blobs):
     certifier = CollapseCertifier(NeverFitted())
     certifier.set_fit_request(teacher_proba=True)
     search = GridSearchCV(certifier, {"safety_margin": [0]}, scoring=margin_scorer)
@@ -580,7 +580,7 @@ def test_certificates_of_what_is_scored(fitted, blobs):
         certificate_of(make_pipeline(vae), X, kind="sampled")
 
 
-def test_the_certificate_of_a_pipeline_whatever_the_verdict(fitted, blobs):
+def test_the_certificate_of_a_pipeline_for_every_verdict(fitted, blobs):
     X, scaler = blobs[1::2], StandardScaler(with_mean=False, with_std=False)
     careful = copy.deepcopy(fitted).set_params(safety_margin=3.0)
     for certifier, verdict in ((fitted, "certified"), (careful, "varies")):

@@ -118,7 +118,7 @@ def test_a_factory_is_called_with_the_sizes():
     assert calls == [(8, 2)]
 
 
-def test_lazy_modules_learn_their_width():
+def test_lazy_modules_infer_their_input_size():
     vae = make_vae(8, 2, (), encoder=nn.Sequential(nn.LazyLinear(5), nn.Linear(5, 4)))
     vae(torch.zeros(3, 8)).mean.sum().backward()
     assert vae.encoder[0].in_features == 8
@@ -205,7 +205,7 @@ def receptive_field(image_shape, pixel):
 
 
 @pytest.mark.parametrize("channel", [0, 1])
-def test_rows_are_in_the_order_of_channels_rows_and_columns(channel):
+def test_samples_are_in_the_order_of_channels_rows_and_columns(channel):
     """A pixel touches its neighbors only, of whatever channel it is."""
     assert receptive_field((2, 8, 10), (channel, 0, 0)) == [[0, 0]]
     assert receptive_field((2, 8, 10), (channel, 7, 9)) == [[3, 4]]
@@ -223,7 +223,7 @@ def test_decoded_images_are_in_the_same_order():
 
 
 @pytest.mark.parametrize("image_shape", IMAGE_SHAPES)
-def test_convolutions_do_not_mix_rows(image_shape):
+def test_convolutions_do_not_mix_samples(image_shape):
     n_features = torch.Size(image_shape).numel()
     vae = make_vae(n_features, 3, (20,), "conv", "conv", image_shape=image_shape)
     samples = torch.randn(4, n_features, requires_grad=True)

@@ -152,7 +152,7 @@ def test_guard_gives_its_weight_to_the_loss(proba, mean, generator):
     assert objective.alignment_weight == 2.0
 
 
-def test_the_kl_that_is_told_is_not_the_penalty(proba, mean, generator):
+def test_the_kl_that_is_reported_is_not_the_penalty(proba, mean, generator):
     class Thrice(Objective):
         def penalty(self, result, epoch):
             return 3 * super().penalty(result, epoch)

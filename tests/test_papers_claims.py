@@ -218,7 +218,7 @@ def test_no_price_where_no_plain_model_has_such_a_kl(claims, kl):
     assert "the KL of 1 of 7 " in claim.sentence
 
 
-def test_without_a_seed_in_common_there_is_nothing_to_say(papers):
+def test_without_a_common_seed_nothing_is_compared(papers):
     told = [{"data": "digits"} | record for record in mitigations()]
     *_, claim = papers("shown.mitigations").claims([told[0], told[3], told[4]])
     assert not claim.holds

@@ -208,7 +208,7 @@ def test_samples_to_train_on_to_tune_on_and_to_test_on_are_others(
     assert not np.array_equal(other.train, samples.train)
 
 
-def test_drawn_samples_have_their_own_labels(papers, tmp_path):
+def test_drawn_samples_keep_their_labels(papers, tmp_path):
     (tmp_path / "mnist").mkdir()
     write_mnist(tmp_path / "mnist")
     samples = papers("lab").load_samples("mnist", 50, 30, 0, str(tmp_path))

@@ -115,7 +115,9 @@ def test_a_probe_learns_from_the_first_of_each_class_alone(papers, lab):
     assert probe(*constant) <= np.bincount(samples.test_labels).max() / 60
 
 
-def test_an_escape_that_stays_above_zero_is_told_from_one_that_falls_back(papers):
+def test_an_escape_that_stays_above_zero_is_distinguished_from_one_that_falls_back(
+    papers,
+):
     def steps(*margin):
         flat = [1.0] * len(margin)
         curves = dict.fromkeys(("information", "energy", "escape_gradient"), flat)

@@ -86,7 +86,7 @@ def test_no_committed_record_breaks_what_must_hold():
         ({"low": 0.01}, "not informative"),
     ],
 )
-def test_a_tampered_record_is_told(change, complaint):
+def test_a_tampered_record_is_reported(change, complaint):
     record = {
         "low": 1.9,
         "high": 2.0,
@@ -194,7 +194,7 @@ More words.
     )
 
 
-def test_an_unfinished_seed_is_left_out_and_told(text, save):
+def test_an_unfinished_seed_is_left_out_and_reported(text, save):
     save(2, "1")
     save(2, "2")
     save(0, "1", margin=-7.0)
@@ -203,7 +203,9 @@ def test_an_unfinished_seed_is_left_out_and_told(text, save):
     assert "-7" not in text()
 
 
-def test_the_last_record_of_a_cell_is_shown_whatever_code_made_it(text, save, save_all):
+def test_the_last_record_of_a_cell_is_shown_for_any_version_of_the_code(
+    text, save, save_all
+):
     save_all()
     before = text()
     save(0, "1", margin=-3.0, preset="five-minutes")

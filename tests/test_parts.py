@@ -171,7 +171,7 @@ def test_two_collapsed_encoders_do_not_make_one_that_is_not(samples):
     assert forged.certificate().verdict == "certified"
 
 
-def test_rows_do_not_count_twice(certifier, samples):
+def test_samples_do_not_count_twice(certifier, samples):
     first, second = parts_of(certifier, samples[1], [100, 220])
     whole = first.merge(second)
     assert whole.parts == {0, 1}
@@ -225,7 +225,7 @@ def test_a_part_has_a_number(certifier, samples, part):
         certifier.partial_certificate(samples[1], part)
 
 
-def test_rows_of_the_fit_are_found_in_parts_too(certifier, samples):
+def test_samples_of_the_fit_are_found_in_parts_too(certifier, samples):
     others, known = parts_of(
         certifier, np.r_[samples[1], samples[0][:40]], [320, 40], kind="sampled"
     )
@@ -418,7 +418,7 @@ def merged_sums(proba, means, sizes, vertices, scale):
     return reduce(lambda a, b: a.merge(b), parts)
 
 
-def test_sums_of_parts_are_those_of_all_rows():
+def test_sums_of_parts_are_those_of_all_samples():
     proba, generator = sharp(300, 0), np.random.default_rng(1)
     weight, values = generator.uniform(size=300), 1e8 + generator.normal(size=(300, 3))
     whole, spread = MarginSums().update(proba, np.log(proba), weight), SpreadSums()
@@ -495,7 +495,7 @@ def stored(samples, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "dask", "uneven", "memmap"])
-def test_stored_rows_are_certified(certifier, samples, stored, form, monkeypatch):
+def test_stored_samples_are_certified(certifier, samples, stored, form, monkeypatch):
     monkeypatch.setattr("skvaecert._samples._MOST_SAMPLES", 100)
     for kind in KINDS:
         whole = certifier.certify(samples[1], kind=kind)
@@ -526,7 +526,7 @@ class Watched:
         return self.samples
 
 
-def test_stored_rows_are_read_once(certifier, samples):
+def test_stored_samples_are_read_once(certifier, samples):
     """Rows that are encoded again are at hand."""
     watched = Watched(samples[1], (200, 6))
     assert certifier.certify(watched).verdict == "certified"
@@ -535,7 +535,7 @@ def test_stored_rows_are_read_once(certifier, samples):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["zarr", "dask", "memmap"])
-def test_a_fit_on_stored_rows_is_one_on_rows(samples, stored, form):
+def test_a_fit_on_stored_samples_is_that_on_arrays(samples, stored, form):
     teacher = GMMTeacher(n_components=4, random_state=0)
     encoder = FunctionTransformer(lambda X: np.asarray(X)[:, :3])
     fitted = CollapseCertifier(encoder, teacher=teacher, witness="linear")
@@ -556,7 +556,7 @@ def test_teacher_proba_may_be_stored_too(certifier, samples, stored, tmp_path):
 # What is summed, beyond the margin.
 
 
-def test_sums_of_drawn_codes_are_those_of_all_rows():
+def test_sums_of_drawn_codes_are_those_of_all_samples():
     """All but the draws of rows: these differ, and are as many and as wide."""
     proba, generator = sharp(600, 0), np.random.default_rng(1)
     witness = simplex_witness(simplex_vertices(4, 3), 1.0)

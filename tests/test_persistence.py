@@ -188,7 +188,7 @@ def test_fits_without_a_teacher_and_frozen_ones(samples, teacher, tmp_path):
     assert loaded.score(samples) == fitted.score(samples)
 
 
-def test_a_teacher_as_the_encoder_and_one_of_the_certifiers_own(
+def test_a_teacher_as_the_encoder_and_another_of_the_certifier(
     samples, teacher, tmp_path
 ):
     fitted = CollapseCertifier(clone(teacher), teacher=teacher).fit(samples)
@@ -227,7 +227,7 @@ class WideEncoder(Encoder):
 
 
 @pytest.mark.slow
-def test_modules_of_ones_own_are_brought_along(samples, tmp_path):
+def test_modules_of_the_user_are_passed_to_load(samples, tmp_path):
     fitted = tiny(encoder=Encoder, warm_start=True).fit(samples)
     with pytest.raises(ValueError, match="modules must contain the encoder") as caught:
         saved_and_loaded(fitted, tmp_path)
@@ -420,7 +420,7 @@ def test_an_encoder_that_was_trained_on_since_is_not_saved(frozen):
 
 
 @pytest.mark.parametrize("other", [np.tanh, np.zeros_like], ids=lambda f: f.__name__)
-def test_encoders_without_weights_are_told_apart_by_what_they_compute(
+def test_encoders_without_weights_are_distinguished_by_what_they_compute(
     samples, teacher, tmp_path, other
 ):
     fitted = CollapseCertifier(
@@ -590,7 +590,7 @@ def test_parameters_changed_after_the_fit_are_not_saved_as_if_they_were_its(
         save(changed, tmp_path / "file")
 
 
-def test_callbacks_and_memory_are_left_out_aloud(samples, tmp_path):
+def test_callbacks_and_memory_are_left_out_with_a_warning(samples, tmp_path):
     callback = EpochScoring(lambda net, X, y: 0.0, name="zero", use_caching=False)
     fitted = tiny(memory=str(tmp_path / "cache"), callbacks=[callback]).fit(samples)
     with pytest.warns(NotSavedWarning, match="callbacks and memory"):
@@ -683,7 +683,7 @@ def test_verification_of_the_right_file(path, samples, certifier):
 
 
 @pytest.mark.parametrize("others", ["half", "order", "features", "nonsense"])
-def test_on_other_samples_nothing_is_said_about_the_model(path, samples, others):
+def test_on_other_samples_verify_does_not_judge_the_model(path, samples, others):
     X = {
         "half": samples[:30],
         "order": samples[59::-1],
@@ -786,9 +786,7 @@ def test_a_certificate_is_made_again_for_the_safety_margin_that_it_states(
     assert verification.recomputed.safety_margin == 0.25
 
 
-def test_a_constant_encoder_is_not_confirmed_whatever_its_certificate_says(
-    path, samples
-):
+def test_a_constant_encoder_is_not_confirmed_for_any_certificate(path, samples):
     def change(content, arrays):
         for name in arrays:
             if ".net.weights.encoder." in name and name.endswith("weight"):

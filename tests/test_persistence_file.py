@@ -77,7 +77,7 @@ def test_mutated_files_are_refused_or_give_finite_values(outcomes):
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
-def test_memory_is_bounded_whatever_a_file_says(outcomes):
+def test_memory_is_bounded_for_any_file(outcomes):
     for name, (used, allowed, said) in outcomes["memory"].items():
         assert used <= allowed, name
         too_much = any(word in name for word in ("more", "many", "no ", "huge", "deep"))

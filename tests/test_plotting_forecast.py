@@ -51,7 +51,7 @@ def test_a_forecast_has_two_curves_and_the_weights(blobs, vae):
         (3.35, None, "collapse is a local optimum:.* is not below the threshold 3.35"),
     ],
 )
-def test_a_forecast_tells_of_collapse(blobs, vae, threshold, kept, outcome):
+def test_a_forecast_shows_collapse(blobs, vae, threshold, kept, outcome):
     told = {"collapse_threshold": threshold, "linear_information": kept}
     forecast = vae.set_params(kl_weight=4).forecast(blobs)
     display = ForecastDisplay(dataclasses.replace(forecast, **told)).plot()
@@ -69,7 +69,7 @@ def test_a_forecast_for_a_target(blobs, vae):
 
 
 @pytest.mark.parametrize("weights", [(0, 1), (1, 0), (0, 0)])
-def test_a_forecast_without_a_place_for_the_weights(blobs, vae, fitted, weights):
+def test_a_forecast_that_cannot_show_the_weights(blobs, vae, fitted, weights):
     alignment_weight, kl_weight = weights
     vae.set_params(alignment_weight=alignment_weight, kl_weight=kl_weight)
     proba = fitted.teacher_.predict_proba(blobs)

@@ -91,7 +91,7 @@ def test_numbers_of_arrows_do_not_overlap():
 
 
 @pytest.mark.slow
-def test_components_differ_in_grey_and_for_the_colour_blind():
+def test_components_differ_in_gray_and_for_the_color_blind():
     display = LatentMapDisplay(np.eye(12, 2), np.arange(12)).plot()
     shapes = {points.get_paths()[0].vertices.tobytes() for points in display.points_}
     assert len(shapes) == 12
@@ -108,7 +108,7 @@ def test_components_differ_in_grey_and_for_the_colour_blind():
     assert np.linalg.norm(red - green) < 10
 
 
-def test_colour_and_marker_together_tell_84_components():
+def test_color_and_marker_together_distinguish_84_components():
     coordinates = np.random.default_rng(0).normal(size=(84, 2))
     display = LatentMapDisplay(coordinates, np.arange(84)).plot()
     looks = {
@@ -118,7 +118,7 @@ def test_colour_and_marker_together_tell_84_components():
     assert len(looks) == 84
 
 
-def test_a_map_without_rows_of_a_component_keeps_the_looks_of_the_others():
+def test_a_map_without_samples_of_a_component_keeps_the_looks_of_the_others():
     coordinates = np.eye(3, 2)
     few = LatentMapDisplay(coordinates, [0, 2, 2]).plot()
     all_ = LatentMapDisplay(coordinates, [0, 1, 2]).plot()

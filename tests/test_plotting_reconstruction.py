@@ -44,7 +44,7 @@ def test_gaps_between_images_are_white_in_every_colormap(image_shape):
         np.testing.assert_array_equal(drawn[-round(up), round(right)], 255)
 
 
-def test_images_of_three_channels_are_in_colour():
+def test_images_of_three_channels_are_in_color():
     red = np.zeros((1, 3, 2, 2))
     red[:, 0] = 255
     samples = red.reshape(1, -1).astype(np.uint8)

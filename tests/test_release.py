@@ -111,7 +111,7 @@ def inside(wheel, name):
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_package_and_nothing_else(wheel):
+def test_wheel_contains_the_package_and_nothing_else(wheel):
     files = {name for name in wheel if ".dist-info/" not in name}
     modules = {path.relative_to(ROOT).as_posix() for path in SOURCE_FILES}
     assert files == modules | {"skvaecert/py.typed"}
@@ -119,7 +119,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel):
 
 
 @pytest.mark.slow
-def test_sdist_holds_the_tree_without_what_work_leaves_behind(sdist):
+def test_sdist_contains_the_tree_without_what_work_leaves_behind(sdist):
     assert sdist - {"PKG-INFO"} == {name.as_posix() for name in tracked()}
     assert {"LICENSE", "README.md", "tests/conftest.py", "docs/theory.md"} <= sdist
 

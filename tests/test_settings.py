@@ -43,7 +43,7 @@ def test_monitors_of_held_out_samples_need_some(
 
 
 @pytest.mark.parametrize("callback", [EarlyStopping(), Checkpoint()])
-def test_names_of_skorch_are_told_from_ours(blobs, vae, callback):
+def test_names_of_skorch_are_distinguished_from_ours(blobs, vae, callback):
     vae.set_params(teacher=NotAsked(), callbacks=[callback], validation_fraction=0.2)
     with pytest.raises(ValueError, match=r"'valid_loss.* Use 'validation_loss"):
         vae.fit(blobs)

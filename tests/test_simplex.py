@@ -86,14 +86,14 @@ def test_prior_matched_scale_of_uniform_posteriors_is_zero():
     assert prior_matched_scale(np.full((3, 4), 0.25)) == 0
 
 
-def test_log_odds_are_centred():
+def test_log_odds_are_centered():
     odds = centered_log_ratio(posteriors())
     np.testing.assert_allclose(odds.sum(axis=1), 0, atol=1e-12)
     assert log_odds_energy(posteriors()) == pytest.approx((odds**2).sum(axis=1).mean())
 
 
 @given(st.floats(-700, 700), st.floats(1e-3, 1e3))
-def test_witness_is_finite_and_normalised(size, scale):
+def test_witness_is_finite_and_normalized(size, scale):
     vertices = simplex_vertices(4, 3)
     log_q = witness_log_proba(np.full((2, 3), size), vertices, scale)
     assert np.isfinite(log_q).all()
@@ -109,7 +109,7 @@ def test_free_dimensions_do_not_reach_the_witness():
     )
 
 
-def test_check_teacher_proba_normalises_in_float64():
+def test_check_teacher_proba_normalizes_in_float64():
     proba = posteriors().astype(np.float32)
     checked = check_teacher_proba(proba)
     assert checked.dtype == np.float64
@@ -134,7 +134,7 @@ def test_check_teacher_proba_refuses(proba, message):
         check_teacher_proba(proba)
 
 
-def test_check_teacher_proba_refuses_another_number_of_rows():
+def test_check_teacher_proba_refuses_another_number_of_samples():
     with pytest.raises(
         ValueError, match=r"teacher_proba .* each of the 3 samples, got 1"
     ):

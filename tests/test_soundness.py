@@ -297,7 +297,7 @@ def test_a_distribution_that_fails_at_the_second_look_is_an_error(samples):
         certifier.certify(others, kind="sampled")
 
 
-def test_drawn_codes_of_single_rows_are_not_certified(samples):
+def test_drawn_codes_of_single_samples_are_not_certified(samples):
     rng = np.random.default_rng(0)
     with pytest.warns(UserWarning, match="another batch"):
         drawn = fitted(Model(lambda X: rng.normal(size=X.shape)), samples[0])
@@ -346,7 +346,7 @@ def test_outputs_of_16_bits_are_read_as_such(samples, sharpness):
     assert verdict(2.0**-7) != "certified"
 
 
-def test_sparse_rows_are_counted(samples):
+def test_sparse_samples_are_counted(samples):
     class Dense(Side):
         def predict_proba(self, X):
             return super().predict_proba(X.toarray())
@@ -360,7 +360,7 @@ def test_sparse_rows_are_counted(samples):
 
 
 @pytest.mark.slow
-def test_errors_kept_for_later_keep_no_rows(samples):
+def test_errors_kept_for_later_keep_no_samples(samples):
     class Samples(np.ndarray):
         pass
 
@@ -420,7 +420,7 @@ def _margin(proba, witness, codes, mpmath):
     return float(total / n)
 
 
-def test_rows_of_the_fit_are_left_out_by_the_witness_that_was_fitted(samples):
+def test_samples_of_the_fit_are_left_out_by_the_witness_that_was_fitted(samples):
     certifier = fitted(PCA(2), samples[0], witness="linear").set_params(witness="raw")
     with pytest.warns(KnownSamplesWarning, match="150 of 300"):
         assert certifier.certify(samples[0]).n_samples == 150
@@ -728,7 +728,7 @@ def test_nonsense_is_refused_by_name(name, call, values):
             call(value)
 
 
-def test_a_witness_without_numbers_gives_no_margin():
+def test_a_witness_without_finite_values_gives_no_margin():
     proba = posteriors(3, 2, 0)
     for bad in (np.nan, np.inf):
         logits = np.array([[0.0, 1.0], [1.0, 0.0], [bad, 0.0]])
@@ -851,7 +851,7 @@ def attack(seed, factor=1):
 
 
 @pytest.mark.slow
-def test_no_constant_code_is_certified_whatever_its_weights():
+def test_no_constant_code_is_certified_with_any_weights():
     shown = [seed for seed in range(2000) if attack(seed) in SHOWN]
     assert not shown
     # The twin: more than rounding does.

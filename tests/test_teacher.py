@@ -16,7 +16,7 @@ from skvaecert.metrics import teacher_information
 from skvaecert.simplex import analytic_energy
 
 
-def test_finds_the_groups(blobs):
+def test_finds_the_clusters(blobs):
     groups = GMMTeacher(n_components=4, random_state=0).fit(blobs).predict(blobs)
     centers = np.random.default_rng(0).normal(size=(4, 6)) * 4
     truth = ((blobs[:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
@@ -109,7 +109,7 @@ def test_same_seed_same_teacher(digits):
     np.testing.assert_array_equal(*fits)
 
 
-def test_fewer_features_than_components_asked_for(blobs):
+def test_fewer_features_than_principal_components(blobs):
     assert (
         GMMTeacher(n_components=4, pca_components=50).fit(blobs).pca_.n_components_ == 6
     )
@@ -156,7 +156,7 @@ def searched(digits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
-def test_rows_on_disk_give_the_same_teacher(digits, on_disk, searched, dtype):
+def test_samples_on_disk_give_the_same_teacher(digits, on_disk, searched, dtype):
     samples = (16 * digits[0]).astype(dtype)
     teacher = GMMTeacher([4, 8], random_state=0).fit(on_disk(samples))
     proba = teacher.transform(on_disk(samples))
@@ -212,7 +212,7 @@ def test_subsample(digits, monkeypatch):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30], ids=repr)
-def test_bad_numbers_anywhere_on_disk(digits, on_disk, bad, monkeypatch):
+def test_bad_values_anywhere_on_disk(digits, on_disk, bad, monkeypatch):
     monkeypatch.setattr(_samples, "_CHUNK_VALUES", 100 * 64)
     teacher = GMMTeacher(4, random_state=0).fit(digits[0])
     before = teacher.transform(digits[1])
@@ -231,7 +231,7 @@ def test_there_is_no_sample_weight(digits):
         GMMTeacher().fit(digits[0], sample_weight=np.ones(len(digits[0])))
 
 
-def test_rows_too_close_for_their_squares(blobs):
+def test_samples_too_close_for_their_squares(blobs):
     with pytest.raises(ValueError, match=r"X must vary by more than 1e-100.*Rescale"):
         GMMTeacher(4).fit(1e-160 * blobs)
 
@@ -287,7 +287,7 @@ def test_data_without_a_teacher(X, message):
     ("n_samples", "n_components", "searched"),
     [(2, 2, False), (15, 3, False), (66, 10, False), (67, 10, True), (300, 10, True)],
 )
-def test_the_default_fits_the_number_of_rows(n_samples, n_components, searched):
+def test_the_default_fits_the_number_of_samples(n_samples, n_components, searched):
     X = np.random.default_rng(0).normal(size=(n_samples, 3))
     teacher = GMMTeacher(min_agreement=0, random_state=0).fit(X)
     assert teacher.n_components_ == n_components
@@ -299,7 +299,7 @@ def test_the_default_fits_the_number_of_rows(n_samples, n_components, searched):
         assert teacher.mixture_.covariance_type == "spherical"
 
 
-def test_the_default_counts_rows_of_the_subsample(blobs):
+def test_the_default_counts_samples_of_the_subsample(blobs):
     assert GMMTeacher(subsample=20, random_state=0).fit(blobs).n_components_ == 4
 
 
@@ -342,7 +342,7 @@ def test_a_failed_fit_leaves_the_earlier_one(blobs):
     np.testing.assert_array_equal(teacher.transform(blobs), before)
 
 
-def test_wrong_width_and_unfitted(blobs):
+def test_wrong_number_of_features_and_unfitted(blobs):
     with pytest.raises(ValueError, match="not fitted yet"):
         GMMTeacher().transform(blobs)
     teacher = GMMTeacher(n_components=4).fit(blobs)
@@ -361,7 +361,7 @@ def test_an_uninformative_teacher_warns(blobs, params):
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-def test_few_distinct_rows_have_a_single_mixture():
+def test_few_distinct_samples_have_a_single_mixture():
     X = np.repeat([[0.0, 0.0], [1.0, 1.0]], 30, axis=0)
     teacher = GMMTeacher(random_state=0).fit(X)
     assert teacher.mixture_.covariance_type == "spherical"

@@ -121,7 +121,7 @@ def test_it_ends_when_little_is_gained(samples, guess):
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_rescaled_is_the_mixture_of_rescaled_rows(samples, guess, covariance_type):
+def test_rescaled_is_the_mixture_of_rescaled_samples(samples, guess, covariance_type):
     mixture = ours(samples, guess, covariance_type).rescaled(100.0)
     likelihood, responsibilities = expect(100 * samples, mixture)
     assert mixture.log_likelihood == pytest.approx(likelihood)
@@ -140,7 +140,7 @@ def test_an_empty_component_is_no_accident(samples, guess, covariance_type):
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_a_component_without_width_is_an_error(covariance_type):
+def test_a_component_without_variance_is_an_error(covariance_type):
     X = np.repeat([[0.0, 0.0], [1.0, 1.0]], 5, axis=0)
     guess = np.repeat(np.eye(2), 5, axis=1)
     with pytest.raises(np.linalg.LinAlgError):
@@ -161,7 +161,7 @@ def dtypes(monkeypatch):
 
 
 @pytest.mark.parametrize("covariance_type", COVARIANCE_TYPES)
-def test_plain_rows_are_fitted_in_float32(samples, guess, covariance_type, dtypes):
+def test_plain_samples_are_fitted_in_float32(samples, guess, covariance_type, dtypes):
     settings = {"covariance_type": covariance_type, "reg_covar": REG_COVAR}
     fast = fit_fast(samples, guess, **settings)
     assert dtypes == [np.float32]
@@ -173,7 +173,7 @@ def test_plain_rows_are_fitted_in_float32(samples, guess, covariance_type, dtype
     ("covariance_type", "reg_covar"),
     [("diag", 1e-9), ("tied", 1e-9), ("diag", 1e-6), ("spherical", 1e-7)],
 )
-def test_narrow_groups_are_fitted_in_float64(covariance_type, reg_covar, dtypes):
+def test_narrow_clusters_are_fitted_in_float64(covariance_type, reg_covar, dtypes):
     """They lie 10,000 widths apart: float32 fails, or has too few digits."""
     rng = np.random.default_rng(0)
     labels = rng.integers(5, size=2000)

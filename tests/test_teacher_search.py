@@ -40,7 +40,7 @@ def found(digits):
 
 
 @pytest.mark.slow
-def test_the_table_holds_every_candidate(found):
+def test_the_table_contains_every_candidate(found):
     table = pd.DataFrame(found.search_results_)
     points = list(table[list(GRID)].itertuples(index=False, name=None))
     assert points == list(itertools.product(*GRID.values()))
@@ -423,14 +423,14 @@ def test_the_default_budget_is_a_prior_matched_scale_of_4(digits):
     assert prior_matched_scale(sharp.transform(digits[0])) > 5
 
 
-def test_a_budget_of_ones_own(digits):
+def test_a_budget_that_the_user_sets(digits):
     results = searching(**SMALL, energy_budget=3.0).fit(digits[0]).search_results_
     np.testing.assert_allclose(results["energy"], 3.0, rtol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_components", [5, [5, 10]], ids=["one", "search"])
-def test_a_budget_that_nothing_meets(digits, n_components):
+def test_a_budget_below_every_candidate(digits, n_components):
     teacher = GMMTeacher(
         n_components,
         covariance_type="full",
@@ -503,7 +503,7 @@ def test_components_without_samples_are_a_failure(digits):
 
 
 @pytest.mark.slow
-def test_narrow_groups_are_fitted_in_float64():
+def test_narrow_clusters_are_fitted_in_float64():
     """They lie 10,000 widths apart: float32 has too few digits."""
     rng = np.random.default_rng(0)
     X = (

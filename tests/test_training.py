@@ -160,7 +160,7 @@ def test_monitored_margin_is_the_margin(samples, proba):
     assert net.history[-1]["margin"] == pytest.approx(margin, abs=1e-6)
 
 
-def test_monitor_watches_the_same_rows_in_every_fit():
+def test_monitor_watches_the_same_samples_in_every_fit():
     monitored = []
     for _ in range(2):
         monitor, samples = MarginMonitor(), torch.arange(2000.0)[:, None]
@@ -264,7 +264,7 @@ def test_broken_weights_return_to_the_last_full_epoch(samples, proba, batch):
     assert not net.optimizer_.state
 
 
-def test_training_rows_are_forgotten(samples, proba):
+def test_training_samples_are_forgotten(samples, proba):
     net = trained(samples, proba)
     for _, callback in net.callbacks_:
         held = [v for v in vars(callback).values() if isinstance(v, torch.Tensor)]
@@ -423,7 +423,7 @@ def test_aggressive_training_remembers_that_it_ended(samples, proba, monkeypatch
     assert [row["aggressive"] for row in net.history] == [True, False, False, False]
 
 
-def test_encoder_first_keeps_no_rows(samples, proba):
+def test_encoder_first_keeps_no_samples(samples, proba):
     net = trained(samples, proba, criterion__objective=AggressiveEncoder(2, 6))
     kept = vars(dict(net.callbacks_)["encoder_first"])
     assert set(kept) == {"window", "max_inner_steps", "aggressive_"}
@@ -462,7 +462,7 @@ def test_aggressive_training_knows_more_early(samples, proba):
     assert first.history[-1]["train_loss"] < plain.history[-1]["train_loss"]
 
 
-def test_optimal_noise_is_that_of_the_monitored_rows(samples, proba):
+def test_optimal_noise_is_that_of_the_monitored_samples(samples, proba):
     net = trained(samples, proba, criterion__objective=SigmaVAE())
     bound = evidence_bound
     losses = {}
@@ -514,6 +514,6 @@ def test_parts_that_thaw_are_trained_by_autograd(samples, proba):
     )
 
 
-def test_optimal_noise_of_rows_that_hardly_vary(samples, proba):
+def test_optimal_noise_of_samples_that_hardly_vary(samples, proba):
     net = trained(0.1 * samples, proba, criterion__objective=SigmaVAE())
     assert net.module_.raw_log_noise.item() < -2

@@ -36,7 +36,7 @@ def standardization(bytes_):
     return Standardization.to_unit_variance([bytes_.astype(float)])
 
 
-def test_batches_cover_all_rows_once(samples, proba):
+def test_batches_cover_all_samples_once(samples, proba):
     batches = Batches(TrainingSet(Resident(samples), proba), batch_size=64)
     pairs = list(batches)
     assert len(pairs) == len(batches) == 5
@@ -67,7 +67,7 @@ def test_statistics_do_not_depend_on_the_chunks(samples, sizes):
     assert scale == pytest.approx(np.sqrt(X.var(axis=0).mean()), rel=1e-9)
 
 
-def test_standard_rows_have_mean_zero_and_mean_variance_one(samples):
+def test_standard_samples_have_mean_zero_and_mean_variance_one(samples):
     X = samples.double().numpy() * np.arange(1, D + 1) + 5
     standardization = Standardization.to_unit_variance([X])
     standard = standardization.apply(X)
@@ -77,16 +77,16 @@ def test_standard_rows_have_mean_zero_and_mean_variance_one(samples):
     np.testing.assert_allclose(standardization.undo(standard.numpy()), X, rtol=1e-5)
 
 
-def test_equal_rows_are_not_divided_by_zero():
+def test_equal_samples_are_not_divided_by_zero():
     assert Standardization.to_unit_variance([np.full((5, 2), 3.0)]).scale == 1
 
 
-def test_rows_far_out_are_refused(standardization):
+def test_samples_far_out_are_refused(standardization):
     with pytest.raises(ValueError, match=r"within 1e15 standard deviations .* got"):
         standardization.apply(np.full((2, D), 1e20))
 
 
-def test_bytes_stay_bytes_and_give_the_same_rows(bytes_, standardization):
+def test_bytes_stay_bytes_and_give_the_same_samples(bytes_, standardization):
     resident = Resident(torch.from_numpy(bytes_), standardization)
     assert resident.values.dtype == torch.uint8
     index = torch.tensor([5, 2, 2, 299])
@@ -95,7 +95,7 @@ def test_bytes_stay_bytes_and_give_the_same_rows(bytes_, standardization):
     torch.testing.assert_close(resident.take(index), expected, rtol=1e-6, atol=1e-6)
 
 
-def test_rows_are_standardized_chunk_by_chunk(bytes_, standardization):
+def test_samples_are_standardized_chunk_by_chunk(bytes_, standardization):
     chunks = np.split(bytes_, [100, 101])
     resident = Resident.filled(bytes_.shape, chunks, standardization, CPU)
     assert torch.equal(resident.values, standardization.apply(bytes_))
@@ -116,7 +116,9 @@ class Recorder:
         return self.values[index]
 
 
-def test_streams_read_in_order_and_return_as_asked(bytes_, standardization):
+def test_streams_read_in_order_and_return_in_the_requested_order(
+    bytes_, standardization
+):
     source = Recorder(bytes_)
     index = torch.tensor([5, 2, 2, 299])
     samples = Streamed(source, standardization, CPU).take(index)
@@ -124,7 +126,7 @@ def test_streams_read_in_order_and_return_as_asked(bytes_, standardization):
     np.testing.assert_array_equal(source.read, [[2, 2, 5, 299]])
 
 
-def test_a_stream_trains_like_rows_in_memory(bytes_, proba, standardization):
+def test_a_stream_trains_like_samples_in_memory(bytes_, proba, standardization):
     dataset = DatasetSamples(TensorDataset(torch.from_numpy(bytes_), proba))
     batches = []
     for samples in (

@@ -70,12 +70,12 @@ def company_changes(net, X):
 
 @pytest.mark.parametrize("n_features", [3, 17, 100])
 @pytest.mark.parametrize("hidden", [(), (3, 17), (33, 100), (64, 64)])
-def test_company_and_place_change_no_bit(n_features, hidden):
+def test_batch_and_position_change_no_bit(n_features, hidden):
     assert not company_changes(net_for(n_features, hidden), samples(n_features))
 
 
 @pytest.mark.slow
-def test_company_and_place_change_no_bit_of_wide_networks():
+def test_batch_and_position_change_no_bit_of_wide_networks():
     assert not company_changes(net_for(1000, (1000, 500)), samples(1000))
 
 
@@ -139,7 +139,7 @@ def fitted(request):
     return vae, X, teacher_proba
 
 
-def test_the_mean_is_one_number_everywhere(fitted, tmp_path):
+def test_the_mean_is_the_same_value_everywhere(fitted, tmp_path):
     vae, X, _ = fitted
     means = vae.transform(X)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))

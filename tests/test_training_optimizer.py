@@ -97,7 +97,7 @@ def storages(network, optimizer):
     return [t.untyped_storage() for t in (*network.parameters(), *gradients, *moments)]
 
 
-def test_what_is_released_has_memory_of_its_own(network, x):
+def test_what_is_released_has_its_own_memory(network, x):
     optimizer = adam(network)
     vector = tied(optimizer)
     train(network, vector, x)

@@ -96,7 +96,7 @@ def test_numbers_inside_are_at_most_those_that_work_can_feed(work, expected):
     assert all_are(3)
 
 
-def test_beside_a_step_by_numpy_torch_has_one_thread():
+def test_with_a_step_by_numpy_torch_has_one_thread():
     with threads_for(LARGE):
         assert numbers() == (1, *(2 for _ in BLAS.lib_controllers))
 
@@ -240,7 +240,7 @@ def test_ctrl_c_at_any_moment():
 
 
 @pytest.mark.slow
-def test_loky_workers_have_numbers_of_their_own():
+def test_loky_workers_keep_their_own_numbers_of_threads():
     with limited(SMALL):
         told = Parallel(n_jobs=2)(delayed(numbers_in_worker)() for _ in range(2))
     assert told == [True, True]

@@ -292,7 +292,7 @@ def test_who_does_not_listen_costs_no_call(dataset, monkeypatch):
     assert called
 
 
-def test_callbacks_may_listen_by_a_function_of_their_own(dataset):
+def test_callbacks_may_listen_by_an_attribute(dataset):
     callback, called = Callback(), []
     callback.on_batch_end = lambda *_, **__: called.append(1)
     fitted(dataset, [callback], max_epochs=1)

@@ -109,7 +109,7 @@ def test_score_is_the_evidence_bound_of_the_last_epoch(blobs, vae):
     assert vae.score(blobs) == vae.score(blobs)
 
 
-def test_batch_normalisation_and_dropout(blobs, vae):
+def test_batch_normalization_and_dropout(blobs, vae):
     def encoder(n_features, latent_dim):
         layers = [nn.Linear(n_features, 16), nn.BatchNorm1d(16), nn.Dropout(0.2)]
         return nn.Sequential(*layers, nn.ReLU(), nn.Linear(16, 2 * latent_dim))
@@ -147,7 +147,7 @@ def test_sample(blobs, shared_vae):
     assert away < blobs.std(axis=0).max()
 
 
-def test_a_sample_is_encoded_alike_in_any_company(blobs, shared_vae):
+def test_a_sample_is_encoded_alike_in_any_batch(blobs, shared_vae):
     apart = np.concatenate([shared_vae.transform(x[None]) for x in blobs])
     np.testing.assert_array_equal(shared_vae.transform(blobs), apart)
 
@@ -281,7 +281,7 @@ def test_pickle(blobs, trained):
 
 
 @pytest.mark.slow
-def test_pickle_holds_no_training_samples(vae):
+def test_pickle_contains_no_training_samples(vae):
     X = np.random.default_rng(0).normal(size=(5000, 6))
     vae.set_params(max_epochs=1, teacher__covariance_type="full")
     sizes = [len(pickle.dumps(vae.fit(X[:n]))) for n in (500, 5000)]

@@ -63,7 +63,7 @@ def test_forecast_trains_nothing(blobs, vae):
 
 
 @pytest.mark.slow
-def test_forecast_is_of_the_rows_to_train_on(blobs, vae):
+def test_forecast_is_of_the_samples_to_train_on(blobs, vae):
     fitted_on = []
 
     class Teacher(GMMTeacher):

@@ -85,7 +85,7 @@ def test_guard_goes_on_from_its_weight(blobs, vae):
     assert table[0]["alignment_weight"] == pytest.approx(1, rel=0.3)
 
 
-def test_guard_needs_a_teacher_that_tells_samples_apart(blobs, vae):
+def test_guard_needs_a_teacher_that_distinguishes_samples(blobs, vae):
     vae.set_params(alignment_weight="auto", witness_scale=1.0)
     with pytest.raises(ValueError, match="alignment_weight must be a number"):
         vae.fit(blobs, teacher_proba=np.full((len(blobs), 3), 1 / 3))
@@ -119,7 +119,7 @@ def test_one_epoch_of_a_stream_need_not_reach_the_target(blobs, vae):
 
 
 @pytest.mark.slow
-def test_guard_holds_the_margin_of_rows_held_out(blobs, vae):
+def test_guard_holds_the_margin_of_held_out_samples(blobs, vae):
     vae.set_params(
         alignment_weight="auto",
         validation_fraction=0.25,
@@ -175,7 +175,7 @@ def test_guard_knows_the_gap_in_streams_too(noise, guarded):
 
 
 @pytest.mark.slow
-def test_the_margin_that_is_told_is_that_of_held_out_samples(noise, guarded):
+def test_the_reported_margin_is_that_of_held_out_samples(noise, guarded):
     guarded.set_params(max_epochs=4, kl_weight=20.0)
     with pytest.warns(UnreachedMarginWarning) as warned:
         last = guarded.fit(noise).history_[-1]

@@ -60,7 +60,7 @@ def test_convolutions_without_weights_are_constant(patches, conv_vae):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("image_shape", [(3, 8, 8), (1, 12, 16), (2, 9, 13)])
-def test_an_image_is_encoded_alike_in_any_company(conv_vae, image_shape):
+def test_an_image_is_encoded_alike_in_any_batch(conv_vae, image_shape):
     n_features = np.prod(image_shape)
     rng = np.random.default_rng(0)
     X = rng.normal(size=(300, n_features)) + rng.integers(4, size=(300, 1))

@@ -31,7 +31,7 @@ def test_alpha_is_given_or_the_greatest_that_an_energy_allows(prefit, alpha, epo
     assert wanted.epochs == epochs
 
 
-def test_codes_of_a_teacher_that_tells_nothing_cost_nothing():
+def test_codes_of_a_teacher_without_information_cost_nothing():
     assert Prefit(energy=1.0).resolve_alpha(np.full((5, 2), 0.5), 1.0) == 1.0
 
 

@@ -37,7 +37,7 @@ def test_partial_fit_is_one_epoch(blobs, vae):
     assert vae.partial_fit(blobs).teacher_ is teacher
 
 
-def test_every_epoch_of_a_stream_has_batches_of_its_own(blobs, vae):
+def test_every_epoch_of_a_stream_has_other_batches(blobs, vae):
     firsts = []
 
     class First(Callback):

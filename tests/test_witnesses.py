@@ -50,7 +50,7 @@ def test_the_simplex_is_the_fixed_witness(proba):
 
 
 @pytest.mark.parametrize("fit", [fit_procrustes, fit_linear])
-def test_a_turned_code_is_read_on_other_rows(proba, fit):
+def test_a_turned_code_is_read_on_other_samples(proba, fit):
     codes = turned(proba)
     half = N // 2
     witness = fit(codes[:half], proba[:half])
@@ -106,7 +106,7 @@ def test_weights_count_as_repetitions(proba, fit):
 @pytest.mark.slow
 @settings(max_examples=50)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([fit_procrustes, fit_linear]))
-def test_no_constant_code_has_a_margin_whatever_was_fitted(seed, fit):
+def test_no_constant_code_has_a_margin_with_any_fitted_witness(seed, fit):
     rng = np.random.default_rng(seed)
     proba = softmax(3 * rng.normal(size=(40, K)), axis=1)
     proba = 0.999 * proba + 0.001 / K
@@ -138,7 +138,7 @@ def test_strength_maximises_the_margin(proba):
     assert margin(witness, codes, proba) < best
 
 
-def test_strength_of_codes_that_say_nothing_is_small(proba):
+def test_strength_of_codes_without_information_is_small(proba):
     noise = np.random.default_rng(0).normal(size=(N, D))
     witness = simplex_witness(simplex_vertices(K, D), prior_matched_scale(proba))
     assert fit_strength(witness.logits(noise), proba) < 0.1

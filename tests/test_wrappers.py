@@ -116,7 +116,7 @@ def test_a_plain_vae_gives_the_parameters_of_its_posterior(model, vae, samples):
 
 
 @pytest.mark.slow
-def test_a_row_does_not_depend_on_its_company(model, vae, samples):
+def test_a_sample_does_not_depend_on_the_others_in_its_batch(model, vae, samples):
     mean, std = model.encode(samples)
     x_hat = model.inverse_transform(mean)
     order = np.random.default_rng(0).permutation(len(samples))[:601]
@@ -264,7 +264,7 @@ def test_modules_without_parameters_get_float32():
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32, np.float64])
-def test_other_callables_get_rows_as_they_are(dtype):
+def test_other_callables_get_samples_as_they_are(dtype):
     def encoder(batch):
         assert type(batch) is np.ndarray
         assert (batch.dtype, batch.shape[1:]) == (dtype, (2, 3))
@@ -402,14 +402,14 @@ def test_bad_parameters(parameters, message):
             use(np.ones((4, 3)))
 
 
-def test_bad_rows():
+def test_bad_samples():
     with pytest.raises(ValueError, match="Input X contains NaN"):
         TrainedEncoder(flat).transform(np.array([[np.nan, 1]]))
     with pytest.raises(ValueError, match="expecting 3 features"):
         TrainedEncoder(flat).fit(np.ones((4, 3))).transform(np.ones((4, 2)))
 
 
-def test_decoders_flatten_rows_and_are_optional(samples):
+def test_decoders_flatten_samples_and_are_optional(samples):
     decoder = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8)))
     model = TrainedEncoder(flat, decoder)
     assert model.inverse_transform(np.ones((3, 2))).shape == (3, 64)

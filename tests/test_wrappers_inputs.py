@@ -173,7 +173,7 @@ def test_strings_reach_a_module_that_takes_them(text):
         (np.array([["a", "b"]]), "could not convert|numeric"),
     ],
 )
-def test_what_holds_no_samples(X, message):
+def test_what_contains_no_samples(X, message):
     with pytest.raises(ValueError, match=message):
         TrainedEncoder(lengths).transform(X)
 
@@ -321,7 +321,7 @@ def test_padding_that_depends_on_the_batch_is_noticed(teacher, sentences):
 
 
 @pytest.mark.parametrize("form", ["strings", "tokens"])
-def test_samples_of_the_fit_are_known_in_other_company(teacher, sentences, form):
+def test_samples_of_the_fit_are_known_among_other_samples(teacher, sentences, form):
     """A fitted witness certifies others only, also where some have one length."""
 
     def as_strings(batch):

@@ -112,14 +112,14 @@ def encoder(result, outputs=None):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_posteriors_are_read_without_being_told(form):
+def test_posteriors_are_read_without_any_setting(form):
     mean, std = encoder(FORMS[form]).encode(X)
     np.testing.assert_array_equal(mean, MEAN)
     np.testing.assert_allclose(std, STD, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", NAMED)
-def test_outputs_are_picked_by_place_or_name(case):
+def test_outputs_are_picked_by_position_or_name(case):
     result, outputs = NAMED[case]
     mean, std = encoder(result, outputs).encode(X)
     np.testing.assert_array_equal(mean, MEAN)
@@ -249,7 +249,7 @@ def test_outputs_of_decoders_that_are_refused(result):
 
 @pytest.mark.parametrize("form", ["tuple", "names"])
 @pytest.mark.parametrize("measure", ["std", "variance"])
-def test_widths_that_pose_as_logarithms_are_warned_of(form, measure):
+def test_standard_deviations_passed_as_logarithms_are_warned_of(form, measure):
     width = STD if measure == "std" else STD**2
     result = (MEAN, width) if form == "tuple" else {"mu": MEAN, "logvar": width}
     keys = (0, 1) if form == "tuple" else ("'mu'", "'logvar'")
@@ -259,7 +259,7 @@ def test_widths_that_pose_as_logarithms_are_warned_of(form, measure):
 
 
 @pytest.mark.parametrize("measure", ["std", "variance"])
-def test_logarithms_that_pose_as_widths_are_refused(measure):
+def test_logarithms_passed_as_standard_deviations_are_refused(measure):
     message = r'above 0 as .*outputs=\{"mean": 0, "log_variance": 1\}'
     with pytest.raises(ValueError, match=message):
         encoder((MEAN, LOG_VARIANCE), {"mean": 0, measure: 1}).encode(X)
