@@ -18,11 +18,11 @@ from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 # No window opens.
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# A machine that is there for its GPU may not have it.
+# A machine that is used for its GPU may not have hypothesis.
 if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 
-    # How fast an example runs is the machine's affair.
+    # No deadline, since the speed of an example depends on the machine.
     settings.register_profile("skvaecert", deadline=None)
     settings.load_profile("skvaecert")
 
@@ -63,7 +63,7 @@ def _ctrl_c():
 
 @pytest.fixture(scope="session")
 def digits():
-    """Train and test rows of the digits, in [0, 1]."""
+    """Training and test samples of the digits, in [0, 1]."""
     return train_test_split(load_digits().data / 16, random_state=0)
 
 
@@ -84,7 +84,7 @@ def shared_blobs():
 
 @pytest.fixture
 def blobs(shared_blobs):
-    """Four groups in six dimensions: small, and easy to tell apart."""
+    """Four clusters in six dimensions: small, and well separated."""
     return shared_blobs.copy()
 
 
@@ -144,10 +144,10 @@ def trained(shared_vae):
         (np.empty((0, 3)), "0 sample"),
         (np.zeros((1, 3)), r"1 sample\(s\)"),
     ],
-    ids=["nan", "inf", "1-d", "strings", "sparse", "empty", "one row"],
+    ids=["nan", "inf", "1-d", "strings", "sparse", "empty", "one sample"],
 )
 def bad_data(request):
-    """Data that no fit takes, and what the error says."""
+    """Data that every fit refuses, and a part of the error message."""
     return request.param
 
 

@@ -182,7 +182,7 @@ def forbid(event, args):
 
 
 def limit_memory(n_bytes):
-    """Let this process have so many bytes more than it has now."""
+    """Limit this process to so many bytes more than it has now."""
     n_pages = int(Path("/proc/self/statm").read_text().split()[0])
     now = n_pages * os.sysconf("SC_PAGE_SIZE")
     resource.setrlimit(resource.RLIMIT_AS, (now + n_bytes, resource.RLIM_INFINITY))
@@ -198,13 +198,15 @@ def outcome(path, X):
     except InvalidFileError as error:
         return "no memory" if isinstance(error.__cause__, MemoryError) else "refused"
     except ValueError as error:
-        if str(error).startswith("modules must contain the"):  # which nobody brings
+        if str(error).startswith(
+            "modules must contain the"
+        ):  # the module is not passed
             return "refused"
         raise
     try:
         means = loaded.transform(X)
     except ValueError as error:
-        if str(error).startswith("X must be within"):  # what X is for this model
+        if str(error).startswith("X must be within"):  # samples for this model
             return "declined"
         raise
     return "finite" if np.isfinite(means).all() else "not finite"
@@ -222,7 +224,7 @@ def peak(function):
 
 
 def large(path, change):
-    """Forge, load in a process of its own: memory used, allowed, and the outcome."""
+    """Forge and load in a separate process: memory used, allowed, and the outcome."""
     from skvaecert.exceptions import InvalidFileError
     from skvaecert.persistence import load
 
@@ -313,7 +315,7 @@ def with_vertices(*shape):
 
 
 def with_loss(*shape):
-    """A loss as witness, whose vertices make a table of their squared number."""
+    """A loss as witness; its vertices take memory by the square of their number."""
 
     def change(content, arrays):
         arrays["loss"] = np.zeros(shape)
@@ -369,7 +371,7 @@ def mutated(path):
     X = np.load(path.with_suffix(".npy"))
     assert outcome(path, X) == "finite"
     assert repr(load(path))
-    # What errors and their text need is imported before nothing may be any more.
+    # Import what error messages need before the audit hook forbids all imports.
     place = path.with_name("mutated")
     for made in list(mutations(path, seed=1))[::50]:
         place.write_bytes(made)

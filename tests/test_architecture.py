@@ -172,7 +172,7 @@ def public_callables(module):
 
 @pytest.mark.parametrize("room", ["", *(f".{room}" for room in PUBLIC)])
 def test_signatures_name_their_types(room):
-    """`help` says ArrayLike, and not what NumPy's type stands for."""
+    """`help` shows ArrayLike by its name, and not the type that it stands for."""
     for name, value in public_callables(importlib.import_module(f"skvaecert{room}")):
         try:
             signature = str(inspect.signature(value))
@@ -200,7 +200,7 @@ def test_unknown_attributes_are_refused():
 
 @pytest.mark.slow
 def test_modules_are_imported_when_they_are_used():
-    """In a process of its own: another test may have imported the modules."""
+    """In a separate process: another test may have imported the modules."""
     script = f"""
 import sys
 import skvaecert

@@ -73,7 +73,7 @@ BAD = {
 }
 # None stands for a default.
 MAY_BE_NONE = "sample_weight", "index", "batch_size", "random_state"
-# Values with which a certificate could only be infinite or no number.
+# With these values a certificate would be infinite or NaN.
 NONSENSE = [
     (simplex.temper, "temperature", -1.0),
     (simplex.temper, "temperature", 5e-324),

@@ -69,14 +69,14 @@ def drawn(generator):
 
 
 def kl_by_hand(result):
-    """KL of every row and dimension, from the moments of the log-ratio."""
+    """KL of every sample and dimension, from the moments of the log-ratio."""
     mean, deviation = result.mean.numpy(), np.exp(result.log_variance.numpy() / 2)
     entropy = norm(mean, deviation).entropy()
     cross = np.log(2 * np.pi) / 2 + (deviation**2 + mean**2) / 2
     return cross - entropy
 
 
-# Each against arithmetic of its own.
+# Each is compared with separate arithmetic.
 
 
 def test_beta(result):
@@ -145,7 +145,7 @@ def test_delta_holds_in_single_precision(delta):
     kl = gaussian_kl(*posterior(mean, raw))
     assert kl.dtype == torch.float32
     assert kl.min() >= delta
-    # Nothing is wasted: delta is what a mean that says nothing costs.
+    # The bound is tight: delta is the cost of a constant mean.
     assert kl.max() <= delta + 1e-5 * (1 + 2 * delta)
 
 
@@ -312,7 +312,7 @@ BEST = {"Capacity": (1.0, 0.0), "DeltaVAE": (-1.0, 0.0)}
 def forces(objective, raw_mean, decoder=None, alignment_weight=0.0):
     """Minus the gradient of the loss by raw means, means and raw log-variances.
 
-    Averaged over all cyclic shifts of the noise, so that every row sees the same.
+    Averaged over all cyclic shifts of the noise, so that every sample gets the same.
     """
     raw_mean = raw_mean.clone().requires_grad_()
     raw = torch.full_like(raw_mean, BEST.get(type(objective).__name__, (0, 0.0))[1])
@@ -346,7 +346,7 @@ def between_samples(force):
 
 @every_objective
 def test_constant_mean_is_finite_and_feels_no_force(objective):
-    """With a decoder that ignores the code, nothing tells rows apart."""
+    """With a decoder that ignores the code, all samples get the same force."""
     penalty, on_raw, on_mean, _ = forces(objective, constant(objective))
     assert np.isfinite(penalty)
     assert between_samples(on_raw) < 1e-14
@@ -361,7 +361,7 @@ def test_alignment_distinguishes_samples_at_a_constant_mean(objective):
 
 @every_objective
 def test_a_decoder_that_uses_the_code_distinguishes_samples(objective):
-    """What the test before it could not see would be a harness that is blind."""
+    """The twin: the test above would notice a force."""
     decoder = torch.ones(D, FEATURES, dtype=torch.float64)
     _, _, on_mean, _ = forces(objective, constant(objective), decoder)
     assert between_samples(on_mean) > 0.02
@@ -371,7 +371,7 @@ def test_a_decoder_that_uses_the_code_distinguishes_samples(objective):
     "objective", [o for o in OBJECTIVES if not isinstance(o, InfoVAE)], ids=str
 )
 def test_the_constant_is_a_stationary_point(objective):
-    """Its part that all rows share feels no force either."""
+    """The part of the mean that all samples share feels no force either."""
     _, on_raw, _, on_log_variance = forces(objective, constant(objective))
     assert on_raw.abs().max() < 1e-14
     assert on_log_variance.abs().max() < 1e-14
@@ -396,13 +396,13 @@ def test_the_constant_is_a_stationary_point(objective):
     ids=str,
 )
 def test_price_of_a_constant_mean(objective, least):
-    """The least that any mean pays, but for mu-forcing, where it is the hinge."""
+    """The minimum over all means; for mu-forcing it is the hinge."""
     penalty, *_ = forces(objective, constant(objective))
     np.testing.assert_allclose(penalty, least, atol=1e-5)
 
 
 def test_info_of_a_wide_constant_posterior_is_zero(generator):
-    """Codes of mean 0 and variance 1 are the prior's, whatever the row."""
+    """Codes of mean 0 and variance 1 are those of the prior, for every sample."""
     code = torch.randn(200, 20, D, generator=generator, dtype=torch.float64)
     zeros = torch.zeros(20, D, dtype=torch.float64)
     torch.manual_seed(0)
@@ -414,7 +414,7 @@ def test_info_of_a_wide_constant_posterior_is_zero(generator):
 
 @pytest.mark.parametrize(("strength", "sign"), [(0.4, -1), (1.0, 1)])
 def test_mu_forcing_enlarges_any_difference(strength, sign, generator):
-    """Whatever it is of: (2 strength - 1) mu / n, on means around 0."""
+    """The force is (2 strength - 1) mu / n, on means around 0, of any origin."""
     mean = 1e-3 * torch.randn(N, D, generator=generator, dtype=torch.float64)
     mean -= mean.mean(dim=0)
     _, _, force, _ = forces(MuForcing(1.5, strength), mean)
@@ -423,7 +423,7 @@ def test_mu_forcing_enlarges_any_difference(strength, sign, generator):
 
 
 def test_batch_norm_amplifies_noise(generator):
-    """Means as wide as gamma, of which the rows say nothing."""
+    """Means with standard deviation gamma, which do not depend on the samples."""
     n_samples, gamma = 4000, 0.5
     noise = torch.randn(n_samples, D, generator=generator, dtype=torch.float64)
     proba = np.random.default_rng(2).dirichlet(np.full(3, 0.2), size=n_samples)
@@ -455,7 +455,7 @@ def test_batch_norm_evaluates_with_running_averages(generator):
 
 
 def test_delta_lets_no_force_through_below_zero():
-    """Not even that of alignment: the mean is cut off at 0 for every row."""
+    """Not even that of alignment: the mean is cut off at 0 for every sample."""
     objective = DeltaVAE(0.1)
     _, on_raw, on_mean, _ = forces(objective, constant(objective), None, 1.0)
     assert between_samples(on_mean) > 0.02

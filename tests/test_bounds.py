@@ -52,7 +52,7 @@ def easy():
 
 
 def rarely_wrong():
-    """Of one sample in a hundred the witness is sure of the least likely component."""
+    """For one sample in 100, the witness predicts the least likely cluster."""
     population = easy()
     witness = np.exp(population.log_witness)
     wrong = slice(0, SIZE // 100)
@@ -62,7 +62,7 @@ def rarely_wrong():
 
 
 def skewed():
-    """One sample in a hundred has nearly all the margin, and a component of its own."""
+    """One sample in a hundred has nearly all the margin, and a separate cluster."""
     proba = np.tile([0.6, 0.2, 0.1, 0.0999, 1e-4], (SIZE, 1))
     proba[: SIZE // 100] = [1e-4, 1e-4, 1e-4, 1e-4, 0.9996]
     witness = proba.copy()
@@ -168,7 +168,7 @@ def test_bootstrap_covers_where_it_is_easy():
 
 @pytest.mark.slow
 def test_bootstrap_is_no_certificate():
-    """Where errors are rare it misses more often than it says, beyond any doubt."""
+    """Where errors are rare, it misses significantly more often than stated."""
     population, repeats = rarely_wrong(), 400
     bound = partial(bootstrap_bound, n_resamples=500, random_state=0)
     misses = np.sum(repeated(bound, population, 100, repeats) > population.margin)
@@ -343,7 +343,7 @@ def test_excluded_components_cost_what_the_floor_leaves(bound):
 
 
 def test_the_floored_witness_of_a_constant_one_is_constant():
-    """Why a bound above 0 says the same of the witness as it was given."""
+    """So a bound above 0 also holds for the witness without a floor."""
     proba = collapsed().proba
     for constant in (softmax(np.arange(K)), np.eye(K)[0]):
         floored = (1 - FLOOR) * constant + FLOOR / K
@@ -414,12 +414,12 @@ def test_values_are_checked(bound):
 
 
 def rare(size, rng):
-    """Rarely 5, the upper limit, nearly always next to nothing."""
+    """Rarely 5, the upper limit, and nearly always close to 0."""
     return np.where(rng.random(size) < 0.01, 5.0, 1e-6)
 
 
 def differing(size, rng):
-    """Value i is a coin with a chance of its own."""
+    """Value i is a coin toss with its own probability."""
     return 5.0 * (rng.random(size) < chances(size))
 
 
@@ -470,7 +470,7 @@ def test_mean_bounds_of_batches_hold_from_both_sides(case, size):
 def test_weights_as_numbers_of_values_would_miss():
     """Why weights are divided by the largest: powers above 1 of a factor are no bets.
 
-    A value of weight 100, taken for 100 equal values, proves what it does not know.
+    A value of weight 100, taken for 100 equal values, would claim too much evidence.
     """
     rng, repeats = np.random.default_rng(0), 300
     low = [
@@ -485,7 +485,7 @@ def test_weights_as_numbers_of_values_would_miss():
 
 @pytest.mark.parametrize("scale", [1e-6, 0.01, 1.0])
 def test_bounds_from_nodes_are_those_of_the_values(scale):
-    """Between nodes they lose next to nothing, wherever in the range the values are."""
+    """Between nodes the bounds lose hardly anything, for values anywhere in range."""
     rng = np.random.default_rng(0)
     for size in (30, 3000):
         x = scale * rng.beta(2, 3, size=size)

@@ -285,7 +285,7 @@ def epochs_until_stop(callback, history):
 def test_epochs_are_counted_in_a_row(monitor):
     stop = StopWhenCertified(0.5, n_epochs=2, monitor=monitor)
     assert epochs_until_stop(stop, rows([1.2, 0.9, 1.1, 1.0, 1.3], name=monitor)) == 4
-    # Begins anew with every fit.
+    # The count starts again with every fit.
     assert epochs_until_stop(stop, rows([1.2, 0.9], name=monitor)) is None
     assert epochs_until_stop(stop, rows([1.2, 1.2], name=monitor)) == 2
 
@@ -331,7 +331,7 @@ def quick_bound(proba, log_q, confidence):
 
 
 class LookedAt(Net):
-    """As much of a net as the callback looks at."""
+    """The part of a net that the callback reads."""
 
     def __init__(self):
         self.history = History()
@@ -409,7 +409,7 @@ def test_a_healthy_vae_is_stopped_and_one_without_alignment_is_not(digits):
     assert last["validation_margin"] > last["validation_margin_low"]
     asked = 0.3 * last["validation_information"]
     assert last["validation_margin_low"] >= asked
-    # And so it is on samples that nothing has seen.
+    # It is also not above 0 on new samples.
     proba = healthy.teacher_.predict_proba(unseen)
     low = betting_bound(proba, healthy.witness_log_proba(unseen))
     assert low >= asked
@@ -439,7 +439,7 @@ def test_looks_are_counted_over_warm_fits_pickles_and_partial_fits(blobs, vae):
     expected = betting_bound(proba, log_q, confidence=spent(0.95, 5))
     assert lows[-1] == pytest.approx(expected, abs=1e-5)
     assert lows[-1] < betting_bound(proba, log_q, confidence=spent(0.95, 4)) - 1e-3
-    # From scratch it begins anew.
+    # A fit from scratch starts again.
     again = vae.set_params(warm_start=False).fit(blobs).history_
     assert [row["validation_margin_low"] for row in again] == lows[:2]
 
@@ -526,7 +526,7 @@ def test_epochs_that_were_not_looked_at_are_refused(blobs, vae):
 
 
 def test_other_validation_samples_are_refused(blobs, vae):
-    """Those of now may have been trained on before."""
+    """The present validation samples may have been training samples before."""
     looking(vae, share=0.9, max_epochs=2, warm_start=True).fit(blobs)
     with pytest.raises(ValueError, match="with the same validation samples"):
         vae.fit(blobs[::-1].copy())

@@ -1,4 +1,4 @@
-"""Whose callbacks a fit calls: those given, or clones of them, and what they leave."""
+"""Whether a fit calls callbacks or clones of them, and what they keep."""
 
 import copy
 import pickle
@@ -69,7 +69,7 @@ CLONING = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CLONING)
 def test_clones_call_clones_of_callbacks_or_what_these_say(blobs, vae, kind):
-    """The twin of a live callback hears nothing."""
+    """The callback that is not live is not called itself."""
     live, other = Live([]), Log([])
     fitted = CLONING[kind](vae.set_params(callbacks=[live, other])).fit(blobs)
     assert len(live.margins) == {"search": 3 * 2}.get(kind, 5)
@@ -91,7 +91,7 @@ def test_a_live_callback_goes_through_warm_fits_of_a_certifier(blobs, vae):
 
 
 class Counting(Callback):
-    """Stops after three epochs of all fits together: it does not begin anew."""
+    """Stops after three epochs of all fits together: it keeps counting."""
 
     def __init__(self):
         self.n_seen_ = 0

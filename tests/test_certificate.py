@@ -1,4 +1,4 @@
-"""The certificate must be sound: attempts to break it, and twins that it is of use."""
+"""Attempts to break the certificate, and twins that are certified rightly."""
 
 import dataclasses
 import json
@@ -35,14 +35,14 @@ SHOWN = "certified", "varies"
 
 
 def teacher(n_samples, n_components, sharpness, seed, *, ordered=False):
-    """Posteriors from near uniform to near one-hot; `ordered` sorts the rows."""
+    """Posteriors from near uniform to near one-hot; `ordered` sorts the samples."""
     logits = np.random.default_rng(seed).normal(size=(n_samples, n_components))
     proba = 0.999 * softmax(sharpness * logits, axis=1) + 0.001 / n_components
     return proba[np.lexsort(proba.T)] if ordered else proba
 
 
 def exact_margin(proba, mean, vertices, scale, weight):
-    """The margin in 60 digits, from the same float64 numbers."""
+    """The margin in 60 digits, from the same float64 values."""
     with mpmath.workdps(60):
         T = [[mpmath.mpf(float(t)) for t in row] for row in proba]
         T = [[t / mpmath.fsum(row) for t in row] for row in T]
@@ -250,7 +250,7 @@ def test_a_little_variation_is_certified(dtype):
 @pytest.mark.parametrize("digits", ["float16", "bfloat16"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rounding_of_16_bits_is_not_certified_in_another_dtype(digits, dtype):
-    """Means of mixed precision are handed on as float32, errors and all."""
+    """Means of mixed precision are converted to float32 with their errors."""
     for seed in range(20):
         proba = teacher(100, 10, 3.0, seed)
         vertices, scale = simplex_vertices(10, 12), prior_matched_scale(proba)
@@ -266,7 +266,7 @@ def test_rounding_of_16_bits_is_not_certified_in_another_dtype(digits, dtype):
 
 
 def test_a_float32_network_behind_float64_arithmetic_is_not_certified():
-    """Nothing in the numbers shows that they came from float32."""
+    """Nothing in the values shows that they came from float32."""
     proba = teacher(1003, 10, 5.0, seed=1, ordered=True)
     vertices, scale = simplex_vertices(10, 16), prior_matched_scale(proba)
     best = analytic_code([proba.mean(axis=0)], vertices, scale)[0]
@@ -291,7 +291,7 @@ def test_codes_of_few_digits_can_still_be_certified():
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_small_codes_are_not_called_constant(dtype):
-    """They may vary, if by little, and may not: rounding is relative."""
+    """Small codes may vary or not: rounding is relative."""
     proba = teacher(50, 3, 2.0, seed=0)
     code = analytic_code(proba, simplex_vertices(3, 2), 1.0)
     tiny = (1e-3 if dtype == np.float16 else 1e-20) * code
@@ -535,7 +535,7 @@ def test_no_constant_code_in_batches_is_certified(size, dtype):
     mean = (best * (1 + noise)).astype(dtype)
     batches = ((proba[i : i + size], mean[i : i + size]) for i in range(0, 1000, size))
     certificate = certify_batches(batches, vertices, scale)
-    # Rounding to 16 bits looks like variation, too little of it to prove anything.
+    # Rounding to 16 bits looks like variation, but too little to prove anything.
     expected = "inconclusive" if dtype == np.float16 else "constant"
     assert certificate.verdict == expected
 

@@ -27,7 +27,7 @@ from skvaecert.simplex import analytic_code, prior_matched_scale, simplex_vertic
 
 
 class Constant(TransformerMixin, BaseEstimator):
-    """Encodes every row alike."""
+    """Encodes every sample alike."""
 
     def __init__(self, value=0.3, dtype="float64"):
         self.value = value
@@ -41,7 +41,7 @@ class Constant(TransformerMixin, BaseEstimator):
 
 
 class Crowded:
-    """Encodes rows by the first feature, but only in large batches."""
+    """Encodes samples by the first feature, but only in large batches."""
 
     def transform(self, X):
         return np.tile(np.asarray(X)[:, :1], 4) * (len(X) > 300)
@@ -84,7 +84,7 @@ def teacher():
 
 
 def margin_by_hand(certifier, X):
-    """The margin from what the estimators show, by arithmetic of its own."""
+    """The margin from public attributes of the estimators, by separate arithmetic."""
     proba = np.asarray(certifier.teacher_.transform(X))
     logits = certifier.witness_scale_ * certifier.transform(X) @ certifier.vertices_.T
     witness = softmax(logits, axis=1)
@@ -334,7 +334,7 @@ def test_teacher_proba_with_a_foreign_encoder(blobs, teacher):
 
 @pytest.mark.slow
 def test_mean_teacher_is_that_of_the_scored_samples(blobs):
-    """A collapsed VAE stays below 0 on any rows, also those of one group alone."""
+    """A collapsed VAE stays below 0 on any samples, also on those of one cluster."""
     vae = quick_vae(alignment_weight=0, kl_weight=1000)
     certifier = CollapseCertifier(vae).fit(blobs)
     groups = certifier.teacher_.predict(blobs)
@@ -379,7 +379,7 @@ def test_codes_that_depend_on_their_batch_are_not_certified(blobs, teacher):
 
 @pytest.mark.parametrize("n", [50, 120, 1200])
 def test_batch_normalization_left_in_training_mode(blobs, teacher, n):
-    """Rows see each other there; the repeated encoding finds it."""
+    """Samples of a batch affect each other; encoding them again detects it."""
     net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4)).train()
 
     def encode(X):
@@ -392,7 +392,7 @@ def test_batch_normalization_left_in_training_mode(blobs, teacher, n):
 
 
 class Position(TransformerMixin, BaseEstimator):
-    """Encodes where a row stands, alike from either end, and never looks at it."""
+    """Encodes only the position of a sample, counted from the nearer end."""
 
     def fit(self, X, y=None):
         return self
@@ -403,7 +403,7 @@ class Position(TransformerMixin, BaseEstimator):
 
 
 class Blocks(Position):
-    """Gives every row of a block of 32 the average of the block."""
+    """Gives every sample of a block of 32 the average of the block."""
 
     def transform(self, X):
         blocks = np.arange(len(X)) // 32
@@ -656,7 +656,7 @@ def test_html(blobs, fitted):
 
 
 class ConstantModule(nn.Module):
-    """Learns a code, the same one for all rows."""
+    """Learns one code for all samples."""
 
     def __init__(self, n_features, latent_dim):
         super().__init__()
@@ -737,7 +737,7 @@ def test_many_samples_are_read_in_pieces(blobs, certifier, monkeypatch, tmp_path
 
 
 def test_an_encoder_that_is_constant_in_each_piece_is_not_certified(teacher):
-    """What it returns depends on the rows that come together, here sorted ones."""
+    """Its output depends on the samples of a batch, which are sorted here."""
     X = np.sort(np.random.default_rng(0).normal(size=(900, 6)), axis=0)
 
     def company(X):

@@ -82,7 +82,7 @@ def test_posteriors_in_all_chunks_or_in_none(vae, chunks):
     before = certifier.certificate_
     with pytest.raises(ValueError, match="teacher_proba must be given"):
         certifier.partial_fit(chunks[1])
-    # What failed has changed nothing.
+    # The failed call has changed nothing.
     assert certifier.certificate_ == before
     assert len(certifier.estimator_.history_) == 1
     certifier.partial_fit(chunks[1], teacher_proba=proba[60:])

@@ -1,4 +1,4 @@
-"""What is no estimator, or no teacher: each is refused with the way out."""
+"""Objects that are no estimator or no teacher: the error names the way out."""
 
 import functools
 

@@ -147,7 +147,7 @@ def test_toy_encoders_refuse(params, message):
 
 
 class Numbers:
-    """Items that know their place, and no `__getitems__`."""
+    """Items that are their own index, without `__getitems__`."""
 
     def __len__(self):
         return 50
@@ -162,7 +162,7 @@ class ManyNumbers(Numbers):
 
 
 def places(n_items=50):
-    """Posteriors that tell the place of their item."""
+    """Posteriors that show the index of their item."""
     share = (np.arange(n_items) + 1) / (n_items + 1)
     return np.column_stack([share, 1 - share])
 

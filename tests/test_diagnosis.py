@@ -1,4 +1,4 @@
-"""Known answers; no constant posterior is informative, no code that tells is dead."""
+"""Known answers: no constant posterior is informative, no useful code collapsed."""
 
 import html
 import json
@@ -110,7 +110,7 @@ def test_no_constant_posterior_is_informative(sigma):
 
 @pytest.mark.slow
 def test_what_is_called_collapsed_carries_little():
-    """Two groups far apart, one of a share p: the information is the entropy of p."""
+    """Two distant clusters, one with share p: the information is the entropy of p."""
     n_collapsed = 0
     for n_far in range(6):
         mean = np.zeros((300, 3))
@@ -197,7 +197,7 @@ def test_the_noise_of_the_outputs_is_the_error_on_drawn_codes(rng):
 
 
 def test_outputs_in_other_units_are_not_measured(rng):
-    """The same decoder would be called deaf: its outputs hardly vary, beside X."""
+    """The decoder would count as ignoring the code: outputs hardly vary next to X."""
     mean, std = codes("healthy")
     weights = rng.normal(size=(D, 6))
     bytes_like = 128 + 60 * mean @ weights
@@ -326,7 +326,7 @@ def test_the_result_is_frozen_plain_and_neither_true_nor_false():
 
 
 def test_sentences_round_outwards():
-    """At most 0.001 nats is said of 0.0002, not 0.000."""
+    """For 0.0002 the sentence says at most 0.001 nats, not 0.000."""
     diagnosis = diagnose(*codes("tiny spread"), random_state=0)
     assert 1e-4 < diagnosis.information.high < 5e-4
     assert "at most 0.001 nats about these 200 samples" in str(diagnosis)
@@ -381,7 +381,7 @@ def test_errors_name_what_is_wrong(changed, message):
 
 
 def test_log_variances_are_distinguished_from_standard_deviations():
-    """Wherever one of them is at most 0: the width of the prior, or less."""
+    """If one of them is at most 0: a standard deviation of 1, the prior's, or less."""
     mean, std = codes("healthy")
     with pytest.raises(ValueError, match="log-variances"):
         diagnose(mean, 2 * np.log(std))
@@ -486,7 +486,7 @@ def test_estimators_in_pipelines_and_without_noise(fitted, blobs):
 
 
 class Model(torch.nn.Module):
-    """A linear VAE of somebody else."""
+    """A linear VAE that was written elsewhere."""
 
     def __init__(self, strength, noise=0.0):
         super().__init__()
@@ -546,7 +546,7 @@ def test_models_of_others(blobs):
 @pytest.mark.slow
 @pytest.mark.parametrize("n_samples", [3, 10, 120])
 def test_a_random_encoder_is_not_informative(blobs, n_samples):
-    """Of itself it shows the noise that it makes; arrays of it cannot."""
+    """The model itself shows its random noise; arrays cannot."""
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UnstableEncoderWarning)
         model = Model(0.0, noise=3.0)

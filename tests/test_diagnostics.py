@@ -105,7 +105,7 @@ def test_active_units_depend_on_the_units(mean):
         ([0, 0], [0.5, 1.3], "mixed"),
         ([0, 0], [0.1, 0.1], "active"),
         ([0, 0], [3, 3], "mixed"),
-        # Narrow on average, wide for one of a hundred rows.
+        # Narrow on average, wide for one of a hundred samples.
         (np.zeros(100), [2.9, *[0.01] * 99], "mixed"),
     ],
 )
@@ -118,7 +118,7 @@ def test_the_tolerance_of_the_regime_is_a_parameter():
     mean, std = np.array([[0.5], [-0.5]]), np.full((2, 1), 0.5)
     assert polarized_regime(mean, std).tolist() == ["mixed"]
     assert polarized_regime(mean, std, 0.3).tolist() == ["active"]
-    # Half of the rows alone are narrow.
+    # Only half of the samples are narrow.
     mean, std = np.zeros((2, 1)), np.array([[0.1], [1.0]])
     assert polarized_regime(mean, std, sample_weight=[1, 0]).tolist() == ["active"]
     assert polarized_regime(mean, std, sample_weight=[0, 1]).tolist() == ["passive"]
@@ -325,7 +325,7 @@ def test_information_distinguishes_all_six_but_ends_at_its_cap(panel):
 
 
 def test_the_certificate_is_right_about_means(panel):
-    """And silent on information that is in the noise alone."""
+    """It does not report information that is only in the noise."""
     encoders, judge = panel
     for encoder in encoders.values():
         certificate = judge(encoder.latent_mean)

@@ -1,4 +1,4 @@
-"""What the documents say is run, or looked up."""
+"""Code and citations of the documentation are run or looked up."""
 
 import contextlib
 import functools
@@ -46,7 +46,7 @@ def name_of(page):
 
 
 def check_margin(code, certificate):
-    """What a comment in the code says came out, but for rounding on other machines."""
+    """Compare with the result in a comment, up to rounding on other machines."""
     told = re.search(r"margin ([\d.]+) of at most ([\d.]+) nats", code).groups()
     found = certificate.margin, certificate.teacher_information
     assert found == pytest.approx([float(number) for number in told], abs=0.05)
@@ -106,7 +106,7 @@ def test_scripts_are_quoted():
 
 @pytest.fixture
 def start(monkeypatch, tmp_path):
-    """What pages go on from: the names of docs/index.md, after short trainings."""
+    """The names of docs/index.md, which other pages use, after short training."""
     # What is run here is the code; what trainings lead to is claimed elsewhere.
     defaults = skvaecert.CertifiedVAE.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "max_epochs", 3)

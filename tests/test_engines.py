@@ -37,7 +37,7 @@ can_kill = pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 
 
 class Fatal(Callback):
-    """Notes in a folder that a fit begins; where it is armed, the fifth dies."""
+    """Records in a folder that a fit begins; if it is armed, the fifth fit dies."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -68,7 +68,7 @@ def arm(folder):
 
 @pytest.fixture(autouse=True)
 def _no_waiting_forever():
-    """Raise in a test that hangs: what ends well takes seconds."""
+    """Raise in a test that hangs: a good run takes seconds."""
 
     def give_up(number, frame):
         raise TimeoutError("the engine hangs")
@@ -274,7 +274,7 @@ def test_nothing_listens_to_other_machines(dask_client):
 @can_kill
 @pytest.mark.usefixtures("dask_client")
 def test_dask_goes_on_when_a_worker_dies(alone, make_search, samples, folds, tmp_path):
-    """Or says that it does not: seldom, it forgets a fit that was lost."""
+    """Or an error is raised: rarely, dask forgets a fit that was lost."""
     distributed = pytest.importorskip("distributed")
     for _ in range(3):
         search = make_search(callbacks=[Fatal(str(tmp_path))])
@@ -288,7 +288,7 @@ def test_dask_goes_on_when_a_worker_dies(alone, make_search, samples, folds, tmp
     assert (tmp_path / "fired").exists()
     assert_same(search, alone, samples)
     assert_fitted_elsewhere(tmp_path)
-    # One more for all rows; of the others some were begun anew, not all.
+    # One more fit is for all samples. Some of the others were started again, not all.
     assert N_FITS < len(begun(tmp_path)) - 1 < 2 * N_FITS
 
 
@@ -298,7 +298,7 @@ def test_dask_says_so_when_data_died_with_a_worker(make_search, samples, tmp_pat
     lost = distributed.client.FutureCancelledError, distributed.KilledWorker
     search = make_search(callbacks=[Fatal(str(tmp_path))])
     arm(tmp_path)
-    # All data are on one worker; joblib asks none for less than two fits at a time.
+    # All data are on one worker; joblib sends a worker at least two fits at a time.
     for _ in local_client(tmp_path, n_workers=1, threads_per_worker=2):
         with joblib.parallel_config("dask"), pytest.raises(lost):
             search.fit(samples)
@@ -326,7 +326,7 @@ def test_loky_says_so_when_a_worker_dies(alone, make_search, samples, tmp_path):
     # Here, because processes take seconds to be there again.
     with threadpool_limits(1):
         assert_same(search.fit(samples), alone, samples)
-    # The third is that of all rows; the others were read.
+    # The third fit is that of all samples; the others were read from the cache.
     assert len(saved(folder)) == 3
     assert teachers.items() <= saved(folder).items()
 
@@ -397,7 +397,7 @@ def test_script_of_the_page_runs_and_leaves_nothing_behind(tmp_path):
 
 
 def mixture(block):
-    """Samples of three groups, the same for the same block whoever asks."""
+    """Samples of three clusters; a block is the same in every process."""
     generator = np.random.default_rng(block)
     samples = generator.random((N_BLOCK, N_FEATURES))
     samples[np.arange(N_BLOCK), generator.integers(3, size=N_BLOCK)] += 6
@@ -440,7 +440,7 @@ def fitted():
 
 
 def in_parts(certifier, n_blocks):
-    """What is to be computed: a part for each block, and one of all."""
+    """What to compute: a part for each block, and one for all blocks."""
     dask = pytest.importorskip("dask")
     sent = dask.delayed(certifier)
     parts = [

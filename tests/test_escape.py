@@ -182,8 +182,8 @@ def test_a_frozen_encoder_is_stuck(collapsed, blobs):
     assert "frozen parameters" in str(report)
 
 
-# Features: what the teacher tells apart; what is independent of that; and what only two
-# samples have, one of each group.
+# Features: one that separates the clusters; one independent of them; one of only two
+# samples, one from each cluster.
 GROUP, OTHER = np.repeat([[-1.0], [1.0]], 2000, axis=0), np.tile([-1.0, 1.0], 2000)
 RARE = np.zeros(4000)
 RARE[[0, -1]] = 1
@@ -212,7 +212,7 @@ def gain_on(column, n_factors=1):
         (gain_on(0), "can escape"),
         (gain_on(1), "flat"),
         (gain_on(2), "flat"),
-        # To first order nothing moves, to second order the groups part.
+        # To first order nothing moves; to second order the clusters separate.
         (gain_on(0, n_factors=2), "stuck"),
     ],
 )
@@ -227,7 +227,7 @@ def test_encoders_that_multiply_by_0(vae, encoder, verdict):
     assert report.can_escape is (verdict == "can escape")
     assert report.latent_force > 0.5
     assert str(report).startswith(f"{verdict.capitalize()}: ")
-    # A small step tells whether they were right about the first order.
+    # A small step shows whether the first order was right.
     with torch.no_grad():
         factors.fill_(1e-4)
     spread = np.ptp(vae.transform(SIGNS), axis=0).max()
@@ -475,7 +475,7 @@ def test_the_posterior_of_an_objective_counts(blobs, vae):
 
 
 class Noted(nn.Module):
-    """An encoder that fails when told to, and says in which mode it was."""
+    """An encoder that can be made to fail, and that records its mode."""
 
     def __init__(self, n_features, latent_dim):
         super().__init__()

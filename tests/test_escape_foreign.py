@@ -28,7 +28,7 @@ def posteriors():
 
 
 class TextVAE(nn.Module):
-    """An embedding and a recurrent layer; what decodes is not asked."""
+    """An embedding and a recurrent layer; the decoder is not used."""
 
     def __init__(self, kind="GRU", **options):
         super().__init__()
@@ -142,7 +142,7 @@ def test_any_torch_encoder_against_finite_differences(
         expected, rel=1e-3
     )
     assert found.verdict == "can escape"
-    # The decoder is in 16 bits, and nobody asks it.
+    # The decoder is in 16 bits, and it is not used.
     assert not any(name.startswith("decoder") for name in found.dead_units)
 
 
@@ -188,7 +188,7 @@ def frozen_whole(vae):
 
 
 def free(vae):
-    """A twin that is left as it is."""
+    """A twin that is not changed."""
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_encoders_that_are_no_torch_modules_are_refused(tokens, posteriors, wrap
 
 
 class Stateful(TextVAE):
-    """Draws, fails when told to, and has parts in evaluation mode."""
+    """Draws, can be made to fail, and has parts in evaluation mode."""
 
     fails = False
 
@@ -485,7 +485,7 @@ def test_loops_may_go_on_longer_for_some_samples(posteriors):
     X = np.random.default_rng(0).normal(size=(N, LENGTH))
     X[:, 0] = np.arange(N) / N
     X[-1, 0] = LENGTH - 1
-    # The last sample makes a batch of its own, and a loop of its own length.
+    # The last sample is a separate batch, with a loop of another length.
     model = TrainedEncoder(Loop(), batch_size=N - 1)
     assert model.escape_report(X, posteriors).dead_units == {"tanh": 0.0}
 

@@ -1,4 +1,4 @@
-"""Loops of other libraries: a VAE that they left collapsed comes back in six lines."""
+"""Loops of other libraries: six lines rescue a collapsed VAE."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def test_six_lines_are_all_that_the_second_training_has_more(name):
     numbered = [NUMBER.search(line)[1] for line in second if NUMBER.search(line)]
     assert numbered == list("123456")
     others = [line for line in second if not NUMBER.search(line)]
-    # But for the name of a class, and weights that go from one class to another.
+    # Except for the name of a class, and weights that are passed between classes.
     new = [line for line in others if line not in first and "Aligned" not in line]
     assert new in ([], ["vae.load_state_dict(collapsed.state_dict())"])
 
@@ -87,7 +87,7 @@ def test_it_stays_collapsed(line, instead):
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What two processes print, and what each of them tells."""
+    """The output of two processes, and the results that each of them writes."""
     path = tmp_path_factory.mktemp("ranks") / "told.json"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     output = run(*launcher, Path(__file__).with_name("two_ranks.py"), path)

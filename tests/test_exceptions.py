@@ -7,6 +7,6 @@ from skvaecert import exceptions
 def test_kinds(name):
     kind = getattr(exceptions, name)
     assert issubclass(kind, UserWarning if name.endswith("Warning") else Exception)
-    # Who catches errors in data or state must not miss one of these; a file is data.
+    # Code that catches errors in data or state must catch these; a file is data.
     assert issubclass(kind, ValueError | RuntimeError) == (name == "InvalidFileError")
     assert "Raised by" in kind.__doc__

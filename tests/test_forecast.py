@@ -125,7 +125,7 @@ def test_against_sixty_digits(row, ratio):
         pairs = list(zip(proba, logits, strict=True))
         loss = sum(p * (mpmath.log(p) - u + log_sum) for p, u in pairs)
         energy = stiffness / 2 * sum(u**2 for u in logits)
-        # Of one row the information is 0 and the margin minus the loss.
+        # For one sample, the information is 0 and the margin is minus the loss.
         assert forecast.margin == pytest.approx(-float(loss), abs=1e-14)
         assert forecast.energy == pytest.approx(float(energy), rel=1e-11)
 
@@ -292,7 +292,7 @@ def test_no_global_optimum_is_below_the_guarantee(gain, wanted):
     }[wanted]
 
     def reconstruction(grid):
-        # Between 0 and the gain; whoever ignores the code pays the gain.
+        # Between 0 and the gain; a decoder that ignores the code loses the gain.
         return gain * (1 - np.exp(-((grid - places[:, None]) ** 2) / 0.01))
 
     # The first vertex of two is at -1 or 1.
@@ -572,14 +572,14 @@ def test_data_are_read_in_chunks_from_anywhere(
         assert found == pytest.approx(expected, rel=1e-10)
     as_list = (images / 255).tolist()
     assert collapse_threshold(as_list, likelihood=likelihood) == pytest.approx(expected)
-    # Zeros and ones are bits, whatever their type.
+    # Zeros and ones are bits in any dtype.
     bits = images // 129
     found = collapse_threshold(bits, likelihood=likelihood)
     assert found == collapse_threshold(bits.astype(float), likelihood=likelihood)
 
 
 def bernoulli_gain(X, kl_weight, seed):
-    """What a linear code of one dimension wins over a constant, with any posterior."""
+    """Gain of a linear one-dimensional code over a constant, for any posterior."""
     nodes, weights = hermegauss(80)
     log_weights = np.log(weights / weights.sum())
     mean = X.mean(axis=0)

@@ -1,4 +1,4 @@
-"""What holds on a GPU too. `pytest tests/test_gpu.py --device cpu` runs it without."""
+"""Tests that also run on a GPU; without one, use `pytest ... --device cpu`."""
 
 import copy
 import gc
@@ -24,7 +24,7 @@ from skvaecert.wrappers import TrainedEncoder
 pytestmark = pytest.mark.gpu
 
 K, LATENT_DIM, IMAGE = 4, 4, (1, 8, 8)
-# How far means may part that float32 sums in another order separate, in standard
+# Largest difference of means between float32 sums in different orders, in standard
 # deviations: a GPU adds up gradients of convolutions in any order.
 SAME = 0.01
 # Rounding that certificates assume of means, in units of epsilon at max(1, |mu|).
@@ -41,7 +41,7 @@ def device(request):
 
 @pytest.fixture(scope="module")
 def X():
-    """Four groups of samples in [0, 1], of 64 features or 8 x 8 pixels."""
+    """Four clusters of samples in [0, 1], of 64 features or 8 x 8 pixels."""
     rng = np.random.default_rng(0)
     centers = rng.uniform(0.2, 0.8, size=(K, 64))
     X = centers[rng.integers(K, size=1024)] + 0.05 * rng.normal(size=(1024, 64))
@@ -133,7 +133,7 @@ def test_the_users_generator_is_left_alone(device, X):
 
 @pytest.fixture(params=["highest", "high", "medium"])
 def precision(request):
-    """The precision of products that a user has asked for."""
+    """The precision of matrix products that a user has set."""
     torch.set_float32_matmul_precision(request.param)
     yield
     torch.set_float32_matmul_precision("highest")
@@ -191,7 +191,7 @@ def test_a_mean_is_the_same_in_any_batch(device, X, net):
 
 
 class Centered(nn.Module):
-    """An encoder whose means depend on their company."""
+    """An encoder whose means depend on the other samples of the batch."""
 
     def forward(self, x):
         return x - x.mean(dim=0)
@@ -318,7 +318,7 @@ def test_the_last_complete_epoch_is_kept(device, X, action, error):
 
 @pytest.mark.parametrize("alignment_weight", [0.0, 10.0])
 def test_a_collapsed_encoder_is_rescued(device, X, alignment_weight):
-    """With a weight of 0, the twin, it stays collapsed."""
+    """The twin, with a weight of 0, stays collapsed."""
     vae = vae_on(device, alignment_weight=0.0, kl_weight=100.0, max_epochs=20)
     certifier = CollapseCertifier(vae, warm_start=True, safety_margin=0.1).fit(X)
     assert certifier.certificate_.verdict != "certified"

@@ -48,7 +48,7 @@ def test_the_exact_information_is_that_of_two_known_cases():
 
 
 def embedded(coordinates, seed=0):
-    """The same codes in 16 dimensions, turned, under unit noise."""
+    """The same codes in 16 dimensions, rotated, with unit noise."""
     rng = np.random.default_rng(seed)
     turn = np.linalg.qr(rng.normal(size=(16, 16)))[0][: coordinates.shape[1]]
     return coordinates @ turn, np.ones((len(coordinates), 16))
@@ -139,7 +139,7 @@ def test_each_end_misses_at_most_as_often_as_it_says(case):
 
 @pytest.mark.slow
 def test_bounds_that_miss_would_be_seen():
-    """The mean of the draws, taken for a bound, misses far more often."""
+    """The mean of the draws, used as a bound, misses far more often."""
     mean, std, _, truth = CASES["two samples"]()
     estimates = [
         code_information(mean, std, n_draws=150, random_state=seed).estimate
@@ -150,7 +150,7 @@ def test_bounds_that_miss_would_be_seen():
 
 
 def digits_like(n_samples=450):
-    """Codes as the models of digits have them: groups, and dimensions that are off."""
+    """Codes as in models of digits: clusters, and inactive dimensions."""
     rng = np.random.default_rng(0)
     centers = rng.normal(size=(10, 16)) * (np.arange(16) < 8)
     mean = centers[rng.integers(10, size=n_samples)]
@@ -234,7 +234,7 @@ def test_the_gaussian_bound_is_never_above_the_prior():
 
 @pytest.mark.parametrize("ratio", [1.0, 1e3, 1e5, 1e8, 1e12])
 def test_divergences_against_exact_arithmetic(ratio):
-    """Three groups of samples, `ratio` deviations from the origin and each other."""
+    """Three clusters, `ratio` deviations from the origin and from each other."""
     rng = np.random.default_rng(0)
     mean = ratio * rng.integers(-1, 2, size=(9, 3)) + 0.7 * rng.normal(size=(9, 3))
     std, proba = rng.uniform(0.5, 2, size=(9, 3)), rng.dirichlet(np.ones(9))
@@ -299,7 +299,7 @@ def test_rounding_of_a_constant_mean_is_no_information(dtype, noise):
         assert bracket.low == 0
         assert population_information(mean, std, random_state=0) == 0
     if noise == 1e-7:
-        # It is not for want of draws: the codes as they are do carry nats.
+        # The draws are enough: without rounding, the codes do carry nats.
         assert bracket.estimate > 4
 
 
@@ -318,7 +318,7 @@ def test_rounding_of_a_constant_std_is_no_information(dtype, noise):
 
 
 def test_rounding_bounds_what_rounding_adds():
-    """Groups that rounding splits: the rest is at most the groups' entropy."""
+    """Clusters that rounding splits: at most the entropy of the clusters remains."""
     rng = np.random.default_rng(0)
     error = 32 * float(np.finfo(np.float32).eps)
     for noise in (1e-7, 1e-6, 1e-5):
@@ -340,7 +340,7 @@ def test_weights_count_as_repetitions():
     weight = rng.integers(1, 5, size=40)
     actual = code_information(mean, std, sample_weight=weight, random_state=0)
     repeated = [values.repeat(weight, axis=0) for values in (mean, std)]
-    # Repetitions of a sample cannot be told apart, and the limit does not say so.
+    # Copies of a sample cannot be distinguished, but the limit does not use this.
     expected = code_information(*repeated, random_state=0)
     assert actual.estimate == pytest.approx(expected.estimate, abs=0.02)
     assert actual.limit == pytest.approx(entr(weight / weight.sum()).sum())
@@ -564,7 +564,7 @@ class SmallLots(InformationSums):
 
 
 def copies():
-    """Lots that are alike: a code says nothing about its lot."""
+    """Equal lots: a code has no information about its lot."""
     mean, std, _, truth = line(normal(6, 1.5), 0.7)
     return np.tile(mean, (5, 1)), np.tile(std, (5, 1)), None, truth
 
@@ -578,7 +578,7 @@ def weighted_copies():
 
 
 def lots_apart():
-    """Lots that every code tells: the upper end has no slack but that of the draws."""
+    """Every code shows its lot: the upper end has only the slack of the draws."""
     mean, std, _, truth = line(normal(6, 1.5), 0.7)
     shift = 300 * np.repeat(np.arange(5), 6)[:, np.newaxis]
     return np.tile(mean, (5, 1)) + shift, np.tile(std, (5, 1)), None, truth + np.log(5)
@@ -680,7 +680,7 @@ def test_a_collapsed_stream_is_bounded_by_all_its_samples():
 
 
 def test_one_lot_of_all_samples_is_as_all_at_once():
-    """However they come: in batches, from workers, out of a pickle."""
+    """In batches, from workers, and from a pickle."""
     mean, std = digits_like(60)
     weight = np.random.default_rng(0).uniform(size=60)
     expected = code_information(
@@ -808,7 +808,7 @@ def test_an_exponential_of_32_bits_is_not_taken_for_16():
 
 @pytest.mark.slow
 def test_samples_out_of_reach_do_not_count():
-    """Thousands of samples, far apart beside the noise, against all pairs."""
+    """Thousands of samples, far apart relative to the noise, against all pairs."""
     rng = np.random.default_rng(0)
     mean = np.sort(3000 * rng.normal(size=(3000, 2)), axis=0)
     std = rng.uniform(0.5, 30, size=(3000, 2))
@@ -850,7 +850,7 @@ def test_binary_outputs_of_two_codes_have_a_closed_form():
 @pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
 def test_outputs_carry_at_most_the_bound_with_its_error(likelihood):
-    """Seldom below U of many draws, by three standard errors, and not far above."""
+    """Rarely more than three standard errors below U of many draws, or far above."""
     rng = np.random.default_rng(0)
     settings = {"likelihood": likelihood}
     if likelihood == "gaussian":

@@ -1,4 +1,4 @@
-"""Ctrl-C ends what the user started, and loses nothing that was done."""
+"""Ctrl-C stops a fit or a search, and keeps what is complete."""
 
 import os
 import signal
@@ -62,7 +62,7 @@ def test_ctrl_c_ends_a_search(blobs, vae, kind):
     press = CtrlC(3)
     with pytest.raises(KeyboardInterrupt, match="2 completed epochs out of 5"):
         SEARCHES[kind](vae.set_params(callbacks=[press]), blobs)
-    # That of no second fit.
+    # The file shows that no second fit began.
     assert press.n_epochs_ == 2
     press.epoch = None
     assert np.isfinite(SEARCHES[kind](vae, blobs))
@@ -98,7 +98,7 @@ SCRIPT = """
 @pytest.mark.slow
 @pytest.mark.parametrize("n_jobs", [1, 2])
 def test_ctrl_c_in_a_terminal_ends_a_script(tmp_path, n_jobs):
-    """It goes to all processes. The exit status is that of Ctrl-C, for the shell."""
+    """Ctrl-C reaches all processes. The shell sees the exit status of Ctrl-C."""
     (tmp_path / "script.py").write_text(textwrap.dedent(SCRIPT))
     process = subprocess.Popen(
         [sys.executable, "script.py", str(n_jobs)],
@@ -126,7 +126,7 @@ def test_ctrl_c_in_a_terminal_ends_a_script(tmp_path, n_jobs):
 
 
 class AtTheEnd(Callback):
-    """Presses Ctrl-C while it puts things away, half way through loading weights."""
+    """Presses Ctrl-C during the end of a fit, in the middle of loading weights."""
 
     def on_train_end(self, net, **kwargs):
         next(net.module_.parameters()).data.zero_()

@@ -66,7 +66,7 @@ class Dense(BaseEstimator):
 
 @pytest.fixture(scope="module")
 def clusters():
-    """Rows to fit on and others, of five groups in four dimensions."""
+    """Training samples and others, from five clusters in four dimensions."""
     rng = np.random.default_rng(0)
     centers = 3 * rng.normal(size=(5, 4))
     X = centers[rng.integers(5, size=1200)] + rng.normal(size=(1200, 4))
@@ -98,7 +98,7 @@ def tempered(codes, proba):
 
 @pytest.mark.slow
 def test_drawn_codes_show_no_more_than_a_linear_gaussian_model_carries():
-    """Whose information is log det(I + W W^T / sigma^2) / 2."""
+    """Its information is log det(I + W W^T / sigma^2) / 2."""
     gain, noise, dim = 1.5, 0.5, 2
     information = dim * np.log1p((gain / noise) ** 2) / 2
     inside, low = 0, []
@@ -115,14 +115,14 @@ def test_drawn_codes_show_no_more_than_a_linear_gaussian_model_carries():
         inside += low[-1] <= information
         assert certificate.verdict == "certified"
     assert inside >= 95
-    # The twin: the lower end is a good part of what there is.
+    # The twin: the lower end is a large part of the information.
     assert np.mean(low) > 0.25 * information
 
 
 @pytest.mark.slow
 def test_few_draws_cannot_say_how_sure_they_are():
     """Two draws of two samples may all be lucky."""
-    # Numbers of more than 16 bits: others would count as computed in as few.
+    # Values of more than 16 bits: others would count as computed in 16 bits.
     mean, deviation = np.array([[-1.0137], [1.0071]]), np.full((2, 1), 0.05)
     proba = np.array([[0.9, 0.1], [0.1, 0.9]])
     witness = LinearWitness(np.array([[-1.0], [1.0]]), np.zeros(2), "linear")
@@ -253,7 +253,7 @@ def test_accuracy_is_never_above_that_of_the_best_guess():
         assert 1 / size[0] - 1e-9 <= accuracy <= bayes + 1e-9
         tight += accuracy > bayes - 0.02
     assert tight > 100
-    # Reached where a code excludes some groups, or tells all of them or none of two.
+    # Reached if a code excludes some clusters, or shows all of them, or none of two.
     assert accuracy_of(np.kron(np.eye(2), np.ones((3, 1)))) == pytest.approx(1 / 3)
     assert accuracy_of([[1, 0, 2], [0, 1, 2]]) == pytest.approx(2 / 3)
 
@@ -404,7 +404,7 @@ class Remembering(Gaussian):
 def test_a_decoder_that_remembers_samples_is_refused(
     clusters, teacher, share, n_batches
 ):
-    """Also if samples come in the order of their groups, or one by one."""
+    """Also if samples come in the order of their clusters, or one by one."""
     X = clusters[1][np.argsort(teacher.predict(clusters[1]), kind="stable")]
     X = X[::10] if n_batches == 50 else X
     remembering = certifier(Remembering(share), teacher, clusters[0])
@@ -412,7 +412,7 @@ def test_a_decoder_that_remembers_samples_is_refused(
     message = "inverse_transform that depends on the codes alone, got outputs of Rem"
     with pytest.raises(ValueError, match=message):
         remembering.certify_batches(batches, kind="round_trip")
-    # The twin: one that has the chance and does not look.
+    # The twin: a decoder that could remember samples, but does not.
     honest = certifier(Remembering(0.0, 1.0, 0.1), teacher, clusters[0])
     certificate = honest.certify_batches(batches, kind="round_trip")
     assert certificate.verdict == "certified"
@@ -432,7 +432,7 @@ def test_encoders_that_give_deviations_now_and_then_are_refused(clusters, teache
 
 
 def test_a_soft_teacher_reads_blurred_reconstructions(clusters):
-    """Its own posteriors are too sure that they are wrong (theory section 7)."""
+    """Untempered, its posteriors are too confident (theory section 7)."""
     settings = {"temperature": 1.0, "floor": 1e-6, "covariance_type": "full"}
     sure = GMMTeacher(5, random_state=0, **settings)
     teacher = FrozenEstimator(sure.fit(clusters[0]))
@@ -507,14 +507,14 @@ def test_samples_of_the_fit_are_left_out(clusters, teacher, vae, digits):
         vae.certify(digits[0], kind="sampled")
     # The fixed witness was fitted on nothing.
     assert vae.certify(digits[0]).verdict == "certified"
-    # The certificate of the fit leaves the rows out that the witness was fitted on.
+    # The certificate of the fit leaves out the samples that the witness was fitted on.
     assert fitted.certificate_.n_samples == 350
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", [csr_array, pd.DataFrame, dask.array.from_array])
 def test_samples_of_the_fit_are_found_in_any_container(clusters, teacher, form):
-    """With weights and posteriors, which are those of the rows that are left."""
+    """Weights and posteriors are those of the samples that are left."""
     fitted = certifier(Dense(), teacher, clusters[0])
     mixed = np.r_[clusters[0][:100], clusters[1]]
     proba = teacher.predict_proba(mixed)
@@ -555,7 +555,7 @@ def test_batches_and_kinds(clusters, teacher):
 
 @pytest.mark.slow
 def test_tables_with_names(digits):
-    """Reconstructions have none, and no warning is due."""
+    """Reconstructions have no names, and this raises no warning."""
     train, test = (pd.DataFrame(X).add_prefix("pixel") for X in digits)
     vae = CertifiedVAE(max_epochs=2, device="cpu", random_state=0)
     fitted = CollapseCertifier(vae.set_output(transform="pandas")).fit(train)
@@ -588,7 +588,7 @@ def test_scores_of_samples(vae, digits):
     assert scores.mean() == pytest.approx(vae.score(digits[0]), rel=1e-9)
     alone = vae.score_samples(digits[1][:3])
     np.testing.assert_allclose(alone, vae.score_samples(digits[1])[:3])
-    # A row that the code places wrongly is found.
+    # A sample that the code places wrongly is found.
     proba = vae.teacher_.transform(digits[0]).copy()
     proba[7] = np.roll(proba[7], 1)
     assert vae.score_samples(digits[0], teacher_proba=proba).argmin() == 7

@@ -1,4 +1,4 @@
-"""Samples of torch, as arrays or lists: in which form, and in which order."""
+"""Samples of torch, as arrays or lists: their form and their order."""
 
 import numpy as np
 import pytest

@@ -116,7 +116,7 @@ def test_the_best_constant_student_is_the_mean_teacher(proba):
 
 
 def test_a_mean_teacher_of_other_samples_would_fake_a_margin(proba):
-    """Why mean T is always that of the rows that are scored."""
+    """So the mean of T is always that of the scored samples."""
     some, others = proba[:20], proba[20:]
     log_q = np.log(some.mean(axis=0))
     faked = (some * (log_q - np.log(others.mean(axis=0)))).sum(axis=1).mean()
@@ -226,7 +226,7 @@ def test_samples_in_batches_add_up(proba, mean, weight):
         assert total.teacher_information == pytest.approx(expected, rel=1e-12)
         expected = alignment_loss(proba, log_q, weight)
         assert total.alignment_loss == pytest.approx(expected, rel=1e-12)
-    # The twin: the mean teacher is that of all rows, not of each batch.
+    # The twin: the mean teacher is that of all samples, not of each batch.
     parts = [collapse_margin(proba[i : i + 1], log_q[i : i + 1]) for i in range(N)]
     assert sums.margin > np.average(parts, weights=weight) + 0.1
 
@@ -252,7 +252,7 @@ def test_spread_of_batches_is_that_of_all_samples(mean, weight):
     centered = far - np.average(far, axis=0, weights=weight)
     expected = np.average(centered**2, axis=0, weights=weight)
     np.testing.assert_allclose(spread.variance, expected, rtol=1e-7)
-    # What the shortcut, mean square less squared mean, would have left of it.
+    # What remains with the shortcut: mean square minus squared mean.
     shortcut = np.average(far**2, axis=0) - np.average(far, axis=0) ** 2
     assert np.abs(shortcut / expected - 1).max() > 0.1
 
@@ -269,7 +269,7 @@ def test_memory_is_that_of_a_chunk(tmp_path):
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # A few arrays of 2^16 numbers; the arrays have 30 times as many.
+    # A few arrays of 2^16 values; the arrays have 30 times as many.
     assert peak < 4e6
 
 
@@ -343,7 +343,7 @@ def test_no_component_is_seen_better_than_it_can_be(seed, sharp):
 
 @given(st.integers(1, 70), st.integers(2, 40), st.integers(0, 2**32 - 1))
 def test_equal_samples_have_no_information_in_any_component(n, n_components, seed):
-    """Exactly none, where rounding alone would say some 1e-17."""
+    """Exactly 0, where rounding alone would give about 1e-17."""
     rng = np.random.default_rng(seed)
     row = 0.99 * rng.dirichlet(np.ones(n_components)) + 0.01 / n_components
     information = component_information(np.tile(row, (n, 1)), rng.uniform(size=n))
@@ -352,7 +352,7 @@ def test_equal_samples_have_no_information_in_any_component(n, n_components, see
 
 
 def test_merged_components_are_invisible_to_the_witness():
-    """Four groups, of which the code tells two apart and merges two."""
+    """Four clusters: the code separates two of them and merges two."""
     groups = np.repeat(np.arange(4), 10)
     proba = 0.96 * np.eye(4)[groups] + 0.01
     heard = proba.copy()
@@ -377,7 +377,7 @@ def test_a_component_excluded_everywhere_is_invisible():
 
 
 def test_view_gap_by_hand():
-    """Two rows of two components: KL(t || o) = t ln(t / o) + (1 - t) ln(...)."""
+    """Two samples, two components: KL(t || o) = t ln(t / o) + (1 - t) ln(...)."""
     own, target = [[0.5, 0.5], [0.8, 0.2]], [[0.9, 0.1], [0.8, 0.2]]
     expected = (0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)) / 2
     gap = view_gap(own_view_proba=own, target_view_proba=target)

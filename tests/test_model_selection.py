@@ -169,10 +169,10 @@ def test_what_has_no_score_says_what_is_missing(blobs):
         sampled_information_scorer(certifier, blobs)
     scores = certificate_scorers(certifier, blobs[1::2])
     assert scores.keys() == SCORERS.keys() - {"elbo"}
-    # The same names for all candidates, also where the encoder cannot tell.
+    # The same names for all candidates, also if the encoder has no such value.
     assert scores["sampled_information"] == LOWEST_SCORE
     assert scores["certified"] == 1
-    # The witness knows half of these rows.
+    # The witness was fitted on half of these samples.
     with pytest.warns(KnownSamplesWarning, match="30 of 60"):
         assert certificate_scorers(certifier, blobs[::2])["certified"] == 1
 
@@ -203,7 +203,7 @@ def test_unfitted_estimators_are_refused(quick, blobs):
 
 
 class SureOfNothing(BaseEstimator):
-    """A teacher that says the same of each row."""
+    """A teacher with the same posterior for each sample."""
 
     def fit(self, X, y=None):
         self.fitted_ = True
@@ -312,7 +312,7 @@ def test_a_name_as_refit(quick, blobs):
 
 
 def results_of(certified, margin, **columns):
-    """Two folds, the second as given for the first unless it is a pair."""
+    """Two folds; a single value is used for both folds."""
     pairs = {"certified": np.broadcast_to(certified, (2, 4))}
     pairs["margin"] = np.broadcast_to(margin, (2, 4))
     results = {f"mean_test_{name}": np.mean(v, axis=0) for name, v in pairs.items()}
@@ -524,7 +524,7 @@ def test_metadata_that_were_not_requested_raise(blobs):
         "teacher_proba": True,
         "sample_weight": "w",
     }
-    # What one search asks for, another does not.
+    # A request of one search is not a request of another.
     asking = margin_scorer.set_score_request(teacher_proba=True)
     assert asking.get_metadata_routing().score.requests["teacher_proba"] is True
     assert margin_scorer.get_metadata_routing().score.requests["teacher_proba"] is None
@@ -542,7 +542,7 @@ class Constant(Projection):
 
 @pytest.mark.parametrize("witness", ["procrustes", "linear"])
 def test_no_metadata_certify_a_constant_encoder(blobs, witness):
-    """Twin: posteriors that say something certify an encoder that varies."""
+    """Twin: posteriors with information certify an encoder that varies."""
     X, rng = blobs[1::2], np.random.default_rng(0)
     weights = [None, rng.uniform(size=len(X)), np.arange(len(X)) > 30]
     for encoder, certified in ((Constant(), 0), (PCA(3), 1)):

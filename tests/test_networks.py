@@ -24,14 +24,14 @@ IMAGE_SHAPES = [
 
 
 class Tupled(nn.Module):
-    """Returns means and log-variances apart."""
+    """Returns means and log-variances separately."""
 
     def forward(self, x):
         return x[:, :2], x[:, 2:4]
 
 
 class Flattened(nn.Module):
-    """Loses the rows in its own forward pass, not in a layer."""
+    """Flattens samples together in its own forward pass, not in a layer."""
 
     def __init__(self):
         super().__init__()
@@ -196,7 +196,7 @@ def test_hidden_sizes_stand_between_convolutions_and_code():
 
 
 def receptive_field(image_shape, pixel):
-    """Return which outputs of the first convolution a number of the row reaches."""
+    """Return which outputs of the first convolution depend on a pixel."""
     convolution = conv_encoder(image_shape, (), 1)[:2]
     row = torch.zeros(1, torch.Size(image_shape).numel())
     before = convolution(row)
@@ -206,14 +206,14 @@ def receptive_field(image_shape, pixel):
 
 @pytest.mark.parametrize("channel", [0, 1])
 def test_samples_are_in_the_order_of_channels_rows_and_columns(channel):
-    """A pixel touches its neighbors only, of whatever channel it is."""
+    """A pixel of any channel affects its neighbors only."""
     assert receptive_field((2, 8, 10), (channel, 0, 0)) == [[0, 0]]
     assert receptive_field((2, 8, 10), (channel, 7, 9)) == [[3, 4]]
     assert receptive_field((2, 8, 10), (channel, 3, 4)) == [[1, 2], [2, 2]]
 
 
 def test_decoded_images_are_in_the_same_order():
-    """The last weight of one channel moves that channel's third of the row."""
+    """The last weight of one channel moves that channel's third of the values."""
     decoder = conv_decoder(2, (), (3, 8, 8))
     before = decoder(torch.zeros(1, 2))
     with torch.no_grad():

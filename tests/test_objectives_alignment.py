@@ -1,4 +1,4 @@
-"""AlignmentLoss and the guard in loops that are not ours."""
+"""AlignmentLoss and the guard in a user's own loop."""
 
 import io
 
@@ -208,7 +208,7 @@ def test_no_constant_mean_is_certified(blobs, scale):
 
 
 def test_a_vae_may_be_read_by_another_witness(blobs, fitted):
-    """Of another scale than its own: the parameter counts."""
+    """The witness has another scale: the parameter of the method counts."""
     vae = fitted.estimator_
     loss_fn = AlignmentLoss(vae.vertices_, 0.5 * vae.witness_scale_)
     certifier = CollapseCertifier(FrozenEstimator(vae), witness=loss_fn).fit(blobs)
@@ -225,7 +225,7 @@ def test_the_guard_weighs_and_learns():
         weighted = guard(loss)
         weights.append(weighted.item())
         weighted.backward()
-        assert loss.grad == weights[-1]  # the weight that was, not the next one
+        assert loss.grad == weights[-1]  # the weight before the step, not after it
     assert weights[0] == 1
     assert weights[0] < weights[1] < weights[2]
     before = guard.eval().weight.clone()
@@ -246,7 +246,7 @@ def test_the_guard_is_saved_with_a_model():
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
 def test_the_guard_forgets_a_batch_that_broke_down(broken):
-    """Mixed precision skips such steps and goes on."""
+    """Mixed precision skips such steps and continues."""
     guard, twin = LagrangeWeight(0.5, 1.0), LagrangeWeight(0.5, 1.0)
     guard(torch.tensor(broken))
     assert guard.weight == 1

@@ -1,4 +1,4 @@
-"""The papers' experiments: kept, resumed, repeated to the bit, and judged."""
+"""Records of the papers' experiments: kept, resumed, repeated to the bit, judged."""
 
 import ast
 import copy
@@ -397,7 +397,7 @@ def test_the_digest_is_of_all_that_computes(entry, papers, monkeypatch, name):
 
 
 def imported(path):
-    """Return which modules beside the entry point a file imports."""
+    """Return which modules besides the entry point a file imports."""
     nodes = [*ast.walk(ast.parse(path.read_bytes()))]
     names = [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
     names += [node.name for node in nodes if isinstance(node, ast.alias)]

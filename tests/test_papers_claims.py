@@ -1,4 +1,4 @@
-"""What the papers' experiments claim of records, and the columns of their tables."""
+"""Claims of the papers' experiments about records, and columns of their tables."""
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def test_claims_hold_of_records_that_are_as_they_should_be(claims, records):
         (mitigations, 1, {"elbo": 0.0}, [4]),
         (mitigations, 2, {"unexplained": 0.6}, [5]),
         (mitigations, 2, {"probe": 0.0}, [5]),
-        # What misses the rate is not compared.
+        # Records that miss the rate are not compared.
         (mitigations, 1, {"valid_kl": 3.0, "estimate": 1.9, "elbo": 0.0}, [1]),
         # As good is not better.
         (probe, 0, {"few": 0.8}, [0]),
@@ -199,7 +199,7 @@ def test_a_tally_counts_and_names_where_it_is_not_so(papers):
     assert tally(records, by, "all are", certified) == (told, False, False)
     assert tally(records[:1], by, "all are", certified).holds
     assert tally(records[1:], by, "none is", certified, False).holds
-    # Of no records nothing is claimed.
+    # Without records there is no claim.
     assert not tally([], by, "all are", certified).holds
 
 

@@ -34,7 +34,7 @@ def weights(vae):
 
 
 def test_fixed_settings_vary_the_teacher_alone(papers, seconds):
-    # Of so few samples no teacher is stable.
+    # With so few samples no teacher is stable.
     teacher = {"n_components": 3, "min_agreement": 0.0}
 
     def fits(fixed, aligned):
@@ -48,7 +48,7 @@ def test_fixed_settings_vary_the_teacher_alone(papers, seconds):
         found = [some.train for some in samples], proba, map(weights, vaes)
         return [bool(np.array_equal(*pair)) for pair in found]
 
-    # Samples, teachers and trained weights: the teacher has no part without alignment.
+    # Samples, teachers and trained weights: without alignment the teacher is not used.
     assert fits(fixed=True, aligned=False) == [True, False, True]
     assert fits(fixed=True, aligned=True) == [True, False, False]
     assert fits(fixed=False, aligned=False) == [False, False, False]
@@ -213,6 +213,6 @@ def test_a_rate_out_of_reach_ends_the_search(search):
     tried = search(lambda value: 3 - 1 / (1 + value), 1.0, 1.0)
     assert len(tried) == 5
     assert all(0 < value < math.inf for value, _, _ in tried)
-    # The same KL whatever the knob.
+    # The same KL for every value of the parameter.
     tried = search(lambda value: 2.0, 1.0, 1.0)
     assert len({value for value, _, _ in tried}) > 1

@@ -1,4 +1,4 @@
-"""Certificates that are made in parts, of rows on several machines or on disk."""
+"""Certificates made in parts, of samples on several machines or on disk."""
 
 import copy
 import pickle
@@ -35,7 +35,7 @@ KINDS = ["mean", "sampled", "round_trip"]
 
 @pytest.fixture(scope="module")
 def samples():
-    """Rows to fit on and others, of four groups in order."""
+    """Training samples and others, from four clusters in order."""
     rng = np.random.default_rng(0)
     groups = 4 * rng.normal(size=(4, 6))
     fit = groups[rng.integers(4, size=300)] + rng.normal(size=(300, 6))
@@ -87,7 +87,7 @@ def test_parts_make_the_whole_in_any_order(certifier, samples, kind):
         assert certificates[0].margin == pytest.approx(whole.margin, abs=far)
     if kind != "sampled":
         # That of round trips is four times the shift that rounding made when it was
-        # tried, on other rows and with other signs in each part. Four times, so that
+        # tried, on other samples and with other signs in each part. Four times, so that
         # it covers any other trial: each tolerance is above the other's shift.
         ratio = certificates[0].tolerance / whole.tolerance
         low, high = (1 / 4, 4) if kind == "round_trip" else (0.999, 1.001)
@@ -107,7 +107,7 @@ def test_weights_count_across_parts(certifier, samples):
 
 
 def test_a_part_can_be_sent(certifier, samples):
-    """It has sums and codes in it: of rows, encoder and teacher there is nothing."""
+    """It contains sums and codes, but no samples, no encoder and no teacher."""
     few, many = (
         certifier.partial_certificate(samples[1][:n], 0, kind="sampled")
         for n in (10, 320)
@@ -145,7 +145,7 @@ def test_copies_of_a_certifier_make_parts_of_one_certificate(
 
 
 def test_two_collapsed_encoders_do_not_make_one_that_is_not(samples):
-    """Their codes differ, but each is the same for all rows."""
+    """Their codes differ, but each is the same for all samples."""
     teacher = FrozenEstimator(
         GMMTeacher(n_components=4, random_state=0).fit(samples[0])
     )
@@ -239,7 +239,7 @@ def test_samples_of_the_fit_are_found_in_parts_too(certifier, samples):
 
 
 class Weights(torch.nn.Module):
-    """The same for all samples, or their first features."""
+    """A constant for all samples, or their first features."""
 
     def __init__(self, value=None):
         super().__init__()
@@ -259,7 +259,7 @@ class Weights(torch.nn.Module):
 
 
 class Holder:
-    """Takes its module along, as classes that were written elsewhere do."""
+    """Keeps its module in an attribute, as foreign classes do."""
 
     def __init__(self, module):
         self.module = module
@@ -269,7 +269,7 @@ class Holder:
             return self.module(torch.as_tensor(X, dtype=torch.float32)).numpy()
 
 
-# Estimators made of a module, and where a fitted one has it.
+# Estimators made from a module, and where a fitted estimator has it.
 HOLDERS = {
     "attribute": (Holder, lambda fitted: fitted.module),
     "frozen": (
@@ -299,7 +299,7 @@ HOLDERS = {
 
 @pytest.fixture(scope="module")
 def trained(samples):
-    """Certifiers of constants that the teacher would like, and how to set them."""
+    """Certifiers of constants that match the teacher, and how to set them."""
     teacher = GMMTeacher(n_components=4, random_state=0).fit(samples[0])
     ends = samples[1][:80], samples[1][-80:]
     scale = prior_matched_scale(teacher.predict_proba(samples[0]))
@@ -312,7 +312,7 @@ def trained(samples):
 def test_parts_of_an_encoder_that_was_trained_in_between_are_not_merged(
     trained, samples, holder
 ):
-    """Two constants, each with its part of the samples, are no code."""
+    """Two constants, each for a part of the samples, are not a code."""
     teacher, codes, ends = trained
     make, module_of = HOLDERS[holder]
     fitted = CollapseCertifier(make(Weights(codes[0])), teacher=teacher).fit(samples[0])
@@ -353,7 +353,7 @@ def test_an_encoder_that_is_left_alone_is_the_same_in_every_process(trained, sam
     module.set(1.0)
     assert digest_weights(there.estimator_) not in ("", before)
     assert digest_weights(Moody()) == ""
-    # Weights that are nowhere are no error.
+    # Weights without storage are no error.
     assert digest_weights(Holder(torch.nn.Linear(2, 3, device="meta")))
 
 
@@ -370,7 +370,7 @@ def test_nothing_at_all_makes_no_certificate(certifier):
         certifier.partial_certificate(np.empty((0, 6)), 0)
 
 
-# Sums, merged in whatever way they come apart.
+# Sums of parts, merged in any order.
 
 
 def sharp(n, seed):
@@ -387,7 +387,7 @@ def sharp(n, seed):
     seed=st.integers(0, 10),
 )
 def test_no_constant_code_in_parts_is_certified(sizes, dtype, seed):
-    """Rows come in the teacher's order, and rounding errors differ in every part."""
+    """Samples are in the teacher's order; rounding errors differ in every part."""
     n, generator = sum(sizes), np.random.default_rng(seed)
     proba = sharp(n, seed)
     proba = proba[proba[:, 0].argsort()]
@@ -398,7 +398,7 @@ def test_no_constant_code_in_parts_is_certified(sizes, dtype, seed):
     merged = merged_sums(proba, means, sizes, vertices, scale)
     assert merged.certificate().verdict != "certified"
     assert merged.certificate().margin <= merged.certificate().tolerance
-    # Neither more nor less is said than of all rows in one pass.
+    # The result is that of all samples in one pass.
     whole = certify(proba, means, vertices, scale)
     assert merged.certificate().verdict == whole.verdict
     assert merged.certificate().tolerance == pytest.approx(whole.tolerance, rel=1e-6)
@@ -472,12 +472,12 @@ def test_sums_of_two_witnesses_are_not_merged():
         one.merge(other)
 
 
-# Rows that are stored in chunks.
+# Samples that are stored in chunks.
 
 
 @pytest.fixture
 def stored(samples, tmp_path):
-    """Rows as zarr, dask and NumPy keep them."""
+    """Samples in zarr, dask and NumPy storage."""
     X = samples[1]
     array = zarr.create_array(
         tmp_path / "samples.zarr", shape=X.shape, chunks=(50, 6), dtype=X.dtype
@@ -509,7 +509,7 @@ def test_stored_samples_are_certified(certifier, samples, stored, form, monkeypa
 
 
 class Watched:
-    """An array on a disk that notes what is read of it."""
+    """An array on disk that records which parts are read."""
 
     def __init__(self, samples, chunks):
         self.samples, self.chunks = samples, chunks
@@ -527,7 +527,7 @@ class Watched:
 
 
 def test_stored_samples_are_read_once(certifier, samples):
-    """Rows that are encoded again are at hand."""
+    """Samples that are encoded again are still in memory."""
     watched = Watched(samples[1], (200, 6))
     assert certifier.certify(watched).verdict == "certified"
     assert watched.read == [320]
@@ -557,7 +557,7 @@ def test_teacher_proba_may_be_stored_too(certifier, samples, stored, tmp_path):
 
 
 def test_sums_of_drawn_codes_are_those_of_all_samples():
-    """All but the draws of rows: these differ, and are as many and as wide."""
+    """All but the draws: these differ, with the same number and variance."""
     proba, generator = sharp(600, 0), np.random.default_rng(1)
     witness = simplex_witness(simplex_vertices(4, 3), 1.0)
     means = generator.normal(size=(600, 3))
@@ -605,7 +605,7 @@ def test_outputs_that_differ_between_parts_are_not_constant():
 
 
 class Moody(BaseEstimator):
-    """An encoder whose means hang on what else is in a batch, if it is in the mood."""
+    """An encoder whose means depend on the batch, if it is switched on."""
 
     def __init__(self, moody=False):
         self.moody = moody
@@ -619,7 +619,7 @@ class Moody(BaseEstimator):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_means_moved_by_rounding_are_not_unstable(order, recwarn):
-    """Large means move by more; they may all lie in one part."""
+    """Rounding moves large means more; they may all be in one part."""
     seen = []
     for magnitude, moved in ((1.0, 0.0), (1e6, 1.0)):
         encoder = FunctionTransformer(

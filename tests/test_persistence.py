@@ -136,7 +136,7 @@ def test_a_teacher_gives_the_same_values_after_load(samples, tmp_path):
     assert loaded.search_results_.keys() == fitted.search_results_.keys()
     for name, column in fitted.search_results_.items():
         np.testing.assert_array_equal(loaded.search_results_[name], column)
-    # The user's generator goes on from where it was.
+    # The user's generator continues from its state.
     assert loaded.random_state.randint(2**31) == fitted.random_state.randint(2**31)
     assert np.isnan(loaded.error_score)
     assert loaded.n_components == [2, 3]
@@ -318,21 +318,21 @@ def make_old_file():
 
 
 def linear_encoder(**options):
-    """An encoder that gives posteriors, made anew with the same weights each time."""
+    """An encoder that returns posteriors, made with the same weights each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return TrainedEncoder(nn.Linear(5, 2), **options)
 
 
 class First:
-    """No estimator at all: the first coordinates of samples."""
+    """Not an estimator: returns the first coordinates of samples."""
 
     def transform(self, X):
         return np.asarray(X)[:, :2]
 
 
 def foreign():
-    """Encoders, as they are certified and as whoever loads brings them."""
+    """Encoders, as they are certified and as they are passed to load."""
     return {
         "fitted by the certifier": (PCA(2), None),
         "frozen": (FrozenEstimator(linear_encoder()), linear_encoder()),
@@ -514,7 +514,7 @@ def test_copies_of_a_certifier_with_a_loss_are_equal(samples, with_loss):
     assert cloned.scale == with_loss.witness.scale
 
 
-# Save refuses what load could not read.
+# `save` refuses objects that `load` could not read.
 
 
 class MyTeacher(GMMTeacher):
@@ -666,7 +666,7 @@ def with_certificate(path, **values):
 
 
 def moved(certificate, by):
-    """The same certificate with another margin that does not contradict itself."""
+    """The same certificate with another margin, without a contradiction."""
     margin = certificate.margin + by
     share = margin / certificate.teacher_information
     loss = certificate.alignment_loss - by
@@ -720,7 +720,7 @@ def test_a_margin_above_the_information_is_not_confirmed(path, samples, certifie
     verification = verify(path, samples[:60])
     assert not verification.confirmed
     assert "teacher_information" in verification.differences
-    # Beside the true information the file contradicts itself.
+    # Next to the true information, the file contradicts itself.
     with_certificate(path, **moved(c, by), teacher_information=c.teacher_information)
     with pytest.raises(InvalidFileError, match="alignment_loss of a Certificate"):
         verify(path, samples[:60])
@@ -826,7 +826,7 @@ def test_pickles_hold_the_network_once(samples):
 
 
 class Recorder(pickle.Unpickler):
-    """Notes the types that a pickle names."""
+    """Records the types that a pickle names."""
 
     def __init__(self, data):
         super().__init__(io.BytesIO(data))
@@ -847,7 +847,7 @@ def types_in(estimator):
 def test_trusted_types_are_those_of_fitted_estimators_and_no_others(
     samples, certifier, teacher
 ):
-    """What skops asks about; what it takes without asking is NumPy's and such."""
+    """The types that skops does not trust by default; it trusts NumPy's and such."""
     guarded = tiny(alignment_weight="auto", validation_fraction=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -26,7 +26,7 @@ def samples():
 
 @pytest.fixture(scope="module")
 def saved(samples, tmp_path_factory):
-    """The path of a file and, beside it, samples to try models on."""
+    """The path of a file, with samples for its model next to it."""
     path = tmp_path_factory.mktemp("saved") / "certifier.safetensors"
     vae = CertifiedVAE(
         GMMTeacher(n_components=3, covariance_type="full", pca_components=3),

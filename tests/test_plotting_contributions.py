@@ -51,7 +51,7 @@ def test_no_bin_has_samples_of_both_sides():
     assert heights.sum() == pytest.approx(100)
     assert heights[below].sum() == pytest.approx(100 * display.share_below)
     assert display.share_below == pytest.approx(weight[values < 0].sum() / weight.sum())
-    # Hatched, and of another luminance: gray tells them apart, twice.
+    # Hatched, and of another luminance: they differ in gray, too, in two ways.
     assert {bar.get_hatch() for bar in display.bars_[: below.sum()]} == {"////"}
     assert not any(bar.get_hatch() for bar in display.bars_[below.sum() :])
     one, other = (luminance(display.bars_[i].get_facecolor()) for i in (0, -1))

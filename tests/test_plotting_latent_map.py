@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert.plotting import LatentMapDisplay
 
-# How light of each kind is turned into that which is seen without one kind of cones
+# Transforms colors into those that are seen without one of the three kinds of cones
 # (Machado, Oliveira and Fernandes 2009, severity 1).
 WITHOUT_RED = np.array(
     [
@@ -68,7 +68,7 @@ def test_arrows_point_to_where_codes_are_wanted(fitted, blobs):
     middle = display.coordinates.mean(axis=0)
     assert [arrow.get_text() for arrow in display.arrows_] == ["0", "1", "2", "3"]
     for k, arrow in enumerate(display.arrows_):
-        # An aligned code: the rows of a component lie on the side of its arrow.
+        # An aligned code: the samples of a component lie on the side of its arrow.
         ray = np.array(arrow.get_position()) - middle
         center = display.coordinates[display.component == k].mean(axis=0) - middle
         if np.linalg.norm(display.directions[k]) > 0.5 * np.max(display.directions):
@@ -102,7 +102,7 @@ def test_components_differ_in_gray_and_for_the_color_blind():
         seen = [lightness_and_hue(change @ light(color)) for color in distinct]
         apart = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
         assert min(apart) > 15
-    # The measure is one: a red and a green of the same lightness fail it.
+    # The measure works: a red and a green of the same lightness fail it.
     pair = (WITHOUT_GREEN @ light(color) for color in ("tab:red", "tab:green"))
     red, green = map(lightness_and_hue, pair)
     assert np.linalg.norm(red - green) < 10

@@ -7,7 +7,7 @@ from skvaecert.plotting import ParetoDisplay
 
 
 class Searched(BaseEstimator):
-    """What a display looks at in a search."""
+    """The attributes of a search that a display reads."""
 
     best_index_ = 2
 

@@ -28,7 +28,7 @@ def set_precision(precision):
 
 
 def settings():
-    """Return what the user sees, of torch's ways that can tell."""
+    """Return the settings that the user sees, by each of torch's functions."""
     if not HAS_PARTS:
         return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     cuda, cudnn, mkldnn = (
@@ -123,7 +123,7 @@ def test_ctrl_c_at_any_moment(before):
 
 
 class Noting(nn.Linear):
-    """Notes the settings under which it is called."""
+    """Records the settings under which it is called."""
 
     def forward(self, x):
         self.seen = settings()

@@ -67,7 +67,7 @@ def tracked():
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """Wheel and sdist of a copy of this tree in which work has left its traces."""
+    """Wheel and sdist of a copy of this tree that also contains generated files."""
     pytest.importorskip("build")
     tree, out = (tmp_path_factory.mktemp(name) for name in ("tree", "dist"))
     for name in tracked():
@@ -165,7 +165,7 @@ def test_classifiers_are_known_and_sorted_and_say_typed():
     assert set(classifiers) <= known
     assert classifiers == sorted(classifiers)
     assert "Typing :: Typed" in classifiers
-    # The license is an expression; PEP 639 refuses a classifier beside it.
+    # The license is an expression; PEP 639 forbids a classifier in addition.
     assert not [name for name in classifiers if name.startswith("License")]
 
 
@@ -179,7 +179,7 @@ def test_oldest_versions_are_the_bounds():
         name, bound = line.split(">=")
         assert pins[name] == ("9.9" if name == "torch" else bound)
         assert f"{name}=={bound}" not in tested, f"{name}: newest and oldest are one"
-    # Packages that no bound holds are where they are tested.
+    # Packages without a bound are pinned where they are tested.
     assert f"mpmath=={pins['mpmath']}\n" in tested
 
 

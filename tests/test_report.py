@@ -27,13 +27,13 @@ ATTACK = "<script>alert('x')</script>&\"'"
 
 
 def sha256_of(samples):
-    """The form that docs/security.md tells of."""
+    """The hash that docs/security.md describes."""
     head = f"skvaecert rows 1 {samples.dtype} {len(samples)} {samples.shape[1]}\n"
     return hashlib.sha256(head.encode() + samples.tobytes()).hexdigest()
 
 
 class Page(HTMLParser):
-    """Reads a page, and notes what does not fit."""
+    """Parses a page, and records what does not fit."""
 
     def __init__(self, text):
         super().__init__()
@@ -196,7 +196,7 @@ def test_a_dead_code_does_not_look_good_although_its_mean_is_certified(
     _, page = read(write_report(other, blobs[1::2], tmp_path / "dead.html"))
     assert first_card(page) == ["Has the VAE collapsed?", "\u2717 collapsed"]
     assert "Collapsed: drawn codes carry at most 0.0" in page.text
-    # The certificate of the mean says what it says, without a color or a tick.
+    # The certificate of the mean is shown without a color or a tick.
     assert "certified" in page.text
     assert "\u2713" not in page.text
     assert looks(page) == ["diagnosis collapsed", "", "inconclusive", ""]

@@ -1,4 +1,4 @@
-"""How precise values are taken to be: read off them, over all batches."""
+"""The assumed precision of values is estimated from all batches."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def test_values_beyond_float32():
 
 
 def test_precision_is_seen_over_all_batches():
-    """One batch that fits in 16 bits, or is constant, says nothing of the others."""
+    """A batch that fits in 16 bits, or is constant, does not determine the others."""
     values = np.r_[np.zeros(100), np.full(100, 0.5), np.pi * np.ones(100)][:, None]
     sums, whole = RoundingSums(), RoundingSums()
     for part in np.split(values, 3):

@@ -1,4 +1,4 @@
-"""The user's X: opened, cut, taken and hashed, in whatever form it comes."""
+"""The user's X in any form: opened, cut, indexed and hashed."""
 
 from hashlib import sha256
 
@@ -103,13 +103,13 @@ def test_few_samples_in_memory_are_handed_on_as_they_are():
     ((samples, proba, weight),) = cut_pieces(X, None, None)
     assert samples is X
     assert (proba, weight) == (None, None)
-    # What cannot be counted is for the estimator to refuse.
+    # The estimator refuses objects without a length.
     ((samples, *_),) = cut_pieces(3, None, None)
     assert samples == 3
 
 
 class Watched:
-    """An array on a disk that notes what is read of it."""
+    """An array on disk that records which parts are read."""
 
     def __init__(self, chunks):
         self.chunks, self.shape, self.read = chunks, X.shape, []

@@ -1,4 +1,4 @@
-"""Attempts to have what carries nothing certified, each with a twin that carries."""
+"""Attempts to certify models without information, with twins that have some."""
 
 import gc
 import warnings
@@ -123,7 +123,7 @@ def test_a_constant_posterior_is_not_certified_by_luck(n, n_draws, sharpness):
 
 
 class Lucky:
-    """Draws as the teacher would have them, wherever samples have their own."""
+    """Draws that match the teacher, if samples have separate draws."""
 
     def standard_normal(self, shape):
         if len(shape) == 2:
@@ -141,7 +141,7 @@ def test_not_even_luck_certifies_a_constant_posterior(kind):
     certificate = drawn(kind, witness, 8, Lucky(), constant)
     assert certificate.margin_low > 0.1
     assert (certificate.verdict, certificate.reason) == ("constant", "shared draws")
-    # The twin: means on the side of their groups.
+    # The twin: means on the side of their clusters.
     side = np.tile([[-1.0137], [1.0071]], (50, 1))
     varying = proba, side, np.ones((100, 1))
     assert drawn(kind, witness, 8, Lucky(), varying).verdict == "certified"
@@ -163,7 +163,7 @@ def test_luck_with_nearly_one_hot_teachers():
 
 
 def skewed(n):
-    """Codes that are right but for one in a few hundred, and a witness that is sure."""
+    """Codes with one error in a few hundred, and a confident witness."""
     right = np.arange(n) % 2 == 1
     proba = np.where(right[:, np.newaxis] == [False, True], 0.999, 0.001)
     mean = np.where(right, 2.5137, -2.5137)[:, np.newaxis]
@@ -171,7 +171,7 @@ def skewed(n):
 
 
 def weak(n):
-    """Codes that say little, of samples of different noise."""
+    """Codes with little information, for samples of different noise."""
     rng = np.random.default_rng(0)
     right, noise = rng.random(n) < 0.5, rng.choice([0.1, 1.0, 3.0], size=(n, 1))
     proba = np.where(right[:, np.newaxis] == [False, True], 0.8, 0.2)
@@ -195,7 +195,7 @@ def drawn(kind, witness, n_draws, generator, samples):
     proba, mean, deviation = samples
     if kind == "sampled":
         sums = SampledSums(witness, n_draws, generator)
-        # The bracket has tests of its own, and takes its time.
+        # The bracket is slow, and other tests are about it.
         sums.codes.update = lambda *samples: None
         return sums.update(proba, mean, deviation).certificate()
 
@@ -217,7 +217,7 @@ def drawn(kind, witness, n_draws, generator, samples):
     ],
 )
 def test_intervals_miss_no_more_often_than_they_say(kind, case, n):
-    """Whatever the losses and however few; one end in 40 may miss at 95 %."""
+    """For any losses and any number; one end in 40 may miss at 95 %."""
     *samples, slopes = case(n)
     truth = mean_margin(*samples, slopes)
     witness = LinearWitness(np.array(slopes), np.zeros(2), "raw")
@@ -237,7 +237,7 @@ def test_intervals_miss_no_more_often_than_they_say(kind, case, n):
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "deviation"), [(300, 0.01), (16384, 0.1)])
 def test_16_bit_rounding_of_a_constant_posterior_is_no_information(n, deviation):
-    """One unit in the last place of bfloat16, by which the teacher's rows differ."""
+    """The code moves by one unit in the last place of bfloat16, as the teacher does."""
     right = np.arange(n) % 2 == 1
     proba = np.where(right[:, np.newaxis] == [False, True], 0.95, 0.05)
     slope = 0.8 * 2.0**-7 / deviation**2 / 2
@@ -439,7 +439,7 @@ def in_step(proba, vertices, scale, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("little", [0.0, 1e-320, 1e-60, 1e-17])
 def test_a_sample_of_no_weight_does_not_vouch_for_the_precision_of_others(little):
-    """The others are a constant code, rounded in 16 bits as the teacher would have."""
+    """The others are a constant code, rounded in 16 bits in step with the teacher."""
     proba, vertices = posteriors(200, 3, 0), simplex_vertices(3, 2)
     scale = prior_matched_scale(proba)
     mean = in_step(proba, vertices, scale, 2.0**-7)
@@ -557,7 +557,7 @@ def test_samples_of_no_weight_in_a_certifier(samples):
 
 
 class Drifting:
-    """A healthy encoder, or a constant that hangs on how many calls there were."""
+    """A healthy encoder, or a constant that depends on the number of calls."""
 
     value, n_calls = None, 0
 
@@ -781,7 +781,7 @@ def as_stored(values, precision):
 
 
 def constant_in_step(rng, proba, witness, best, factor):
-    """A constant code, off by rounding as the teacher would have it."""
+    """A constant code with rounding errors in step with the teacher."""
     precision = rng.choice(list(PRECISIONS))
     bits, units = PRECISIONS[precision]
     center = best + rng.choice([0, 0, 1e-3, 1.0]) * rng.normal(size=best.shape)
@@ -819,7 +819,7 @@ def attacked_teacher(rng, n, K):
 
 
 def attack(seed, factor=1):
-    """Return the verdict on a constant code, whatever the samples of weight 0 are."""
+    """Return the verdict on a constant code next to any samples of weight 0."""
     rng = np.random.default_rng(seed)
     n, K = int(rng.choice([2, 3, 7, 30, 150])), int(rng.integers(2, 7))
     d = K - 1 + int(rng.integers(3))

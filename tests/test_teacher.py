@@ -92,7 +92,7 @@ def test_score_takes_weights(blobs):
 
 
 def test_units_do_not_matter(blobs):
-    """Neither the size of the data nor where they lie changes the teacher."""
+    """Neither scale nor shift of the data changes the teacher."""
     posteriors = [
         GMMTeacher(n_components=4, random_state=0).fit(X).transform(X)
         for X in (blobs, 1e-6 * blobs, 1e6 * blobs + 1e7)
@@ -138,7 +138,7 @@ def test_fewer_principal_components_are_those_of_a_shorter_pca(digits):
 
 @pytest.fixture
 def on_disk(tmp_path):
-    """Write rows to a file and map it."""
+    """Write samples to a file and map it."""
 
     def write(samples):
         path = tmp_path / f"{samples.dtype}.npy"
@@ -168,7 +168,7 @@ def test_samples_on_disk_give_the_same_teacher(digits, on_disk, searched, dtype)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_large_arrays_are_not_copied(digits, on_disk, dtype, monkeypatch):
-    """All rows are read, but memory stays below that of the array in float32."""
+    """All samples are read, but memory stays below that of the array in float32."""
     monkeypatch.setattr(_samples, "_CHUNK_VALUES", 2**16)
     monkeypatch.setattr(gmm, "_PCA_SAMPLES", 1000)
     samples = np.tile((16 * digits[0]).astype(dtype), (20, 8))
@@ -197,7 +197,7 @@ def test_the_size_of_chunks_does_not_matter(digits, searched, monkeypatch):
 
 @pytest.mark.slow
 def test_subsample(digits, monkeypatch):
-    """The mixture sees some rows, the numbers are those of all."""
+    """The mixture is fitted on some samples, the values are those of all."""
     teacher = GMMTeacher(4, subsample=400, random_state=0).fit(digits[0])
     full = GMMTeacher(4, subsample=None, random_state=0).fit(digits[0])
     assert teacher.mixture_.lower_bound_ != full.mixture_.lower_bound_

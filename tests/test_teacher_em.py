@@ -149,7 +149,7 @@ def test_a_component_without_variance_is_an_error(covariance_type):
 
 @pytest.fixture
 def dtypes(monkeypatch):
-    """Take down the precision that mixtures are fitted in."""
+    """Record the precision in which mixtures are fitted."""
     seen = []
 
     def spied(X, *args, **kwargs):
@@ -174,7 +174,7 @@ def test_plain_samples_are_fitted_in_float32(samples, guess, covariance_type, dt
     [("diag", 1e-9), ("tied", 1e-9), ("diag", 1e-6), ("spherical", 1e-7)],
 )
 def test_narrow_clusters_are_fitted_in_float64(covariance_type, reg_covar, dtypes):
-    """They lie 10,000 widths apart: float32 fails, or has too few digits."""
+    """They lie 10,000 deviations apart: float32 fails, or has too few digits."""
     rng = np.random.default_rng(0)
     labels = rng.integers(5, size=2000)
     X = rng.normal(size=(5, 8))[labels] + 1e-4 * rng.normal(size=(2000, 8))

@@ -69,7 +69,7 @@ def test_the_chosen_one_has_most_information(found):
 
 
 def test_information_counts_and_density_does_not(found):
-    """The densest candidate is another one: witnesses use information alone."""
+    """The candidate with the highest density is another: only information counts."""
     table = pd.DataFrame(found.search_results_)
     assert table.loc[table["log_likelihood"].idxmax(), "rank"] > 1
 
@@ -155,7 +155,7 @@ def test_a_seed_finds_the_same_teacher(digits, found):
 
 @pytest.mark.slow
 def test_the_chosen_mixture_is_fitted_on_all_samples(digits, found):
-    """It is scikit-learn's, and at rest there: one more fit changes nothing."""
+    """It is a stationary point for scikit-learn: one more fit changes nothing."""
     samples = found.pca_.transform(digits[0])
     weights, means = found.mixture_.weights_, found.mixture_.means_
     precisions = found.mixture_.precisions_
@@ -315,7 +315,7 @@ def test_a_budget_that_is_missed_in_the_second_round(digits, monkeypatch):
     teacher = searching(**SMALL)
     with pytest.raises(ValueError, match=r"energy_budget .* with 1e\+09 nats"):
         teacher.set_params(covariance_type="full").fit(digits[0])
-    # Those that did not go on still fit.
+    # Candidates that were not in the second round still fit.
     results = teacher.set_params(**GRID).fit(digits[0]).search_results_
     assert (results["energy"] == 1e9).sum() == 3
     assert results["n_samples"][results["rank"].argmin()] == 450
@@ -370,7 +370,7 @@ def test_searches_can_be_searched(digits):
     [((60, 10), 7), ((100, 5), 4), ((150, 10), 8)],
 )
 def test_noise_on_small_tables(shape, expected):
-    """It is detected; only a few samples in few dimensions do form groups."""
+    """Noise is detected; only a few samples in few dimensions do form clusters."""
     detected = 0
     for seed in range(8):
         noise = np.random.default_rng(seed).normal(size=shape)
@@ -403,7 +403,7 @@ def test_any_agreement_is_enough_for_a_min_agreement_of_zero(noise):
 
 
 def test_temperatures_fit_the_budget(digits):
-    """Of every candidate, at the smallest temperature that does."""
+    """Every candidate gets the smallest temperature that fits the budget."""
     results = searching(**SMALL, floor=1e-9).fit(digits[0]).search_results_
     budget = default_budget(results["n_components"])
     assert (results["energy"] <= budget).all()
@@ -493,7 +493,7 @@ def test_all_candidates_fail(digits):
 
 
 def test_components_without_samples_are_a_failure(digits):
-    """Three groups are not told apart better by seventeen components."""
+    """Seventeen components do not separate three clusters better."""
     X = np.repeat(digits[0][:3], 200, axis=0)
     message = "some components have no samples|distinct clusters"
     with pytest.warns((FitFailedWarning, ConvergenceWarning), match=message):
@@ -504,7 +504,7 @@ def test_components_without_samples_are_a_failure(digits):
 
 @pytest.mark.slow
 def test_narrow_clusters_are_fitted_in_float64():
-    """They lie 10,000 widths apart: float32 has too few digits."""
+    """They lie 10,000 deviations apart: float32 has too few digits."""
     rng = np.random.default_rng(0)
     X = (
         1e-4 * rng.normal(size=(2000, 8))
@@ -628,7 +628,7 @@ def test_ctrl_c_with_nothing_that_fits_the_budget(digits, monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_with_threads(digits, monkeypatch):
-    """It arrives in the main thread; what was done is kept, and no thread goes on."""
+    """Ctrl-C reaches the main thread; results are kept, and every thread stops."""
     evaluate = module._Evaluator.evaluate
     monkeypatch.setattr(
         module._Evaluator, "evaluate", lambda *args: time.sleep(0.05) or evaluate(*args)
@@ -716,7 +716,7 @@ def patches(n_samples, subset):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "patches"])
 def test_a_vae_with_the_teacher_found_is_certified(name, digits):
-    """On unseen samples, with default settings of the VAE."""
+    """On held-out samples, with default settings of the VAE."""
     train, test = digits
     if name == "patches":
         train, test = patches(2000, "train"), patches(1000, "test")

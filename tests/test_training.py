@@ -152,7 +152,7 @@ def test_parts_add_up_to_the_loss(samples, proba):
 
 
 def test_monitored_margin_is_the_margin(samples, proba):
-    """With at most 256 rows, all are monitored: the exact margin of the last epoch."""
+    """Up to 256 samples are all monitored: the exact margin of the last epoch."""
     samples, proba = samples[:200], proba[:200]
     net = trained(samples, proba)
     log_q = witness_log_proba(encode(net, samples), simplex_vertices(K, LATENT), 1.5)
@@ -200,7 +200,7 @@ def test_interrupt_in_the_first_epoch_leaves_nothing(samples, proba):
 
 
 def test_interrupt_before_the_loop_is_not_lost(samples, proba, monkeypatch):
-    """Skorch swallows it there too, and would pass for trained."""
+    """skorch swallows the interrupt there, too, and the net would look trained."""
     net = trained(samples, proba)
     before = weights(net).clone()
     monkeypatch.setattr(net_module, "Snapshot", Raising)
@@ -210,7 +210,7 @@ def test_interrupt_before_the_loop_is_not_lost(samples, proba, monkeypatch):
 
 
 def test_interrupt_while_callbacks_run_keeps_the_epoch(samples, proba):
-    """It is complete by then, but no callback asked for a stop."""
+    """The epoch is complete by then, but no callback has requested a stop."""
     net = trained(samples, proba, callbacks=[AtEnd(2, press_ctrl_c)], max_epochs=10)
     assert net.interrupted_
     assert [row["epoch"] for row in net.history] == [1, 2]
@@ -272,7 +272,7 @@ def test_training_samples_are_forgotten(samples, proba):
 
 
 def test_a_net_pickled_on_a_gpu_loads_without_one(samples, proba, monkeypatch):
-    """skorch sees to it; the guard's tensors are none of the module."""
+    """skorch maps the module's tensors; the guard's tensors are not among them."""
     guard = LagrangeWeight(0.5, 1.0)
     net = trained(samples, proba, criterion__alignment_weight=guard)
     with monkeypatch.context() as on_gpu:
@@ -355,7 +355,7 @@ def test_unknown_devices_are_refused(name):
 
 
 class Spy(Callback):
-    """Notes the weights of encoder and decoder around every step."""
+    """Records the weights of encoder and decoder around every step."""
 
     def __init__(self):
         self.seen = []

@@ -102,7 +102,7 @@ def test_samples_are_standardized_chunk_by_chunk(bytes_, standardization):
 
 
 class Recorder:
-    """An array that notes what is read of it."""
+    """An array that records which parts are read."""
 
     def __init__(self, values):
         self.values = values

@@ -1,4 +1,4 @@
-"""The mean of a sample: one number, wherever and in whatever company it is computed."""
+"""The mean of a sample is the same in any batch, at any position, on any threads."""
 
 import copy
 import pickle
@@ -28,7 +28,7 @@ N, D, LATENT, K = 300, 6, 3, 4
 
 
 class MinusBatchMean(nn.Linear):
-    """Looks at the whole batch."""
+    """Uses the whole batch."""
 
     def forward(self, x):
         output = super().forward(x)
@@ -88,7 +88,7 @@ def test_an_encoder_that_looks_at_the_batch_is_seen(encoder):
 
 @pytest.mark.parametrize("n_features", [449, 784])
 def test_threads_change_no_bit(n_features):
-    """BLAS cuts sums of more terms otherwise when it has several threads."""
+    """BLAS splits longer sums differently when it has several threads."""
     net, X = net_for(n_features, (500,)), samples(n_features)
     results = []
     for n_threads in (1, 2):
@@ -176,7 +176,7 @@ def test_bytes_have_one_mean_in_fit_and_after():
 
 
 def test_certificates_see_no_mean_move(fitted):
-    """Their noise is what rounding is assumed to do, and nothing that was seen."""
+    """Their noise is the assumed rounding, and no observed change."""
     vae, X, proba = fitted
     certifier = CollapseCertifier(FrozenEstimator(vae)).fit(X, teacher_proba=proba)
     noise = RoundingSums()

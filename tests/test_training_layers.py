@@ -54,7 +54,7 @@ def test_output_and_gradient_are_those_of_torch(hidden_sizes, size):
     found = by_numpy(network, x, by_output)
     close = {"rtol": 1e-12, "atol": 1e-12 * size}
     torch.testing.assert_close(found, expected, **close)
-    # Not so if one weight were another.
+    # The twin: with one other weight they differ.
     with torch.no_grad():
         network[-1].bias[0] += 1e-9 * size
     other = by_numpy(network, x, by_output)
@@ -132,7 +132,7 @@ def test_another_forward_is_left_to_torch():
 
 
 class Net:
-    """As much of a net as a pass needs."""
+    """The part of a net that a pass needs."""
 
     device = "cpu"
 

@@ -136,7 +136,7 @@ def test_extreme_values_overflow_nowhere(likelihood, where, first):
 
 
 def test_a_gradient_of_one_size_is_used_again():
-    """What a call leaves behind does not enter the next."""
+    """Values from one call do not enter the next."""
     vae, criterion, x, proba = problem()
     by_numpy(vae, criterion, x, proba)
     gradient = Gradient(vae, criterion, N)
@@ -288,7 +288,7 @@ def test_single_precision_throughout(likelihood):
     draws = torch.randn(N, LATENT, dtype=torch.float64)
 
     def with_draws(function, *given):
-        # Generators draw other numbers in the other precision.
+        # Generators draw other values in the other precision.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch, "randn_like", lambda mean: draws.to(mean.dtype))
             patch.setattr(torch.Tensor, "normal_", lambda noise: noise.copy_(draws))

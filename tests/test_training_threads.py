@@ -41,7 +41,7 @@ def all_are(number):
 
 @pytest.fixture(autouse=True)
 def three_threads(monkeypatch):
-    """Start from three threads, whatever the machine has."""
+    """Start from three threads on any machine."""
     monkeypatch.setattr(threads, "_n_cores", lambda: 8)
     before = torch.get_num_threads()
     with BLAS.limit(limits=3):
@@ -139,7 +139,7 @@ def test_blocks_in_blocks():
 
 
 class Block:
-    """A block in a thread of its own, that enters and leaves when told."""
+    """A block in a separate thread, which enters and leaves on demand."""
 
     def __init__(self, work, ask_first):
         self._pool = ThreadPoolExecutor(1)
@@ -162,7 +162,7 @@ class Block:
         self._pool.shutdown()
 
 
-# A thread that asked torch before has a number of its own, others get the latest.
+# A thread that has used torch before keeps its number; others get the latest.
 @pytest.mark.parametrize("ask_first", [True, False])
 @pytest.mark.parametrize("first_leaves_first", [True, False])
 @pytest.mark.parametrize("works", [(SMALL, LARGE), (LARGE, SMALL), (SMALL, SMALL)])
@@ -170,7 +170,7 @@ def test_overlapping_blocks(works, first_leaves_first, ask_first):
     a, b = (Block(work, ask_first) for work in works)
     a.enter()
     b.enter()
-    # The number of torch is each thread's own.
+    # Each thread has its own number for torch.
     assert [block.do(torch.get_num_threads) for block in (a, b)] == [
         n_threads_for(work) for work in works
     ]

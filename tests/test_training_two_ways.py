@@ -386,7 +386,7 @@ def test_nets_copied_amid_a_fit_go_on(dataset, event):
 
 
 def test_copies_by_another_thread_disturb_no_step(dataset):
-    """A thread that asks amid a step gets a net that can be trained on."""
+    """A thread that copies the net during a step gets one that can train further."""
     twins, threads = [], []
 
     def ask(net):
@@ -399,7 +399,7 @@ def test_copies_by_another_thread_disturb_no_step(dataset):
         hook = net.optimizer_.register_step_pre_hook(copy_amid_step)
 
     def wait(net):
-        # Copies are of steps that are complete, not of a fit that ends meanwhile.
+        # A copy is of a complete step, not of a fit that ends meanwhile.
         threads[0].join()
 
     net = fitted(dataset, [On("epoch begins", ask), On("epoch ends", wait)])

@@ -55,7 +55,7 @@ def test_batches_fit_the_number_of_samples(n_samples, batch_size, blobs):
 
 
 class Raises(Callback):
-    """Notes how many threads torch and BLAS have, and ends the fit."""
+    """Records how many threads torch and BLAS have, and ends the fit."""
 
     def __init__(self, error):
         self.error = error
@@ -274,7 +274,7 @@ def test_pickle(blobs, trained):
     again = pickle.loads(pickle.dumps(trained))
     assert (again.n_iter_, again.history_) == (trained.n_iter_, trained.history_)
     assert again.score(blobs) == trained.score(blobs)
-    # And it goes on as the original would.
+    # It continues as the original would.
     for model in (trained, again):
         model.set_params(warm_start=True, max_epochs=2).fit(blobs)
     np.testing.assert_array_equal(trained.transform(blobs), again.transform(blobs))

@@ -14,7 +14,7 @@ from skvaecert.metrics import collapse_margin, teacher_information
 
 
 def relative_margin(vae, X):
-    """Margin over information, by arithmetic apart from the guard's."""
+    """Margin over information, computed separately from the guard."""
     proba = vae.teacher_.predict_proba(X)
     margin = collapse_margin(proba, vae.witness_log_proba(X))
     return margin / teacher_information(proba)
@@ -133,7 +133,7 @@ def test_guard_holds_the_margin_of_held_out_samples(blobs, vae):
 
 @pytest.fixture
 def noise():
-    """Samples without groups, on which a network overfits at once."""
+    """Samples without clusters, on which a network overfits at once."""
     return np.random.default_rng(0).normal(size=(120, 6))
 
 

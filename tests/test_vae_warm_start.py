@@ -1,4 +1,4 @@
-"""Fits that go on, that are interrupted, and that fail."""
+"""Fits that continue, that are interrupted, and that fail."""
 
 import copy
 import inspect
@@ -210,7 +210,7 @@ def test_interrupt_of_the_monitor(blobs, vae):
 
 
 class Raise(Callback):
-    """Raises KeyboardInterrupt itself, as a signal handler of one's own does."""
+    """Raises KeyboardInterrupt itself, as a user's signal handler does."""
 
     def __init__(self, where):
         self.where = where

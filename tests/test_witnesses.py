@@ -34,7 +34,7 @@ def margin(witness, codes, proba):
 
 
 def turned(proba, dim=D, seed=0):
-    """Return codes that carry all, turned, shrunk and shifted."""
+    """Return codes with all information, rotated, shrunk and shifted."""
     code = analytic_code(proba, simplex_vertices(K, dim), prior_matched_scale(proba))
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(dim, dim)))
     return 0.01 * code @ turn + 7.0
@@ -61,7 +61,7 @@ def test_a_turned_code_is_read_on_other_samples(proba, fit):
 
 
 def test_procrustes_turns_and_does_not_bend(proba):
-    """It cannot separate what no rotation brings into place, unlike a linear map."""
+    """Unlike a linear map, a rotation cannot separate every code."""
     bent = turned(proba) * np.array([1.0, 1.0, 1.0, 30.0, 30.0, 30.0])
     assert margin(fit_linear(bent, proba), bent, proba) > 0.05 + margin(
         fit_procrustes(bent, proba), bent, proba
@@ -97,7 +97,7 @@ def test_weights_count_as_repetitions(proba, fit):
     repeated = fit(codes.repeat(weight, axis=0), proba.repeat(weight, axis=0))
     weighted = fit(codes, proba, weight)
     expected = softmax(repeated.logits(codes), axis=1)
-    # The penalty counts rows, of which there are more or fewer.
+    # The penalty depends on the number of samples.
     np.testing.assert_allclose(
         softmax(weighted.logits(codes), axis=1), expected, atol=1e-2
     )
@@ -113,7 +113,7 @@ def test_no_constant_code_has_a_margin_with_any_fitted_witness(seed, fit):
     witness = fit(rng.normal(size=(20, D)), proba[:20])
     constant = np.tile(rng.normal(size=D), (20, 1))
     assert margin(witness, constant, proba[20:]) <= 1e-12
-    # Nor on the rows of the fit, where the code that was fitted has one.
+    # Nor on the samples of the fit, where the fitted code has a margin.
     assert margin(witness, constant, proba[:20]) <= 1e-12
 
 

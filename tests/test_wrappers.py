@@ -127,7 +127,7 @@ def test_a_sample_does_not_depend_on_the_others_in_its_batch(model, vae, samples
         np.testing.assert_array_equal(
             model.inverse_transform(mean[index]), x_hat[index]
         )
-    # Row by row, the module itself rounds differently.
+    # One sample at a time, the module itself rounds differently.
     with torch.no_grad():
         alone = [
             vae.eval().encode(x)[0] for x in torch.from_numpy(samples[:9]).split(1)
@@ -151,7 +151,7 @@ def test_every_batch_has_the_same_shape(n_samples):
 
 
 def test_modules_are_evaluated_in_evaluation_mode_and_put_back(model, vae, samples):
-    vae.body[3].eval()  # somebody keeps dropout off in training
+    vae.body[3].eval()  # a user keeps dropout off in training
     modes = [part.training for part in vae.modules()]
     assert len(set(modes)) == 2
     state = copy.deepcopy(vae.state_dict())
@@ -160,7 +160,7 @@ def test_modules_are_evaluated_in_evaluation_mode_and_put_back(model, vae, sampl
     assert [part.training for part in vae.modules()] == modes
     for name, values in vae.state_dict().items():
         assert torch.equal(values, state[name]), name
-    # Without it, batch normalization would see the company.
+    # In training mode, batch normalization would use the other samples.
     in_training = vae.encode(torch.from_numpy(samples))[0].detach().numpy()
     assert np.abs(in_training - first).max() > 0.01
 

@@ -77,7 +77,7 @@ def test_it_is_the_diagnosis_of_the_arrays(vae, X, proba):
     assert found.information.estimate == alone.information.estimate
     assert found.decoder.high == alone.decoder.high
     assert found.threshold == alone.threshold
-    # What another batch moves is known of a model, and not of arrays.
+    # The effect of another batch is known for a model, but not for arrays.
     assert found.mean.tolerance >= alone.mean.tolerance
     assert found.state == alone.state == "informative"
 
@@ -186,7 +186,7 @@ def test_a_mean_that_depends_on_its_batch_does_not_vary(X, proba):
         found = TrainedEncoder(centered).diagnose(X, proba, n_draws=2000)
     assert found.mean.verdict == "inconclusive"
     assert (found.state, found.information.low) == ("undecided", 0.0)
-    # The twin: centered by a number that is fixed.
+    # The twin: centered by a fixed value.
     center = X.mean(0)
     found = TrainedEncoder(
         lambda batch: (3 * (batch - center)[:, :D], np.zeros((len(batch), D)) - 5)

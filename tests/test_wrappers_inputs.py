@@ -1,4 +1,4 @@
-"""What encoders are given: samples as they are, in batches of one size."""
+"""Encoders get samples as they are, in batches of one size."""
 
 import pickle
 
@@ -208,7 +208,7 @@ def test_neither_autocast_nor_a_decorator_is_in_the_way(digits):
     np.testing.assert_array_equal(TrainedEncoder(wrapped).transform(X), means)
 
 
-# Certificates of what is no table.
+# Certificates of samples that are not a table.
 
 
 class Conv(nn.Module):
@@ -259,7 +259,7 @@ def sentences():
 
 
 def shares(batch):
-    """Shares of letters: three kinds of sentences, well apart."""
+    """Shares of letters: three kinds of sentences, well separated."""
     return np.array([[s.count(c) / len(s) for c in "abcdefghijkl"] for s in batch])
 
 

@@ -50,7 +50,7 @@ class OfAUser(Normal):
 
 
 class Clipped(Normal):
-    """As truncated policies are: it is not the Normal that it comes from."""
+    """A subclass like truncated policies: it is not a Normal distribution."""
 
     def rsample(self, *args, **kwargs):
         return super().rsample(*args, **kwargs).clamp(-1, 1)
@@ -244,7 +244,7 @@ def test_outputs_of_decoders_that_are_refused(result):
         model.inverse_transform(MEAN)
 
 
-# Lies.
+# Wrong values.
 
 
 @pytest.mark.parametrize("form", ["tuple", "names"])
@@ -266,7 +266,7 @@ def test_logarithms_passed_as_standard_deviations_are_refused(measure):
 
 
 def constant_forms(batch):
-    """Constant means, with widths that vary, in all forms."""
+    """Constant means, with standard deviations that vary, in all forms."""
     x = torch.as_tensor(np.asarray(batch), dtype=torch.float32)
     mean, width = torch.full((len(x), 4), 0.3), 0.1 + x[:, :4].abs()
     log_variance = 2 * width.log() - 20

@@ -1,4 +1,4 @@
-"""What test_examples_loops.py has both processes do that torchrun started.
+"""What both processes of torchrun run in test_examples_loops.py.
 
 They run the example, then look at what it leaves, and write what they see to the file
 that is named on the command line.
@@ -38,7 +38,7 @@ def guards(vae, parallel, x):
 
 
 def pairs(dataset, sampler, teacher):
-    """Whether posteriors belong to their samples, and the samples of this process."""
+    """Whether posteriors match their samples, and the samples of this process."""
     belong, seen = True, []
     for (x,), posterior in DataLoader(dataset, batch_size=32, sampler=sampler):
         expected = torch.from_numpy(teacher.predict_proba(x.numpy())).float()
