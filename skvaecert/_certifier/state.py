@@ -68,6 +68,7 @@ _CERTIFICATE = {
     "margin": NUMBER,
     "teacher_information": NOT_NEGATIVE,
     "alignment_loss": NOT_NEGATIVE,
+    # May be NaN, and the tolerance infinite.
     "relative_margin": float,
     "tolerance": float,
     "safety_margin": NOT_NEGATIVE,
@@ -123,7 +124,9 @@ def is_foreign(encoder: Any) -> bool:
 
 def check_certifier(state: Mapping[str, Any], witness: str | AlignmentLoss) -> None:
     """Check the fitted state of a certifier whose parameter is `witness`."""
+    # The witness of an AlignmentLoss is a fixed simplex, too.
     name = witness if isinstance(witness, str) else "raw"
+    # Shared by all checks, so that the sizes of all parts must agree.
     sizes: dict[str, int] = {}
     check_state("CollapseCertifier", state, FITTED | _HIDDEN, sizes)
     check_state("certified_on", state["certified_on"], _CERTIFIED_ON, {})
@@ -202,7 +205,7 @@ def _check_certificate(c: Certificate, witness: str) -> None:
     share = c.relative_margin
     if c.information is not None:
         check_state("InformationBracket", vars(c.information), _INFORMATION, {})
-    right = {
+    consistent = {
         "witness": c.witness == witness,
         "tolerance": c.tolerance >= 0,
         "margin": abs(c.margin - margin) <= slack,
@@ -219,5 +222,5 @@ def _check_certificate(c: Certificate, witness: str) -> None:
         <= c.information.high
         <= c.information.limit,
     }
-    if wrong := [name for name, is_right in right.items() if not is_right]:
+    if wrong := [name for name, holds in consistent.items() if not holds]:
         raise ValueError(f"{wrong[0]} of a Certificate contradicts its other values.")
