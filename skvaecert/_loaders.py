@@ -133,7 +133,7 @@ def _first(batch: Any, loader: DataLoader[Any]) -> Any:
     """Return the samples of a batch that may also contain labels and other values."""
     # Batches may be nested, for example ((samples, lengths), labels).
     while isinstance(batch, tuple | list) and _is_nested(batch):
-        # Only a collate_fn of the user may return a list of samples.
+        # `default_collate` never returns a list of samples, which has to be refused.
         if loader.collate_fn is not default_collate:
             _check_parts(batch, loader.batch_size)
         batch = batch[0]

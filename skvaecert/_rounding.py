@@ -49,8 +49,8 @@ class RoundingSums:
         self._norms += float(weight @ np.sqrt(squares.sum(axis=1)))
         self._squares = self._squares + weight @ squares
         self._at_least_one = self._at_least_one + weight @ np.maximum(squares, 1)
+        # Read first, because `update` may replace the sample that others must equal.
         first = self.spread.first
-        # `update` may replace the sample that all must equal, hence the copy above.
         self.spread.update(values, weight)
         self._precision.add(values, weight, first if len(first) else self.spread.first)
 

@@ -180,7 +180,7 @@ def open_samples(
         and X.ndim == 2
         and X.dtype.kind in "fiu"
     ):
-        # Two samples show type and shape, and are as many as any `ensure_min_samples`.
+        # Two samples show type and shape, and are enough for `ensure_min_samples`.
         _validate(estimator, X[:2], **kwargs)
         return X
     return _validate(estimator, X, **kwargs)

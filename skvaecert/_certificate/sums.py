@@ -384,6 +384,7 @@ class SampledSums(DrawnSums):
             error=arithmetic,
             tolerance=arithmetic + self._noise(latent_noise),
             safety_margin=safety_margin,
+            # Not `<=`, so that NaN counts as luck.
             is_luck=not self._shared_margin > arithmetic + faked,
             are_constant=self._are_equal,
             dispersion=spread.dispersion,
@@ -572,6 +573,7 @@ def _chunks(
     check_shapes(means, posteriors, shape, 1 if witness.name == "none" else 2)
     weights = unit_weight(len(means), sample_weight)
     for rows in gen_rows(len(means), max(shape)):
+        # Contiguous, because products with weights of stride 0 are slower.
         weight, proba = np.ascontiguousarray(weights[rows]), posteriors[rows]
         checked = [_within_limits(array[rows]) for array in arrays]
         if not weight.all():

@@ -353,6 +353,7 @@ class CollapseCertifier(
             self._fit_witness(samples, warm)
             self._calibration = calibrate(samples, self.witness_)
             self.certificate_ = self._certify_training(samples)
+            # These hashes show, also after loading, whether samples are those of this fit.
             self._certified_on = digests(X, teacher_proba)
             self._certified_on["weights"] = digest_weights(estimator)
             # Unique to this fit: only parts of the same fit can be merged.
@@ -812,6 +813,7 @@ class CollapseCertifier(
         template = GMMTeacher() if self.teacher is None else self.teacher
         if warm:
             _check_teacher_proba(self.teacher_, teacher_proba)
+            # Only a teacher that was fitted here has remembered parameters.
             if self.teacher_ is not None:
                 check_unchanged(self)
             return self.teacher_

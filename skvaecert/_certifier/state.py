@@ -56,6 +56,7 @@ _CERTIFIED_ON = {
 _WITNESS = {"weights": Array("K d"), "bias": Array("K"), "name": str}
 _CALIBRATION = {
     "rows": Array("*", np.uint64),
+    # A ValueError stands for a fit that failed.
     "witness": (LinearWitness, ValueError),
     "tempering": (Tempering, ValueError),
 }
@@ -200,6 +201,7 @@ def _check_loss(state: Mapping[str, Any], loss: AlignmentLoss) -> None:
 def _check_certificate(c: Certificate, witness: str) -> None:
     """Check that the values of a certificate are consistent."""
     margin = c.teacher_information - c.alignment_loss
+    # `margin` is not computed as this difference, and rounded otherwise.
     slack = 1e-9 * (1 + c.alignment_loss)
     # NaN if the teacher information is 0.
     share = c.relative_margin
@@ -212,6 +214,7 @@ def _check_certificate(c: Certificate, witness: str) -> None:
         "margin_low": c.margin_low == c.margin == c.margin_high,
         "relative_margin": math.isnan(share)
         or abs(share * c.teacher_information - c.margin) <= slack,
+        # A chain of comparisons: all three must be true, or none.
         "verdict": (c.verdict == "certified")
         == (c.margin > c.safety_margin + c.tolerance)
         == (not c.reason)
