@@ -358,7 +358,7 @@ def forecast_curve(
     elif kl_weight > 0:
         operating = float(alignment_weight) / kl_weight
     else:
-        # Without both terms every code is as good, so there is no forecast.
+        # If both weights are 0, all codes are equally good, and there is no forecast.
         operating = np.inf if float(alignment_weight) > 0 else np.nan
     point = Forecast(np.nan, np.nan)
     if not np.isnan(operating):

@@ -563,7 +563,7 @@ def _bracket(moments: _Moments, lots: _Lots, confidence: float) -> InformationBr
     }
     high_by = min(highs, key=highs.__getitem__)
     high = max(0.0, highs[high_by])
-    # Only here, because the upper end is about codes as they are (theory section 16).
+    # No rounding in the upper end, which is about codes as they are (theory section 16).
     low = lots.scale * lots.shares.low(each) - error - moments.rounding
     low = min(max(0.0, low), high)
     return InformationBracket(
@@ -857,7 +857,7 @@ class _Mixture:
             return False
         steep = self._steep
         own = ((step / self.std[origin]) ** 2).sum(axis=1).max() / 2
-        # So that gap^2 / 2 > own + 700, also if the constants differ by `_range`.
+        # Beyond it, gap^2 / 2 > own + 700, also if the constants differ by `_range`.
         reach = np.sqrt(2 * (own + self._range - _NEGLIGIBLE))
         code = self.mean[origin][:, steep] + step[:, steep]
         mean = self.mean[lot][:, steep]

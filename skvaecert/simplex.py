@@ -278,6 +278,7 @@ def check_seed(random_state: int | np.random.RandomState | None) -> None:
     """
     is_seed = random_state is None or isinstance(random_state, np.random.RandomState)
     if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+        # NumPy's RandomState takes no larger seeds.
         is_seed = 0 <= random_state < 2**32
     if not is_seed:
         raise ValueError(

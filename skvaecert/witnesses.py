@@ -222,7 +222,7 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     # The vertices have norm 1. Large values could overflow in the product below.
     is_table = simplex.ndim == 2 and np.abs(simplex).max(initial=0) < 2
     n = len(simplex) if is_table else 0
-    # The products s_k . s_j: 1 on the diagonal, and -1 / (K - 1) elsewhere.
+    # The products s_k . s_j of theory section 1.
     regular = (np.eye(n) * n - 1) / max(1, n - 1)
     # The tolerance is for vertices in float32.
     if n == 0 or not np.allclose(simplex @ simplex.T, regular, atol=1e-6):

@@ -353,7 +353,7 @@ class CollapseCertifier(
             self._fit_witness(samples, warm)
             self._calibration = calibrate(samples, self.witness_)
             self.certificate_ = self._certify_training(samples)
-            # These hashes show, also after loading, whether samples are those of this fit.
+            # Hashes, so that a loaded certifier can recognize the samples of this fit.
             self._certified_on = digests(X, teacher_proba)
             self._certified_on["weights"] = digest_weights(estimator)
             # Unique to this fit: only parts of the same fit can be merged.

@@ -201,7 +201,7 @@ def _check_loss(state: Mapping[str, Any], loss: AlignmentLoss) -> None:
 def _check_certificate(c: Certificate, witness: str) -> None:
     """Check that the values of a certificate are consistent."""
     margin = c.teacher_information - c.alignment_loss
-    # `margin` is not computed as this difference, and rounded otherwise.
+    # `margin` is computed in another way, which rounds differently.
     slack = 1e-9 * (1 + c.alignment_loss)
     # NaN if the teacher information is 0.
     share = c.relative_margin
