@@ -563,7 +563,7 @@ def _bracket(moments: _Moments, lots: _Lots, confidence: float) -> InformationBr
     }
     high_by = min(highs, key=highs.__getitem__)
     high = max(0.0, highs[high_by])
-    # No rounding in the upper end, which is about codes as they are (theory section 16).
+    # Not in the upper end, which is about codes as they are (theory section 16).
     low = lots.scale * lots.shares.low(each) - error - moments.rounding
     low = min(max(0.0, low), high)
     return InformationBracket(
