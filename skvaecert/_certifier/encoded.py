@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+# Neither == nor repr, which would compare or print all samples.
 @dataclass(eq=False, repr=False)
 class EncodedSamples:
     """Samples with the outputs of each model, computed once and only when needed."""
