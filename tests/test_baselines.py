@@ -361,7 +361,7 @@ def test_alignment_distinguishes_samples_at_a_constant_mean(objective):
 
 @every_objective
 def test_a_decoder_that_uses_the_code_distinguishes_samples(objective):
-    """The twin: the test above would notice a force."""
+    """The twin: `between_samples` detects a force."""
     decoder = torch.ones(D, FEATURES, dtype=torch.float64)
     _, _, on_mean, _ = forces(objective, constant(objective), decoder)
     assert between_samples(on_mean) > 0.02
@@ -414,7 +414,7 @@ def test_info_of_a_wide_constant_posterior_is_zero(generator):
 
 @pytest.mark.parametrize(("strength", "sign"), [(0.4, -1), (1.0, 1)])
 def test_mu_forcing_enlarges_any_difference(strength, sign, generator):
-    """The force is (2 strength - 1) mu / n, on means around 0, of any origin."""
+    """The force is (2 strength - 1) mu / n for any means around 0."""
     mean = 1e-3 * torch.randn(N, D, generator=generator, dtype=torch.float64)
     mean -= mean.mean(dim=0)
     _, _, force, _ = forces(MuForcing(1.5, strength), mean)

@@ -193,7 +193,7 @@ def capital_bound(proba, log_q, mean_proba, n_bets):
 @pytest.mark.slow
 @pytest.mark.parametrize("population", [easy, rarely_wrong, skewed])
 def test_betting_takes_the_worst_mean_teacher(population):
-    """A general minimiser over the simplex, started anywhere, finds nothing lower."""
+    """A general minimizer over the simplex, started anywhere, finds nothing lower."""
     proba, log_q = population().draw(300, np.random.default_rng(3))
     bound = betting_bound(proba, log_q)
 
@@ -343,7 +343,7 @@ def test_excluded_components_cost_what_the_floor_leaves(bound):
 
 
 def test_the_floored_witness_of_a_constant_one_is_constant():
-    """So a bound above 0 also holds for the witness without a floor."""
+    """So a bound above 0 shows that the witness without the floor varies, too."""
     proba = collapsed().proba
     for constant in (softmax(np.arange(K)), np.eye(K)[0]):
         floored = (1 - FLOOR) * constant + FLOOR / K

@@ -314,8 +314,8 @@ N_SAMPLES, N_LOOKS, N_RUNS, CONFIDENCE = 20, 12, 2000, 0.4
 
 def drawn(rng):
     """Teacher and witness; ordered, since bounds do not depend on the order."""
-    groups, wrong = rng.random((2, N_SAMPLES)) < [[0.5], [SHARE_WRONG]]
-    kinds = np.sort(2 * groups + wrong)
+    clusters, wrong = rng.random((2, N_SAMPLES)) < [[0.5], [SHARE_WRONG]]
+    kinds = np.sort(2 * clusters + wrong)
     return TEACHER[kinds], WITNESS[kinds]
 
 
@@ -448,11 +448,11 @@ def test_looks_of_a_warm_fit_that_failed_are_counted(blobs, vae):
     class Fail(Callback):
         def on_epoch_end(self, net, **kwargs):
             if len(net.history) == 4:
-                raise RuntimeError("told to fail")
+                raise RuntimeError("made to fail")
 
     looking(vae, share=0.9, max_epochs=2, warm_start=True).fit(blobs)
     stop = vae.callbacks[0]
-    with pytest.raises(RuntimeError, match="told to fail"):
+    with pytest.raises(RuntimeError, match="made to fail"):
         vae.set_params(callbacks=[stop, Fail()]).fit(blobs)
     assert len(vae.history_) == 2
     vae.set_params(callbacks=[stop], max_epochs=1).fit(blobs)

@@ -55,9 +55,9 @@ def exact_margin(proba, mean, vertices, scale, weight):
                 mpmath.mpf(scale) * mpmath.fdot(map(float, code), map(float, vertex))
                 for vertex in vertices
             ]
-            normaliser = mpmath.log(mpmath.fsum(map(mpmath.exp, logits)))
+            normalizer = mpmath.log(mpmath.fsum(map(mpmath.exp, logits)))
             for t, logit, a in zip(row, logits, average, strict=True):
-                total += share * t * (logit - normaliser - mpmath.log(a))
+                total += share * t * (logit - normalizer - mpmath.log(a))
         return total
 
 
@@ -413,16 +413,20 @@ def test_sentences(certificates):
     assert {name: c.verdict for name, c in certificates.items()} == {
         name: name for name in certificates
     }
-    told = {name: str(certificate) for name, certificate in certificates.items()}
-    assert told["certified"].startswith(
+    sentences = {name: str(certificate) for name, certificate in certificates.items()}
+    assert sentences["certified"].startswith(
         "Certified: on these 60 samples the encoder mean is not constant, and the "
         "witness reads the teacher's clusters off it: margin "
     )
-    assert "(100 %)" in told["certified"]
-    assert "is not constant. The means' distance from their average" in told["varies"]
-    assert "The witness does not read the teacher's clusters off it" in told["varies"]
-    assert "not shown that the means vary, nor" in told["inconclusive"]
-    assert "equal to within rounding" in told["constant"]
+    assert "(100 %)" in sentences["certified"]
+    assert (
+        "is not constant. The means' distance from their average" in sentences["varies"]
+    )
+    assert (
+        "The witness does not read the teacher's clusters off it" in sentences["varies"]
+    )
+    assert "not shown that the means vary, nor" in sentences["inconclusive"]
+    assert "equal to within rounding" in sentences["constant"]
 
 
 def test_a_certificate_is_neither_true_nor_false(certificates):

@@ -337,10 +337,10 @@ def test_mean_teacher_is_that_of_the_scored_samples(blobs):
     """A collapsed VAE stays below 0 on any samples, also on those of one cluster."""
     vae = quick_vae(alignment_weight=0, kl_weight=1000)
     certifier = CollapseCertifier(vae).fit(blobs)
-    groups = certifier.teacher_.predict(blobs)
-    for group in range(4):
-        assert certifier.score(blobs[groups == group]) < 1e-3
-        assert certifier.certify(blobs[groups == group]).verdict != "certified"
+    clusters = certifier.teacher_.predict(blobs)
+    for cluster in range(4):
+        assert certifier.score(blobs[clusters == cluster]) < 1e-3
+        assert certifier.certify(blobs[clusters == cluster]).verdict != "certified"
 
 
 def test_one_sample_is_never_certified(blobs, fitted):
@@ -688,8 +688,8 @@ class ConstantModule(nn.Module):
 @pytest.mark.parametrize("kind", ["floats", "bytes", "stream"])
 def test_no_variant_of_training_certifies_a_constant(params, kind):
     rng = np.random.default_rng(0)
-    groups = rng.integers(0, 200, size=(4, 25))
-    X = (groups[rng.integers(4, size=100)] + rng.integers(0, 50, size=(100, 25))) * 1.0
+    centers = rng.integers(0, 200, size=(4, 25))
+    X = (centers[rng.integers(4, size=100)] + rng.integers(0, 50, size=(100, 25))) * 1.0
     samples = {
         "floats": X,
         "bytes": X.astype(np.uint8),
@@ -740,10 +740,10 @@ def test_an_encoder_that_is_constant_in_each_piece_is_not_certified(teacher):
     """Its output depends on the samples of a batch, which are sorted here."""
     X = np.sort(np.random.default_rng(0).normal(size=(900, 6)), axis=0)
 
-    def company(X):
+    def batch_mean(X):
         return np.tile(X.mean(axis=0), (len(X), 1))
 
-    certifier = CollapseCertifier(FunctionTransformer(company), teacher=teacher)
+    certifier = CollapseCertifier(FunctionTransformer(batch_mean), teacher=teacher)
     with pytest.warns(UnstableEncoderWarning):
         certifier.fit(X)
     with pytest.warns(UnstableEncoderWarning):

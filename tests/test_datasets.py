@@ -147,7 +147,7 @@ def test_toy_encoders_refuse(params, message):
 
 
 class Numbers:
-    """Items that are their own index, without `__getitems__`."""
+    """Items that show their index, without `__getitems__`."""
 
     def __len__(self):
         return 50

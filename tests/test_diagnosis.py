@@ -242,9 +242,9 @@ def test_decoders_get_codes_in_the_precision_of_the_means(rng):
 def test_a_teacher_is_read_by_the_fixed_simplex(rng):
     mean, std = codes("healthy")
     teacher_proba = softmax(2 * mean[:, :3], axis=1)
-    told = diagnose(-mean, std, teacher_proba=teacher_proba, random_state=0)
-    assert (told.mean.witness, told.mean.verdict) == ("raw", "varies")
-    assert "The witness does not read the teacher's clusters" in told.advice
+    found = diagnose(-mean, std, teacher_proba=teacher_proba, random_state=0)
+    assert (found.mean.witness, found.mean.verdict) == ("raw", "varies")
+    assert "The witness does not read the teacher's clusters" in found.advice
     scale = prior_matched_scale(teacher_proba)
     code = analytic_code(teacher_proba, simplex_vertices(3, D), scale)
     aligned = diagnose(code, std, teacher_proba=teacher_proba, random_state=0)

@@ -47,9 +47,9 @@ def name_of(page):
 
 def check_margin(code, certificate):
     """Compare with the result in a comment, up to rounding on other machines."""
-    told = re.search(r"margin ([\d.]+) of at most ([\d.]+) nats", code).groups()
+    stated = re.search(r"margin ([\d.]+) of at most ([\d.]+) nats", code).groups()
     found = certificate.margin, certificate.teacher_information
-    assert found == pytest.approx([float(number) for number in told], abs=0.05)
+    assert found == pytest.approx([float(number) for number in stated], abs=0.05)
 
 
 @pytest.mark.slow

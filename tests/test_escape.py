@@ -184,11 +184,11 @@ def test_a_frozen_encoder_is_stuck(collapsed, blobs):
 
 # Features: one that separates the clusters; one independent of them; one of only two
 # samples, one from each cluster.
-GROUP, OTHER = np.repeat([[-1.0], [1.0]], 2000, axis=0), np.tile([-1.0, 1.0], 2000)
+CLUSTER, OTHER = np.repeat([[-1.0], [1.0]], 2000, axis=0), np.tile([-1.0, 1.0], 2000)
 RARE = np.zeros(4000)
 RARE[[0, -1]] = 1
-SIGNS = np.column_stack([GROUP, OTHER, RARE])
-OF_GROUP = np.where(GROUP > 0, [0.9, 0.1], [0.1, 0.9])
+SIGNS = np.column_stack([CLUSTER, OTHER, RARE])
+OF_CLUSTER = np.where(CLUSTER > 0, [0.9, 0.1], [0.1, 0.9])
 
 
 def gain_on(column, n_factors=1):
@@ -218,11 +218,11 @@ def gain_on(column, n_factors=1):
 )
 def test_encoders_that_multiply_by_0(vae, encoder, verdict):
     vae.set_params(encoder=encoder, max_epochs=1, batch_size=1000)
-    vae.fit(SIGNS, teacher_proba=OF_GROUP)
+    vae.fit(SIGNS, teacher_proba=OF_CLUSTER)
     factors = vae.net_.module_.encoder.factors
     with torch.no_grad():
         factors.zero_()
-    report = vae.escape_report(SIGNS, teacher_proba=OF_GROUP)
+    report = vae.escape_report(SIGNS, teacher_proba=OF_CLUSTER)
     assert report.verdict == verdict
     assert report.can_escape is (verdict == "can escape")
     assert report.latent_force > 0.5
@@ -237,7 +237,7 @@ def test_encoders_that_multiply_by_0(vae, encoder, verdict):
 def test_what_cancels_between_chunks_is_flat_too(vae, monkeypatch):
     monkeypatch.setattr("skvaecert._vae.vae.CHUNK", 1)
     some = np.arange(4000) % 100 < 2
-    X, proba = SIGNS[some], OF_GROUP[some]
+    X, proba = SIGNS[some], OF_CLUSTER[some]
     vae.set_params(encoder=gain_on(1), max_epochs=1).fit(X, teacher_proba=proba)
     with torch.no_grad():
         vae.net_.module_.encoder.factors.zero_()
@@ -484,7 +484,7 @@ class Noted(nn.Module):
 
     def forward(self, x):
         if self.fails_after < 0:
-            raise RuntimeError("told to fail")
+            raise RuntimeError("made to fail")
         self.fails_after -= not self.training
         torch.rand(1)
         return self.layers(x)
@@ -521,7 +521,7 @@ def test_the_net_is_left_as_it_was(blobs, vae, fails_after):
     module.encoder.fails_after = fails_after
     before = everything(module)
     if fails_after < 100:
-        with pytest.raises(RuntimeError, match="told to fail"):
+        with pytest.raises(RuntimeError, match="made to fail"):
             vae.escape_report(blobs)
     else:
         vae.escape_report(blobs)

@@ -378,7 +378,7 @@ class Stateful(TextVAE):
     def encode(self, ids):
         torch.rand(1)
         if self.fails and torch.is_grad_enabled():
-            raise RuntimeError("told to fail")
+            raise RuntimeError("made to fail")
         return super().encode(ids)
 
 
@@ -402,7 +402,7 @@ def test_nothing_of_a_foreign_module_is_changed(tokens, posteriors, fails):
 
     before = state()
     if fails:
-        with pytest.raises(RuntimeError, match="told to fail"):
+        with pytest.raises(RuntimeError, match="made to fail"):
             report(vae.encode, tokens, posteriors)
     else:
         report(vae.encode, tokens, posteriors)

@@ -86,17 +86,17 @@ def test_it_stays_collapsed(line, instead):
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
+def results(tmp_path_factory):
     """The output of two processes, and the results that each of them writes."""
-    path = tmp_path_factory.mktemp("ranks") / "told.json"
+    path = tmp_path_factory.mktemp("ranks") / "results.json"
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     output = run(*launcher, Path(__file__).with_name("two_ranks.py"), path)
     return output, *json.loads(path.read_text())
 
 
 @pytest.mark.slow
-def test_two_processes_bring_it_back(told):
-    output, *both = told
+def test_two_processes_bring_it_back(results):
+    output, *both = results
     assert said(output) == BROUGHT_BACK
     for rank in both:
         assert rank["same weights"]
@@ -106,8 +106,8 @@ def test_two_processes_bring_it_back(told):
 
 
 @pytest.mark.slow
-def test_posteriors_stay_with_their_samples_on_two_processes(told):
-    _, *both = told
+def test_posteriors_stay_with_their_samples_on_two_processes(results):
+    _, *both = results
     assert all(rank["posteriors belong"] for rank in both)
     ours, theirs = (set(map(tuple, rank["seen"])) for rank in both)
     assert len(ours | theirs) == 1078
@@ -115,8 +115,8 @@ def test_posteriors_stay_with_their_samples_on_two_processes(told):
 
 
 @pytest.mark.slow
-def test_two_shares_have_the_gradient_of_the_batch(told):
-    _, *both = told
+def test_two_shares_have_the_gradient_of_the_batch(results):
+    _, *both = results
     for gradients in (rank["gradients"] for rank in both):
         batch = np.array(gradients["batch"])
         size = np.abs(batch).max()

@@ -79,7 +79,7 @@ def forecast_objective(proba, ratio):
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
-def test_forecast_is_what_a_minimiser_finds(proba, ratio):
+def test_forecast_is_what_a_minimizer_finds(proba, ratio):
     codes = brute_force(proba, ratio)
     forecast = forecast_margin(proba, SCALE, ratio)
     assert forecast.margin == pytest.approx(margin_of(proba, codes), abs=1e-7)
@@ -437,7 +437,7 @@ def linear_loss(parameters, spectrum, latent_dim, kl_weight):
 
 
 def best_linear_vae(spectrum, latent_dim, kl_weight):
-    """Return loss, KL term and noise variance of the best of some minimisations."""
+    """Return loss, KL term and noise variance of the best of some minimizations."""
     rng = np.random.default_rng(0)
     arguments = spectrum, latent_dim, kl_weight
     size = 2 * len(spectrum) * latent_dim + latent_dim + 1
@@ -461,7 +461,7 @@ def best_linear_vae(spectrum, latent_dim, kl_weight):
     "spectrum",
     [(4.0, 2.0, 1.0, 0.3), (3.0, 3.0, 0.2, 0.1), (9.0, 0.5, 0.5, 0.5)],
 )
-def test_linear_forecast_is_what_a_minimiser_finds(spectrum, latent_dim):
+def test_linear_forecast_is_what_a_minimizer_finds(spectrum, latent_dim):
     X = data_with(spectrum)
     threshold = collapse_threshold(X)
     for share in (0.75, 0.9, 0.98, 1.02, 1.3):

@@ -322,8 +322,8 @@ def test_rounding_bounds_what_rounding_adds():
     rng = np.random.default_rng(0)
     error = 32 * float(np.finfo(np.float32).eps)
     for noise in (1e-7, 1e-6, 1e-5):
-        group = np.repeat([0.2, 0.6], 100)[:, np.newaxis]
-        mean = group + error * rng.uniform(-1, 1, size=group.shape)
+        cluster = np.repeat([0.2, 0.6], 100)[:, np.newaxis]
+        mean = cluster + error * rng.uniform(-1, 1, size=cluster.shape)
         bracket = code_information(mean, np.full_like(mean, noise), random_state=0)
         assert bracket.low <= np.log(2)
     assert bracket.low > 0.6
@@ -469,7 +469,7 @@ def test_the_default_lot_is_near_the_best():
             assert mean_bound(None) > 0.88 * best
 
 
-def test_memorised_samples_fake_information():
+def test_memorized_samples_fake_information():
     """Why held-out samples: codes of memorized noise look informative."""
     mean = np.random.default_rng(0).normal(size=(500, 4))
     assert population_information(mean, np.full((500, 4), 0.01), random_state=0) > 2

@@ -62,7 +62,7 @@ def test_ctrl_c_ends_a_search(blobs, vae, kind):
     press = CtrlC(3)
     with pytest.raises(KeyboardInterrupt, match="2 completed epochs out of 5"):
         SEARCHES[kind](vae.set_params(callbacks=[press]), blobs)
-    # The file shows that no second fit began.
+    # The count of epochs shows that no second fit began.
     assert press.n_epochs_ == 2
     press.epoch = None
     assert np.isfinite(SEARCHES[kind](vae, blobs))

@@ -280,17 +280,17 @@ def test_sentences_of_drawn_codes_round_outwards(clusters, teacher, low):
     )
     shown = {"margin_low": low, "margin_high": low + 1e-6, "mean_entropy": 0.693}
     values = {"confidence": 1 - 1e-7, "information": None, "tolerance": 0.0}
-    told = str(replace(certificate, teacher_information=0.693, **shown, **values))
+    sentence = str(replace(certificate, teacher_information=0.693, **shown, **values))
     number = r"(\d\S*)"
-    least = float(re.search(f"at least {number} of at most 0.69 nats", told)[1])
+    least = float(re.search(f"at least {number} of at most 0.69 nats", sentence)[1])
     assert low - 0.01 < least <= low
     share, *ends = re.search(
-        f"{number} % interval over draws: {number} to {number}\\)", told
+        f"{number} % interval over draws: {number} to {number}\\)", sentence
     ).groups()
     assert 99.9 < float(share) < 100
     assert float(ends[0]) <= low < low + 1e-6 <= float(ends[1])
     accuracy = replace(certificate, **shown, **values).accuracy
-    percent = int(re.search(r"right in at least (\d+) %", told)[1])
+    percent = int(re.search(r"right in at least (\d+) %", sentence)[1])
     assert accuracy - 0.01 < percent / 100 <= accuracy
 
 

@@ -353,8 +353,8 @@ def test_equal_samples_have_no_information_in_any_component(n, n_components, see
 
 def test_merged_components_are_invisible_to_the_witness():
     """Four clusters: the code separates two of them and merges two."""
-    groups = np.repeat(np.arange(4), 10)
-    proba = 0.96 * np.eye(4)[groups] + 0.01
+    clusters = np.repeat(np.arange(4), 10)
+    proba = 0.96 * np.eye(4)[clusters] + 0.01
     heard = proba.copy()
     heard[:, 2:] = heard[:, 2:].mean(axis=1, keepdims=True)
     share = component_visibility(proba, np.log(heard)) / component_information(proba)

@@ -178,10 +178,10 @@ def test_the_certificate_is_that_of_the_very_witness(blobs):
     assert found.margin == pytest.approx(
         teacher_information(proba) - float(loss_fn(torch.tensor(mean), proba)), abs=1e-5
     )
-    told = diagnose(
+    diagnosis = diagnose(
         mean, np.ones_like(mean), teacher_proba=proba, witness=loss_fn, random_state=0
     )
-    assert told.mean.margin == pytest.approx(found.margin, abs=1e-12)
+    assert diagnosis.mean.margin == pytest.approx(found.margin, abs=1e-12)
     with pytest.raises(ValueError, match="teacher_proba must be given with witness"):
         diagnose(mean, witness=loss_fn)
     wrong = AlignmentLoss(simplex_vertices(3, 4), 1.0)

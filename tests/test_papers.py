@@ -89,9 +89,9 @@ def test_a_run_writes_table_records_claims_picture_and_what_it_ran_on(
     assert claims
     assert all(claim["sentence"] in text for claim in claims)
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    told = json.loads((folder / f"{name}.run.json").read_text())
-    assert {"command", "date", "seconds", "machine"} < {*told}
-    assert {"torch", "sklearn", "numpy", "skvaecert"} < {*told["versions"]}
+    about = json.loads((folder / f"{name}.run.json").read_text())
+    assert {"command", "date", "seconds", "machine"} < {*about}
+    assert {"torch", "sklearn", "numpy", "skvaecert"} < {*about["versions"]}
 
 
 def test_a_run_of_two_processes_that_was_killed_goes_on_and_it_does_not_show(

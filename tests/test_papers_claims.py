@@ -19,8 +19,8 @@ def prevention():
         for phase, verdict in verdicts.items():
             informative = alive or verdict == "certified"
             state = "informative" if informative else "collapsed"
-            told = {"phase": phase, "kl_weight": kl_weight}
-            yield told | {"verdict": verdict, "state": state}
+            given = {"phase": phase, "kl_weight": kl_weight}
+            yield given | {"verdict": verdict, "state": state}
 
 
 def longer():
@@ -67,8 +67,8 @@ def mitigations():
     for name in ("alignment", "ELBO and alignment", "ELBO", "DeltaVAE"):
         verdict = "certified" if "alignment" in name else "varies"
         for seed in (0, 1):
-            told = {"objective": name, "seed": seed, "verdict": verdict}
-            yield same | (dead if name == "DeltaVAE" else alive) | told
+            given = {"objective": name, "seed": seed, "verdict": verdict}
+            yield same | (dead if name == "DeltaVAE" else alive) | given
 
 
 def probe():
@@ -78,8 +78,8 @@ def probe():
     for (codes, kl_weight), accuracy in kinds.items():
         for seed in (0, 1):
             # Of unpaired seeds, some would have it the other way.
-            told = {"codes": codes, "kl_weight": kl_weight, "seed": seed}
-            yield told | dict.fromkeys(("few", "all"), accuracy - 0.4 * seed)
+            given = {"codes": codes, "kl_weight": kl_weight, "seed": seed}
+            yield given | dict.fromkeys(("few", "all"), accuracy - 0.4 * seed)
 
 
 def ablations():
@@ -91,9 +91,9 @@ def ablations():
     cells += [(COLLAPSE, "alignment_weight", weight) for weight in (1, 10)]
     for kl_weight, factor, value in cells:
         share = 1 if factor == "none" else value / base[factor]
-        told = {"kl_weight": kl_weight, "factor": factor, "value": value, "seed": 0}
+        given = {"kl_weight": kl_weight, "factor": factor, "value": value, "seed": 0}
         forecast = {"forecast": 0.95, "train_relative": 0.95}
-        yield base | told | forecast | {"relative": 0.8 + 0.01 * np.log(share)}
+        yield base | given | forecast | {"relative": 0.8 + 0.01 * np.log(share)}
 
 
 def gallery():
@@ -116,9 +116,9 @@ def claims(papers):
     """Return the claims of an experiment on its records, one of them changed."""
 
     def of(records, place=0, **values):
-        told = [{"data": "digits", "seed": 0} | record for record in records()]
-        told[place] |= values
-        return papers(f"shown.{records.__name__}").claims(told)
+        changed = [{"data": "digits", "seed": 0} | record for record in records()]
+        changed[place] |= values
+        return papers(f"shown.{records.__name__}").claims(changed)
 
     return of
 
@@ -195,8 +195,8 @@ def test_a_tally_counts_and_names_where_it_is_not_so(papers):
         for verdict in ("certified", "varies", "varies")
     ]
     by = "kl_weight", "value"
-    told = "all are: 1 of 3 (kl_weight 1, value 2: 1 of 3)"
-    assert tally(records, by, "all are", certified) == (told, False, False)
+    text = "all are: 1 of 3 (kl_weight 1, value 2: 1 of 3)"
+    assert tally(records, by, "all are", certified) == (text, False, False)
     assert tally(records[:1], by, "all are", certified).holds
     assert tally(records[1:], by, "none is", certified, False).holds
     # Without records there is no claim.
@@ -219,8 +219,8 @@ def test_no_price_where_no_plain_model_has_such_a_kl(claims, kl):
 
 
 def test_without_a_common_seed_nothing_is_compared(papers):
-    told = [{"data": "digits"} | record for record in mitigations()]
-    *_, claim = papers("shown.mitigations").claims([told[0], told[3], told[4]])
+    given = [{"data": "digits"} | record for record in mitigations()]
+    *_, claim = papers("shown.mitigations").claims([given[0], given[3], given[4]])
     assert not claim.holds
     assert claim.sentence.endswith("no seed has both")
 

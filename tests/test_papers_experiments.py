@@ -22,11 +22,11 @@ def test_a_kl_weight_is_a_number_or_a_multiple_of_the_threshold(lab):
     eigenvalues = np.linalg.eigvalsh(np.cov(samples.train, rowvar=False))
     threshold = 64 * eigenvalues[-1] / eigenvalues.sum()
     assert lab.threshold(samples) == pytest.approx(threshold, rel=1e-4)
-    for told, weight in (("2", 2), ("0.3 β*", 0.3 * threshold)):
-        vae = lab.vae(samples, told, 0)
+    for written, weight in (("2", 2), ("0.3 β*", 0.3 * threshold)):
+        vae = lab.vae(samples, written, 0)
         assert vae.kl_weight == pytest.approx(weight, rel=1e-4)
         assert vae.alignment_weight == 10 * vae.kl_weight
-        assert lab.vae(samples, told, 0, aligned=False).alignment_weight == 0
+        assert lab.vae(samples, written, 0, aligned=False).alignment_weight == 0
 
 
 def weights(vae):
@@ -213,6 +213,6 @@ def test_a_rate_out_of_reach_ends_the_search(search):
     tried = search(lambda value: 3 - 1 / (1 + value), 1.0, 1.0)
     assert len(tried) == 5
     assert all(0 < value < math.inf for value, _, _ in tried)
-    # The same KL for every value of the parameter.
+    # The same KL at every value.
     tried = search(lambda value: 2.0, 1.0, 1.0)
     assert len({value for value, _, _ in tried}) > 1

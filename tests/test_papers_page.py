@@ -160,8 +160,8 @@ def text(page, example, tmp_path):
     start = "Words.\n\n<!-- example -->\nold\n<!-- end of example -->\nMore words.\n"
 
     def fill():
-        (told,) = shown(page, start, [example], tmp_path)
-        return page.filled(start, *told)
+        (mark,) = shown(page, start, [example], tmp_path)
+        return page.filled(start, *mark)
 
     return fill
 
@@ -231,6 +231,6 @@ def test_the_page_is_filled_to_the_byte_and_says_whose_records_it_has(
         files.append((path.read_bytes(), image.read_bytes()))
     assert files[0] == files[1]
     assert "1.50 (0.50 to 2.50)" in path.read_text()
-    told = capsys.readouterr().out
-    assert "5 cells by" in told
-    assert "1 cells by" in told
+    output = capsys.readouterr().out
+    assert "5 cells by" in output
+    assert "1 cells by" in output

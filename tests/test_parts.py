@@ -37,9 +37,9 @@ KINDS = ["mean", "sampled", "round_trip"]
 def samples():
     """Training samples and others, from four clusters in order."""
     rng = np.random.default_rng(0)
-    groups = 4 * rng.normal(size=(4, 6))
-    fit = groups[rng.integers(4, size=300)] + rng.normal(size=(300, 6))
-    return fit, np.repeat(groups, 80, axis=0) + rng.normal(size=(320, 6))
+    centers = 4 * rng.normal(size=(4, 6))
+    fit = centers[rng.integers(4, size=300)] + rng.normal(size=(300, 6))
+    return fit, np.repeat(centers, 80, axis=0) + rng.normal(size=(320, 6))
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,9 @@ def test_a_forecast_has_two_curves_and_the_weights(blobs, vae):
     ],
 )
 def test_a_forecast_shows_collapse(blobs, vae, threshold, kept, outcome):
-    told = {"collapse_threshold": threshold, "linear_information": kept}
+    values = {"collapse_threshold": threshold, "linear_information": kept}
     forecast = vae.set_params(kl_weight=4).forecast(blobs)
-    display = ForecastDisplay(dataclasses.replace(forecast, **told)).plot()
+    display = ForecastDisplay(dataclasses.replace(forecast, **values)).plot()
     title = display.ax_.get_legend().get_title().get_text()
     assert re.fullmatch(f"Without alignment, {outcome}", title.replace("\n", " "))
     assert "kl_weight 4 is" in title

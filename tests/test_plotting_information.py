@@ -68,7 +68,7 @@ def test_a_collapsed_code_is_a_stroke_before_the_line_of_the_negligible(diagnose
     assert display.ax_.get_xlim()[1] > np.log(60)
 
 
-def test_colours_and_labels_differ_between_states(diagnoses):
+def test_colors_and_labels_differ_between_states(diagnoses):
     display = InformationBracketDisplay.from_diagnoses(diagnoses)
     assert len({to_hex(bar.get_edgecolor()) for bar in display.open_bars_}) == 4
 

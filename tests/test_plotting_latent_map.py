@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from skvaecert import CollapseCertifier, GMMTeacher
 from skvaecert.plotting import LatentMapDisplay
 
-# Transforms colors into those that are seen without one of the three kinds of cones
+# Maps linear light to what is seen without one of the three kinds of cones
 # (Machado, Oliveira and Fernandes 2009, severity 1).
 WITHOUT_RED = np.array(
     [

@@ -55,7 +55,7 @@ def test_names_of_callbacks_are_checked_before_the_teacher_is_fitted(blobs, vae,
     vae.set_params(teacher=NotAsked(), callbacks=stop)
     with pytest.raises(ValueError, match=rf"^callbacks must have names.*{names[0]!r}"):
         vae.fit(blobs)
-    # A callback without a separate name may occur twice.
+    # Callbacks without a name may be of the same class.
     stop = [("a", EarlyStopping("kl")), EarlyStopping("kl"), EarlyStopping("kl")]
     vae.set_params(teacher=GMMTeacher(4), max_epochs=1, callbacks=stop).fit(blobs)
 

@@ -17,10 +17,10 @@ from skvaecert.simplex import analytic_energy
 
 
 def test_finds_the_clusters(blobs):
-    groups = GMMTeacher(n_components=4, random_state=0).fit(blobs).predict(blobs)
+    clusters = GMMTeacher(n_components=4, random_state=0).fit(blobs).predict(blobs)
     centers = np.random.default_rng(0).normal(size=(4, 6)) * 4
     truth = ((blobs[:, None] - centers) ** 2).sum(axis=2).argmin(axis=1)
-    assert adjusted_rand_score(truth, groups) == 1
+    assert adjusted_rand_score(truth, clusters) == 1
 
 
 @pytest.mark.parametrize("covariance_type", ["full", "tied", "diag", "spherical"])

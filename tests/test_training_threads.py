@@ -242,8 +242,8 @@ def test_ctrl_c_at_any_moment():
 @pytest.mark.slow
 def test_loky_workers_keep_their_own_numbers_of_threads():
     with limited(SMALL):
-        told = Parallel(n_jobs=2)(delayed(numbers_in_worker)() for _ in range(2))
-    assert told == [True, True]
+        results = Parallel(n_jobs=2)(delayed(numbers_in_worker)() for _ in range(2))
+    assert results == [True, True]
 
 
 def numbers_in_worker():

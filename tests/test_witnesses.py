@@ -125,7 +125,7 @@ def test_constant_codes_give_a_constant_witness(proba, fit):
     assert margin(witness, constant, proba) == pytest.approx(0, abs=2e-2)
 
 
-def test_strength_maximises_the_margin(proba):
+def test_strength_maximizes_the_margin(proba):
     codes = turned(proba) + 0.003 * np.random.default_rng(0).normal(size=(N, D))
     witness = fit_linear(turned(proba), proba)
     strength = fit_strength(witness.logits(codes), proba)

@@ -343,7 +343,7 @@ def test_encode_needs_log_variances(result):
 
 
 @pytest.mark.parametrize(
-    ("result", "told"),
+    ("result", "message"),
     [
         ((), "got tuple of 0"),
         (None, "got NoneType"),
@@ -358,9 +358,9 @@ def test_encode_needs_log_variances(result):
         ((MEANS, MEANS.log()), "finite values as log_variance"),
     ],
 )
-def test_errors_say_what_came_back(result, told):
+def test_errors_say_what_came_back(result, message):
     model = TrainedEncoder(lambda batch: result, batch_size=4)
-    with pytest.raises(ValueError, match=f"encoder must return.*{told}"):
+    with pytest.raises(ValueError, match=f"encoder must return.*{message}"):
         model.transform(np.ones((4, 3)))
 
 

@@ -50,7 +50,7 @@ class OfAUser(Normal):
 
 
 class Clipped(Normal):
-    """A subclass like truncated policies: it is not a Normal distribution."""
+    """A subclass of Normal, as for truncated policies, that is not normal."""
 
     def rsample(self, *args, **kwargs):
         return super().rsample(*args, **kwargs).clamp(-1, 1)
@@ -127,7 +127,7 @@ def test_outputs_are_picked_by_position_or_name(case):
 
 
 @pytest.mark.parametrize(
-    ("result", "told"),
+    ("result", "message"),
     [
         (
             (SAMPLES, MEAN, LOG_VARIANCE),
@@ -146,13 +146,13 @@ def test_outputs_are_picked_by_position_or_name(case):
     ],
     ids=str,
 )
-def test_what_is_ambiguous_is_shown_with_what_to_write(result, told):
-    with pytest.raises(ValueError, match=f"encoder must return.*{told}"):
+def test_what_is_ambiguous_is_shown_with_what_to_write(result, message):
+    with pytest.raises(ValueError, match=f"encoder must return.*{message}"):
         encoder(result).transform(X)
 
 
 @pytest.mark.parametrize(
-    ("outputs", "told"),
+    ("outputs", "message"),
     [
         ({"mean": 2, "log_variance": 1}, "got 2, but it returns tuple of 2"),
         ({"mean": "mu"}, "got 'mu'"),
@@ -165,8 +165,8 @@ def test_what_is_ambiguous_is_shown_with_what_to_write(result, told):
         (("mean", "std"), "'outputs' parameter of TrainedEncoder"),
     ],
 )
-def test_names_that_name_nothing(outputs, told):
-    with pytest.raises(ValueError, match=told):
+def test_names_that_name_nothing(outputs, message):
+    with pytest.raises(ValueError, match=message):
         encoder((MEAN, STD), outputs).transform(X)
 
 
@@ -253,8 +253,8 @@ def test_standard_deviations_passed_as_logarithms_are_warned_of(form, measure):
     width = STD if measure == "std" else STD**2
     result = (MEAN, width) if form == "tuple" else {"mu": MEAN, "logvar": width}
     keys = (0, 1) if form == "tuple" else ("'mu'", "'logvar'")
-    told = f'outputs={{"mean": {keys[0]}, "std": {keys[1]}}}.*"variance"'
-    with pytest.warns(UserWarning, match=told):
+    message = f'outputs={{"mean": {keys[0]}, "std": {keys[1]}}}.*"variance"'
+    with pytest.warns(UserWarning, match=message):
         encoder(result).encode(X)
 
 

@@ -88,7 +88,7 @@ def main(path):
     (x,), posterior = next(iter(DataLoader(dataset, batch_size=64)))
     after, in_next = guards(vae, left["parallel"], x)
     belong, seen = pairs(dataset, left["sampler"], teacher)
-    told = from_both(
+    results = from_both(
         {
             "same weights": are_equal(*vae.parameters()),
             "same guard after a step": after,
@@ -99,7 +99,7 @@ def main(path):
         }
     )
     if dist.get_rank() == 0:
-        Path(path).write_text(json.dumps(told))
+        Path(path).write_text(json.dumps(results))
     end()
 
 
