@@ -140,7 +140,7 @@ def linear(weights):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("likelihood", ["gaussian", "bernoulli"])
-def test_a_decoder_that_ignores_the_code_is_ignored_codes(rng, likelihood):
+def test_a_decoder_that_ignores_the_code_is_found(rng, likelihood):
     mean, std = codes("healthy")
     weights, bias = rng.normal(size=(2, D, 6))
     inverse = expit if likelihood == "bernoulli" else np.asarray
