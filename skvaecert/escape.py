@@ -229,6 +229,7 @@ def report_escape(
     verdict: Literal["not collapsed", "can escape", "flat", "stuck", "uninformative"]
     if certificate.verdict == "certified":
         verdict = "not collapsed"
+    # The margin is at most the information, so it could never be certified.
     elif information <= certificate.tolerance:
         verdict = "uninformative"
     else:
@@ -338,6 +339,8 @@ class _Gradient:
             for index, gradient in enumerate(gradients):
                 if gradient is not None:
                     self._dtypes.add(gradient.dtype)
+                    # Embeddings may have sparse gradients. In float32 sums over many
+                    # batches would lose digits.
                     total = gradient.detach().to_dense().cpu().double()
                     key = place, index
                     self._totals[key] = total + self._totals.get(key, 0.0)

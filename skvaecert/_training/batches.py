@@ -56,6 +56,7 @@ class Standardization(NamedTuple):
             squares += np.square(chunk - own).sum(dtype=np.float64)
             squares += np.square(shift).sum() * n * len(chunk) / total
             mean, n = mean + shift * len(chunk) / total, total
+        # Equal samples have a standard deviation of 0.
         return cls(mean, float(np.sqrt(squares / (n * mean.size))) or 1.0)
 
     def apply(self, samples: NDArray[np.number]) -> Tensor:
@@ -177,6 +178,7 @@ class Batches:
     def __init__(self, dataset: TrainingSet, batch_size: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        # The sizes that tensor_split makes below, which puts the larger parts first.
         size, n_larger = divmod(len(dataset), len(self))
         self.sizes = [size + (i < n_larger) for i in range(len(self))]
 

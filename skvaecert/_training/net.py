@@ -114,6 +114,7 @@ class VAENet(NeuralNet):
 
     def _plain_copy(self) -> VAENet:
         """Return a copy to be pickled: another thread may still train this net."""
+        # Not copy.copy, which would call `__getstate__` again.
         net, step = object.__new__(type(self)), self._step
         net.__dict__.update({k: v for k, v in vars(self).items() if k != "_step"})
         if isinstance(step, NumpyStep):
@@ -191,6 +192,7 @@ class VAENet(NeuralNet):
 
         Until the epoch ends, the losses in the records of its batches are tensors.
         """
+        # skorch also calls this method for validation batches, of which there are none.
         if iterator is None:
             return
         self.module_.train()
@@ -199,6 +201,7 @@ class VAENet(NeuralNet):
         self._batch_sizes = iterator.sizes
         self._follow_callbacks()
         for number, batch in enumerate(iterator):
+            # The history already has a row for the current epoch.
             self.criterion_.epoch = len(self.history) - 1 + number / len(iterator)
             # The same as skorch's record_batch, without its search in the history.
             record = {"train_batch_size": iterator.sizes[number]}
@@ -213,6 +216,7 @@ class VAENet(NeuralNet):
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Compute the gradient of a batch, and take one step of the optimizer."""
+        # A callback may have evaluated the module, which leaves it in evaluation mode.
         if not self.module_.training:
             self.module_.train()
         step = self._step or self._choose_step()
@@ -226,6 +230,7 @@ class VAENet(NeuralNet):
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
             drop_tiny_moments(self._stepper.state.values())
         if self.criterion_.guard is not None:
+            # Theory section 10. The alignment loss is the last of the terms.
             self.criterion_.guard.update(torch.as_tensor(losses[-1]))
         result = step.result() if self._has_batch_callbacks else None
         return {"loss": losses[0], "y_pred": result}

@@ -81,6 +81,7 @@ def _moments(net: VAENet) -> dict[str, NDArray[np.float32]]:
         )
         for name in ("exp_avg", "exp_avg_sq")
     }
+    # Adam counts its steps in float32.
     steps = np.array([float(state.get("step", 0)) for state in states], np.float32)
     return {k: v.cpu().numpy() for k, v in joined.items()} | {"steps": steps}
 
@@ -186,6 +187,8 @@ def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
         # Adam has no state for a parameter before its first step.
         if n > 0
     }
+    # This moves the moments to the device of the parameters.
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     net.interrupted_ = state["interrupted"]
+    # skorch expects this key in each row. The losses of batches are not saved.
     net.history.extend({**row, "batches": []} for row in state["history"])

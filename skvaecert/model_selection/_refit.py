@@ -25,6 +25,7 @@ __all__ = ["BestCertified", "SmallestCertifyingWeight"]
 
 Indices = NDArray[np.intp]
 
+# All candidates that are compared have the same "certified" score.
 _NAMES = [name for name in SCORES if name not in ("all", "certified")]
 
 

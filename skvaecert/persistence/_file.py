@@ -40,6 +40,7 @@ class Budget:
     """Memory budget in bytes for everything but the values of arrays."""
 
     def __init__(self) -> None:
+        # Less than the 64 MiB that `load` promises, because the costs are estimates.
         self.left = 40 * 2**20
 
     def spend(self, n_bytes: int, what: str) -> None:
@@ -82,6 +83,7 @@ def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
     budget.spend(_ARRAY_COST * len(header), "arrays")
     # safetensors rejects headers that do not describe the bytes that follow.
     loaded = safetensors().load(data)
+    # Arrays from safetensors may be read-only views at any address.
     arrays = {
         k: np.require(array, requirements=["A", "W"]) for k, array in loaded.items()
     }

@@ -141,6 +141,7 @@ class Packer:
     def _texts(self, value: NDArray[Any], path: str) -> Node:
         if value.ndim != 1 or not all(isinstance(text, str) for text in value.tolist()):
             raise ValueError(f"{path} must be an array of str to be saved.")
+        # safetensors has no text: store NumPy's code points of 32 bits.
         texts = np.ascontiguousarray(value.astype(str))
         self.arrays[path] = texts.view(np.uint32).reshape(len(texts), -1)
         return {"texts": path}
@@ -242,6 +243,7 @@ class Unpacker:
         return root
 
     def _make(self, type: str, params: Any, fitted: Any) -> Any:
+        # Set before the items are converted: `_object` checks what may be inside it.
         self._owner = kind = TYPES[type]
         check_params(kind, self._items(params))
         made = kind(**params)

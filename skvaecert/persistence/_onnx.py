@@ -52,6 +52,7 @@ class _Served(nn.Module):
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Compute both outputs: the network in float32, the rest in the dtype of X."""
+        # The same operations as `Standardization.apply`, so that rounding agrees.
         standard = ((X - self.location) * self.factor).float()
         mean = self.module.encode(standard)[0].to(self.location.dtype)
         return mean, torch.log_softmax(mean @ self.weights + self.bias, dim=1)

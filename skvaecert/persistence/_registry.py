@@ -132,6 +132,7 @@ def sklearn_table(estimator: Any) -> dict[str, Any] | None:
         "precisions_cholesky_": covariances,
         "precisions_": covariances,
         "lower_bound_": NUMBER,
+        # scikit-learn 1.6 does not have it.
         "lower_bounds_": (list, ABSENT),
         "n_iter_": COUNT,
         "converged_": bool,
@@ -160,6 +161,7 @@ def check_params(kind: type, params: Mapping[str, Any]) -> None:
     for name, value in params.items():
         items = [value]
         if isinstance(value, list | tuple | np.ndarray):
+            # No more than it takes to see that there are too many.
             items = list(value[: _MOST_ITEMS + 1])
         elif isinstance(value, dict):
             items = list(value.values())

@@ -192,6 +192,7 @@ class LatentMapDisplay:
 
     def _draw_directions(self, directions: Floats) -> None:
         middle = self.coordinates.mean(axis=0)
+        # All means of a collapsed model can be at one place.
         reach = np.linalg.norm(self.coordinates - middle, axis=1).max() or 1.0
         # A little outside of the means, where there is room for the numbers.
         arrows = 1.1 * reach * directions / np.linalg.norm(directions, axis=1).max()
@@ -224,6 +225,7 @@ def _spread_out(tips: Floats, room: float) -> Floats:
     places: list[Floats] = []
     for tip in tips:
         length = np.linalg.norm(tip)
+        # A direction of length 0 has no ray: take any.
         ray = tip / length if length > 0 else np.array([1.0, 0.0])
         place = tip
         while any(np.linalg.norm(place - other) < room for other in places):
