@@ -359,7 +359,7 @@ class VAENet(NeuralNet):
         # The only synchronization with the device in an epoch.
         self._record_losses([_floats(column) for column in columns])
         if not all(p.isfinite().all() for p in self.module_.parameters()):
-            raise _not_finite("weights", len(self.history))
+            raise _non_finite_error("weights", len(self.history))
 
     def _record_losses(self, values: Sequence[Sequence[float]]) -> None:
         """Record the parts of the loss, averaged over the samples of an epoch."""
@@ -368,7 +368,9 @@ class VAENet(NeuralNet):
         averages = np.average(values, axis=1, weights=self._batch_sizes)
         means = dict(zip(_LOSS_PARTS, map(float, averages), strict=True))
         if not np.isfinite(means["train_loss"]):
-            raise _not_finite("loss", len(self.history), _first_not_finite(values))
+            raise _non_finite_error(
+                "loss", len(self.history), _first_non_finite_batch(values)
+            )
         record_with_best(self, "train_loss", means["train_loss"])
         for name in ("reconstruction", "kl"):
             self.history.record(name, means[name])
@@ -520,14 +522,14 @@ def _floats(values: Sequence[Any]) -> list[float]:
     return torch.stack(list(values)).tolist() if tensors else list(values)
 
 
-def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:
+def _first_non_finite_batch(values: Sequence[Sequence[float]]) -> dict[str, float]:
     first = next(
         batch for batch in zip(*values, strict=True) if not np.isfinite(batch[0])
     )
     return dict(zip(_LOSS_PARTS, first, strict=True))
 
 
-def _not_finite(
+def _non_finite_error(
     what: str, epoch: int, parts: dict[str, float] | None = None
 ) -> NonFiniteLossError:
     listed = ", ".join(f"{name} {value:.4g}" for name, value in (parts or {}).items())

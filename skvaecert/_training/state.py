@@ -56,12 +56,12 @@ def net_state(net: VAENet) -> dict[str, Any]:
         "kl_weight": float(criterion.kl_weight),
         "alignment_weight": float(criterion.alignment_weight),
         "guard": guard and {name: float(getattr(guard, name)) for name in _GUARD},
-        "history": [_plain(row) for row in net.history],
+        "history": [_numbers_of(row) for row in net.history],
         "interrupted": bool(net.interrupted_),
     }
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the numbers of a row: drop losses of batches and texts of callbacks."""
     values = {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
     return {k: v for k, v in values.items() if isinstance(v, bool | int | float)}

@@ -136,12 +136,12 @@ def _finite(text: str) -> float:
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Read a regular file: devices and pipes may have no end."""
-    _mode(path)
+    _regular_file_mode(path)
     with open(path, "rb") as file:
         return file.read()
 
 
-def _mode(path: str | os.PathLike[str]) -> int:
+def _regular_file_mode(path: str | os.PathLike[str]) -> int:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise ValueError(
@@ -155,7 +155,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file completely or not at all; keep the mode and links of an old one."""
     # Replace the target of a symbolic link, and keep the link.
     target = Path(os.path.realpath(path))
-    mode = _mode(target) if target.exists() else None
+    mode = _regular_file_mode(target) if target.exists() else None
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "xb") as file:

@@ -209,7 +209,7 @@ class Unpacker:
 
     def __init__(self, arrays: Arrays, brought: Brought, budget: Budget) -> None:
         self._arrays, self._brought, self._budget = arrays, brought, budget
-        self._needless = set(brought)
+        self._unneeded = set(brought)
         self._made: list[Any] = []
         self._used: set[int] = set()
         self._kinds: dict[str, Callable[[Any], Any]] = {
@@ -234,8 +234,8 @@ class Unpacker:
         check_is_fitted(root)
         if self._arrays or len(self._used) < len(self._made) - 1:
             raise ValueError("it has arrays or objects that nothing refers to.")
-        if self._needless:
-            names = " and ".join(sorted(self._needless))
+        if self._unneeded:
+            names = " and ".join(sorted(self._unneeded))
             raise OwnModuleError(
                 f"{names} must not be passed, because the file needs no module or "
                 "model of yours."
@@ -289,7 +289,7 @@ class Unpacker:
         return codes.view(f"U{codes.shape[1]}")[:, 0].astype(object)
 
     def _module(self, name: str) -> Any:
-        self._needless.discard(name)
+        self._unneeded.discard(name)
         if name == "estimator":
             return self._brought.get(name, AbsentEncoder())
         if name not in self._brought:

@@ -27,7 +27,7 @@ Path = str | os.PathLike[str]
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-class _Served(nn.Module):
+class _ServedModel(nn.Module):
     """The exported module: raw samples to latent means and log-probabilities."""
 
     location: Tensor
@@ -112,7 +112,7 @@ def export_onnx(
         raise ImportError(
             "export_onnx requires onnx and onnxscript: pip install 'skvaecert[onnx]'."
         ) from error
-    served = _Served(vae, witness, _DTYPES[dtype]).eval()
+    served = _ServedModel(vae, witness, _DTYPES[dtype]).eval()
     # Two samples, since torch.export treats a batch of one sample as fixed.
     samples = torch.zeros(2, vae.n_features_in_, dtype=_DTYPES[dtype])
     with _quiet():

@@ -23,7 +23,7 @@ _MARKERS = "os^Dv*PX<>ph"
 _LONGEST_LEGEND = 12
 
 # Smaller singular values, relative to the largest one, are rounding.
-_RANK = 1e-9
+_RANK_TOLERANCE = 1e-9
 
 
 class LatentMapDisplay:
@@ -237,7 +237,7 @@ def _spread_out(tips: Floats, room: float) -> Floats:
 def _row_space(weights: Floats) -> Floats:
     """Return an orthonormal basis of the space that the witness reads, as rows."""
     _, sizes, basis = np.linalg.svd(weights, full_matrices=False)
-    return np.asarray(basis[sizes > _RANK * sizes.max(initial=0.0)])
+    return np.asarray(basis[sizes > _RANK_TOLERANCE * sizes.max(initial=0.0)])
 
 
 def _principal_directions(codes: Floats) -> Floats:

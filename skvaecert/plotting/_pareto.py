@@ -20,7 +20,7 @@ __all__ = ["ParetoDisplay"]
 # Lower means include a fold without a value (`LOWEST_SCORE`, -3.4e38).
 _LOWEST_VALUE = -1e30
 
-_SCORES = {
+_SCORE_LABELS = {
     "reconstruction": "reconstruction (minus the unexplained share of variance)",
     "elbo": "ELBO (nats per sample)",
     "sampled_information": "information of drawn codes, lower bound (nats)",
@@ -125,7 +125,7 @@ class ParetoDisplay:
             # A mean of 1 over the folds: certified in each of them.
             certified=certified == 1,
             chosen=getattr(search, "best_index_", None),
-            score_name=_SCORES.get(against, against),
+            score_name=_SCORE_LABELS.get(against, against),
         )
         return display.plot(**kwargs)
 
