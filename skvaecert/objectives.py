@@ -707,6 +707,7 @@ class AlignedELBO(nn.Module):
         self.alignment_weight: float | Tensor
         if isinstance(alignment_weight, LagrangeWeight):
             self.guard = alignment_weight
+            # The guard updates this tensor in place, so the loss needs no copy.
             self.alignment_weight = alignment_weight.weight
         else:
             self.alignment_weight = alignment_weight

@@ -61,7 +61,7 @@ _STEPS_BETWEEN_CLEANINGS = 256
 # Methods of callbacks that skorch calls for every batch.
 _BATCH_EVENTS = "on_batch_begin", "on_grad_computed", "on_batch_end"
 
-# Names of the package's own callbacks.
+# Names that the user's callbacks must not have.
 _OWN_NAMES = "monitor", "validation", "completion", "progress"
 
 # Values recorded for held-out samples, and skorch's names for them.
@@ -523,6 +523,7 @@ def _floats(values: Sequence[Any]) -> list[float]:
 
 
 def _first_non_finite_batch(values: Sequence[Sequence[float]]) -> dict[str, float]:
+    # The batches after it are not finite because of it.
     first = next(
         batch for batch in zip(*values, strict=True) if not np.isfinite(batch[0])
     )

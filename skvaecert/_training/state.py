@@ -106,6 +106,7 @@ def filled_module(
             module = make(())
             module.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
         except Exception as error:
+            # Without networks of the user, the file itself is at fault.
             if not own:
                 raise
             # The weights of all other networks were checked above.

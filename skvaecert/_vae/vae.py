@@ -1039,6 +1039,7 @@ class CertifiedVAE(
         except BaseException:
             if before is not None:
                 before.restore(self.net_)
+            # `_fit` reads n_iter_ to decide whether there are epochs to keep.
             self._take_history(before)
             raise
 

@@ -66,6 +66,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def _generator(state: list[Any]) -> np.random.RandomState:
     key, position, has_gauss, gauss = state
+    # The state of a Mersenne Twister has 624 words. NumPy does not check the position.
     if key.shape != (624,) or not 0 <= position <= 624:
         raise ValueError("a random generator in it has an invalid state.")
     generator = np.random.RandomState()
@@ -82,9 +83,11 @@ class _Module:
 
 # For each kind: its type, the conversion to plain values, and the conversion back.
 _CODECS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    # Only for NaN and infinity, which JSON does not have.
     "float": (float, str, float),
     "tuple": (tuple, list, tuple),
     "dict": (dict, dict, dict),
+    # A certifier keeps the error of a failed calibration, to raise it later.
     "error": (Exception, str, ValueError),
     "module": (_Module, lambda module: module.name, _Module),
     "generator": (np.random.RandomState, lambda r: [*r.get_state()][1:], _generator),

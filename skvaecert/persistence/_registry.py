@@ -50,6 +50,7 @@ ADVICE = (
     "teacher, pass its posteriors to fit as teacher_proba. For other estimators, use "
     "pickle for files that only you load, or export_onnx."
 )
+# Types that can be saved alone. All others are only inside of these.
 ROOTS = (CertifiedVAE, CollapseCertifier, GMMTeacher)
 _BASELINES = [getattr(baselines, name) for name in baselines.__all__]
 _OBJECTIVES = [Objective, *(kind for kind in _BASELINES if isinstance(kind, type))]

@@ -186,6 +186,7 @@ def _pareto_front(score: Floats, margin: Floats) -> NDArray[np.intp]:
     """Return the candidates that no other beats in both, by ascending score."""
     known = np.flatnonzero(np.isfinite(score) & np.isfinite(margin))
     # From the right, keep each candidate that is above all candidates to its right.
+    # Of equal scores the highest margin comes first, and the others are beaten.
     order = known[np.lexsort((-margin[known], -score[known]))]
     before = np.maximum.accumulate(np.r_[-np.inf, margin[order]])[:-1]
     return order[margin[order] > before][::-1]

@@ -333,6 +333,7 @@ def _mean_of(name: str, distribution: Any) -> Any:
 
 
 def _is_array(value: Any) -> bool:
+    # Arrays of JAX and other libraries, without importing these.
     return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
