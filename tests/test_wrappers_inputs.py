@@ -125,32 +125,29 @@ def test_integers_for_a_module_of_floats_say_what_to_do():
     assert "X.astype(numpy.float32)" in caught.value.__notes__[0]
 
 
+NEEDS_SHAPE = "set input_shape in TrainedEncoder to the shape of one sample"
+
+
 @pytest.mark.parametrize("first", [nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)])
 def test_an_encoder_of_images_needs_the_shape_of_flat_samples(first, shared_blobs):
     model = TrainedEncoder(nn.Sequential(first, nn.Flatten()))
     teacher = GMMTeacher(n_components=3, random_state=0)
     certifier = CollapseCertifier(FrozenEstimator(model), teacher=teacher)
-    message = r"input_shape must be set .* got None and samples of 6 values"
     for call in (model.transform, model.diagnose, certifier.fit):
-        with pytest.raises(ValueError, match=message) as caught:
+        with pytest.raises((RuntimeError, ValueError), match="xpected") as caught:
             call(shared_blobs)
-        assert "xpected" in str(caught.value.__cause__)
+        assert NEEDS_SHAPE in caught.value.__notes__[0]
     model.set_params(input_shape=(1, 3, 2))
     assert model.transform(shared_blobs).shape == (len(shared_blobs), 6)
 
 
-@pytest.mark.parametrize(
-    ("encoder", "message"),
-    [
-        (nn.Linear(3, 2), "cannot be multiplied"),
-        (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.BatchNorm2d(2)), "got 3D input"),
-    ],
-)
-def test_other_errors_of_a_module_stay_as_they_are(encoder, message):
-    with pytest.raises((RuntimeError, ValueError), match=message) as caught:
-        TrainedEncoder(encoder).transform(np.ones((4, 6)))
-    assert caught.value.__cause__ is None
-    assert not str(caught.value).startswith("input_shape")
+def test_only_an_encoder_of_flat_samples_is_told_to_set_a_shape():
+    images = TrainedEncoder(nn.Linear(3, 2), input_shape=(2, 2))
+    decoder = TrainedEncoder(nn.Flatten(), nn.Linear(3, 2))
+    for call in (images.transform, decoder.inverse_transform):
+        with pytest.raises(RuntimeError, match="cannot be multiplied") as caught:
+            call(np.ones((4, 4)))
+        assert NEEDS_SHAPE not in caught.value.__notes__[0]
 
 
 def test_strings_reach_a_module_that_takes_them(text):

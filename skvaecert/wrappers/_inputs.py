@@ -1,7 +1,6 @@
 """Inputs of an encoder: samples are checked and cut into batches of one size."""
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -128,25 +127,7 @@ class Network:
         except Exception as error:
             # The error of the model itself, with a note on its input.
             error.add_note(_note(self.name, batch, module))
-            if self.name == "encoder" and _lacks_axes(error, batch):
-                raise ValueError(
-                    "input_shape must be set if the encoder does not take flat "
-                    f"samples, got {self.input_shape} and samples of {batch.shape[1]} "
-                    "values. Set it in TrainedEncoder to the shape of one sample, for "
-                    "images (channels, height, width)."
-                ) from error
             raise
-
-
-def _lacks_axes(error: Exception, batch: Any) -> bool:
-    """Return whether torch raised the error because samples are flat."""
-    if isinstance(batch, list) or batch.ndim != 2:
-        return False
-    # Only the text of torch's errors tells: "Expected 3D (unbatched) or 4D (batched)
-    # input to conv2d, but got input of size: [256, 64]", or "got 2D input".
-    flat = re.escape(str(list(batch.shape)))
-    pattern = rf"[Ee]xpected .*\b[345]D\b.*got (2D input|input of size: {flat})"
-    return re.search(pattern, str(error)) is not None
 
 
 def _simplex(witness: Any, proba: Floats, latent_dim: int) -> tuple[Floats, float]:
@@ -192,9 +173,14 @@ def _note(name: str, batch: Any, module: nn.Module | None) -> str:
     note = (
         f"{name} was called with {kind} of shape {batch.shape}. Torch modules and "
         "their methods get tensors, other callables get arrays. Instead of a function "
-        "that calls a module, pass the module or a method of it. input_shape in "
-        "TrainedEncoder sets the shape of a sample."
+        "that calls a module, pass the module or a method of it."
     )
+    # Codes are flat, so a decoder takes them as they are.
+    if name == "encoder" and batch.ndim == 2:
+        note += (
+            " If encoder does not take flat samples, set input_shape in TrainedEncoder "
+            "to the shape of one sample, for images (channels, height, width)."
+        )
     if module is not None and batch.dtype.kind in "iu":
         note += (
             " Integers stay integers, because they may be tokens. If the module "
