@@ -439,7 +439,7 @@ class InformationSums:
         for _ in range((n_waiting - 1) // size):
             lot, samples = _split(samples, size)
             self._lots.draw(lot, self._draws_in_lot, self._seed)
-        self._waiting = [_split(samples, 0)[1]]
+        self._waiting = [samples]
 
     def _check_columns(self, name: str, n_columns: int) -> None:
         if self.n_samples and n_columns != self._moments.n_columns:
