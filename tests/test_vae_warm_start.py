@@ -334,7 +334,7 @@ def test_a_breakdown_gives_the_guard_back(blobs, vae):
         (np.full((20, 3), np.nan), "NaN"),
         (np.arange(6.0).reshape(3, 2), "n_components"),
         ([["a"]], "could not convert"),
-        (np.zeros((20, 2)), "(rows|samples) that differ"),
+        (np.zeros((20, 2)), "samples that differ"),
     ],
 )
 def test_failed_fit_leaves_the_earlier_fit(blobs, trained, X, message):
