@@ -87,7 +87,7 @@ class Experiment(NamedTuple):
 
     @property
     def code(self):
-        """A digest of the code that computes results, not of the code that shows them."""
+        """A digest of the code that computes results, not of what shows them."""
         package = sorted(Path(skvaecert.__file__).parent.rglob("*.py"))
         own = Path(inspect.getsourcefile(self.compute))
         return digest_of([*package, HERE / "readers.py", HERE / "lab.py", own])
@@ -114,7 +114,7 @@ class Cell:
 
 
 class Store:
-    """A file with the finished cells of an experiment on a data set, one in each line."""
+    """A file of the finished cells of an experiment on a data set, one in each line."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -182,7 +182,7 @@ def finish(cell, places):
 
 
 def run(experiment, settings, folder, n_jobs=1, **places):
-    """Compute the cells that are not stored; return all results in order, and failures."""
+    """Compute cells that are not stored; return all results in order, and failures."""
     stores = {s.data: store_of(folder, experiment, s.data) for s in settings}
     cells = [
         [Cell(experiment, setting, options) for options in experiment.cells(setting)]
@@ -192,9 +192,7 @@ def run(experiment, settings, folder, n_jobs=1, **places):
     for store in stores.values():
         results |= store.results()
     # Data sets take turns, so that the progress bar estimates the remaining time well.
-    turns = [
-        cell for turn in itertools.zip_longest(*cells) for cell in turn if cell is not None
-    ]
+    turns = [*filter(None, itertools.chain(*itertools.zip_longest(*cells)))]
     missing = [cell for cell in turns if key(cell.name) not in results]
     tasks = (joblib.delayed(finish)(cell, places) for cell in missing)
     bar = tqdm(
