@@ -35,7 +35,7 @@ def factors(setting):
 
 
 def cells(setting):
-    """Return a cell for each seed, factor and value; all factors share that of the base."""
+    """Return a cell for each seed, factor and value; all factors share the base."""
     others = [
         ("1", factor, value)
         for factor, values in factors(setting).items()

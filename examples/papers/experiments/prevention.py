@@ -22,7 +22,7 @@ def cells(setting):
 
 
 def compute(lab, kl_weight, seed):
-    """Train with and without alignment, swap it in warm starts, and measure each fit."""
+    """Train with and without alignment, swap it in warm starts, measure each fit."""
     samples = lab.samples(seed)
     vaes = [lab.vae(samples, kl_weight, seed, aligned=on) for on in (True, False)]
     aligned, never = (certified(vae, samples) for vae in vaes)
