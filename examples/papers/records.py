@@ -42,8 +42,8 @@ def medians(grouped, key):
 def gains(records, others, key):
     """Return records of value minus other value, for each seed that has both."""
     values, other_values = (
-        {(r["data"], r["seed"]): r[key] for r in some if key in r}
-        for some in (records, others)
+        {(r["data"], r["seed"]): r[key] for r in group if key in r}
+        for group in (records, others)
     )
     return [
         {"data": pair[0], "gain": value - other_values[pair]}

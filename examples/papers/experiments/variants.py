@@ -2,7 +2,8 @@
 
 from lab import COLLAPSE, certified, measure, round_trip
 
-# Energy of the prefit's target code, in nats per sample (theory section 11).
+# The energy of the prefit's target code is at most this, in nats per sample (theory
+# section 11).
 PREFIT_ENERGY = 2.0
 VARIANTS_OF = {
     "vanilla": {"aligned": False},

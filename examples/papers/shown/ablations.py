@@ -45,7 +45,7 @@ def with_base(records):
 
 
 def stays(about, records):
-    """Claim that the median margin moves by at most CLOSE over the values of a factor."""
+    """Claim that the median margin moves by at most CLOSE with the factor."""
     by_value = medians(each(records, "value"), "relative")
     points = ", ".join(f"{number(m)} at {value:g}" for value, m in by_value.items())
     sentence = f"{about}: the relative margin moves by at most {CLOSE} ({points})"

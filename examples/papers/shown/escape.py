@@ -33,15 +33,15 @@ def draw(results, figure):
     for members, (upper, middle, lower) in columns(
         figure, results, labels, sharey="row"
     ):
-        band(upper, shares(members), "C0-")
+        band(upper, shares(group), "C0-")
         zero(upper)
         upper.set_xlabel("step")
-        band(middle, [result["curves"]["escape_gradient"] for result in members], "C0-")
+        band(middle, [result["curves"]["escape_gradient"] for result in group], "C0-")
         middle.set_yscale("log", subs=(2, 5))
         middle.yaxis.set_major_formatter("{x:g}")
         middle.yaxis.set_minor_formatter("{x:g}")
         middle.set_xlabel("step")
-        draw_path(lower, members)
+        draw_path(lower, group)
 
 
 def shares(results, key="margin"):

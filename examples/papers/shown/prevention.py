@@ -10,7 +10,7 @@ from records import has, records_of, where
 from tables import CODE, MARGIN, kl_weight
 
 # For each phase: the claim, whether it is true of all models or of none, and whether it
-# must hold. The others hold in the papers.
+# must hold. If another one does not hold, that only differs from the paper.
 PATTERN = {
     "aligned": ("with alignment, all models are certified", True, True),
     "alignment removed": (
@@ -32,7 +32,7 @@ BY = "data", "kl_weight", "phase"
 
 
 def claims(records):
-    """Claim that aligned models are certified and informative, and others are not."""
+    """Claim which phases are certified, informative or collapsed."""
     found = [
         tally(where(records, phase=phase), BY[:2], sentence, certified, *expected)
         for phase, (sentence, *expected) in PATTERN.items()

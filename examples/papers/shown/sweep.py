@@ -22,7 +22,7 @@ def claims(records):
     near = [record for record in plain if 0.6 <= record["share"] <= 0.9]
     collapsed, informative = has(state="collapsed"), has(state="informative")
     both = has(verdict="certified", state="informative")
-    stressed, held = (
+    stressed, protected = (
         "at 1.5 β*, all aligned models are certified",
         "at every kl_weight, all aligned models are certified and informative",
     )
@@ -31,7 +31,7 @@ def claims(records):
         tally(below, BY, "up to 0.6 β*, all plain models are informative", informative),
         tally(near, BY, forecast(near), lambda record: 0.5 <= ratio(record) <= 2),
         tally(where(aligned, share=1.5), BY, stressed, certified, must=True),
-        tally(aligned, BY, held, both),
+        tally(aligned, BY, protected, both),
         *(price(data, members) for data, members in each(records, "data").items()),
     ]
 
