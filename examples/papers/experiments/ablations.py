@@ -18,9 +18,8 @@ def factors(setting):
     The witness scale is a multiple of the prior-matched one. The alignment weight is a
     multiple of the KL weight.
     """
-    (width, *_), latent_dim = (
-        setting.network[name] for name in ("hidden_sizes", "latent_dim")
-    )
+    network = setting.network
+    width, latent_dim = network["hidden_sizes"][0], network["latent_dim"]
     # A simplex of K vertices needs K - 1 dimensions.
     k = min(10, latent_dim + 1)
     counts = [n for n in (5, 20, 50) if n <= latent_dim + 1]

@@ -30,9 +30,7 @@ def claims(records):
 def draw(results, figure):
     """Draw margin and gradient by step, and margin by energy."""
     labels = "margin / information", "escape gradient (nats)", "margin / information"
-    for members, (upper, middle, lower) in columns(
-        figure, results, labels, sharey="row"
-    ):
+    for group, (upper, middle, lower) in columns(figure, results, labels, sharey="row"):
         band(upper, shares(group), "C0-")
         zero(upper)
         upper.set_xlabel("step")

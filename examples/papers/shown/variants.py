@@ -13,7 +13,7 @@ BY = "data", "kl_weight"
 
 
 def claims(records):
-    """Claim that vanilla models collapse, and that only aligned models are certified."""
+    """Claim that vanilla models collapse and only aligned models are certified."""
     aligned = each(records, "variant")
     vanilla = aligned.pop(VANILLA)
     dead = "the codes of all vanilla models have collapsed"
