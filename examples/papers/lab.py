@@ -63,7 +63,7 @@ class Lab:
         return GMMTeacher(**self.setting.teacher, random_state=seed)
 
     def cached(self, function):
-        """Return a function whose results are cached on disk."""
+        """Cache the results of a function in the folder `memory`, if there is one."""
         return joblib.Memory(self.memory, verbose=0).cache(function)
 
     def kl_weight(self, samples, text):

@@ -56,15 +56,16 @@ def record_of(curves):
     """Return what the table shows of the curves."""
     margin, information = np.array(curves["margin"]), curves["information"][0]
     above = margin > 0
-    # If the margin ends at or below 0, this is one more than the number of steps.
-    n_steps = 0 if above.all() else len(above) - int(np.argmin(above[::-1]))
+    # From this step on, the margin stays above 0. Without such a step, it is one more
+    # than the last.
+    first = 0 if above.all() else len(above) - int(np.argmin(above[::-1]))
     energy = np.interp(margin[-1], curves["path_margin"], curves["path_energy"])
     return {
         "n_steps": len(margin) - 1,
         "start": margin[0] / information,
         "end": margin[-1] / information,
         "information": information,
-        "steps_to_positive": n_steps,
+        "steps_to_positive": first,
         "escape_gradient_start": curves["escape_gradient"][0],
         "escape_gradient_least": min(curves["escape_gradient"]),
         "energy": curves["energy"][-1],

@@ -22,7 +22,7 @@ HOT = 10_000.0
 # With so many epochs, 100 samples get about as many steps as others get.
 N_FEW, FEW = 100, {"batch_size": "auto", "max_epochs": 100}
 N_TRIES = 1000
-# A posterior standard deviation of the size of the rounding error of the mean.
+# At this posterior standard deviation, a rounding error of the mean is large.
 NARROW = 1e-8
 
 
