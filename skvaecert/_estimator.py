@@ -178,6 +178,7 @@ def restored_on_error(
     before = dict(vars(estimator))
     try:
         yield
+    # Ctrl-C must not leave half of a fit either.
     except BaseException as error:
         if not unless(error):
             vars(estimator).clear()
@@ -234,6 +235,7 @@ def _fixed_params(estimator: Any) -> dict[str, Any]:
         # None and the default estimator are the same value.
         if value is None and name in estimator._nested_defaults:
             value = estimator._nested_defaults[name]()
+        # A frozen estimator is hashed as a whole, with its fitted state.
         if _is_estimator(value) and not isinstance(value, FrozenEstimator):
             params = value.get_params().items()
             fixed |= {

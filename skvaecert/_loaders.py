@@ -74,6 +74,7 @@ def _larger(batches: Iterable[Any]) -> Iterator[Any]:
 
 def _check_order(loader: DataLoader[Any]) -> None:
     sampler = loader.sampler
+    # There is no batch sampler if batch_size is None.
     is_usual = type(loader.batch_sampler) in (BatchSampler, type(None))
     kind = type(sampler if is_usual else loader.batch_sampler).__name__
     if not loader.in_order:
@@ -93,6 +94,7 @@ def _generators_restored(loader: DataLoader[Any]) -> Iterator[None]:
     owners = loader, loader.sampler, loader.batch_sampler
     own = [g for o in owners if (g := getattr(o, "generator", None)) is not None]
     states = [generator.get_state() for generator in own]
+    # The empty list leaves out GPUs, from which a loader draws nothing.
     with torch.random.fork_rng([]):
         try:
             yield
@@ -131,6 +133,7 @@ def _first(batch: Any, loader: DataLoader[Any]) -> Any:
     """Return the samples of a batch that may also contain labels and other values."""
     # Batches may be nested, for example ((samples, lengths), labels).
     while isinstance(batch, tuple | list) and _is_nested(batch):
+        # `default_collate` never returns a list of samples, which has to be refused.
         if loader.collate_fn is not default_collate:
             _check_parts(batch, loader.batch_size)
         batch = batch[0]
@@ -179,6 +182,7 @@ def _items(dataset: Any) -> Any:
 
 
 def _sample(item: Any) -> Any:
+    # Only tuples, because a list may be the sample itself.
     while isinstance(item, tuple):
         item = item[0]
     if isinstance(item, Mapping):

@@ -118,4 +118,5 @@ def _leave(block: object) -> None:
             return
         if len(_open) == 1:
             _set(_before)
+        # Last: if Ctrl-C interrupts `_set`, the second `_leave` repeats it.
         _open.remove(block)

@@ -49,6 +49,7 @@ class RoundingSums:
         self._norms += float(weight @ np.sqrt(squares.sum(axis=1)))
         self._squares = self._squares + weight @ squares
         self._at_least_one = self._at_least_one + weight @ np.maximum(squares, 1)
+        # Read first, because `update` may replace the sample that others must equal.
         first = self.spread.first
         self.spread.update(values, weight)
         self._precision.add(values, weight, first if len(first) else self.spread.first)
@@ -133,10 +134,12 @@ class _Precision:
     def unit(self) -> Floats:
         shares = [
             0.0,
+            # The machine epsilon of bfloat16, which NumPy does not have.
             _NOISE_UNITS_16_BITS * 2.0**-7,
             _NOISE_UNITS_16_BITS * float(np.finfo(np.float16).eps),
         ]
         kinds = [self._hold(kind) for kind in ("equal", "bfloat16", "float16")]
+        # `select` takes the first: bfloat16 before float16, because it is coarser.
         return np.select(kinds, shares, _ROUNDING)
 
     @property
@@ -190,5 +193,6 @@ def rounded(
     precision = _Precision()
     precision.add(exact, np.ones(len(exact)), exact[0])
     signs = generator.choice([-1.0, 1.0], size=exact.shape)
+    # Sums are in 32 bits, at the magnitude of their terms; 16 bits round results only.
     error = np.maximum(_ROUNDING * np.asarray(magnitude), precision.unit * abs(exact))
     return np.asarray(exact + error * signs)

@@ -125,6 +125,7 @@ class DatasetSamples:
 
     def _items(self, wanted: list[int]) -> Any:
         if hasattr(self.dataset, "__getitems__"):
+            # The method that torch's DataLoader calls to read several items together.
             return self.dataset.__getitems__(wanted)
         return (self.dataset[i] for i in wanted)
 
@@ -143,6 +144,7 @@ def _checked_dataset(dataset: Any) -> Any:
 
 def _checked_index(index: ArrayLike | None, n_items: int) -> NDArray[np.integer]:
     places = np.arange(n_items) if index is None else check_real("index", index)
+    # An empty list becomes an array of floats.
     are_ints = places.ndim == 1 and (places.dtype.kind in "iu" or not len(places))
     if not (are_ints and ((-n_items <= places) & (places < n_items)).all()):
         raise ValueError(
@@ -178,6 +180,7 @@ def open_samples(
         and X.ndim == 2
         and X.dtype.kind in "fiu"
     ):
+        # Two samples show type and shape, and are enough for `ensure_min_samples`.
         _validate(estimator, X[:2], **kwargs)
         return X
     return _validate(estimator, X, **kwargs)
@@ -245,6 +248,7 @@ def is_sequence(X: Any) -> bool:
 def check_features(estimator: BaseEstimator, X: Any, *, reset: bool = False) -> None:
     """Check number and names of features, unless samples are in a list."""
     if not is_sequence(X):
+        # Without the values, which may be of any kind that the estimator takes.
         validate_data(estimator, X, reset=reset, skip_check_array=True)
 
 
@@ -293,6 +297,7 @@ def cut_pieces(
     if n_samples <= size and not _is_stored(X):
         yield X, teacher_proba, sample_weight
         return
+    # Of all samples, because a weight is negligible relative to the largest.
     weight = check_weight(sample_weight, n_samples)
     if teacher_proba is not None:
         check_consistent_length(X, teacher_proba)
@@ -313,6 +318,7 @@ def _piece_size(X: Any) -> int:
     """Return the number of samples in a piece: whole chunks if samples are stored."""
     if not _is_stored(X):
         return _MOST_SAMPLES
+    # dask lists the sizes of all chunks; zarr and h5py give one size.
     chunk = X.chunks[0] if X.chunks else 1
     n_stored = max(chunk) if isinstance(chunk, tuple) else chunk
     most = min(_MOST_SAMPLES, _MOST_VALUES // max(1, math.prod(X.shape[1:])))
@@ -375,6 +381,7 @@ def digest_samples(X: ArrayLike) -> str | None:
     ``skvaecert rows 1 json N_SAMPLES`` and one line of JSON for each sample.
     """
     for parts in (_canonical_bytes, _json_lines):
+        # A new one for each attempt, because the first may fail after some samples.
         digest = sha256()
         try:
             for part in parts(X):

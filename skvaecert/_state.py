@@ -51,7 +51,9 @@ class Size:
         return f"a count above 0, {self.name}"
 
     def admits(self, value: Any, sizes: dict[str, int]) -> bool:
+        # The exact type, because a bool is an int, too.
         is_count = type(value) is int and value > 0
+        # The first value of a name is the one that others must equal.
         return is_count and sizes.setdefault(self.name, value) == value
 
 
@@ -85,10 +87,10 @@ class Array:
     def _has_values(self, value: Any) -> bool:
         if value.dtype.kind != "f":
             return True
-        right = np.isfinite(value).all() and value.min(initial=np.inf) >= self.low
+        valid = np.isfinite(value).all() and value.min(initial=np.inf) >= self.low
         if self.sums_to_1:
-            right &= (value > 0).all() and math.isclose(value.sum(), 1, abs_tol=1e-6)
-        return bool(right)
+            valid &= (value > 0).all() and math.isclose(value.sum(), 1, abs_tol=1e-6)
+        return bool(valid)
 
 
 def check_state(
@@ -104,6 +106,7 @@ def check_state(
     that are found are added to `sizes`.
     """
     if unknown := state.keys() - table.keys():
+        # Cut, because the names come from a file and may be long.
         raise ValueError(f"a {owner} has no {', '.join(sorted(unknown))[:80]}.")
     for name, rules in table.items():
         value = state.get(name, ABSENT)

@@ -149,6 +149,8 @@ def betting_bound(
     check_number("confidence", confidence, above=0, below=1)
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     lowest = _lowest(proba, floor)
+    # The 1 in s = 1 + B keeps the capital above 0, even with a bet of 1 (theory
+    # section 13). The part of g(r) that depends on r is added in the search.
     bets = _bets(len(proba), confidence, 1.0, _WIDEST_MARGIN)
     gains = (proba * log_q).sum(axis=1) - lowest + 1
 
@@ -232,6 +234,7 @@ def bernstein_bound(
     proba, log_q = _floored(teacher_proba, witness_log_proba, floor)
     lowest = _lowest(proba, floor)
     contributions = margin_contributions(proba, log_q)
+    # B is -lowest, and g(r) has the range 2 B.
     scale = 7 / 3 * (-2 * lowest) + (2 - lowest) / 2
     width = _bernstein_width(contributions, scale, confidence)
     return max(lowest, float(contributions.mean() - width + np.log1p(-floor)))
@@ -488,6 +491,7 @@ class MeanBounds:
         share = (x - self.lower) / (self.upper - self.lower)
         # Each weight goes to the two nodes around its value, see Notes.
         left = np.searchsorted(_SHARES, share, side="right") - 1
+        # A value at the upper limit is on the last node, which has no right neighbor.
         left = left.clip(max=len(_SHARES) - 2)
         to_right = (share - _SHARES[left]) / (_SHARES[left + 1] - _SHARES[left])
         for node, part in ((left, 1 - to_right), (left + 1, to_right)):
@@ -524,6 +528,8 @@ class MeanBounds:
             )
         self._weights += other._weights
         largest = self._largest, other._largest
+        # If they depend on each other, the exponents are w / (W_1 + W_2) by Hölder's
+        # inequality (theory section 16).
         self._largest = max(largest) if independent else sum(largest)
         return self
 
@@ -572,6 +578,7 @@ class MeanBounds:
         used = self._weights > 0
         if not used.any():
             return 0.0
+        # The exponents c_i = w_i / max w of theory section 16.
         counts = self._weights[used] / self._largest
         return (self.upper - self.lower) * _least_mean(shares[used], counts, confidence)
 
@@ -684,6 +691,7 @@ def _bets(n_samples: float, confidence: float, largest: float, widest: float) ->
 def _log_capitals(bets: Floats, growth: Floats, counts: Floats) -> Floats:
     """Return the logarithm of the final capital of each bet, shape (n_bets,)."""
     capitals = np.log1p(bets * (growth - 1)) @ counts
+    # W is the mean over all bets.
     return np.asarray(capitals - np.log(len(bets)))
 
 
@@ -716,6 +724,7 @@ def _largest_refuted(
     """Return the root of log W(c) = log(1 / error), minus the error of the root."""
     target = _log_inverse_error(confidence)
     root = smallest
+    # Otherwise not even the smallest value is refuted.
     if log_capital(smallest) > target:
         root = brentq(lambda c: log_capital(c) - target, smallest, largest, xtol=_ERROR)
     return float(root) - _ERROR

@@ -105,6 +105,7 @@ class WithPosterior:
         if not hasattr(self.dataset, "__getitems__"):
             return [self[i] for i in index]
         items = self.dataset.__getitems__(index)
+        # No copy is needed: indexing with a list makes one.
         posteriors = np.asarray(self._posteriors[index], np.float32)
         return list(zip(items, posteriors, strict=True))
 
@@ -197,6 +198,7 @@ def load_patches(
 def _strips(subset: str, color: bool) -> list[NDArray[np.float32]]:
     _check_subset(subset)
     check_flag("color", color)
+    # Divided by a Python float, bytes would become float64.
     images = [image / np.float32(255) for image in load_sample_images().images]
     if not color:
         images = [image.mean(axis=2, keepdims=True) for image in images]
@@ -255,6 +257,7 @@ def load_digits(
     check_count("random_state", random_state, least=0)
     X, y = sklearn_datasets.load_digits(return_X_y=True)
     parts = train_test_split(
+        # The largest intensity is 16.
         (X / 16).astype(np.float32),
         y,
         test_size=0.25,

@@ -145,6 +145,7 @@ class Diagnosis:
             Plain Python values, in the order of the attributes. `information`, `mean`
             and `decoder` are dicts as well, or None.
         """
+        # `asdict` keeps arrays, which JSON does not have.
         return dataclasses.asdict(self) | {
             "kl_per_dimension": _as_list(self.kl_per_dimension)
         }
@@ -325,8 +326,8 @@ class Codes:
 
     def counted(self, X: Any) -> Any:
         """Return the samples of weight above 0."""
-        counting = self.proba > 0
-        return X if counting.all() else take_samples(X, np.flatnonzero(counting))
+        has_weight = self.proba > 0
+        return X if has_weight.all() else take_samples(X, np.flatnonzero(has_weight))
 
     def reproducible(self, found: InformationBracket) -> InformationBracket:
         """Subtract the information that an encoder may add by moving its own codes.
@@ -336,7 +337,7 @@ class Codes:
         # The formula of section 16, with u_j^2 = moved^2 / d and h_j = moved.
         latent_dim, squared = self.mean.shape[1], self.moved**2
         # `initial` limits the deviation to 1, which can only raise the correction.
-        narrowest = float(np.min(np.asarray(self.std), where=self._counts, initial=1))
+        narrowest = float(np.min(np.asarray(self.std), where=self._weighted, initial=1))
         made_up = np.log1p(squared / latent_dim / narrowest**2) / 2 + squared
         rounding = max(found.rounding, latent_dim * float(made_up))
         # The assumed rounding is subtracted from `low` already.
@@ -345,7 +346,7 @@ class Codes:
         return replace(found, low=low, rounding=rounding, low_by=low_by)
 
     @property
-    def _counts(self) -> NDArray[np.bool_]:
+    def _weighted(self) -> NDArray[np.bool_]:
         return (self.proba > 0)[:, np.newaxis]
 
     def draw(
@@ -355,8 +356,9 @@ class Codes:
         origin = generator.choice(len(self.mean), size=n_draws, p=self.proba)
         noise = generator.standard_normal((n_draws, self.mean.shape[1]))
         code = self.mean[origin] + np.asarray(self.std)[origin] * noise
-        is_small = self.mean.dtype == np.float32
-        return origin, code.astype(np.float32 if is_small else np.float64)
+        # Torch layers in float32 refuse codes in float64.
+        is_single = self.mean.dtype == np.float32
+        return origin, code.astype(np.float32 if is_single else np.float64)
 
 
 def diagnose_codes(
@@ -472,6 +474,7 @@ def _state(
 ) -> Literal["informative", "collapsed", "ignored", "undecided"]:
     if information is None:
         return "undecided"
+    # The first state that applies, in the order of theory section 17.
     if information.high <= negligible:
         return "collapsed"
     # `high` includes three standard errors, because the bound is an estimate.
@@ -483,10 +486,10 @@ def _state(
 def _certificate(
     codes: Codes,
     teacher_proba: ArrayLike | None,
-    loss: Any,
+    alignment_loss: Any,
     information: InformationBracket | None,
 ) -> Certificate:
-    witness, proba = _witness(codes, teacher_proba, loss)
+    witness, proba = _witness(codes, teacher_proba, alignment_loss)
     sums = MeanSums(witness).update(proba, codes.mean, codes.sample_weight)
     if codes.std is not None:
         sums.codes.update(codes.mean, codes.std, codes.sample_weight)
@@ -496,7 +499,7 @@ def _certificate(
 
 
 def _witness(
-    codes: Codes, teacher_proba: ArrayLike | None, loss: Any
+    codes: Codes, teacher_proba: ArrayLike | None, alignment_loss: Any
 ) -> tuple[LinearWitness, Floats]:
     """Return the witness of a loss, or the fixed simplex, and the posteriors it reads.
 
@@ -504,13 +507,13 @@ def _witness(
     which carry no information. The test of a constant mean needs no more.
     """
     n_samples, latent_dim = codes.mean.shape
-    if loss is not None:
+    if alignment_loss is not None:
         if teacher_proba is None:
             raise ValueError(
                 "teacher_proba must be given with witness, which reads it off the "
                 "latent mean, got None."
             )
-        witness = simplex_witness(*simplex_of(loss))
+        witness = simplex_witness(*simplex_of(alignment_loss))
         check_shapes(codes.mean, np.asarray(teacher_proba), witness.weights.shape)
         return witness, check_teacher_proba(teacher_proba, n_samples)
     if teacher_proba is not None:
@@ -535,8 +538,9 @@ def _decoder_information(
 ) -> OutputInformation | None:
     """Estimate what the decoder's outputs carry about drawn codes."""
     likelihood = loss.likelihood or "gaussian"
-    learned = likelihood == "gaussian" and loss.noise_variance is None
-    if learned and X is None:
+    # An unknown variance is measured as a loss would learn it (theory section 17).
+    is_measured = likelihood == "gaussian" and loss.noise_variance is None
+    if is_measured and X is None:
         raise ValueError(
             "noise_variance or X must be given with decode for likelihood='gaussian', "
             "because the information of the outputs depends on their noise. In "
@@ -547,12 +551,12 @@ def _decoder_information(
     origin, code = codes.draw(n_decoded, np.random.default_rng(random_state))
     for group, output in _decoded(decode, code):
         output = check_output(likelihood, output, name="decode")
-        target = _targets(X, origin[group], output.shape) if learned else None
+        target = _targets(X, origin[group], output.shape) if is_measured else None
         sums.add(output, target)
         if target is not None:
             spread.update(target, np.ones(len(target)))
     # The variance of X is the error of the best constant output.
-    if learned and sums.mean_squared_error > _OTHER_UNITS * spread.variance.mean():
+    if is_measured and sums.mean_squared_error > _OTHER_UNITS * spread.variance.mean():
         warn_user(
             "The decoder was not measured, because its outputs do not seem to have the "
             "units of X: the mean squared error of reconstructions from drawn codes is "
@@ -738,6 +742,7 @@ def _as_list(values: Floats | None) -> list[float] | None:
 
 
 def _check_samples(X: Any, n_samples: int) -> Any:
+    # Arrays on disk must not be read as a whole here.
     samples = X if hasattr(X, "shape") else np.asarray(X)
     if tuple(samples.shape[:1]) != (n_samples,):
         raise ValueError(

@@ -297,6 +297,7 @@ def ratio_for_margin(
             f"{information:.3g} nats. No margin can be reached. Use another teacher."
         )
     loss = (1 - relative_margin) * information
+    # The bounds on r of theory section 9 (ratio for a margin).
     low = relative_margin * information / _force_square(problem)
     high = _analytic_energy(problem) / loss
 
@@ -357,6 +358,7 @@ def forecast_curve(
     elif kl_weight > 0:
         operating = float(alignment_weight) / kl_weight
     else:
+        # If both weights are 0, all codes are equally good, and there is no forecast.
         operating = np.inf if float(alignment_weight) > 0 else np.nan
     point = Forecast(np.nan, np.nan)
     if not np.isnan(operating):
@@ -772,6 +774,7 @@ def _worst_loss(problem: _Problem, ratio: float, gain: float) -> float:
     # ratio. So the greatest loss is that of a ratio below r.
     if excess(ratio) >= 0:
         return loss
+    # A(r) >= A(0) - r f^2, so the root is not below this (theory section 9).
     low = (at_zero - most) / _force_square(problem)
     return _minimum(problem, _root(excess, low / 2, ratio))[0]
 
@@ -801,6 +804,7 @@ def _thresholds(spectrum: Floats) -> Floats:
     """Return the kl_weight at which each direction collapses; 0 without variance."""
     rest = np.full_like(spectrum, np.inf)
     np.divide(_tails(spectrum)[1:], spectrum, out=rest, where=spectrum > 0)
+    # D / (k + sum_{j > k} lambda_j / lambda_k), the beta_k of theory section 18.
     return np.asarray(len(spectrum) / (np.arange(1, len(spectrum) + 1) + rest))
 
 
@@ -854,6 +858,7 @@ def _covariance(samples: Any, white: float | None) -> Floats:
         values = np.vstack([values - center, step])
         scatter = scatter + values.T @ values
         mean += share * (center - mean)
+    # Whitened last, because V needs the mean of all samples.
     scale = _whitening(origin + mean, white)
     return np.asarray(scatter / n_samples * scale * scale[:, np.newaxis])
 

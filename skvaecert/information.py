@@ -244,6 +244,7 @@ def code_information(
     sums = InformationSums(
         confidence=confidence, n_draws=n_draws, random_state=random_state
     )
+    # One lot: with several, H(P) is added to the upper end (theory section 16).
     sums._lot_size = len(mean)
     return sums.update(mean, std, proba).bracket()
 
@@ -359,9 +360,9 @@ class InformationSums:
         means, deviations = _check_posteriors(mean, std)
         weight = check_weight(sample_weight, len(means))
         self._check_columns("mean", means.shape[1])
-        counts = weight > 0
-        if counts.any():
-            samples = means[counts], deviations[counts], weight[counts]
+        has_weight = weight > 0
+        if has_weight.any():
+            samples = means[has_weight], deviations[has_weight], weight[has_weight]
             self._moments.add(*samples)
             self._waiting.append(samples)
             self._draw_full_lots()
@@ -438,7 +439,7 @@ class InformationSums:
         for _ in range((n_waiting - 1) // size):
             lot, samples = _split(samples, size)
             self._lots.draw(lot, self._draws_in_lot, self._seed)
-        self._waiting = [_split(samples, 0)[1]]
+        self._waiting = [samples]
 
     def _check_columns(self, name: str, n_columns: int) -> None:
         if self.n_samples and n_columns != self._moments.n_columns:
@@ -535,6 +536,7 @@ def population_information(
     generator = _check_generator(random_state)
     n_lots = len(mean) // size
     lots = generator.permutation(len(mean))[: n_lots * size].reshape(n_lots, size)
+    # InfoNCE with known densities, in random lots (theory section 16).
     uniform, chosen = np.full(size, 1 / size), np.repeat(np.arange(size), _DRAWS_IN_LOT)
     means = np.empty(n_lots)
     for number, lot in enumerate(lots):
@@ -561,6 +563,7 @@ def _bracket(moments: _Moments, lots: _Lots, confidence: float) -> InformationBr
     }
     high_by = min(highs, key=highs.__getitem__)
     high = max(0.0, highs[high_by])
+    # Not in the upper end, which is about codes as they are (theory section 16).
     low = lots.scale * lots.shares.low(each) - error - moments.rounding
     low = min(max(0.0, low), high)
     return InformationBracket(
@@ -637,6 +640,7 @@ class _Lots:
         total = float(weight.sum())
         proba = weight / total
         order = _along_steepest(mean, std)
+        # Shares of the weight may be so small that they underflow.
         order = order[proba[order] > 0]
         # With its number in the seed, each lot has draws of its own.
         generator = np.random.default_rng([seed, self.count])
@@ -645,10 +649,12 @@ class _Lots:
         self._weight += total
         self._weight_log += float(xlogy(total, total))
         top = float(-np.log(proba[order].min()))
+        # A single sample carries nothing, and has a `top` of 0.
         if len(order) > 1:
             mixture = _Mixture(mean[order], std[order], proba[order])
             chosen = _stratified(mixture.proba, n_draws, generator)
             values = mixture.divergences(chosen, generator)
+            # P_l t_l / M_l of theory section 16, times the weight of all samples.
             weights = np.full(n_draws, total * top / n_draws)
             self.shares.update((values / top).clip(max=1), weights)
             self._reach += total * top
@@ -742,6 +748,7 @@ class _Moments:
             unit_of_std = np.maximum(unit_of_std, sums.unit)
         # Equal standard deviations have no error.
         unit_of_std = np.where(self._std[0].unit > 0, unit_of_std, 0)
+        # h_j: half the error of the log-variance, at magnitude max(1, |log s^2|).
         logarithms = unit_of_std * np.maximum(self._largest_log, 0.5)
         with np.errstate(over="ignore"):
             ratio = self.mean.square_errors / np.square(self._smallest)
@@ -828,12 +835,14 @@ class _Mixture:
             before, largest = largest, np.maximum(largest, joint.max(axis=1))
             joint -= largest[:, np.newaxis]
             np.maximum(joint, _NEGLIGIBLE, out=joint)
+            # Before the rescaling, because each a_j changes by `before - largest`.
             sums[1] += (before - largest) * sums[0]
             sums *= np.exp(before - largest)
             share = np.exp(joint)
             sums[0] += share.sum(axis=1)
             sums[1] += np.einsum("ij,ij->i", share, joint)
             sums[2] += share @ self._log_proba[lot]
+        # v(z): the mean of log q_j(z) over p(j|z), less log m(z).
         return np.asarray((sums[1] - sums[2]) / sums[0] - np.log(sums[0]))
 
     def _is_out_of_reach(
@@ -848,6 +857,7 @@ class _Mixture:
             return False
         steep = self._steep
         own = ((step / self.std[origin]) ** 2).sum(axis=1).max() / 2
+        # Beyond it, gap^2 / 2 > own + 700, also if the constants differ by `_range`.
         reach = np.sqrt(2 * (own + self._range - _NEGLIGIBLE))
         code = self.mean[origin][:, steep] + step[:, steep]
         mean = self.mean[lot][:, steep]
@@ -870,6 +880,7 @@ class _Mixture:
             distance /= 2
             joint -= distance
         if len(self._steep):
+            # Finite, because the difference of two infinities is NaN.
             np.maximum(joint, _NEVER, out=joint)
 
 
@@ -895,6 +906,7 @@ def _stratified(
     """Draw n_draws samples from p, one from each of n_draws equal parts of p."""
     place = (np.arange(n_draws) + generator.random(n_draws)) / n_draws
     chosen = np.searchsorted(np.cumsum(proba), place, side="right")
+    # Rounding may leave the last sum of p below 1.
     return np.minimum(chosen, len(proba) - 1)
 
 
@@ -1020,6 +1032,7 @@ class OutputSums:
             noise = _variance_of_noise(noise_variance, self.mean_squared_error)
         return OutputInformation(
             bound=self._bound(total, noise_variance),
+            # (n - 1) / n times the sum of squares, by the jackknife.
             standard_error=float(np.sqrt((n_groups - 1) * np.var(without))),
             likelihood=self.likelihood,
             noise_variance=noise,

@@ -247,6 +247,7 @@ class MarginSums:
         for proba, log_q, weight in _in_chunks(posteriors, witnesses, weights):
             sums = check_row_sums(proba)
             losses = _cross_entropies(proba, sums, log_q, log_sums)
+            # After the checks: samples of weight 0 must be valid, too.
             weight, proba, sums, losses = drop_zero_weights(weight, proba, sums, losses)
             if not len(weight):
                 continue
@@ -258,11 +259,13 @@ class MarginSums:
         return self
 
     def _add_teacher(self, proba: Floats, weight: Floats, sums: Floats) -> None:
+        # Not in place, because the copy that `_grow` makes shares this array.
         self._proba = self._proba + (weight / sums) @ proba
         self.total_weight += float(weight.sum())
         self.n_samples += len(proba)
 
     def _add_entropy(self, proba: Floats, weight: Floats, sums: Floats) -> None:
+        # The entropy of T = proba / sums, without an array for T.
         products = _row_products(proba, np.log(proba)) / sums
         self._entropy += float(weight @ (np.log(sums) - products))
 
@@ -343,6 +346,7 @@ class SpreadSums:
         """
         if other.total_weight > 0:
             self._check_columns(len(other.first))
+            # As in `_add`: distances are taken from a sample whose weight counts.
             if self.total_weight <= _NEGLIGIBLE * other.total_weight:
                 self._shift_by(other.first)
             mean = other._mean + (other.first - self.first)
@@ -405,6 +409,8 @@ class SpreadSums:
     ) -> None:
         """Add samples, given their mean, sum of squares about it, and weight."""
         step, total = mean - self._mean, self.total_weight + added
+        # The parallel algorithm of Chan, Golub and LeVeque: sums of squares about the
+        # means of both parts, plus that of the distance between the means.
         self._squares = self._squares + squares
         self._squares += step**2 * self.total_weight * added / total
         # The step starts from the heavier mean, so that a light set far away does not
@@ -847,6 +853,7 @@ def component_contributions(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba)
+    # A weight of 0 times a log q of minus infinity would be NaN.
     weight, proba, log_q = drop_zero_weights(weight, proba, log_q)
     return np.asarray(weight @ (proba * (log_q - np.log(weight @ proba))))
 
@@ -953,6 +960,7 @@ def component_visibility(
     proba = check_teacher_proba(teacher_proba)
     weight = check_sample_weight(sample_weight, len(proba))
     log_q = _check_log_proba(witness_log_proba, proba)
+    # A weight of 0 times a logarithm of minus infinity would be NaN.
     weight, proba, log_q = drop_zero_weights(weight, proba, log_q)
     log_mean = np.asarray(logsumexp(log_q, axis=0, b=weight[:, np.newaxis]))
     # If the witness gives a component probability 0 for all samples, both logarithms
@@ -1158,10 +1166,10 @@ def drop_zero_weights(weight: Floats, *arrays: Any) -> tuple[Any, ...]:
     >>> drop_zero_weights(np.array([0.0, 2.0]), np.array([[1e17], [1.0]]))
     (array([2.]), array([[1.]]))
     """
-    counts = weight > 0
-    if counts.all():
+    has_weight = weight > 0
+    if has_weight.all():
         return weight, *arrays
-    return tuple(array[counts] for array in (weight, *arrays))
+    return tuple(array[has_weight] for array in (weight, *arrays))
 
 
 def unit_weight(n_samples: int, sample_weight: ArrayLike | None) -> Floats:
@@ -1186,6 +1194,7 @@ def unit_weight(n_samples: int, sample_weight: ArrayLike | None) -> Floats:
     (0,)
     """
     if sample_weight is None:
+        # An array of ones would need memory for weights that are not given.
         return np.broadcast_to(np.float64(1.0), n_samples)
     return check_weight(sample_weight, n_samples)
 
@@ -1196,6 +1205,7 @@ def _in_chunks(
     """Yield chunks of arrays in float64."""
     for rows in gen_rows(*values.shape):
         chunks = (a[rows] for a in (values, *arrays))
+        # Contiguous, because products with weights of stride 0 are slower.
         yield tuple(np.ascontiguousarray(c, dtype=np.float64) for c in chunks)
 
 

@@ -278,6 +278,7 @@ def check_seed(random_state: int | np.random.RandomState | None) -> None:
     """
     is_seed = random_state is None or isinstance(random_state, np.random.RandomState)
     if isinstance(random_state, Integral) and not isinstance(random_state, bool):
+        # NumPy's RandomState takes no larger seeds.
         is_seed = 0 <= random_state < 2**32
     if not is_seed:
         raise ValueError(
@@ -446,6 +447,7 @@ def check_weight(sample_weight: ArrayLike | None, n_samples: int) -> Floats:
             "sample_weight must be finite and not negative, got a smallest weight of "
             f"{weight.min()}."
         )
+    # A weight that changes no float64 sum must not decide anything else either.
     return np.where(
         weight > np.finfo(np.float64).eps * weight.max(initial=0), weight, 0.0
     )
@@ -862,6 +864,7 @@ def budget_temperature(
         return analytic_energy(temper(log_proba, temperature, floor), 1.0) - budget
 
     high = 1.0
+    # Upwards in small steps, because the energy is not monotone (theory section 3).
     while excess(high) > 0:
         high *= _STEP
     return 1.0 if high == 1 else float(brentq(excess, high / _STEP, high, xtol=1e-9))

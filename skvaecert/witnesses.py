@@ -151,6 +151,7 @@ class LinearWitness:
     @cached_property
     def gain(self) -> float:  # numpydoc ignore=RT01
         """Largest change of the centered logits for a step of 1 in the code."""
+        # Centered, because the softmax ignores what is added to all logits.
         return float(np.linalg.norm(self.weights - self.weights.mean(axis=0), 2))
 
     @cached_property
@@ -221,7 +222,9 @@ def simplex_witness(vertices: ArrayLike, scale: float) -> LinearWitness:
     # The vertices have norm 1. Large values could overflow in the product below.
     is_table = simplex.ndim == 2 and np.abs(simplex).max(initial=0) < 2
     n = len(simplex) if is_table else 0
+    # The products s_k . s_j of theory section 1.
     regular = (np.eye(n) * n - 1) / max(1, n - 1)
+    # The tolerance is for vertices in float32.
     if n == 0 or not np.allclose(simplex @ simplex.T, regular, atol=1e-6):
         raise ValueError(
             "vertices must form a regular simplex of radius 1. Use simplex_vertices to "
@@ -262,6 +265,7 @@ def simplex_of(loss: Any) -> tuple[Floats, float]:
         )
     vertices = loss.vertices
     if hasattr(vertices, "numpy"):
+        # A torch tensor, on any device; torch is not imported here.
         vertices = vertices.numpy(force=True)
     return np.asarray(vertices, dtype=np.float64), float(loss.scale)
 
@@ -312,7 +316,7 @@ def fit_procrustes(
     array([[3.   , 0.333],
            [0.333, 3.   ]])
     """
-    mean, proba, weight = _checked(
+    mean, proba, weight = _checked_fit(
         "latent_mean", latent_mean, teacher_proba, sample_weight
     )
     n_components = proba.shape[1]
@@ -324,10 +328,12 @@ def fit_procrustes(
     target = analytic_code(proba, vertices, scale)
     mean = np.pad(mean, [(0, 0), (0, dim - mean.shape[1])])
     center, goal = weight @ mean, weight @ target
+    # Weighted least squares: both sides are multiplied by sqrt(p_i).
     root = np.sqrt(weight)[:, np.newaxis]
     moved, wanted = root * (mean - center), root * (target - goal)
     rotation, total = orthogonal_procrustes(moved, wanted)
     size = (moved**2).sum()
+    # The scale of theory section 8: `total` is the sum of the singular values.
     turn = rotation * (total / size if size > _LEAST_SPREAD**2 else 0.0)
     weights = scale * vertices @ turn.T
     bias = scale * vertices @ goal - weights @ center
@@ -378,7 +384,7 @@ def fit_linear(
     >>> bool(np.diff(witness.logits([[7.0]])) > 0)
     True
     """
-    mean, proba, weight = _checked(
+    mean, proba, weight = _checked_fit(
         "latent_mean", latent_mean, teacher_proba, sample_weight
     )
     center, spread = weight @ mean, np.sqrt(SpreadSums().update(mean, weight).variance)
@@ -442,7 +448,7 @@ def fit_strength(
     >>> fit_strength(-np.log(teacher_proba), teacher_proba)
     0.0
     """
-    scores, proba, weight = _checked("logits", logits, teacher_proba, sample_weight)
+    scores, proba, weight = _checked_fit("logits", logits, teacher_proba, sample_weight)
     if scores.shape != proba.shape:
         raise ValueError(
             f"logits must have the shape {proba.shape} of teacher_proba, got "
@@ -463,7 +469,7 @@ def fit_strength(
     return float(brentq(slope, 0.0, high, xtol=1e-12))
 
 
-def _checked(
+def _checked_fit(
     name: str,
     values: ArrayLike,
     teacher_proba: ArrayLike,

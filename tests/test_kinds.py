@@ -380,6 +380,16 @@ def test_a_collapsed_posterior_makes_a_constant_round_trip(clusters, teacher):
     assert dead.certify(clusters[1], kind="round_trip").verdict == "constant"
 
 
+def test_reconstructions_that_are_not_finite_are_refused(clusters, teacher):
+    class Diverged(Gaussian):
+        def inverse_transform(self, Z):
+            return np.full_like(super().inverse_transform(Z), np.nan)
+
+    diverged = certifier(Diverged(1.0), teacher, clusters[0])
+    with pytest.raises(ValueError, match="inverse_transform that returns finite"):
+        diverged.certify(clusters[1], kind="round_trip")
+
+
 class Remembering(Gaussian):
     """A decoder that sees a share of the last encoded samples, past the code."""
 

@@ -188,6 +188,7 @@ class Certificate:
         Drawn codes cannot carry more about the clusters than about the samples, so the
         upper end of the bracket limits it.
         """
+        # `margin_low` covers the draws only, and the tolerance covers rounding.
         shown = max(0.0, self.margin_low - self.tolerance)
         return shown if self.information is None else min(shown, self.information.high)
 
@@ -417,6 +418,7 @@ def _at_most(value: float) -> str:
 
 def _rounded(value: float, rounding: str) -> str:
     """Round to the digits of `_short`."""
+    # Zero has no logarithm, and infinity and NaN have no decimals.
     if not value or not math.isfinite(value):
         return _short(value)
     # Decimals are exact, but a float times a power of 10 may round across the bound.

@@ -73,5 +73,5 @@ def noise_needed(margin: float, force: float, witness: LinearWitness) -> float:
         return dispersion_bound(margin, force)
     if margin <= 0:
         return 0.0
-    # The root of a^2 u^2 / 4 + f u = G, in the form without cancellation.
+    # The root u of f u + (a u / 2)^2 = G (theory section 8), without cancellation.
     return 2 * margin / (force + math.hypot(force, witness.gain * math.sqrt(margin)))

@@ -145,6 +145,7 @@ class MeanSums(Sums):
         """Return the certificate of all samples so far."""
         check_number("latent_noise", latent_noise, least=0)
         margin, arithmetic = self.margin, self.summation_error
+        # The larger of the assumed and the measured rounding (theory section 2).
         noise = max(self._means.rounding_noise, latent_noise)
         force, spread = self._forces.dispersion, self._means.spread
         tolerance = arithmetic + noise_margin(noise, force, self.witness)
@@ -156,6 +157,7 @@ class MeanSums(Sums):
             # A constant mean spreads by at most its noise (theory section 15).
             varies=spread.least_dispersion > noise,
             dispersion=spread.dispersion,
+            # What rounding may have added shows no spread (theory sections 5 and 8).
             dispersion_bound=noise_needed(margin - tolerance, force, self.witness),
             latent_noise=noise,
             **self.codes.findings(self.n_samples, spread),
@@ -267,6 +269,7 @@ class DrawnSums(Sums):
 
     @property
     def n_samples(self) -> int:
+        # `alignment` counts each draw as a sample.
         return self._means.spread.n_samples
 
     def _draws(self, mean: Floats, deviation: Floats) -> Iterator[tuple[Floats, ...]]:
@@ -370,15 +373,18 @@ class SampledSums(DrawnSums):
     ) -> Certificate:
         """Return the certificate of all samples so far."""
         check_number("latent_noise", latent_noise, least=0)
+        # Raises if there are no samples, before sums are divided by their weight.
         checked_margin(self.alignment)
-        norm = self._means.mean_norm + self._deviations.mean_norm
-        arithmetic = summation_error(self.alignment, self.witness, norm)
+        # On average over draws, the norm of mu + s e is at most |mu| + |s|.
+        mean_norm = self._means.mean_norm + self._deviations.mean_norm
+        arithmetic = summation_error(self.alignment, self.witness, mean_norm)
         faked = self._shared_tolerance(latent_noise)
         spread = self._means.spread
         return self._conclude(
             error=arithmetic,
             tolerance=arithmetic + self._noise(latent_noise),
             safety_margin=safety_margin,
+            # Not `<=`, so that NaN counts as luck.
             is_luck=not self._shared_margin > arithmetic + faked,
             are_constant=self._are_equal,
             dispersion=spread.dispersion,
@@ -417,6 +423,8 @@ class SampledSums(DrawnSums):
         rounding = float(errors[0].sum() / 2 + errors[1].sum())
         with np.errstate(over="ignore"):
             moved = np.square(latent_noise / np.float64(self._narrowest)) / 2
+        # If log deviations move by h, the KL is (exp(2 h) - 1) / 2 - h <= h^2 exp(2 h).
+        # The limits prevent an OverflowError, at values that certify nothing anyway.
         growth = math.exp(min(2 * latent_noise, 100.0))
         return rounding + float(moved) + min(latent_noise, 1e50) ** 2 * growth
 
@@ -426,11 +434,13 @@ class SampledSums(DrawnSums):
         A step in the code changes a loss by at most its length times the largest
         distance of two rows of A, for any floor.
         """
+        # A drawn code mu + s e moves by the error of mu, plus e s times that of log s.
         squares = (self.shared_noise**2).mean(axis=0) / self.alignment.total_weight
         widths = self._errors[2] * squares
         noise = math.sqrt(float(self._deviations.unit**2 @ widths))
         moved = latent_noise * (1 + math.sqrt(float(widths.sum())))
         noise += max(self._means.rounding_noise, moved)
+        # The largest distance is at most sqrt(2) times the gain (theory section 6).
         return math.sqrt(2) * self.witness.gain * noise
 
 
@@ -480,6 +490,7 @@ class RoundTripSums(DrawnSums):
         chunks = _chunks(self.witness, teacher_proba, sample_weight, *codes)
         for proba, weight, arrays in chunks:
             if len(arrays) == 1:
+                # Nothing is drawn, so the means are read once and stand for both draws.
                 reading = self._read(read, weight, arrays[0])
                 self._add_readings(proba, weight, reading, reading)
                 self._means.add(arrays[0], weight)
@@ -506,6 +517,7 @@ class RoundTripSums(DrawnSums):
         # No logits are computed from codes, so there is no term for their norm.
         arithmetic = summation_error(self.alignment, self.witness, 0.0)
         tolerance = arithmetic + shift
+        # Without standard deviations, only the outputs can show a constant.
         are_equal = bool(self._is_drawn) and self._are_equal
         return self._conclude(
             error=arithmetic,
@@ -533,7 +545,8 @@ class RoundTripSums(DrawnSums):
     def _read(self, read: Reader, weight: Floats, codes: Floats) -> Floats:
         """Return log q, and add the reconstructions to their sums."""
         proba, output = read(codes)
-        self._outputs.add(_checked(check_real("inverse_transform", output)), weight)
+        output = check_real("inverse_transform", output)
+        self._outputs.add(_within_limits("inverse_transform", output), weight)
         return np.asarray(np.log(check_teacher_proba(proba, len(codes))))
 
     def _check_drawn(self, drawn: bool) -> None:
@@ -559,8 +572,9 @@ def _chunks(
     check_shapes(means, posteriors, shape, 1 if witness.name == "none" else 2)
     weights = unit_weight(len(means), sample_weight)
     for rows in gen_rows(len(means), max(shape)):
+        # Contiguous, because products with weights of stride 0 are slower.
         weight, proba = np.ascontiguousarray(weights[rows]), posteriors[rows]
-        checked = [_checked(array[rows]) for array in arrays]
+        checked = [_within_limits("latent_mean", array[rows]) for array in arrays]
         if not weight.all():
             # Samples of weight 0 are left out, and must be valid nevertheless.
             check_teacher_proba(proba)
@@ -634,13 +648,13 @@ def check_shapes(
         )
 
 
-def _checked(values: NDArray[Any]) -> Floats:
+def _within_limits(name: str, values: NDArray[Any]) -> Floats:
     values = np.asarray(values, dtype=np.float64)
     # The squares of larger values overflow.
     largest = np.abs(values).max()
     if not largest < 1e150:
         raise ValueError(
-            "latent_mean must be finite and below 1e150, got a largest magnitude of "
+            f"{name} must be finite and below 1e150, got a largest magnitude of "
             f"{largest}."
         )
     return values

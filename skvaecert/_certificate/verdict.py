@@ -91,12 +91,14 @@ def _reason(
     # The order matters: each reason assumes that those above it do not apply.
     if margin - doubt > needed:
         return "shared draws" if is_luck else ""
+    # G is at most I_T, so no code can be certified by this teacher.
     if information <= safety_margin + error:
         return "teacher"
     if margin > needed:
         return "draws"
     if margin > tolerance:
         return "safety margin"
+    # G would be enough without the encoder's rounding, or this hides even I_T.
     if margin > safety_margin + error or information <= needed:
         return "noise"
     return "witness"

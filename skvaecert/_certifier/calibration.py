@@ -81,10 +81,12 @@ def split_for_witness(
     witness: str, n_samples: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the indices of samples to fit a witness on, and of those to certify."""
+    # A fixed seed: fit, calibration and certificate must split the samples alike.
     order = np.random.default_rng(0).permutation(n_samples)
     if witness not in WITNESS_FITS:
         return order[:_MOST_CALIBRATED], np.arange(n_samples)
     fitted, others = np.array_split(order, 2)
+    # A single sample is in both parts. It has no teacher information, nor a margin.
     return fitted, np.sort(others if len(others) else fitted)
 
 
@@ -94,6 +96,7 @@ def calibrate(samples: EncodedSamples, witness: LinearWitness) -> Calibration:
     few = fitted[:_MOST_CALIBRATED]
     some, proba = samples.subset(few), samples.posterior[few]
     return Calibration(
+        # All samples that the witness was fitted on, not only the few used here.
         fingerprint_samples(take_samples(samples.X, fitted)),
         _result_or_error(lambda: _tempered_witness(some, proba, witness)),
         _result_or_error(lambda: _best_tempering(some, proba)),

@@ -353,11 +353,13 @@ class CollapseCertifier(
             self._fit_witness(samples, warm)
             self._calibration = calibrate(samples, self.witness_)
             self.certificate_ = self._certify_training(samples)
+            # Hashes, so that a loaded certifier can recognize the samples of this fit.
             self._certified_on = digests(X, teacher_proba)
             self._certified_on["weights"] = digest_weights(estimator)
             # Unique to this fit: only parts of the same fit can be merged.
             self._origin = uuid4().hex
         if isinstance(postponed, KeyboardInterrupt):
+            # The `estimator` of this error is the certifier, not the encoder inside.
             raise interrupted(self, str(postponed))
         if postponed is not None:
             raise postponed
@@ -380,6 +382,7 @@ class CollapseCertifier(
         """
         check_is_fitted(self)
         X = flat_samples(X, in_order=True)
+        # First, because the errors of the estimator are more specific.
         means = encode(self.estimator_, X)
         check_features(self, X)
         return means
@@ -432,6 +435,7 @@ class CollapseCertifier(
         check_is_fitted(self)
         sums = MeanSums(self.witness_)
         for samples in self._pieces(X, teacher_proba, sample_weight):
+            # First, because the encoder's errors are more specific than the teacher's.
             means = samples.means
             sums.update(samples.posterior, means, samples.weight)
         return sums.margin
@@ -462,6 +466,7 @@ class CollapseCertifier(
             whose mean is the score.
         """
         check_is_fitted(self)
+        # The contributions are returned in the order of X.
         X = flat_samples(X, in_order=True)
         log_mean, parts = np.log(self.mean_proba_), []
         for samples in self._pieces(X, teacher_proba):
@@ -621,6 +626,7 @@ class CollapseCertifier(
         """
         check_is_fitted(self)
         X = _flat_in_order(X, teacher_proba, sample_weight)
+        # A list, so that certificate and codes share the outputs of each piece.
         pieces = list(self._pieces(X, teacher_proba, sample_weight))
         # The kind "mean" uses neither the number of draws nor the confidence.
         part = self._collect(pieces, "mean", 8, 0.95)
@@ -807,6 +813,7 @@ class CollapseCertifier(
         template = GMMTeacher() if self.teacher is None else self.teacher
         if warm:
             _check_teacher_proba(self.teacher_, teacher_proba)
+            # Only a teacher that was fitted here has remembered parameters.
             if self.teacher_ is not None:
                 check_unchanged(self)
             return self.teacher_
@@ -815,6 +822,7 @@ class CollapseCertifier(
         if teacher_proba is not None or was_given:
             return None
         teacher = _seeded_copy(template, self.random_state)
+        # Without y, because a teacher finds clusters without labels.
         teacher.fit(X, None)
         remember_params(self)
         return teacher
@@ -887,6 +895,7 @@ class CollapseCertifier(
             random_state=self.random_state,
             part=part,
         )
+        # The fixed witness was fitted on no samples, so it may read the mean of any.
         needs_held_out = kind != "mean" or self.witness_.name in WITNESS_FITS
         n_known, weights = 0, ""
         for samples in pieces:
@@ -943,6 +952,7 @@ class CollapseCertifier(
         """Compute the training certificate again; None if the samples are others."""
         X = flat_samples(X, in_order=True)
         given = digests(X, teacher_proba)
+        # A subset, because the weights of the encoder are in `_certified_on` as well.
         if given["rows"] is None or not given.items() <= self._certified_on.items():
             return None
         again = copy.copy(self)
@@ -961,6 +971,7 @@ def drawn_margin(
 ) -> float:
     """Return the margin of drawn codes, also for samples of `fit`: no certificate."""
     pieces = certifier._pieces(X, teacher_proba, sample_weight)
+    # The margin does not depend on the confidence.
     part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
     return part.collected.conclude(0.0).margin
 

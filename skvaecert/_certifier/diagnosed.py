@@ -19,6 +19,7 @@ def codes_of(
     pieces: Sequence[EncodedSamples], is_gaussian: bool, weight: ArrayLike | None
 ) -> tuple[Codes, Stability]:
     """Return the posteriors of all samples, or their means, and their stability."""
+    # Without sums, because only the stability of the codes is needed.
     kind = SampledKind(None) if is_gaussian else MeanKind(None)
     for piece in pieces:
         kind.encode_again(piece)

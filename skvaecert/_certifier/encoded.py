@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 
+# Neither == nor repr, which would compare or print all samples.
 @dataclass(eq=False, repr=False)
 class EncodedSamples:
     """Samples with the outputs of each model, computed once and only when needed."""
@@ -148,7 +149,7 @@ def encode(estimator: Any, X: ArrayLike) -> NDArray[np.floating]:
 
 
 def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
-    """Return reconstructions of codes."""
+    """Return reconstructions of codes, checked for finite values."""
     if not hasattr(estimator, "inverse_transform"):
         name = type(fitted_encoder(estimator)).__name__
         raise ValueError(
@@ -157,7 +158,13 @@ def decode(estimator: Any, means: ArrayLike) -> NDArray[np.floating]:
             "TrainedEncoder(encoder, decoder)."
         )
     decoded = estimator.inverse_transform(means)
-    return np.asarray(check_real("inverse_transform", decoded))
+    decoded = np.asarray(check_real("inverse_transform", decoded))
+    if not np.isfinite(decoded).all():
+        raise ValueError(
+            "estimator must have an inverse_transform that returns finite values, got "
+            "NaN or infinity."
+        )
+    return decoded
 
 
 def read(teacher: Any, reconstruction: NDArray[np.floating]) -> Floats:

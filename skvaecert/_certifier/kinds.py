@@ -110,6 +110,7 @@ class Kind(ABC):
             n_samples = len(before)
             # A batch with one sample only, since its mean must not depend on others.
             # The sample is there twice, because batch statistics need two.
+            # A set, because both places are the same if one sample is kept.
             for place in {0, n_samples // 2}:
                 index = np.array([place, place])
                 self.compare(samples.subset(index), before[index])
@@ -241,6 +242,7 @@ class RoundTripKind(Kind):
         again = samples.subset(places[index])
         self._try_rounding(again, before[places[index]])
         if n_samples > 1:
+            # Steps from 1 to n - 1, so that another sample is encoded after each.
             steps = np.random.default_rng(0).integers(1, n_samples, size=len(index))
             others = samples.subset(places[(index + steps) % n_samples])
             self._check_decoder(again, others)
@@ -268,10 +270,11 @@ class RoundTripKind(Kind):
         """Raise an error if outputs for the same codes depend on earlier samples."""
         codes = self._drawn(samples)
         first = samples.decoded(codes)
+        # Called only to encode: a decoder with a memory now has others in it.
         self._drawn(others)
         second = samples.decoded(codes)
         change, size = np.abs(second - first).max(), np.abs(first).max()
-        if not change <= _UNSTABLE * size:
+        if change > _UNSTABLE * size:
             raise ValueError(
                 "estimator must have an inverse_transform that depends on the codes "
                 "alone, got outputs of "
@@ -310,6 +313,7 @@ class Stability:
         if len(self.kept) < _MOST_PIECES:
             self.kept.append((samples, before))
             return
+        # Reservoir sampling of the pieces after the first.
         place = int(self._generator.integers(self._n_pieces - 1))
         if place < _MOST_PIECES - 1:
             self.kept[1 + place] = samples, before

@@ -89,11 +89,13 @@ class PartialCertificate:
             are not from one fitted certifier with the same parameters and weights,
             since the codes of two constant encoders differ.
         """
+        # A copy, because sums are merged in place.
         collected = copy.deepcopy(self.collected)
         merged = replace(self, collected=collected)
         for other in others:
             merged._check_mergeable(other)
             collected.merge(other.collected)
+            # At each step, so that a part is also compared with those just merged.
             merged = replace(
                 merged,
                 parts=merged.parts | other.parts,

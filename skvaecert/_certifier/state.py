@@ -56,6 +56,7 @@ _CERTIFIED_ON = {
 _WITNESS = {"weights": Array("K d"), "bias": Array("K"), "name": str}
 _CALIBRATION = {
     "rows": Array("*", np.uint64),
+    # A ValueError stands for a fit that failed.
     "witness": (LinearWitness, ValueError),
     "tempering": (Tempering, ValueError),
 }
@@ -68,6 +69,7 @@ _CERTIFICATE = {
     "margin": NUMBER,
     "teacher_information": NOT_NEGATIVE,
     "alignment_loss": NOT_NEGATIVE,
+    # May be NaN, and the tolerance infinite.
     "relative_margin": float,
     "tolerance": float,
     "safety_margin": NOT_NEGATIVE,
@@ -123,7 +125,9 @@ def is_foreign(encoder: Any) -> bool:
 
 def check_certifier(state: Mapping[str, Any], witness: str | AlignmentLoss) -> None:
     """Check the fitted state of a certifier whose parameter is `witness`."""
+    # The witness of an AlignmentLoss is a fixed simplex, too.
     name = witness if isinstance(witness, str) else "raw"
+    # Shared by all checks, so that the sizes of all parts must agree.
     sizes: dict[str, int] = {}
     check_state("CollapseCertifier", state, FITTED | _HIDDEN, sizes)
     check_state("certified_on", state["certified_on"], _CERTIFIED_ON, {})
@@ -197,18 +201,20 @@ def _check_loss(state: Mapping[str, Any], loss: AlignmentLoss) -> None:
 def _check_certificate(c: Certificate, witness: str) -> None:
     """Check that the values of a certificate are consistent."""
     margin = c.teacher_information - c.alignment_loss
+    # `margin` is computed in another way, which rounds differently.
     slack = 1e-9 * (1 + c.alignment_loss)
     # NaN if the teacher information is 0.
     share = c.relative_margin
     if c.information is not None:
         check_state("InformationBracket", vars(c.information), _INFORMATION, {})
-    right = {
+    consistent = {
         "witness": c.witness == witness,
         "tolerance": c.tolerance >= 0,
         "margin": abs(c.margin - margin) <= slack,
         "margin_low": c.margin_low == c.margin == c.margin_high,
         "relative_margin": math.isnan(share)
         or abs(share * c.teacher_information - c.margin) <= slack,
+        # A chain of comparisons: all three must be true, or none.
         "verdict": (c.verdict == "certified")
         == (c.margin > c.safety_margin + c.tolerance)
         == (not c.reason)
@@ -219,5 +225,5 @@ def _check_certificate(c: Certificate, witness: str) -> None:
         <= c.information.high
         <= c.information.limit,
     }
-    if wrong := [name for name, is_right in right.items() if not is_right]:
+    if wrong := [name for name, holds in consistent.items() if not holds]:
         raise ValueError(f"{wrong[0]} of a Certificate contradicts its other values.")

@@ -18,6 +18,7 @@ def digest_weights(estimator: Any) -> str:
     modules that are attributes of the estimator or of an estimator inside it, and
     modules of which a method or a partial is such an attribute.
     """
+    # Sorted, because the order of attributes is not part of the weights.
     found = sorted(_digest(module) for module in _modules(estimator, set()))
     return blake2b("".join(found).encode(), digest_size=16).hexdigest() if found else ""
 
@@ -28,6 +29,7 @@ def is_module(value: Any) -> bool:
 
 
 def _modules(value: Any, seen: set[int]) -> Iterator[Any]:
+    # A class of modules has their methods, but no weights.
     if isinstance(value, type) or id(value) in seen:
         return
     seen.add(id(value))

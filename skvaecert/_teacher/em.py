@@ -58,12 +58,12 @@ class Mixture(NamedTuple):
 
     def rescaled(self, factor: float) -> "Mixture":
         """Return the mixture of the samples multiplied by a factor."""
-        density = self.means.shape[1] * np.log(factor)
+        log_volume = self.means.shape[1] * np.log(factor)
         return self._replace(
             means=self.means * factor,
             whitening=self.whitening / factor,
             log_likelihoods=tuple(
-                float(step - density) for step in self.log_likelihoods
+                float(step - log_volume) for step in self.log_likelihoods
             ),
         )
 
@@ -76,6 +76,7 @@ def fit_fast(X: Floats, responsibilities: Array, **settings: Any) -> Mixture:
     differ.
     """
     single = X.astype(np.float32)
+    # Whatever fails in float32 is tried again in float64.
     with np.errstate(all="ignore"), suppress(np.linalg.LinAlgError):
         mixture = fit_mixture(single, responsibilities.astype(np.float32), **settings)
         likelihoods = [expect(x[::_CHECKED], mixture)[0] for x in (single, X)]
@@ -108,6 +109,7 @@ def fit_mixture(
 def log_joint(X: Array, mixture: Mixture) -> Array:
     """Return log p(k) + log p(x|k), shape (n_components, n_samples)."""
     covariance_type, whitening = mixture.covariance_type, mixture.whitening
+    # All parameters are cast to the dtype of X: mixed products would copy X to float64.
     distances = _DISTANCES[covariance_type](X, mixture.means, whitening)
     n_features = X.shape[1]
     # log_det is that of the whitening, which is half of that of the precision.
@@ -219,6 +221,7 @@ def _tied_covariances(
 def _diag_covariances(
     X: Array, responsibilities: Array, counts: Floats, means: Floats
 ) -> Floats:
+    # As in scikit-learn. The difference may be negative, see `_above_zero`.
     squares = (responsibilities @ np.square(X)).astype(np.float64) / counts[:, None]
     return squares - means**2
 
@@ -232,6 +235,7 @@ def _spherical_covariances(
 
 def _above_zero(variances: Floats) -> Floats:
     if variances.min() <= 0:
+        # The error that a Cholesky decomposition raises, which callers expect.
         raise np.linalg.LinAlgError("a variance of a component is not above 0")
     return variances
 

@@ -259,6 +259,7 @@ class GMMTeacher(
             StrOptions({"auto"}),
             Interval(Real, 0, None, closed="neither"),
         ],
+        # A far smaller floor would be 0 in the float32 of `predict_proba`.
         "floor": [Interval(Real, 1e-30, 1, closed="left")],
         "energy_budget": [Interval(Real, 0, None, closed="neither"), None],
         "min_agreement": [Interval(Real, 0, 1, closed="both")],
@@ -356,9 +357,11 @@ class GMMTeacher(
             projected = self._project(samples)
             drawn = projected[_draw(len(projected), self.subsample, random_state)]
             cut_short = self._fit_mixture(drawn, configurations, random_state)
+            # The search may have chosen fewer principal components.
             self._measure(projected[:, : self.pca_.n_components_])
         if self.information_ < _LITTLE_INFORMATION:
             warn_user(self._little_information())
+        # Outside of the block, which would undo the fit.
         if cut_short:
             raise interrupted(self, cut_short)
         return self
@@ -589,6 +592,7 @@ class GMMTeacher(
         self.temperature_ = criterion.choose_temperature(log_joint)
         # A search has checked its candidates already.
         if self.energy_budget is not None and self.search_results_ is None:
+            # The budget is for a witness scale of 1 (theory section 3).
             energy = analytic_energy(self._tempered(log_joint), 1.0)
             criterion.check_budget(
                 Candidate(configuration, energy=energy, temperature=self.temperature_)
@@ -664,6 +668,7 @@ def _values(name: str, given: Any, is_valid: Any) -> list[Any]:
     """Return the values of a parameter, which is a value or a list of values."""
     if isinstance(given, str) or np.isscalar(given):
         return [given]
+    # As objects, because NumPy would turn True into 1 among other counts.
     values = np.asarray(given, dtype=object)
     if values.ndim != 1 or not len(values) or not all(map(is_valid, values)):
         raise ValueError(
@@ -725,6 +730,7 @@ def _truncated(pca: PCA, n_components: int) -> PCA:
         setattr(shorter, name, getattr(pca, name)[:n_components])
     shorter.singular_values_ = pca.singular_values_[:n_components]
     shorter.n_components = shorter.n_components_ = n_components
+    # As in scikit-learn: the mean variance of the components that are left out.
     n_left = min(pca.n_features_in_, pca.n_samples_) - n_components
     shorter.noise_variance_ = (total - shorter.explained_variance_.sum()) / n_left
     return shorter

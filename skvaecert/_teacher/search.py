@@ -147,6 +147,7 @@ def refit_on_all(
     If that fails, return the mixture of the search. Also return a message, which is
     empty unless Ctrl-C interrupted the fit.
     """
+    # The search raises an error if its best candidate has no mixture.
     assert found.mixture is not None
     samples, scale = _normalized(samples)
     start = found.mixture.rescaled(1 / scale)
@@ -173,6 +174,7 @@ class _Split(NamedTuple):
     def first_samples(self, n_samples: int) -> "_Split":
         """Keep the first samples of both parts, `n_samples` in total."""
         share = min(1.0, n_samples / sum(map(len, self)))
+        # The split is shuffled, so that the first samples are a random part of it.
         return _Split(*(part[: math.ceil(share * len(part))] for part in self))
 
     def first_features(self, n_features: int) -> "_Split":
@@ -198,6 +200,7 @@ class _Evaluator:
         """Fit a candidate and measure it, both on the samples of the first round."""
         began = time.perf_counter()
         try:
+            # In each thread again: scikit-learn's configuration is local to threads.
             with numpy_only():
                 candidate = self._best_restart(configuration)
         except Exception as error:
@@ -369,6 +372,7 @@ def _run(
     n_threads = min(effective_n_jobs(n_jobs), len(items))
     with (
         tqdm(total=len(items), unit="candidate", disable=not verbose) as bar,
+        # Closed at once after Ctrl-C, so that no further candidates are started.
         closing(_results(evaluate, items, n_threads)) as results,
     ):
         try:
@@ -479,4 +483,5 @@ def _table(
         for c in candidates
     ]
     table = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    # The inverse permutation: the place of each candidate in the order.
     return table | {"rank": np.argsort(order) + 1}
