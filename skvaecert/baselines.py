@@ -47,6 +47,7 @@ __all__ = [
 
 _AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 _ABOVE_0 = Interval(Real, 0, None, closed="neither")
+# Those in the code of Tolstikhin et al., arXiv:1711.01558, which has this kernel.
 _KERNEL_SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
@@ -553,6 +554,7 @@ def _mean_kernel(a: Tensor, b: Tensor, scales: Sequence[float]) -> Tensor:
     kernel = torch.stack([c / (c + square.clamp(min=0)) for c in widths]).sum(dim=0)
     if a is not b:
         return kernel.mean()
+    # A batch of one sample has no pairs: its mean is 0, not 0 / 0.
     n_pairs = max(len(a) * (len(a) - 1), 1)
     return (kernel - torch.diag(kernel.diagonal())).sum() / n_pairs
 
@@ -882,6 +884,7 @@ class _EncoderFirst(ReleasedCallback):
 
     def on_train_begin(self, net: NeuralNet, X: Any, **kwargs: Any) -> None:
         self.dataset_ = X
+        # A warm start continues in the way in which the earlier epochs ended.
         self.aggressive_ = net.history[-1]["aggressive"] if net.history else True
         encoder = net.module_.encoder.parameters()
         self.parameters_ = [p for p in encoder if p.requires_grad]
@@ -911,6 +914,7 @@ class _EncoderFirst(ReleasedCallback):
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:
         history = net.history
+        # The last row is that of the current epoch.
         before = history[-2]["mutual_information"] if len(history) > 1 else -math.inf
         now = _monitored_information(net)
         self.aggressive_ = self.aggressive_ and now >= before

@@ -183,7 +183,8 @@ class StopWhenCertified(Callback):
 
     def _record_bound(self, net: NeuralNet, confidence: float) -> None:
         """Record the bound, at a confidence that is spent over looks (section 19)."""
-        # A warm fit that fails restores the history, but its looks still count.
+        # A warm fit that fails restores the history, but its looks still count. A
+        # saved net has its history only.
         look = max(getattr(net, "n_looks_", 0) + 1, len(net.history))
         net.n_looks_ = look
         monitor = _validation(net)

@@ -229,6 +229,7 @@ def report_escape(
     verdict: Literal["not collapsed", "can escape", "flat", "stuck", "uninformative"]
     if certificate.verdict == "certified":
         verdict = "not collapsed"
+    # The margin is at most the information, so it could never be certified.
     elif information <= certificate.tolerance:
         verdict = "uninformative"
     else:
@@ -241,7 +242,7 @@ def report_escape(
         float(np.sqrt((force**2).sum(axis=1).mean())),
         escape_force_rms(teacher_proba, scale),
         norms.whole,
-        norms.own,
+        norms.apart,
         units.shares(),
         _FIRST_SHARE * information / norms.whole**2 if norms.whole > 0 else np.inf,
         len(force),
@@ -288,13 +289,13 @@ class _Norms(NamedTuple):
     """
 
     whole: float
-    own: float
+    apart: float
     spread: float
     rounding: float
 
     @property
     def verdict(self) -> Literal["can escape", "flat", "stuck"]:
-        if self.own > self.rounding:
+        if self.apart > self.rounding:
             return "can escape"
         return "flat" if self.spread > self.rounding else "stuck"
 
@@ -338,6 +339,8 @@ class _Gradient:
             for index, gradient in enumerate(gradients):
                 if gradient is not None:
                     self._dtypes.add(gradient.dtype)
+                    # Embeddings may have sparse gradients. In float32 sums over many
+                    # batches would lose digits.
                     total = gradient.detach().to_dense().cpu().double()
                     key = place, index
                     self._totals[key] = total + self._totals.get(key, 0.0)
@@ -372,12 +375,12 @@ class _Gradient:
                 "encoder must have finite derivatives, got NaN or infinity. Look for "
                 "square roots, norms and logarithms of 0."
             )
-        whole, own, size, *spreads = map(float, np.sqrt(squares) / self._n_seen)
+        whole, apart, size, *spreads = map(float, np.sqrt(squares) / self._n_seen)
         spread = max(spreads) * np.sqrt(self._n_seen)
         # Rounding is relative to the size of the terms. The terms may cancel in either
         # of the two sums, but hardly in both.
         epsilon = _epsilon(self._dtypes | dtypes)
-        return _Norms(whole, own, spread, _NOISE_UNITS * epsilon * max(size, spread))
+        return _Norms(whole, apart, spread, _NOISE_UNITS * epsilon * max(size, spread))
 
 
 def _pushes(force: Floats) -> Floats:
@@ -444,8 +447,8 @@ class _Units:
             lowest, highest, _, n_before = self._ranges[key]
             if lowest.ndim != low.ndim:
                 return
-            low = torch.minimum(*_of_one_shape(low, lowest, torch.inf))
-            high = torch.maximum(*_of_one_shape(high, highest, -torch.inf))
+            low = torch.minimum(*_padded_to_one_shape(low, lowest, torch.inf))
+            high = torch.maximum(*_padded_to_one_shape(high, highest, -torch.inf))
             n_seen += n_before
         self._ranges[key] = low, high, self._axis, n_seen
 
@@ -472,7 +475,7 @@ def _is_per_sample(values: Tensor, n_samples: int) -> bool:
     return values.ndim > 1 and len(values) == n_samples
 
 
-def _of_one_shape(a: Tensor, b: Tensor, fill: float) -> tuple[Tensor, Tensor]:
+def _padded_to_one_shape(a: Tensor, b: Tensor, fill: float) -> tuple[Tensor, Tensor]:
     """Pad two tensors to one shape, because batches may differ in sequence length."""
     shape = tuple(map(max, a.shape, b.shape))
     filled = a.new_full(shape, fill), b.new_full(shape, fill)

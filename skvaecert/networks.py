@@ -537,6 +537,7 @@ def _evaluated(module: nn.Module, samples: Tensor) -> Any:
     was_training = module.training
     try:
         with torch.no_grad():
+            # In training mode, batch normalization would update its averages.
             return module.eval()(samples)
     finally:
         module.train(was_training)

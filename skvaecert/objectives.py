@@ -185,6 +185,7 @@ def alignment(
 def _witness_log_proba(
     latent_mean: Tensor, vertices: Tensor, scale: float | Tensor
 ) -> Tensor:
+    # Theory section 1.
     return functional.log_softmax(scale * latent_mean @ vertices.T, dim=1)
 
 
@@ -198,6 +199,7 @@ class _InFullPrecision(nn.Module):
     steps.
     """
 
+    # In torch, `to`, `half`, `cuda` and the like all call this method.
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
@@ -581,6 +583,7 @@ class LagrangeWeight(_InFullPrecision):
     weight: Tensor
     average: Tensor
 
+    # The constants of the rule in theory section 10.
     _RATE, _FADING, _URGENCY = 0.05, 0.1, 8.0
     # A weight below this bound would take too long to grow again.
     _LEAST, _MOST = 0.1, 1e6
@@ -636,10 +639,12 @@ class LagrangeWeight(_InFullPrecision):
         """
         # Mixed precision skips a step with infinite gradients: ignore its loss as well.
         known = torch.where(alignment.isfinite(), alignment, self.average)
+        # The running mean starts at the first loss.
         earlier = torch.where(self.average.isnan(), known, self.average)
         self.average.copy_(earlier.lerp(known.to(earlier), self._FADING))
         excess = (self.average + self.gap) / self.information - (1 - self.target_margin)
         urgent = torch.maximum(excess, self._URGENCY * excess)
+        # NaN as long as no loss was finite: then the weight stays.
         self.weight *= torch.exp(self._RATE * urgent.clamp(-1, 1).nan_to_num(0))
         self.weight.clamp_(self._LEAST, self._MOST)
 
@@ -702,6 +707,7 @@ class AlignedELBO(nn.Module):
         self.alignment_weight: float | Tensor
         if isinstance(alignment_weight, LagrangeWeight):
             self.guard = alignment_weight
+            # The guard updates this tensor in place, so the loss needs no copy.
             self.alignment_weight = alignment_weight.weight
         else:
             self.alignment_weight = alignment_weight

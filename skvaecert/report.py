@@ -315,6 +315,7 @@ def _compute_findings(
     if not found:
         # kind="mean" requires least, so its error explains most.
         raise errors["mean"]
+    # Several certificates cause the same warning: list it once.
     messages = list(dict.fromkeys(str(warning.message) for warning in caught))
     missing = {name: str(error) for name, error in errors.items()}
     return _Findings(diagnosis, found, missing, messages)
@@ -454,6 +455,7 @@ def _table(
         for label, values in rows
     )
     return (
+        # The tabindex lets the keyboard scroll a table that is wider than the page.
         f'<div class="wide" role="region" aria-label="{caption}" tabindex="0">\n'
         f"<table>\n<caption>{caption}</caption>\n<thead><tr>{head}</tr></thead>\n"
         f"<tbody>\n{body}</tbody>\n</table>\n</div>\n"
@@ -469,6 +471,7 @@ def _diagnosis_fields(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         "information of drawn codes, at least (nats)": codes and codes.low,
         "information of drawn codes, at most (nats)": codes and codes.high,
         "the largest possible on these samples (nats)": codes and codes.limit,
+        # As text, since four digits would turn 0.99999 into 1.
         "confidence of these bounds": codes and str(codes.confidence),
         "negligible up to (nats)": diagnosis.negligible,
         "information of outputs about the code, at most, estimated (nats)": decoder
@@ -741,6 +744,7 @@ def _provenance(certifier: Any, X: ArrayLike, teacher_proba: ArrayLike | None) -
 
 def _shape_and_digest(X: ArrayLike) -> str:
     """Return the shape and the SHA-256 of an array, as in a saved certificate."""
+    # One sample suffices: X may be on disk and too large to be read at once.
     shape = (count_samples(X), np.asarray(take_samples(X, slice(0, 1))).shape[1])
     return f"shape {shape}; SHA-256 of the values: {digest_samples(X)}"
 

@@ -29,10 +29,10 @@ __all__ = [
 _LARGEST_STANDARD = 1e15
 
 # For batch_size="auto": steps per epoch on few samples, and bounds of the batch size.
-_STEPS, _BATCH_SIZES = 16, (8, 128)
+_STEPS_PER_EPOCH, _BATCH_SIZE_BOUNDS = 16, (8, 128)
 
 # dtypes that float32 represents exactly: these samples are standardized in float32.
-_SINGLE = np.float32, np.uint8
+_EXACT_IN_FLOAT32 = np.float32, np.uint8
 
 
 class Standardization(NamedTuple):
@@ -56,11 +56,12 @@ class Standardization(NamedTuple):
             squares += np.square(chunk - own).sum(dtype=np.float64)
             squares += np.square(shift).sum() * n * len(chunk) / total
             mean, n = mean + shift * len(chunk) / total, total
+        # Equal samples have a standard deviation of 0.
         return cls(mean, float(np.sqrt(squares / (n * mean.size))) or 1.0)
 
     def apply(self, samples: NDArray[np.number]) -> Tensor:
         # float32 is twice as fast, and enough if the samples have no higher precision.
-        dtype = np.float32 if samples.dtype in _SINGLE else np.float64
+        dtype = np.float32 if samples.dtype in _EXACT_IN_FLOAT32 else np.float64
         standard = samples - self.location.astype(dtype)
         standard *= dtype(1 / self.scale)
         # Look for the largest value only if the sum of squares is too large.
@@ -177,6 +178,7 @@ class Batches:
     def __init__(self, dataset: TrainingSet, batch_size: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        # The sizes that tensor_split makes below, which puts the larger parts first.
         size, n_larger = divmod(len(dataset), len(self))
         self.sizes = [size + (i < n_larger) for i in range(len(self))]
 
@@ -194,5 +196,5 @@ def resolve_batch_size(batch_size: int | str, n_samples: int) -> int:
     """Turn the parameter `batch_size`, an int or "auto", into a number of samples."""
     if isinstance(batch_size, Integral):
         return int(batch_size)
-    least, most = _BATCH_SIZES
-    return min(most, max(least, n_samples // _STEPS))
+    least, most = _BATCH_SIZE_BOUNDS
+    return min(most, max(least, n_samples // _STEPS_PER_EPOCH))

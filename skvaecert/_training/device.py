@@ -19,6 +19,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         # Allocate a value: torch.device accepts names of devices that are missing.
         torch.zeros(1, device=device)
+    # torch raises AssertionError for a device that it was built without.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             "device must be 'auto' or an available torch device, such as 'cpu' or "
@@ -40,6 +41,7 @@ def resolve_backend(torch_compile: bool | str) -> str | None:
     return torch_compile
 
 
+# Reentrant: during a fit, the monitor of held-out samples opens a second block.
 _one_thread = threading.RLock()
 
 
@@ -55,6 +57,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     # fork_rng requires a device type, even if it forks the CPU's generator only.
     kind = device.type if accelerator else "cuda"
     with _one_thread, torch.random.fork_rng(index, device_type=kind):
+        # Unlike torch.manual_seed, this leaves the devices alone that fork_rng does not
+        # restore.
         torch.default_generator.manual_seed(seed)
         if accelerator:
             torch.get_device_module(device).manual_seed(seed)

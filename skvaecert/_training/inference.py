@@ -123,6 +123,7 @@ class _NumpyNetwork(nn.Module):
         self._input[_INNER] = x.numpy()
         with np.errstate(all="ignore"):
             output = self._layers.forward(self._input)
+        # A copy, because the next chunk overwrites the output.
         return torch.from_numpy(output[_INNER].copy())
 
 

@@ -50,7 +50,8 @@ def is_fully_connected(network: nn.Module) -> bool:
 def is_altered(module: nn.Module) -> bool:
     """Return whether a module has hooks or its own `forward`, which only torch runs."""
     own = vars(module)
-    # torch has no public name for global hooks, which apply to all modules.
+    # torch has no public name for global hooks, which apply to all modules. Without
+    # the private name, `bool()` is False.
     of_all = getattr(modules, "_has_any_global_hook", bool)()
     hooked = of_all or any(map(own.get, _HOOKS))
     return "forward" in own or hooked

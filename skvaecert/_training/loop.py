@@ -70,6 +70,7 @@ def _recording_ctrl_c(net: VAENet) -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     # Python delivers signals to the main thread only.
     in_main_thread = threading.current_thread() is threading.main_thread()
+    # The handler is no function if Ctrl-C is ignored or not handled by Python.
     if not (in_main_thread and callable(before)):
         yield
         return

@@ -63,6 +63,7 @@ class MarginMonitor(ReleasedCallback):
 
     def on_train_begin(self, net: NeuralNet, X: TrainingSet, **kwargs: Any) -> None:
         most = min(len(X) // _MONITORED_SHARE, _MOST_MONITORED)
+        # Whole chunks: a part of a chunk is padded and takes as long as a whole one.
         self.watched_ = Watched.of(X, CHUNK * max(1, most // CHUNK))
 
     def on_epoch_end(self, net: NeuralNet, **kwargs: Any) -> None:

@@ -61,7 +61,7 @@ _STEPS_BETWEEN_CLEANINGS = 256
 # Methods of callbacks that skorch calls for every batch.
 _BATCH_EVENTS = "on_batch_begin", "on_grad_computed", "on_batch_end"
 
-# Names of the package's own callbacks.
+# Names that the user's callbacks must not have.
 _OWN_NAMES = "monitor", "validation", "completion", "progress"
 
 # Values recorded for held-out samples, and skorch's names for them.
@@ -114,6 +114,7 @@ class VAENet(NeuralNet):
 
     def _plain_copy(self) -> VAENet:
         """Return a copy to be pickled: another thread may still train this net."""
+        # Not copy.copy, which would call `__getstate__` again.
         net, step = object.__new__(type(self)), self._step
         net.__dict__.update({k: v for k, v in vars(self).items() if k != "_step"})
         if isinstance(step, NumpyStep):
@@ -191,6 +192,7 @@ class VAENet(NeuralNet):
 
         Until the epoch ends, the losses in the records of its batches are tensors.
         """
+        # skorch also calls this method for validation batches, of which there are none.
         if iterator is None:
             return
         self.module_.train()
@@ -199,6 +201,7 @@ class VAENet(NeuralNet):
         self._batch_sizes = iterator.sizes
         self._follow_callbacks()
         for number, batch in enumerate(iterator):
+            # The history already has a row for the current epoch.
             self.criterion_.epoch = len(self.history) - 1 + number / len(iterator)
             # The same as skorch's record_batch, without its search in the history.
             record = {"train_batch_size": iterator.sizes[number]}
@@ -213,6 +216,7 @@ class VAENet(NeuralNet):
 
     def train_step(self, batch: Any, **fit_params: Any) -> dict[str, Any]:
         """Compute the gradient of a batch, and take one step of the optimizer."""
+        # A callback may have evaluated the module, which leaves it in evaluation mode.
         if not self.module_.training:
             self.module_.train()
         step = self._step or self._choose_step()
@@ -226,6 +230,7 @@ class VAENet(NeuralNet):
         if len(self._batch_losses) % _STEPS_BETWEEN_CLEANINGS == 0:
             drop_tiny_moments(self._stepper.state.values())
         if self.criterion_.guard is not None:
+            # Theory section 10. The alignment loss is the last of the terms.
             self.criterion_.guard.update(torch.as_tensor(losses[-1]))
         result = step.result() if self._has_batch_callbacks else None
         return {"loss": losses[0], "y_pred": result}
@@ -354,7 +359,7 @@ class VAENet(NeuralNet):
         # The only synchronization with the device in an epoch.
         self._record_losses([_floats(column) for column in columns])
         if not all(p.isfinite().all() for p in self.module_.parameters()):
-            raise _not_finite("weights", len(self.history))
+            raise _non_finite_error("weights", len(self.history))
 
     def _record_losses(self, values: Sequence[Sequence[float]]) -> None:
         """Record the parts of the loss, averaged over the samples of an epoch."""
@@ -363,7 +368,9 @@ class VAENet(NeuralNet):
         averages = np.average(values, axis=1, weights=self._batch_sizes)
         means = dict(zip(_LOSS_PARTS, map(float, averages), strict=True))
         if not np.isfinite(means["train_loss"]):
-            raise _not_finite("loss", len(self.history), _first_not_finite(values))
+            raise _non_finite_error(
+                "loss", len(self.history), _first_non_finite_batch(values)
+            )
         record_with_best(self, "train_loss", means["train_loss"])
         for name in ("reconstruction", "kl"):
             self.history.record(name, means[name])
@@ -515,14 +522,15 @@ def _floats(values: Sequence[Any]) -> list[float]:
     return torch.stack(list(values)).tolist() if tensors else list(values)
 
 
-def _first_not_finite(values: Sequence[Sequence[float]]) -> dict[str, float]:
+def _first_non_finite_batch(values: Sequence[Sequence[float]]) -> dict[str, float]:
+    # The batches after it are not finite because of it.
     first = next(
         batch for batch in zip(*values, strict=True) if not np.isfinite(batch[0])
     )
     return dict(zip(_LOSS_PARTS, first, strict=True))
 
 
-def _not_finite(
+def _non_finite_error(
     what: str, epoch: int, parts: dict[str, float] | None = None
 ) -> NonFiniteLossError:
     listed = ", ".join(f"{name} {value:.4g}" for name, value in (parts or {}).items())

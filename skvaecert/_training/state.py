@@ -56,12 +56,12 @@ def net_state(net: VAENet) -> dict[str, Any]:
         "kl_weight": float(criterion.kl_weight),
         "alignment_weight": float(criterion.alignment_weight),
         "guard": guard and {name: float(getattr(guard, name)) for name in _GUARD},
-        "history": [_plain(row) for row in net.history],
+        "history": [_numbers_of(row) for row in net.history],
         "interrupted": bool(net.interrupted_),
     }
 
 
-def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+def _numbers_of(row: Mapping[str, Any]) -> dict[str, Any]:
     """Keep the numbers of a row: drop losses of batches and texts of callbacks."""
     values = {k: v.item() if isinstance(v, np.generic) else v for k, v in row.items()}
     return {k: v for k, v in values.items() if isinstance(v, bool | int | float)}
@@ -81,6 +81,7 @@ def _moments(net: VAENet) -> dict[str, NDArray[np.float32]]:
         )
         for name in ("exp_avg", "exp_avg_sq")
     }
+    # Adam counts its steps in float32.
     steps = np.array([float(state.get("step", 0)) for state in states], np.float32)
     return {k: v.cpu().numpy() for k, v in joined.items()} | {"steps": steps}
 
@@ -105,6 +106,7 @@ def filled_module(
             module = make(())
             module.load_state_dict({k: torch.from_numpy(w) for k, w in weights.items()})
         except Exception as error:
+            # Without networks of the user, the file itself is at fault.
             if not own:
                 raise
             # The weights of all other networks were checked above.
@@ -186,6 +188,8 @@ def fill_net(net: VAENet, state: Mapping[str, Any]) -> None:
         # Adam has no state for a parameter before its first step.
         if n > 0
     }
+    # This moves the moments to the device of the parameters.
     optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
     net.interrupted_ = state["interrupted"]
+    # skorch expects this key in each row. The losses of batches are not saved.
     net.history.extend({**row, "batches": []} for row in state["history"])

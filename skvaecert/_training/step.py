@@ -67,6 +67,7 @@ class AutogradStep:
         self, vae: VAE, criterion: AlignedELBO, backend: str | None, autocast: bool
     ) -> None:
         self._vae, self._criterion = vae, criterion
+        # The user's networks may have no parameters, but every VAE has this one.
         kind = vae.raw_log_noise.device.type
         self._autocast = torch.autocast(kind, torch.bfloat16, enabled=autocast)
         self._forward: Callable[..., tuple[Pass, Terms]] = self._pass
@@ -107,7 +108,8 @@ class NumpyStep:
         self, vae: VAE, criterion: AlignedELBO, optimizer: torch.optim.Adam
     ) -> None:
         self.vector = OneVector(optimizer)
-        # The batches of an epoch have at most two sizes: two entries in the cache.
+        # The batches of an epoch have at most two sizes: two entries in the cache. An
+        # entry reads and writes memory at these addresses.
         self._gradient_of = cache(lambda n, *addresses: Gradient(vae, criterion, n))
 
     def __call__(self, x: Tensor, teacher_proba: Tensor) -> tuple[float, ...]:
@@ -152,6 +154,7 @@ class Gradient:
         alignment, by_mean = self._align(teacher_proba, alignment_weight)
         self._backward(by_mean, kl_weight / len(x))
         loss = reconstruction + kl_weight * kl + alignment_weight * alignment
+        # As in `Terms`: without an objective, the penalty is the KL term.
         return loss, reconstruction, kl, kl, alignment
 
     def _backward(self, by_mean: NDArray[Any] | float, kl_weight: float) -> None:

@@ -73,7 +73,7 @@ class _ThreadLimit:
     _lock = threading.RLock()
     _open: ClassVar[list[_ThreadLimit]] = []
 
-    _before: int
+    _torch_before: int
     _blas_before: Sequence[int]
 
     def __init__(self, limit: int, step: str) -> None:
@@ -91,9 +91,9 @@ class _ThreadLimit:
             self._blas_before = first._blas_before
             # torch reports to a new thread the number that any thread set last, here
             # possibly the limit of another block.
-            self._before = own if nested or first is self else first._before
+            self._torch_before = own if nested or first is self else first._torch_before
             self._open.append(self)
-            _set_torch_threads(min(self._before, self._torch_limit))
+            _set_torch_threads(min(self._torch_before, self._torch_limit))
             self._limit_blas()
 
     def leave(self) -> None:
@@ -101,7 +101,7 @@ class _ThreadLimit:
         with self._lock:
             if self not in self._open:
                 return
-            _set_torch_threads(self._before)
+            _set_torch_threads(self._torch_before)
             self._limit_blas(without=self)
             self._open.remove(self)
 

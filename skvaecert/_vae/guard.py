@@ -45,6 +45,7 @@ def warn_if_unreached(
 ) -> None:
     """Warn if the relative margin ended below its target."""
     information = teacher_information(proba)
+    # Without teacher information there is no margin to reach.
     if information < _NO_INFORMATION:
         return
     reached = collapse_margin(proba, log_q) / information

@@ -35,6 +35,7 @@ def history_table(
     history: Sequence[dict[str, Any]], log_unit: float
 ) -> list[dict[str, float]]:
     """Return the completed epochs of a skorch history, with losses in units of X."""
+    # "seconds" is recorded last, so an interrupted epoch does not have it.
     return [_row(epoch, log_unit) for epoch in history if "seconds" in epoch]
 
 

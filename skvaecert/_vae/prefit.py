@@ -35,6 +35,7 @@ class Prefit(NamedTuple):
     def resolve_alpha(self, proba: Floats, scale: float) -> float:
         """Return alpha; with `energy`, the largest alpha up to 1 that it allows."""
         if self.energy is None:
+            # Without `energy` there is an alpha: `or` is for the type checker only.
             return float(self.alpha or 0.0)
         energy = analytic_energy(proba, scale)
         # The energy is quadratic in alpha, and 0 if the teacher is constant.

@@ -25,11 +25,11 @@ def fit_teacher(
     teacher = GMMTeacher() if teacher is None else clone(teacher)
     if seed is not None:
         seed_unset(teacher, seed)
-    _check_room(teacher, latent_dim)
+    _check_simplex_fits(teacher, latent_dim)
     return check_memory(memory).cache(_fitted)(teacher, X)
 
 
-def _check_room(teacher: BaseEstimator, latent_dim: int) -> None:
+def _check_simplex_fits(teacher: BaseEstimator, latent_dim: int) -> None:
     """Raise an error before a search that may choose too many components."""
     if not isinstance(teacher, GMMTeacher) or np.ndim(teacher.n_components) != 1:
         return

@@ -86,6 +86,7 @@ from skvaecert.simplex import (
 __all__ = ["CertifiedVAE"]
 
 
+# Exclusive upper bound of seeds, as in scikit-learn.
 _SEEDS = 2**31 - 1
 _TARGET_MARGIN = 0.6
 
@@ -624,6 +625,7 @@ class CertifiedVAE(
         ndarray of shape (n_samples, n_components)
             Natural logarithms of probabilities, in float64.
         """
+        # set_output can make `transform` return a data frame.
         means = np.asarray(self.transform(X))
         return witness_log_proba(means, self.vertices_, self.witness_scale_)
 
@@ -843,6 +845,7 @@ class CertifiedVAE(
 
         with restored_on_error(self, unless=keeps_progress):
             data, seed = self._prepare(X, teacher_proba, warm=warm)
+            # A fit changes the net in place, which restored_on_error does not undo.
             before = Snapshot(self.net_) if warm else None
             # A warm start draws other batches and codes than the epochs before it.
             seed += 0 if before is None else before.n_epochs
@@ -854,6 +857,7 @@ class CertifiedVAE(
                     self._build(data, device, n_epochs)
                 self._train(data, tasks, before)
         tasks.end_fit()
+        # Outside of restored_on_error, so that the completed epochs are kept.
         if self.net_.interrupted_:
             raise interrupted(
                 self,
@@ -1035,6 +1039,7 @@ class CertifiedVAE(
         except BaseException:
             if before is not None:
                 before.restore(self.net_)
+            # `_fit` reads n_iter_ to decide whether there are epochs to keep.
             self._take_history(before)
             raise
 
@@ -1055,6 +1060,7 @@ class CertifiedVAE(
 
     def __get_fitted__(self) -> dict[str, Any]:
         """Return the fitted state, as described in `skvaecert._state`."""
+        # The file will also contain the parameters, which must be those of the fit.
         check_unchanged(self)
         state = held(self, FITTED) | self._standardization._asdict()
         return state | {"split_seed": self._split_seed, "net": net_state(self.net_)}
@@ -1069,6 +1075,7 @@ class CertifiedVAE(
         self._standardization = Standardization(state["location"], state["scale"])
         self._split_seed, net = state["split_seed"], state["net"]
         device = device_for(self.device)
+        # Settings that are missing here are set by each fit.
         self.net_ = self._make_net(
             filled_module(self._make_module, net, own, self.n_features_in_),
             device,

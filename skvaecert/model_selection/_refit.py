@@ -25,7 +25,8 @@ __all__ = ["BestCertified", "SmallestCertifyingWeight"]
 
 Indices = NDArray[np.intp]
 
-_NAMES = [name for name in SCORES if name not in ("all", "certified")]
+# All candidates that are compared have the same "certified" score.
+_DECIDING_SCORES = [name for name in SCORES if name not in ("all", "certified")]
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ class _Rule:
         in_folds = (_fold_scores(cv_results, "certified") == 1).all(axis=0)
         certified = in_folds & (lowest >= self.min_margin)
         if not certified.any():
-            return self._nearest(lowest)
-        return self._among(cv_results, np.flatnonzero(certified))
+            return self._choose_nearest(lowest)
+        return self._choose_among(cv_results, np.flatnonzero(certified))
 
-    def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
+    def _choose_among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
         raise NotImplementedError
 
-    def _nearest(self, lowest: Floats) -> int:
+    def _choose_nearest(self, lowest: Floats) -> int:
         """Warn, and return the candidate with the highest of its lowest margins."""
         index = int(lowest.argmax())
         warn_user(
@@ -170,11 +171,13 @@ class BestCertified(_Rule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.by not in (None, *_NAMES):
-            raise ValueError(f"by must be None or one of {_NAMES}, got {self.by!r}.")
+        if self.by not in (None, *_DECIDING_SCORES):
+            raise ValueError(
+                f"by must be None or one of {_DECIDING_SCORES}, got {self.by!r}."
+            )
 
-    def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
-        return int(certified[_deciding(cv_results, self.by)[certified].argmax()])
+    def _choose_among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
+        return int(certified[_deciding_scores(cv_results, self.by)[certified].argmax()])
 
 
 @dataclass(frozen=True)
@@ -219,14 +222,14 @@ class SmallestCertifyingWeight(_Rule):
 
     parameter: str | None = None
 
-    def _among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
+    def _choose_among(self, cv_results: Mapping[str, Any], certified: Indices) -> int:
         weights = _weights(cv_results, self.parameter)[certified]
-        scores = _deciding(cv_results)[certified]
+        scores = _deciding_scores(cv_results)[certified]
         # lexsort takes the main key last: weights ascending, then scores descending.
         return int(certified[np.lexsort((-scores, weights))[0]])
 
 
-def _deciding(cv_results: Mapping[str, Any], by: str | None = None) -> Floats:
+def _deciding_scores(cv_results: Mapping[str, Any], by: str | None = None) -> Floats:
     """Return the mean scores that decide among certified candidates."""
     # Not empty: a candidate without a margin is not certified.
     present = [

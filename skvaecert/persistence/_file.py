@@ -40,6 +40,7 @@ class Budget:
     """Memory budget in bytes for everything but the values of arrays."""
 
     def __init__(self) -> None:
+        # Less than the 64 MiB that `load` promises, because the costs are estimates.
         self.left = 40 * 2**20
 
     def spend(self, n_bytes: int, what: str) -> None:
@@ -82,6 +83,7 @@ def from_bytes(data: bytes, budget: Budget) -> tuple[Any, Arrays, str]:
     budget.spend(_ARRAY_COST * len(header), "arrays")
     # safetensors rejects headers that do not describe the bytes that follow.
     loaded = safetensors().load(data)
+    # Arrays from safetensors may be read-only views at any address.
     arrays = {
         k: np.require(array, requirements=["A", "W"]) for k, array in loaded.items()
     }
@@ -134,12 +136,12 @@ def _finite(text: str) -> float:
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Read a regular file: devices and pipes may have no end."""
-    _mode(path)
+    _regular_file_mode(path)
     with open(path, "rb") as file:
         return file.read()
 
 
-def _mode(path: str | os.PathLike[str]) -> int:
+def _regular_file_mode(path: str | os.PathLike[str]) -> int:
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise ValueError(
@@ -153,7 +155,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file completely or not at all; keep the mode and links of an old one."""
     # Replace the target of a symbolic link, and keep the link.
     target = Path(os.path.realpath(path))
-    mode = _mode(target) if target.exists() else None
+    mode = _regular_file_mode(target) if target.exists() else None
     partial = target.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "xb") as file:

@@ -66,6 +66,7 @@ def _columns(rows: Sequence[Mapping[str, Any]]) -> list[Any]:
 
 def _generator(state: list[Any]) -> np.random.RandomState:
     key, position, has_gauss, gauss = state
+    # The state of a Mersenne Twister has 624 words. NumPy does not check the position.
     if key.shape != (624,) or not 0 <= position <= 624:
         raise ValueError("a random generator in it has an invalid state.")
     generator = np.random.RandomState()
@@ -82,9 +83,11 @@ class _Module:
 
 # For each kind: its type, the conversion to plain values, and the conversion back.
 _CODECS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = {
+    # Only for NaN and infinity, which JSON does not have.
     "float": (float, str, float),
     "tuple": (tuple, list, tuple),
     "dict": (dict, dict, dict),
+    # A certifier keeps the error of a failed calibration, to raise it later.
     "error": (Exception, str, ValueError),
     "module": (_Module, lambda module: module.name, _Module),
     "generator": (np.random.RandomState, lambda r: [*r.get_state()][1:], _generator),
@@ -141,6 +144,7 @@ class Packer:
     def _texts(self, value: NDArray[Any], path: str) -> Node:
         if value.ndim != 1 or not all(isinstance(text, str) for text in value.tolist()):
             raise ValueError(f"{path} must be an array of str to be saved.")
+        # safetensors has no text: store NumPy's code points of 32 bits.
         texts = np.ascontiguousarray(value.astype(str))
         self.arrays[path] = texts.view(np.uint32).reshape(len(texts), -1)
         return {"texts": path}
@@ -208,7 +212,7 @@ class Unpacker:
 
     def __init__(self, arrays: Arrays, brought: Brought, budget: Budget) -> None:
         self._arrays, self._brought, self._budget = arrays, brought, budget
-        self._needless = set(brought)
+        self._unneeded = set(brought)
         self._made: list[Any] = []
         self._used: set[int] = set()
         self._kinds: dict[str, Callable[[Any], Any]] = {
@@ -233,8 +237,8 @@ class Unpacker:
         check_is_fitted(root)
         if self._arrays or len(self._used) < len(self._made) - 1:
             raise ValueError("it has arrays or objects that nothing refers to.")
-        if self._needless:
-            names = " and ".join(sorted(self._needless))
+        if self._unneeded:
+            names = " and ".join(sorted(self._unneeded))
             raise OwnModuleError(
                 f"{names} must not be passed, because the file needs no module or "
                 "model of yours."
@@ -242,6 +246,7 @@ class Unpacker:
         return root
 
     def _make(self, type: str, params: Any, fitted: Any) -> Any:
+        # Set before the items are converted: `_object` checks what may be inside it.
         self._owner = kind = TYPES[type]
         check_params(kind, self._items(params))
         made = kind(**params)
@@ -287,7 +292,7 @@ class Unpacker:
         return codes.view(f"U{codes.shape[1]}")[:, 0].astype(object)
 
     def _module(self, name: str) -> Any:
-        self._needless.discard(name)
+        self._unneeded.discard(name)
         if name == "estimator":
             return self._brought.get(name, AbsentEncoder())
         if name not in self._brought:

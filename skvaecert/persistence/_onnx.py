@@ -27,7 +27,7 @@ Path = str | os.PathLike[str]
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
-class _Served(nn.Module):
+class _ServedModel(nn.Module):
     """The exported module: raw samples to latent means and log-probabilities."""
 
     location: Tensor
@@ -52,6 +52,7 @@ class _Served(nn.Module):
 
     def forward(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Compute both outputs: the network in float32, the rest in the dtype of X."""
+        # The same operations as `Standardization.apply`, so that rounding agrees.
         standard = ((X - self.location) * self.factor).float()
         mean = self.module.encode(standard)[0].to(self.location.dtype)
         return mean, torch.log_softmax(mean @ self.weights + self.bias, dim=1)
@@ -111,7 +112,7 @@ def export_onnx(
         raise ImportError(
             "export_onnx requires onnx and onnxscript: pip install 'skvaecert[onnx]'."
         ) from error
-    served = _Served(vae, witness, _DTYPES[dtype]).eval()
+    served = _ServedModel(vae, witness, _DTYPES[dtype]).eval()
     # Two samples, since torch.export treats a batch of one sample as fixed.
     samples = torch.zeros(2, vae.n_features_in_, dtype=_DTYPES[dtype])
     with _quiet():

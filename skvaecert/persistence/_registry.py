@@ -50,10 +50,11 @@ ADVICE = (
     "teacher, pass its posteriors to fit as teacher_proba. For other estimators, use "
     "pickle for files that only you load, or export_onnx."
 )
+# Types that can be saved alone. All others are only inside of these.
 ROOTS = (CertifiedVAE, CollapseCertifier, GMMTeacher)
 _BASELINES = [getattr(baselines, name) for name in baselines.__all__]
 _OBJECTIVES = [Objective, *(kind for kind in _BASELINES if isinstance(kind, type))]
-_INSIDE: dict[type, list[type]] = {
+_ALLOWED_INSIDE: dict[type, list[type]] = {
     CollapseCertifier: [
         *(CertifiedVAE, GMMTeacher),
         *(AlignmentLoss, Calibration, Certificate, LinearWitness),
@@ -64,11 +65,11 @@ _INSIDE: dict[type, list[type]] = {
     Calibration: [LinearWitness, Tempering],
     Certificate: [InformationBracket],
 }
-TYPES = {kind.__name__: kind for kinds in _INSIDE.values() for kind in kinds} | {
-    kind.__name__: kind for kind in _INSIDE
-}
+TYPES = {
+    kind.__name__: kind for kinds in _ALLOWED_INSIDE.values() for kind in kinds
+} | {kind.__name__: kind for kind in _ALLOWED_INSIDE}
 # Other types that skops finds in fitted estimators. It cannot write an AlignmentLoss.
-_OTHERS = [
+_OTHER_TRUSTED = [
     "builtins.ValueError",
     "functools.partial",
     "skorch.dataset.Dataset",
@@ -85,12 +86,12 @@ _OTHERS = [
     "torch.optim.adam.Adam",
     "torch.utils.data.dataloader.DataLoader",
 ]
-_OURS = [
+_OWN_TRUSTED = [
     f"{kind.__module__}.{kind.__qualname__}"
     for kind in TYPES.values()
     if kind is not AlignmentLoss and kind.__module__.startswith("skvaecert.")
 ]
-TRUSTED_TYPES = sorted(_OTHERS + _OURS)
+TRUSTED_TYPES = sorted(_OTHER_TRUSTED + _OWN_TRUSTED)
 NOT_SAVED = ("callbacks", "memory")
 # Parameters that GMMTeacher sets. The others keep scikit-learn's defaults.
 SOME_PARAMS: dict[type, list[str]] = {
@@ -113,7 +114,7 @@ _PCA = {
     "explained_variance_ratio_": Array("c"),
     "singular_values_": Array("c"),
 }
-_LOSS = {"vertices": Array("K d"), "scale": POSITIVE}
+_ALIGNMENT_LOSS = {"vertices": Array("K d"), "scale": POSITIVE}
 _COVARIANCES = {"full": "K c c", "tied": "c c", "diag": "K c", "spherical": "K"}
 
 
@@ -132,6 +133,7 @@ def sklearn_table(estimator: Any) -> dict[str, Any] | None:
         "precisions_cholesky_": covariances,
         "precisions_": covariances,
         "lower_bound_": NUMBER,
+        # scikit-learn 1.6 does not have it.
         "lower_bounds_": (list, ABSENT),
         "n_iter_": COUNT,
         "converged_": bool,
@@ -142,7 +144,7 @@ def check_inside(owner: type, value: Any) -> None:
     """Check that an object, frozen or not, may be inside another one."""
     is_frozen = type(value) is FrozenEstimator and owner is not FrozenEstimator
     inner = value.estimator if is_frozen else value
-    allowed = _INSIDE.get(owner, [])
+    allowed = _ALLOWED_INSIDE.get(owner, [])
     if type(inner) not in allowed:
         raise ValueError(
             f"values in a {owner.__name__} must be one of "
@@ -153,13 +155,14 @@ def check_inside(owner: type, value: Any) -> None:
 def check_params(kind: type, params: Mapping[str, Any]) -> None:
     """Check that parameters are plain values or lists of a bounded length."""
     if kind is AlignmentLoss:
-        check_state("AlignmentLoss", params, _LOSS, {})
+        check_state("AlignmentLoss", params, _ALIGNMENT_LOSS, {})
         check_simplex(**params)
     if not issubclass(kind, BaseEstimator):
         return
     for name, value in params.items():
         items = [value]
         if isinstance(value, list | tuple | np.ndarray):
+            # No more than it takes to see that there are too many.
             items = list(value[: _MOST_ITEMS + 1])
         elif isinstance(value, dict):
             items = list(value.values())

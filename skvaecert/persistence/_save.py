@@ -35,6 +35,7 @@ __all__ = ["Path", "load", "naming", "save"]
 
 Path = str | os.PathLike[str]
 
+# Raise it with every change of the content: `load` reads no other schema.
 SCHEMA = 4
 _PACKAGES = ("skvaecert", "numpy", "scikit-learn", "torch", "skorch")
 

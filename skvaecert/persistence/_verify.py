@@ -20,8 +20,8 @@ from skvaecert.persistence._save import Path, load, naming
 
 __all__ = ["Verification", "verify"]
 
-# Relative tolerance of all values.
-_CLOSE = 1e-6
+# For all values. Margins have an absolute tolerance too.
+_RELATIVE_TOLERANCE = 1e-6
 _MARGINS = ("margin", "margin_low", "margin_high", "alignment_loss")
 
 
@@ -120,7 +120,7 @@ class Verification:
         stored, recomputed = getattr(self.stored, name), getattr(self.recomputed, name)
         if isinstance(stored, InformationBracket) and recomputed is not None:
             pairs = zip(vars(stored).values(), vars(recomputed).values(), strict=True)
-            return all(_are_close(*pair, _CLOSE) for pair in pairs)
+            return all(_are_close(*pair, _RELATIVE_TOLERANCE) for pair in pairs)
         return _are_close(stored, recomputed, self._slack.get(name, 0.0))
 
     @property
@@ -128,6 +128,7 @@ class Verification:
         """Absolute tolerances, in addition to the relative one."""
         assert self.recomputed is not None
         information = self.recomputed.teacher_information
+        # A forged model can have a huge tolerance, with which any margin would agree.
         slack = min(self.recomputed.tolerance, information)
         share = slack / information if information else 0.0
         return dict.fromkeys(_MARGINS, slack) | {"relative_margin": share}
@@ -137,7 +138,9 @@ def _are_close(stored: Any, recomputed: Any, slack: float) -> bool:
     if not (isinstance(stored, float) and isinstance(recomputed, float)):
         return bool(stored == recomputed)
     both_nan = math.isnan(stored) and math.isnan(recomputed)
-    return both_nan or math.isclose(stored, recomputed, rel_tol=_CLOSE, abs_tol=slack)
+    return both_nan or math.isclose(
+        stored, recomputed, rel_tol=_RELATIVE_TOLERANCE, abs_tol=slack
+    )
 
 
 def verify(

@@ -213,6 +213,7 @@ class ContributionDisplay:
         values = np.asarray(self.component_contributions)
         places = np.arange(len(values))
         if self.component_information is not None:
+            # Drawn first, so that the narrower bars are in front.
             look: dict[str, Any] = {"facecolor": "none", "edgecolor": "0.3"}
             self.ax_.bar(
                 places,

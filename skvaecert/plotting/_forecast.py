@@ -195,6 +195,7 @@ def _has_place(ratio: Any) -> Any:
 def _without_alignment(forecast: ForecastCurve) -> str:
     threshold, kept = forecast.collapse_threshold, forecast.linear_information
     below = forecast.kl_weight < threshold
+    # The Bernoulli likelihood, where collapse is a local optimum (theory section 18).
     if kept is None:
         outcome = f"collapse is {'no' if below else 'a local'} optimum"
     else:

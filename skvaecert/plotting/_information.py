@@ -25,9 +25,9 @@ _STATE_WORDS = {
     "undecided": "undecided",
 }
 _STATE_COLORS = dict(zip(_STATE_WORDS, (*COLORS[2:4], COLORS[1], "0.6"), strict=True))
-_HEIGHT = 0.4
+_BAR_HEIGHT = 0.4
 # A white background, since the dashed line runs through labels on a short axis.
-_LABEL: dict[str, Any] = {
+_LABEL_STYLE: dict[str, Any] = {
     "va": "bottom",
     "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1},
 }
@@ -226,7 +226,12 @@ class InformationBracketDisplay:
         self._draw_bars(ax, places, bar_kwargs)
         self._draw_lines(ax, places)
         self.labels_ = [
-            ax.text(0.015 * self._right_end, place + 0.65 * _HEIGHT, text, **_LABEL)
+            ax.text(
+                0.015 * self._right_end,
+                place + 0.65 * _BAR_HEIGHT,
+                text,
+                **_LABEL_STYLE,
+            )
             for place, text in zip(places, self._labels, strict=True)
         ]
         ax.set_yticks(places, [plain_text(name) for name in self.names])
@@ -246,7 +251,11 @@ class InformationBracketDisplay:
     ) -> None:
         colors = [_STATE_COLORS[one] for one in self.state]
         # An edge makes bars visible that are too short.
-        look: dict[str, Any] = {"height": _HEIGHT, "edgecolor": colors, "linewidth": 2}
+        look: dict[str, Any] = {
+            "height": _BAR_HEIGHT,
+            "edgecolor": colors,
+            "linewidth": 2,
+        }
         full = {"color": colors} | bar_kwargs
         self.bars_ = ax.barh(places, self.low, **look | full)
         self.open_bars_ = ax.barh(

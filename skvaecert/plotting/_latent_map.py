@@ -23,7 +23,7 @@ _MARKERS = "os^Dv*PX<>ph"
 _LONGEST_LEGEND = 12
 
 # Smaller singular values, relative to the largest one, are rounding.
-_RANK = 1e-9
+_RANK_TOLERANCE = 1e-9
 
 
 class LatentMapDisplay:
@@ -192,6 +192,7 @@ class LatentMapDisplay:
 
     def _draw_directions(self, directions: Floats) -> None:
         middle = self.coordinates.mean(axis=0)
+        # All means of a collapsed model can be at one place.
         reach = np.linalg.norm(self.coordinates - middle, axis=1).max() or 1.0
         # A little outside of the means, where there is room for the numbers.
         arrows = 1.1 * reach * directions / np.linalg.norm(directions, axis=1).max()
@@ -224,6 +225,7 @@ def _spread_out(tips: Floats, room: float) -> Floats:
     places: list[Floats] = []
     for tip in tips:
         length = np.linalg.norm(tip)
+        # A direction of length 0 has no ray: take any.
         ray = tip / length if length > 0 else np.array([1.0, 0.0])
         place = tip
         while any(np.linalg.norm(place - other) < room for other in places):
@@ -235,7 +237,7 @@ def _spread_out(tips: Floats, room: float) -> Floats:
 def _row_space(weights: Floats) -> Floats:
     """Return an orthonormal basis of the space that the witness reads, as rows."""
     _, sizes, basis = np.linalg.svd(weights, full_matrices=False)
-    return np.asarray(basis[sizes > _RANK * sizes.max(initial=0.0)])
+    return np.asarray(basis[sizes > _RANK_TOLERANCE * sizes.max(initial=0.0)])
 
 
 def _principal_directions(codes: Floats) -> Floats:

@@ -20,7 +20,7 @@ __all__ = ["ParetoDisplay"]
 # Lower means include a fold without a value (`LOWEST_SCORE`, -3.4e38).
 _LOWEST_VALUE = -1e30
 
-_SCORES = {
+_SCORE_LABELS = {
     "reconstruction": "reconstruction (minus the unexplained share of variance)",
     "elbo": "ELBO (nats per sample)",
     "sampled_information": "information of drawn codes, lower bound (nats)",
@@ -125,7 +125,7 @@ class ParetoDisplay:
             # A mean of 1 over the folds: certified in each of them.
             certified=certified == 1,
             chosen=getattr(search, "best_index_", None),
-            score_name=_SCORES.get(against, against),
+            score_name=_SCORE_LABELS.get(against, against),
         )
         return display.plot(**kwargs)
 
@@ -186,6 +186,7 @@ def _pareto_front(score: Floats, margin: Floats) -> NDArray[np.intp]:
     """Return the candidates that no other beats in both, by ascending score."""
     known = np.flatnonzero(np.isfinite(score) & np.isfinite(margin))
     # From the right, keep each candidate that is above all candidates to its right.
+    # Of equal scores the highest margin comes first, and the others are beaten.
     order = known[np.lexsort((-margin[known], -score[known]))]
     before = np.maximum.accumulate(np.r_[-np.inf, margin[order]])[:-1]
     return order[margin[order] > before][::-1]

@@ -209,7 +209,7 @@ class ReconstructionDisplay:
         ticks = [height / 2 - 0.5, height * 1.5 + gap - 0.5]
         self.ax_.set(xticks=[])
         self.ax_.set_yticks(ticks, ["original", "reconstruction"])
-        self._bare()
+        self._hide_frame()
 
     def _draw_heat(self, **kwargs: Any) -> None:
         # A scale for each feature, since features may have different units.
@@ -232,7 +232,7 @@ class ReconstructionDisplay:
             [middle, middle + n_samples + 1], ["original", "reconstruction"]
         )
         self._label_features()
-        self._bare()
+        self._hide_frame()
         self.ax_.figure.colorbar(
             self.image_,
             ax=self.ax_,
@@ -279,7 +279,7 @@ class ReconstructionDisplay:
                 rotation_mode="anchor",
             )
 
-    def _bare(self) -> None:
+    def _hide_frame(self) -> None:
         self.ax_.tick_params(axis="y", length=0)
         self.ax_.spines[:].set_visible(False)
 

@@ -62,6 +62,7 @@ def axes_for(
     ax: Axes | None, title: str, size: tuple[float, float] = (6.4, 4.8)
 ) -> Axes:
     """Return the given axes, or new ones in a figure with a title."""
+    # Imported here, because matplotlib is an optional dependency.
     import matplotlib.pyplot as plt
 
     if ax is not None:

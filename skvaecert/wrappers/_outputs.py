@@ -23,6 +23,7 @@ _NAMES = {
     "std": ("std", "scale"),
     "variance": ("variance",),
 }
+# Names of a decoder's output, in the order in which they are tried.
 _SAMPLES = ("reconstruction", "sample", "loc", "mean")
 # Maximum number of outputs that an error lists.
 _MOST_SHOWN = 5
@@ -296,6 +297,7 @@ def _of_distribution(result: Any) -> Outputs:
     mean and standard deviation.
     """
     normal = result
+    # By name, since other libraries are not imported here.
     while type(normal).__name__ == "Independent":
         # Other libraries call it `distribution`.
         normal = getattr(normal, "base_dist", None) or normal.distribution
@@ -331,6 +333,7 @@ def _mean_of(name: str, distribution: Any) -> Any:
 
 
 def _is_array(value: Any) -> bool:
+    # Arrays of JAX and other libraries, without importing these.
     return hasattr(value, "__array__") or hasattr(value, "__dlpack__")
 
 
