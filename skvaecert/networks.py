@@ -529,7 +529,6 @@ def _check_output(name: str, module: nn.Module, n_inputs: int, n_outputs: int) -
             f"{name} must return a tensor of shape (n, {n_outputs}), float32, for n "
             f"samples, got {_shape(output)} for 2 samples."
             f"{_responsible_layer(module, samples)}{_advice(name, tensors)}"
-            f"{_advice(name, tensors)}"
         )
 
 

@@ -471,7 +471,6 @@ def _diagnosis_fields(diagnosis: Diagnosis) -> Iterator[tuple[str, str]]:
         "information of drawn codes, at least (nats)": codes and codes.low,
         "information of drawn codes, at most (nats)": codes and codes.high,
         "the largest possible on these samples (nats)": codes and codes.limit,
-        # As text, since four digits would turn 0.99999 into 1.
         "confidence of these bounds": codes and str(codes.confidence),
         "negligible up to (nats)": diagnosis.negligible,
         "information of outputs about the code, at most, estimated (nats)": decoder
@@ -493,7 +492,9 @@ def _certificate_field(field: str, certificate: Certificate) -> str:
         "margin_high": drawn,
         "dispersion_bound": certificate.kind == "mean",
     }
-    return _formatted(getattr(certificate, field) if exists.get(field, True) else None)
+    value = getattr(certificate, field) if exists.get(field, True) else None
+    # As text, since four digits would turn 0.99999 into 1.
+    return _formatted(str(value) if field == "confidence" and drawn else value)
 
 
 def _formatted(value: Any) -> str:

@@ -22,6 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skvaecert import CollapseCertifier, GMMTeacher
+from skvaecert._samples import fingerprint_samples
 from skvaecert.bounds import bernstein_bound, betting_bound
 from skvaecert.exceptions import KnownSamplesWarning, NotCertifiedWarning
 from skvaecert.model_selection import (
@@ -121,6 +122,22 @@ def test_drawn_codes_of_the_fit_have_a_training_score(fitted, blobs):
         fitted.certify(seen, kind="sampled")
     held_out = sampled_information_scorer(fitted, blobs[1::2])
     assert sampled_information_scorer(fitted, seen) == pytest.approx(held_out, abs=0.3)
+
+
+@pytest.mark.filterwarnings("ignore::skvaecert.exceptions.KnownSamplesWarning")
+def test_margins_on_samples_of_a_fitted_witness_are_training_scores(blobs):
+    certifier = CollapseCertifier(PCA(3), teacher=GMMTeacher(4), witness="linear")
+    certifier.fit(blobs)
+    half = certifier.certificate_.n_samples
+    known = blobs[np.isin(fingerprint_samples(blobs), certifier._calibration.rows)]
+    assert len(known) == len(blobs) - half
+    for X in (blobs, known):
+        assert margin_scorer(certifier, X) == pytest.approx(certifier.score(X))
+        scores = certificate_scorers(certifier, X)
+        assert scores["margin"] == margin_scorer(certifier, X)
+        assert 0 < scores["relative_margin"] <= 1
+    # No verdict is based on these samples.
+    assert scores["certified"] == 0
 
 
 class SearchOfAnotherLibrary:

@@ -214,7 +214,7 @@ def test_ctrl_c_within_a_training_keeps_no_part_of_it(
     goes_on = False
     example = an_experiment(papers, compute)
     monkeypatch.setattr(entry, "EXPERIMENTS", {"example": example})
-    assert "go on with the same command" in run(entry, "example", tmp_path)
+    assert "Run the same command again" in run(entry, "example", tmp_path)
     ((name, interrupted),) = kept(tmp_path).items()
     assert interrupted.count(b"\n") == 1
     goes_on = True

@@ -79,7 +79,7 @@ def test_a_forced_constant_is_constant_and_its_model_is_not(papers, network):
     lab = papers("lab").Lab(setting._replace(network=setting.network | network))
     samples = lab.samples(0)
     certifier = papers("lab").certified(lab.vae(samples, "1", 0), samples)
-    forced = papers("experiments.prevention").forced_constant(certifier)
+    forced = papers("lab").constant_copy(certifier)
     for values in forced.estimator_.encode(samples.test):
         assert np.ptp(values, axis=0).max() == 0
     measure = papers("lab").measure

@@ -18,7 +18,7 @@ from sklearn.pipeline import make_pipeline
 
 from skvaecert import CollapseCertifier
 from skvaecert.exceptions import UnstableEncoderWarning
-from skvaecert.report import write_report
+from skvaecert.report import _certificate_field, write_report
 from skvaecert.wrappers import TrainedEncoder
 
 KINDS = "mean", "sampled", "round_trip"
@@ -83,6 +83,11 @@ def test_every_certificate_stands_in_the_report(fitted, blobs, written):
         assert f"{certificate.tolerance:.2g} nats" in page.text
     assert "not computed" not in page.text
     assert "Not drawn" not in page.text
+
+
+def test_a_confidence_is_not_rounded(fitted, blobs):
+    certificate = fitted.certify(blobs[1::2], kind="sampled", confidence=0.99999)
+    assert _certificate_field("confidence", certificate) == "0.99999"
 
 
 @pytest.mark.slow

@@ -1,22 +1,22 @@
 """
-The papers' experiments, one command a table
-============================================
+The papers' experiments, one command for each table
+===================================================
 
-Each experiment is a claim of arXiv:2605.05813 or arXiv:2605.18224. Finished parts are
-kept: the same command goes on where it was interrupted. It writes the records as CSV,
-table and claims as JSON and Markdown, and a picture.
+The experiments test claims of arXiv:2605.05813 and arXiv:2605.18224. Finished parts are
+stored, and the same command continues an interrupted run. A run writes the records as
+CSV, the table and the claims as JSON and Markdown, and a picture.
 
     python examples/papers prevention --data digits --preset five-minutes
     python examples/papers all --preset five-minutes --n-jobs 2
 
-Nothing is run by the next command: it writes what docs/records holds of the preset
-"papers" into docs/papers.md, between the marks of each experiment, and draws the
-pictures of that page.
+The next command runs no experiment. It fills docs/papers.md, between the marks of each
+experiment, with the results in docs/records, and draws the pictures of that page.
 
     python examples/papers page
 
-The files of mnist, cifar10, cifar100 and tiny-imagenet are read from the folders mnist,
-cifar-10-batches-bin, cifar-100-binary and tiny-imagenet-200 in --data-dir.
+The folder --data-dir has the official files of mnist, cifar10, cifar100 and
+tiny-imagenet in its folders mnist, cifar-10-batches-bin, cifar-100-binary and
+tiny-imagenet-200.
 """
 
 import argparse
@@ -70,16 +70,40 @@ def parsed():
         "--data",
         nargs="+",
         choices=[*SHIPPED, *OFFICIAL],
-        help="those that ship, or with the preset papers those of the page",
+        help="data sets (default: digits and patches16; with the preset papers, all "
+        "others)",
     )
-    parser.add_argument("--preset", default="five-minutes", choices=PRESETS)
-    parser.add_argument("--out", type=Path, default=Path("papers-results"))
-    parser.add_argument("--records", type=Path, help="where finished cells are kept")
-    parser.add_argument("--data-dir", help="the folder of the papers' data sets")
-    parser.add_argument("--n-jobs", type=int, default=1, help="processes")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--check", action="store_true", help="fail if what must show does not"
+        "--preset",
+        default="five-minutes",
+        choices=PRESETS,
+        help="size of the experiments (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("papers-results"),
+        help="folder of the results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        help="folder of the finished parts (default: OUT/PRESET/records)",
+    )
+    parser.add_argument("--data-dir", help="folder of the papers' data sets")
+    parser.add_argument(
+        "--n-jobs",
+        type=int,
+        default=1,
+        help="number of processes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="PyTorch device (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with status 1 if a cell fails or a claim that must hold does not",
     )
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -92,10 +116,10 @@ def parsed():
 
 
 def perform(experiment, arguments):
-    """Run one experiment, print and write what it shows; return what went wrong."""
+    """Run one experiment, print and write its results; return the failures."""
     start = time.perf_counter()
     folder = arguments.out / arguments.preset
-    # Of the papers' data those that the page has it for.
+    # An experiment runs on those of the papers' data sets that the page shows.
     chosen = [d for d in arguments.data if d in (*SHIPPED, *experiment.data)]
     settings = [make_setting(arguments.preset, data) for data in chosen]
     results, failures = run(
@@ -116,18 +140,16 @@ def perform(experiment, arguments):
     folder.mkdir(parents=True, exist_ok=True)
     claims, text = write(folder, experiment, settings, results)
     seconds = time.perf_counter() - start
-    note(folder / f"{experiment.name}.run.json", seconds, results)
+    write_run(folder / f"{experiment.name}.run.json", seconds, results)
     print(text, flush=True)
     return [c.sentence for c in claims if c.must and not c.holds]
 
 
-def note(path, seconds, results):
-    """Write down what may differ from run to run.
-
-    A teacher that is remembered from another cell warns no more.
-    """
+def write_run(path, seconds, results):
+    """Write what may differ between two runs of the same command."""
+    # A teacher from the cache does not warn again, so these counts may differ, too.
     warned = Counter(name for result in results for name in result["warnings"])
-    told = {
+    run_info = {
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.date.today().isoformat(),
         "seconds": round(seconds),
@@ -135,7 +157,7 @@ def note(path, seconds, results):
         "versions": VERSIONS,
         "cells with warnings": warned,
     }
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    path.write_text(json.dumps(run_info, indent=1) + "\n")
 
 
 def main():
@@ -145,15 +167,19 @@ def main():
         return
     chosen = [*EXPERIMENTS] if arguments.experiment == "all" else [arguments.experiment]
     try:
-        wrong = [p for name in chosen for p in perform(EXPERIMENTS[name], arguments)]
+        failures = [
+            failure
+            for name in chosen
+            for failure in perform(EXPERIMENTS[name], arguments)
+        ]
     except KeyboardInterrupt:
         sys.exit(
-            f"\nInterrupted. Finished cells are in {arguments.records}; go on with "
-            "the same command."
+            f"\nInterrupted. Finished cells are stored in {arguments.records}. Run the "
+            "same command again to continue."
         )
-    if wrong:
-        print("Must show, but does not:", *wrong, sep="\n- ")
-    sys.exit(bool(wrong and arguments.check))
+    if failures:
+        print("Failed:", *failures, sep="\n- ")
+    sys.exit(bool(failures and arguments.check))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Cells, the smallest parts of an experiment that are kept, and how they are run."""
+"""Run the cells of an experiment, the smallest parts that are stored."""
 
 import ast
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import platform
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +37,7 @@ HERE = Path(__file__).parent
 
 @functools.cache
 def statements(path):
-    """Return what a file of code does: without comments and docstrings."""
+    """Return the syntax tree of a file as text, without comments and docstrings."""
     tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -45,7 +47,7 @@ def statements(path):
 
 
 def is_text(node):
-    """Tell whether a statement is nothing but a string."""
+    """Tell whether a statement is only a string."""
     return (
         isinstance(node, ast.Expr)
         and isinstance(node.value, ast.Constant)
@@ -54,7 +56,7 @@ def is_text(node):
 
 
 def digest_of(paths):
-    """Return a digest of what some files of code do."""
+    """Return a digest of the names and statements of files, in this order."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(f"{path.name}\0{statements(path)}\0".encode())
@@ -64,11 +66,12 @@ def digest_of(paths):
 class Experiment(NamedTuple):
     """A claim of the papers: what to compute for it, and how to show it.
 
-    `cells` lists the options of its cells in a setting; `compute` takes a Lab and
-    those, and returns a dict with "records", each a flat dict, and maybe "curves".
-    Records that agree in `by` share a line of the table, whose `columns` are functions
-    of them; `claims` judges all records, `draw` fills a figure, and `caption` says what
-    to see there. `data` are the data sets that the page has it for.
+    `cells` returns the options of each cell in a setting. `compute` takes a Lab and the
+    options of a cell. It returns a dict with "records", a list of flat dicts, and what
+    else is stored for pictures, such as "curves". Records with the same values of the
+    keys `by` share a row of the table, and `columns` are functions of these records.
+    `claims` judges all records, `draw` fills a figure, and `caption` explains it. The
+    page shows the data sets `data`.
     """
 
     name: str
@@ -84,22 +87,23 @@ class Experiment(NamedTuple):
 
     @property
     def code(self):
-        """A digest of what computes, not of what shows."""
+        """A digest of the code that computes results, not of what shows them."""
         package = sorted(Path(skvaecert.__file__).parent.rglob("*.py"))
         own = Path(inspect.getsourcefile(self.compute))
         return digest_of([*package, HERE / "readers.py", HERE / "lab.py", own])
 
 
-class Cell(NamedTuple):
-    """One piece of work."""
+@dataclass(frozen=True)
+class Cell:
+    """An experiment in one setting, with the options of one cell."""
 
     experiment: Experiment
     setting: Setting
     options: dict[str, Any]
 
-    @property
+    @functools.cached_property
     def name(self):
-        """All that the numbers depend on, as JSON would give it back."""
+        """All that the result depends on, as it is read back from JSON."""
         name = {
             "setting": self.setting._asdict(),
             "options": self.options,
@@ -110,24 +114,24 @@ class Cell(NamedTuple):
 
 
 class Store:
-    """A file of finished cells of an experiment on a data set, one in each line."""
+    """A file of the finished cells of an experiment on a data set, one in each line."""
 
     def __init__(self, path):
         self.path = Path(path)
 
     def lines(self):
-        """Return what can be read of the file; half a line counts as not there."""
+        """Return all lines that can be read; damaged lines are skipped."""
         if not self.path.exists():
             return []
         texts = self.path.read_bytes().split(b"\n")
         return [line for line in map(parsed, texts) if line]
 
     def results(self):
-        """Return the results by the names of their cells, the last one of each."""
+        """Return the last result of each cell, by its name as text."""
         return {key(line["name"]): line["result"] for line in self.lines()}
 
     def save(self, name, result):
-        """Append a line; whatever a kill has left of another does not touch it."""
+        """Append a line, after a line break if a killed run left an incomplete line."""
         text = json.dumps({"name": name, "result": result})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab+") as file:
@@ -159,36 +163,37 @@ def key(name):
 
 
 def finish(cell, places):
-    """Return the result of a cell and None, or None and what went wrong."""
+    """Return a cell with its result and None, or with None and the error message."""
     try:
-        # Sums depend on the number of threads in their last bits.
+        # The last bits of sums depend on the number of threads.
         torch.set_num_threads(1)
         with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = cell.experiment.compute(
                 Lab(cell.setting, **places), **cell.options
             )
-        told = sorted({warning.category.__name__ for warning in caught})
-        # What is no JSON, such as NaN, is a failure of this cell.
-        text = json.dumps(result | {"warnings": told}, allow_nan=False)
+        names = sorted({warning.category.__name__ for warning in caught})
+        # A result that is not valid JSON, such as NaN, is a failure of this cell.
+        text = json.dumps(result | {"warnings": names}, allow_nan=False)
         return cell, json.loads(text), None
-    except Exception:  # the other cells go on
+    except Exception:  # the other cells still run
         failure = f"{cell.setting.data}, {cell.options}:\n{traceback.format_exc()}"
         return cell, None, failure
 
 
 def run(experiment, settings, folder, n_jobs=1, **places):
-    """Compute what is not kept yet; return all results in order, and failures."""
+    """Compute cells that are not stored; return all results in order, and failures."""
     stores = {s.data: store_of(folder, experiment, s.data) for s in settings}
     cells = [
         [Cell(experiment, setting, options) for options in experiment.cells(setting)]
         for setting in settings
     ]
-    kept = {data: store.results() for data, store in stores.items()}
-    # Data sets by turns, so that the time left is told fairly.
-    turns = sorted((i, k) for k, some in enumerate(cells) for i in range(len(some)))
-    todo = (cells[k][i] for i, k in turns)
-    missing = [cell for cell in todo if key(cell.name) not in kept[cell.setting.data]]
+    results = {}
+    for store in stores.values():
+        results |= store.results()
+    # Data sets take turns, so that the progress bar estimates the remaining time well.
+    turns = [*filter(None, itertools.chain(*itertools.zip_longest(*cells)))]
+    missing = [cell for cell in turns if key(cell.name) not in results]
     tasks = (joblib.delayed(finish)(cell, places) for cell in missing)
     bar = tqdm(
         joblib.Parallel(n_jobs, return_as="generator_unordered")(tasks),
@@ -203,6 +208,6 @@ def run(experiment, settings, folder, n_jobs=1, **places):
             failures.append(failure)
         else:
             stores[cell.setting.data].save(cell.name, result)
-            kept[cell.setting.data][key(cell.name)] = result
-    found = [kept[c.setting.data].get(key(c.name)) for some in cells for c in some]
-    return [result for result in found if result], failures
+            results[key(cell.name)] = result
+    names = [key(cell.name) for cell in itertools.chain(*cells)]
+    return [results[name] for name in names if name in results], failures

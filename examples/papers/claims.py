@@ -1,4 +1,4 @@
-"""What should show, and whether it does."""
+"""Claims about records, and whether they hold."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ certified = has(verdict="certified")
 
 
 class Claim(NamedTuple):
-    """What should show, whether it does, and whether anything less is a failure."""
+    """A claim, whether it holds, and whether it is a failure if it does not."""
 
     sentence: str
     holds: bool
@@ -16,25 +16,27 @@ class Claim(NamedTuple):
 
 
 def tally(records, by, sentence, true_of, expected=True, must=False):
-    """Claim that something is true of all records, or of none.
+    """Claim that `true_of` is true of all records or, unless expected, of none.
 
-    The sentence goes on with how many it is true of, and in which groups it is not as
-    expected. Of no records nothing is claimed.
+    The sentence is completed with the number of records for which it is true, in all
+    and in each group with exceptions. Without records the claim does not hold.
     """
-    found = {key: [*map(true_of, some)] for key, some in groups(records, by).items()}
-    every = [one for some in found.values() for one in some]
+    answers = {
+        key: [*map(true_of, members)] for key, members in groups(records, by).items()
+    }
+    n_true, n = sum(map(sum, answers.values())), sum(map(len, answers.values()))
     exceptions = [
-        f"{place(by, key)}: {sum(some)} of {len(some)}"
-        for key, some in found.items()
-        if any(one != expected for one in some)
+        f"{place(by, key)}: {sum(group)} of {len(group)}"
+        for key, group in answers.items()
+        if any(answer != expected for answer in group)
     ]
     where_not = f" ({'; '.join(exceptions)})" if exceptions else ""
-    told = f"{sentence}: {sum(every)} of {len(every)}{where_not}"
-    return Claim(told, bool(every) and not exceptions, must)
+    counted = f"{sentence}: {n_true} of {n}{where_not}"
+    return Claim(counted, n > 0 and not exceptions, must)
 
 
 def place(by, key):
-    """Return the values of a group as text; a number alone would say nothing."""
+    """Return the values of a group as text; a number is preceded by its name."""
     return ", ".join(
         f"{name} {value}"
         if name == "kl_weight" or not isinstance(value, str)

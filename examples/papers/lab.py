@@ -1,5 +1,6 @@
-"""One setting at work: samples, VAEs, and what is measured of a trained one."""
+"""Samples, models and measurements of one setting."""
 
+import copy
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import NamedTuple
 
 import joblib
 import numpy as np
+import torch
 from readers import read_cifar10, read_cifar100, read_mnist, read_tiny_imagenet
 from settings import Setting
 from sklearn.linear_model import LogisticRegression
@@ -17,11 +19,11 @@ from sklearn.utils import check_random_state
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher, datasets
 from skvaecert.forecast import collapse_threshold
 
-# Of the KL weight.
+# As a multiple of the KL weight.
 ALIGNMENT_WEIGHT = 10.0
-# The KL weight at which a linear VAE has collapsed, and half as much again.
+# Half as much again as β*, the KL weight from which on a linear VAE collapses.
 COLLAPSE = "1.5 β*"
-# What reads the official files of a data set, and the folder that they are in.
+# The function that reads the official files of a data set, and their folder.
 READERS = {
     "mnist": (read_mnist, "mnist"),
     "cifar10": (read_cifar10, "cifar-10-batches-bin"),
@@ -31,7 +33,7 @@ READERS = {
 
 
 class Samples(NamedTuple):
-    """Samples, and labels where there are some; `valid` is for tuning only."""
+    """Samples and, for data with labels, their labels; `valid` is for tuning only."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -43,7 +45,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Lab:
-    """A setting, and where things lie on this machine."""
+    """A setting, with the folders and the device of this machine."""
 
     setting: Setting
     memory: str | None = None
@@ -51,32 +53,35 @@ class Lab:
     device: str = "cpu"
 
     def samples(self, seed):
-        """Draw samples."""
+        """Draw the samples of a seed; a fixed setting has those of seed 0."""
         s = self.setting
         seed = 0 if s.fixed else seed
         return load_samples(s.data, s.n_train, s.n_test, seed, self.data_dir)
 
     def teacher(self, seed):
-        """Return an unfitted search for a teacher."""
+        """Return an unfitted teacher."""
         return GMMTeacher(**self.setting.teacher, random_state=seed)
 
-    def kl_weight(self, samples, told):
-        """Return the KL weight that is meant by "2", or by "0.5 β*"."""
-        times, _, unit = told.partition(" ")
-        return float(times) * (self.threshold(samples) if unit else 1.0)
+    def cached(self, function):
+        """Cache the results of a function in the folder `memory`, if there is one."""
+        return joblib.Memory(self.memory, verbose=0).cache(function)
+
+    def kl_weight(self, samples, text):
+        """Return the KL weight from text: a number, or a multiple such as "0.5 β*"."""
+        factor, _, unit = text.partition(" ")
+        return float(factor) * (self.threshold(samples) if unit else 1.0)
 
     def threshold(self, samples):
-        """Return β*, the KL weight from which on a linear VAE collapses altogether."""
-        memory = joblib.Memory(self.memory, verbose=0)
-        return float(memory.cache(collapse_threshold)(samples.train))
+        """Return β*, the KL weight from which on a linear VAE collapses entirely."""
+        return float(self.cached(collapse_threshold)(samples.train))
 
     def vae(self, samples, kl_weight, seed, aligned=True, **options):
-        """Return an unfitted VAE; `kl_weight` is as `Lab.kl_weight` has it."""
+        """Return an unfitted VAE; `kl_weight` is text that `Lab.kl_weight` reads."""
         weight = self.kl_weight(samples, kl_weight)
-        given = dict(self.setting.network)
-        if given.get("encoder") == "conv":
-            given["image_shape"] = samples.image_shape
-        given |= {
+        parameters = dict(self.setting.network)
+        if parameters.get("encoder") == "conv":
+            parameters["image_shape"] = samples.image_shape
+        parameters |= {
             "kl_weight": weight,
             "alignment_weight": ALIGNMENT_WEIGHT * weight if aligned else 0.0,
             "random_state": 0 if self.setting.fixed else seed,
@@ -85,13 +90,13 @@ class Lab:
             self.teacher(seed),
             memory=self.memory,
             device=self.device,
-            **given | options,
+            **parameters | options,
         )
 
 
 @functools.lru_cache(maxsize=2)
 def load_samples(data, n_train, n_test, seed, data_dir):
-    """Return samples of training, tuning and test, with values in [0, 1]."""
+    """Return training, validation and test samples, with values in [0, 1]."""
     train = draw(data, "train", n_train + n_test, seed, data_dir)
     test = draw(data, "test", n_test, seed, data_dir)
     labels = None if train[1] is None else train[1][:n_train]
@@ -101,9 +106,9 @@ def load_samples(data, n_train, n_test, seed, data_dir):
 
 
 def draw(data, subset, n_samples, seed, data_dir):
-    """Return samples, at most so many, labels or None, and the shape of an image."""
+    """Return at most `n_samples` samples, their labels or None, and the image shape."""
     if data.startswith("patches"):
-        # Samples of training and test come from other places: other draws will do.
+        # Training and test patches come from separate strips of the photographs.
         size = int(data[7:])
         bunch = datasets.load_patches(
             n_samples, size=size, subset=subset, random_state=seed
@@ -120,13 +125,13 @@ def draw(data, subset, n_samples, seed, data_dir):
 
 
 def certified(vae, samples, **options):
-    """Fit a certifier around an unfitted VAE."""
+    """Fit a certifier, and the VAE inside it, to the training samples."""
     return CollapseCertifier(vae).fit(samples.train, **options)
 
 
-def measure(certifier, test, **options):
-    """Return numbers of a fitted certifier on test samples."""
-    vae, diagnosis = certifier.estimator_, certifier.diagnose(test, **options)
+def measure(certifier, test):
+    """Return measurements of a fitted certifier on test samples."""
+    vae, diagnosis = certifier.estimator_, certifier.diagnose(test)
     certificate, bracket = diagnosis.mean, diagnosis.information
     return {
         "n_train": certifier.certificate_.n_samples,
@@ -151,7 +156,7 @@ def measure(certifier, test, **options):
 
 
 def round_trip(certifier, test):
-    """Return what encoder and decoder together pass on, by the softened teacher."""
+    """Return verdict, margin and information of the certificate of reconstructions."""
     certificate = certifier.certify(test, kind="round_trip")
     return {
         "round_trip_verdict": certificate.verdict,
@@ -161,15 +166,15 @@ def round_trip(certifier, test):
 
 
 def unexplained(samples, reconstruction):
-    """Return the share of the samples' variance that reconstructions miss."""
+    """Return the mean squared error as a share of the samples' variance."""
     samples = np.asarray(samples, dtype=np.float64)
     return float(((samples - reconstruction) ** 2).mean() / samples.var(axis=0).mean())
 
 
 def probe(codes, samples, test_codes, n_per_class=None):
-    """Return the share of test labels that a linear classifier of codes gets right.
+    """Return the accuracy of a linear classifier of codes on the test samples.
 
-    It learns from the first `n_per_class` training samples of each class, or from all.
+    It is fitted to the first `n_per_class` training samples of each class, or to all.
     """
     labels = samples.labels
     if n_per_class is None:
@@ -183,7 +188,23 @@ def probe(codes, samples, test_codes, n_per_class=None):
 
 
 def margin_curve(certifier):
-    """Return the history's margins as shares of the teacher information."""
+    """Return the margin after each epoch, as a share of the teacher information."""
     history = certifier.estimator_.history_
-    shares = (row["margin"] / row["teacher_information"] for row in history)
-    return [float(f"{share:.5g}") for share in shares]
+    return rounded(row["margin"] / row["teacher_information"] for row in history)
+
+
+def rounded(curve):
+    """Return values of five significant digits, which keep the stored files small."""
+    return [float(f"{value:.5g}") for value in curve]
+
+
+def constant_copy(certifier, mean_only=False):
+    """Return a copy whose encoder's posterior, or only its mean, is constant."""
+    certifier = copy.deepcopy(certifier)
+    encoder = certifier.estimator_.net_.module_.encoder
+    *_, last = (part for part in encoder.modules() if isinstance(part, torch.nn.Linear))
+    # The first half of the outputs is the mean, the second gives the deviation.
+    n_rows = len(last.weight) // 2 if mean_only else None
+    with torch.no_grad():
+        last.weight[:n_rows] = 0
+    return certifier

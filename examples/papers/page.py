@@ -1,4 +1,4 @@
-"""What is written of results: the files of a run, the blocks of a page."""
+"""Write results: the files of a run and the blocks of the page."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from records import groups, records_of
 from settings import SHIPPED, make_setting
 from tables import summary
 
-# Beside the page.
+# Relative to the folder of the page.
 IMAGES = "images/papers"
 
 
@@ -35,7 +35,7 @@ def write(folder, experiment, settings, results):
 
 
 def block(experiment, settings, results, image):
-    """Return figure, claims and tables as Markdown."""
+    """Return picture, caption, claims and tables as Markdown."""
     if not results:
         return "Not run yet.\n"
     parts = [f"![{experiment.title}]({image})"]
@@ -46,7 +46,7 @@ def block(experiment, settings, results, image):
 
 
 def judged(claims):
-    """Return claims as a list that says which of them show."""
+    """Return a list of the claims, each with whether it shows."""
     return "\n".join(
         f"- {'Shows' if claim.holds else '**Does not show**'}: {claim.sentence}."
         for claim in claims
@@ -54,40 +54,40 @@ def judged(claims):
 
 
 def tables(experiment, settings, results):
-    """Return a table for each data set, or one for all that have but a line each."""
+    """Return a table for each data set, or one for all if each has only one row."""
     by_data = groups(records_of(results), ("data",))
     settings = [setting for setting in settings if experiment.cells(setting)]
-    told = [images_of(experiment, s, by_data.get((s.data,), [])) for s in settings]
+    images = [images_of(experiment, s, by_data.get((s.data,), [])) for s in settings]
     if experiment.by == ("data",):
-        return [table(summary(experiment, records_of(results))), " ".join(told)]
+        return [table(summary(experiment, records_of(results))), " ".join(images)]
     parts = []
-    for setting, sentence in zip(settings, told, strict=True):
+    for setting, sentence in zip(settings, images, strict=True):
         lines = summary(experiment, by_data.get((setting.data,), []))
         parts += [sentence, table(lines, "data")] if lines else [sentence]
     return parts
 
 
 def table(lines, left_out=None):
-    """Return lines as a table in Markdown."""
+    """Return a table in Markdown, without the column `left_out`."""
     head = [name for name in lines[0] if name != left_out]
     rows = [head, ["---"] * len(head), *([line[k] for k in head] for line in lines)]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def images_of(experiment, setting, records):
-    """Say how many images of a data set were used, and how many seeds are there."""
+    """Return a sentence on the numbers of images and seeds of a data set."""
     expected = {options["seed"] for options in experiment.cells(setting)}
-    found = {record["seed"] for record in records}
-    drawn = "teachers" if setting.fixed else "seeds"
-    seeds = f"{len(found)} of {len(expected)} {drawn}"
+    finished = {record["seed"] for record in records}
+    unit = "teachers" if setting.fixed else "seeds"
+    seeds = f"{len(finished)} of {len(expected)} {unit}"
     used = setting._asdict() | (records[0] if records else {})
     images = f"{used['n_train']:,} training and {used['n_test']:,} test images"
-    unfinished = "" if found == expected else ", not finished"
+    unfinished = "" if finished == expected else ", not finished"
     return f"**{setting.data}**: {images}, {seeds}{unfinished}."
 
 
 def kept(experiment, settings, folder):
-    """Return the results of the seeds that are complete, and by what they were made."""
+    """Return the results of complete seeds, and the number of cells by version."""
     lines = []
     for setting in settings:
         last = last_lines(experiment, setting, folder)
@@ -98,7 +98,7 @@ def kept(experiment, settings, folder):
 
 
 def last_lines(experiment, setting, folder):
-    """Return the last line of each cell in this setting, whatever code has made it."""
+    """Return the last line of each cell in this setting, of any version of the code."""
     wanted = key(setting._asdict())
     return {
         key(line["name"]["options"]): line
@@ -115,20 +115,20 @@ def complete(experiment, setting, lines):
 
 
 def fill(page, experiments, folder):
-    """Write into a page, and beside it, what the kept records of experiments show."""
+    """Fill the blocks of a page from stored records, and draw its pictures."""
     text = page.read_text(encoding="utf-8")
     for mark, experiment, settings in marked(text, experiments):
         results, made = kept(experiment, settings, folder)
         text = filled(text, mark, experiment, settings, results)
         if results:
             picture(page.parent / IMAGES / f"{mark}.png", experiment, results)
-        told = [f"{n} cells by {maker}" for maker, n in made.items()]
-        print(f"{mark}:", "; ".join(told) or "not run yet")
+        counts = [f"{n} cells by {maker}" for maker, n in made.items()]
+        print(f"{mark}:", "; ".join(counts) or "not run yet")
     page.write_text(text, encoding="utf-8")
 
 
 def marked(text, experiments):
-    """Yield each mark in a page with its experiment, and the settings that it shows."""
+    """Yield each mark in a page, with its experiment and the settings to show."""
     for experiment in experiments:
         for preset, data in (("papers", experiment.data), ("five-minutes", SHIPPED)):
             mark = experiment.name + ("" if preset == "papers" else f"-{preset}")
@@ -137,7 +137,7 @@ def marked(text, experiments):
 
 
 def filled(text, mark, experiment, settings, results):
-    """Return a page with the block of an experiment between its marks."""
+    """Return the text of a page with a new block between the marks of an experiment."""
     new = block(experiment, settings, results, f"{IMAGES}/{mark}.png")
     marks = rf"(?<=<!-- {mark} -->\n).*?(?=<!-- end of {mark} -->)"
     return re.sub(marks, lambda match: f"\n{new}\n", text, flags=re.DOTALL)

@@ -1,8 +1,8 @@
 """Readers of the official files of MNIST, CIFAR-10, CIFAR-100 and Tiny-ImageNet.
 
-Each takes the folder of the files and returns a Bunch: `data`, uint8 samples of shape
-(n_samples, channels * height * width), `target`, the labels from 0, and `image_shape`,
-(channels, height, width).
+Each reader takes the folder of the files and returns a Bunch. `data` has uint8 samples
+of shape (n_samples, channels * height * width), `target` the labels, counted from 0,
+and `image_shape` is (channels, height, width).
 """
 
 import gzip
@@ -20,7 +20,7 @@ N_CLASSES = 200  # of Tiny-ImageNet
 
 
 def read_mnist(folder, subset="train"):
-    """Read MNIST from its IDX files, with the ending .gz or without it."""
+    """Read MNIST from its IDX files, compressed (.gz) or not."""
     stem = {"train": "train", "test": "t10k"}[subset]
     images = read_idx(Path(folder) / f"{stem}-images-idx3-ubyte", 28, 28)
     labels = read_idx(Path(folder) / f"{stem}-labels-idx1-ubyte")
@@ -47,9 +47,9 @@ def read_cifar100(folder, subset="train"):
 
 
 def read_tiny_imagenet(folder, subset="train"):
-    """Read Tiny-ImageNet, `tiny-imagenet-200`; its validation images are the test set.
+    """Read Tiny-ImageNet, `tiny-imagenet-200`; the test set is its validation images.
 
-    `data` is a DatasetSamples: an image is decoded when it is indexed.
+    `data` is a DatasetSamples, which decodes an image when it is indexed.
     """
     listed = Path(folder) / "wnids.txt"
     classes = {wnid: i for i, wnid in enumerate(listed.read_text().split())}
@@ -63,14 +63,14 @@ def read_tiny_imagenet(folder, subset="train"):
 
 
 def bunch(data, target, image_shape):
-    """Return samples, labels and the shape of an image as scikit-learn does."""
+    """Return samples, labels and image shape as a Bunch, as scikit-learn does."""
     return Bunch(
         data=data, target=np.asarray(target, np.int64), image_shape=image_shape
     )
 
 
 def read_bytes(path):
-    """Return the bytes of a file, mapped, or those packed in a .gz file."""
+    """Return the bytes of a file, memory-mapped, or decompressed from a .gz file."""
     try:
         if path.suffix == ".gz":
             return np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
@@ -80,7 +80,7 @@ def read_bytes(path):
 
 
 def read_idx(path, *shape):
-    """Return the items of an IDX file of bytes, each of this shape."""
+    """Return the items of this shape in an IDX file of bytes."""
     path = path if path.exists() else path.with_name(f"{path.name}.gz")
     contents = read_bytes(path)
     n_head, size = 8 + 4 * len(shape), math.prod(shape)
@@ -97,7 +97,7 @@ def read_idx(path, *shape):
 
 
 def read_cifar(path, n_classes):
-    """Map the records of a CIFAR file, each of one or two labels and an image."""
+    """Return the records of a CIFAR file, each with one or two labels and an image."""
     size = len(n_classes) + 3 * 32 * 32
     contents = read_bytes(path)
     if len(contents) % size:
@@ -114,12 +114,12 @@ def read_cifar(path, n_classes):
 
 
 def cifar_bunch(records):
-    """Return images and the label before each, the fine one where there are two."""
+    """Return images with their labels, or with the fine labels if there are two."""
     return bunch(records[:, -3 * 32 * 32 :], records[:, -3 * 32 * 32 - 1], (3, 32, 32))
 
 
 def tiny_imagenet_train(folder, classes):
-    """Return the training images and the class of each."""
+    """Return the class of each training image, by its path."""
     found = {wnid: sorted((folder / wnid).glob("images/*.JPEG")) for wnid in classes}
     missing = [wnid for wnid, paths in found.items() if not paths]
     if missing:
@@ -131,9 +131,9 @@ def tiny_imagenet_train(folder, classes):
 
 
 def tiny_imagenet_val(folder, classes):
-    """Return the validation images and the class of each."""
+    """Return the class of each validation image, by its path."""
     listed = folder / "val_annotations.txt"
-    # Name, WordNet id and a bounding box, separated by tabs.
+    # Each line has a name, a WordNet id and a bounding box, separated by tabs.
     lines = [line.split("\t")[:2] for line in listed.read_text().splitlines()]
     found = {
         folder / "images" / name: classes.get(wnid)
@@ -148,7 +148,7 @@ def tiny_imagenet_val(folder, classes):
 
 
 class Jpegs:
-    """A torch Dataset of JPEG files in color, 64 pixels high and wide."""
+    """A torch Dataset of color images from JPEG files, 64 pixels high and wide."""
 
     def __init__(self, paths):
         self.paths = list(paths)

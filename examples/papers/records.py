@@ -1,4 +1,4 @@
-"""Records, the flat dicts that a cell has measured: chosen, grouped and paired."""
+"""Select, group and pair records, the flat dicts that a cell has measured."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def records_of(results):
 
 
 def has(**values):
-    """Return what tells whether a record has these values."""
+    """Return a function that tells whether a record has these values."""
     return lambda record: all(record.get(key) == v for key, v in values.items())
 
 
@@ -19,7 +19,7 @@ def where(records, **values):
 
 
 def groups(records, keys):
-    """Return records by their values of the keys, in the order they come."""
+    """Return lists of records by their values of the keys, in order of appearance."""
     found = {}
     for record in records:
         found.setdefault(tuple(record[key] for key in keys), []).append(record)
@@ -27,21 +27,26 @@ def groups(records, keys):
 
 
 def each(records, key):
-    """Return records by their value of one key, in the order they come."""
-    return {value: some for (value,), some in groups(records, (key,)).items()}
+    """Return lists of records by their value of one key, in order of appearance."""
+    return {value: members for (value,), members in groups(records, (key,)).items()}
 
 
-def medians(groups, key):
+def medians(grouped, key):
     """Return the median of each group."""
-    return {name: np.median([r[key] for r in some]) for name, some in groups.items()}
+    return {
+        name: np.median([record[key] for record in members])
+        for name, members in grouped.items()
+    }
 
 
 def gains(records, others, key):
-    """Return how much more records have than others, in each seed with both."""
-    beside = {(r["data"], r["seed"]): r[key] for r in others if key in r}
-    pairs = [(r, beside.get((r["data"], r["seed"]))) for r in records if key in r]
+    """Return records of value minus other value, for each seed that has both."""
+    values, other_values = (
+        {(r["data"], r["seed"]): r[key] for r in group if key in r}
+        for group in (records, others)
+    )
     return [
-        {"data": record["data"], "gain": record[key] - other}
-        for record, other in pairs
-        if other is not None
+        {"data": pair[0], "gain": value - other_values[pair]}
+        for pair, value in values.items()
+        if pair in other_values
     ]

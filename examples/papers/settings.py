@@ -1,4 +1,4 @@
-"""What is trained, on how many samples: presets, one for each purpose."""
+"""Presets: how large the samples and networks are, and how long they train."""
 
 from typing import Any, NamedTuple
 
@@ -8,10 +8,10 @@ OFFICIAL = ("mnist", "cifar10", "cifar10-conv", "cifar100", "tiny-imagenet")
 
 
 class Setting(NamedTuple):
-    """One preset on one data set; a cell is named by it, so that none is mixed up.
+    """One preset on one data set; it is part of the name of each cell.
 
-    With `fixed` targets, a seed is that of the teacher alone: samples, initial weights
-    and batches are those of seed 0.
+    If `fixed`, a seed changes only the teacher. Samples, initial weights and batches
+    are those of seed 0.
     """
 
     data: str
@@ -27,14 +27,14 @@ class Setting(NamedTuple):
 def make_setting(preset, data):
     """Return the setting of a preset for a data set."""
     common, special = PRESETS[preset]
-    given = common | special.get(data, {})
-    network = common["network"] | given["network"]
-    return Setting(data=data, **given | {"network": network})
+    values = common | special.get(data, {})
+    network = common["network"] | values["network"]
+    return Setting(data=data, **values | {"network": network})
 
 
-# Each: what holds for all data sets, and what differs for some.
+# Each preset has values for all data sets, and other values for some of them.
 PRESETS = {
-    # To see that all runs; far too short to show anything.
+    # To test that everything runs. It is far too short to show anything.
     "seconds": (
         {
             "n_train": 100,
@@ -47,7 +47,7 @@ PRESETS = {
         },
         {},
     ),
-    # On data that ship.
+    # On data that need no download.
     "five-minutes": (
         {
             "n_train": 640,
@@ -60,7 +60,7 @@ PRESETS = {
         },
         {},
     ),
-    # On the papers' data: about four hours on two cores.
+    # On the papers' data, in hours.
     "papers": (
         {
             "n_train": 10_000,

@@ -1,4 +1,4 @@
-"""Tables of records: what their columns say."""
+"""Columns of the tables: functions that return the text for a group of records."""
 
 from collections import Counter
 
@@ -7,41 +7,41 @@ from records import groups
 
 
 def counts(key):
-    """Make a column: how many records have each value, the most frequent first."""
+    """Make a column of how many records have each value, the most frequent first."""
 
     def column(records):
-        found = Counter(record[key] for record in records).most_common()
-        return ", ".join(f"{n} {value}" for value, n in found)
+        common = Counter(record[key] for record in records).most_common()
+        return ", ".join(f"{n} {value}" for value, n in common)
 
     return column
 
 
 def bracket(records):
-    """Make the column from the least lower to the greatest upper bound, outwards."""
+    """Return the least lower and the greatest upper bound, rounded outwards."""
     low, high = min(r["low"] for r in records), max(r["high"] for r in records)
     low, high = np.floor(100 * low) / 100, np.ceil(100 * high) / 100
     return f"{number(low)} to {number(high)}"
 
 
 def decoder_use(records):
-    """Make the column of an upper bound for all records, rounded up."""
+    """Return the greatest upper bound of the decoder use, rounded up."""
     bound = max(record["decoder"] for record in records)
     digits = 1 if bound < 10 else 0
     return number(np.ceil(bound * 10**digits) / 10**digits, digits)
 
 
 def median(key, digits=2):
-    """Make a column: the median over the records."""
+    """Make a column of the median over the records."""
     return lambda records: number(np.median([r[key] for r in records]), digits)
 
 
 def spread(key, digits=2):
-    """Make a column: the interval over the records."""
+    """Make a column of the interval over the records."""
     return lambda records: interval([r[key] for r in records], digits)
 
 
 def margin(text):
-    """Make the column of the margin, and of the information that it can reach."""
+    """Make a column of the margin and its maximum, the teacher information."""
 
     def column(records):
         most = np.median([record["information"] for record in records])
@@ -51,26 +51,29 @@ def margin(text):
 
 
 def if_known(key, column):
-    """Make a column of what some groups of records have, and a dash for the others."""
+    """Make a column with a dash for records that do not have the key."""
     return lambda records: column(records) if key in records[0] else "-"
 
 
 def interval(values, text=2):
-    """Return the median, and least and greatest if they differ, as text or digits."""
+    """Return the median and, if they differ, minimum and maximum.
+
+    `text` is a function that formats a value, or the number of decimals.
+    """
     write = text if callable(text) else lambda value: number(value, text)
     middle, least, greatest = (write(f(values)) for f in (np.median, min, max))
     return middle if least == greatest else f"{middle} ({least} to {greatest})"
 
 
 def number(value, digits=2):
-    """Return a number as a table has it, without a minus before zero."""
+    """Return a number with thousands separators, and zero without a minus sign."""
     return f"{round(float(value), digits) + 0.0:,.{digits}f}"
 
 
 def kl_weight(records):
-    """Make the column of the KL weight; of a multiple of β*, its median, too."""
-    told = records[0]["kl_weight"]
-    return f"{told} = {median('beta', 0)(records)}" if "β*" in told else told
+    """Return the KL weight; a multiple of β* also as a number, its median."""
+    text = records[0]["kl_weight"]
+    return f"{text} = {median('beta', 0)(records)}" if "β*" in text else text
 
 
 MARGIN = {
@@ -89,9 +92,9 @@ CODE = {
 
 
 def summary(experiment, records):
-    """Return the lines of the table."""
+    """Return the rows of the table, each a dict of texts by column."""
     return [
         dict(zip(experiment.by, key, strict=True))
-        | {name: column(some) for name, column in experiment.columns.items()}
-        for key, some in groups(records, experiment.by).items()
+        | {name: column(members) for name, column in experiment.columns.items()}
+        for key, members in groups(records, experiment.by).items()
     ]

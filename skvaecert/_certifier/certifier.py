@@ -74,7 +74,7 @@ from skvaecert.simplex import (
 )
 from skvaecert.witnesses import simplex_of, simplex_witness
 
-__all__ = ["CollapseCertifier", "drawn_margin"]
+__all__ = ["CollapseCertifier", "certificate_for_scores"]
 
 
 def _template(certifier: CollapseCertifier) -> Any:
@@ -962,18 +962,19 @@ class CollapseCertifier(
         return again._certify_training(samples)
 
 
-def drawn_margin(
+def certificate_for_scores(
     certifier: CollapseCertifier,
     X: ArrayLike,
-    n_draws: int,
+    kind: Literal["mean", "sampled"],
+    n_draws: int = 8,
     teacher_proba: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
-) -> float:
-    """Return the margin of drawn codes, also for samples of `fit`: no certificate."""
+) -> Certificate:
+    """Certify samples, also those of `fit`: for scores, not for verdicts."""
     pieces = certifier._pieces(X, teacher_proba, sample_weight)
-    # The margin does not depend on the confidence.
-    part = certifier._collect(pieces, "sampled", n_draws, 0.95, known_too=True)
-    return part.collected.conclude(0.0).margin
+    # Scores are margins, which do not depend on the confidence.
+    part = certifier._collect(pieces, kind, n_draws, 0.95, known_too=True)
+    return part.collected.conclude(0.0)
 
 
 def _flat_in_order(X: Any, *per_sample: ArrayLike | None) -> Any:

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skvaecert._certificate.certificate import Certificate
-from skvaecert._certifier.certifier import CollapseCertifier, drawn_margin
+from skvaecert._certifier.certifier import CollapseCertifier, certificate_for_scores
 from skvaecert._certifier.encoded import fitted_encoder
 from skvaecert._certifier.partial import PartialCertificate
 from skvaecert._posterior import posterior_of
@@ -61,8 +61,12 @@ class Scored:
 
     @cached_property
     def _certificate(self) -> Certificate:
-        """The certificate, also on samples of the fit: for scores, not for verdicts."""
-        return self._part.collected.conclude(self._part.safety_margin)
+        """The certificate, also on samples that the witness was fitted on."""
+        if not self._part.n_known:
+            return self._part.collected.conclude(self._part.safety_margin)
+        return certificate_for_scores(
+            self._certifier, self._samples, "mean", **self._metadata
+        )
 
     @property
     def _encoder(self) -> Any:
@@ -132,7 +136,10 @@ class Scored:
                 "'sampled_information', because its fit tempers the witness, got "
                 f"{name}. Use CollapseCertifier({name}(...))."
             )
-        return drawn_margin(self._certifier, self._samples, n_draws, **self._metadata)
+        certificate = certificate_for_scores(
+            self._certifier, self._samples, "sampled", n_draws, **self._metadata
+        )
+        return certificate.margin
 
     def all(self) -> dict[str, float]:
         names = ["certified", "margin", "relative_margin"]

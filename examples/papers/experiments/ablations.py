@@ -1,27 +1,25 @@
-"""One factor at a time: what moves the margin, and what does not."""
+"""Vary one factor of the training at a time, and measure the margin."""
 
 from lab import COLLAPSE, certified, measure
 from sklearn.base import clone
 
 from skvaecert.simplex import prior_matched_scale
 
-# The training that each factor is varied from, as the others are named.
+# KL weight, factor and value of the base, in which every factor has its first value.
 BASE = ("1", "none", "-")
-# What is asked at the KL weight of collapse, too.
+# This factor is also varied at the KL weight of collapse.
 STRESSED = "alignment_weight"
 MOST_SEEDS = 3
 
 
 def factors(setting):
-    """Return the values of each factor, that of the base first.
+    """Return the values of each factor; the first one is that of the base.
 
-    The witness scale is a multiple of the prior-matched one, and the alignment weight
-    one of the KL weight.
+    The witness scale is a multiple of the prior-matched one. The alignment weight is a
+    multiple of the KL weight.
     """
-    width, latent_dim = (
-        setting.network["hidden_sizes"][0],
-        setting.network["latent_dim"],
-    )
+    network = setting.network
+    width, latent_dim = network["hidden_sizes"][0], network["latent_dim"]
     # A simplex of K vertices needs K - 1 dimensions.
     k = min(10, latent_dim + 1)
     counts = [n for n in (5, 20, 50) if n <= latent_dim + 1]
@@ -36,7 +34,7 @@ def factors(setting):
 
 
 def cells(setting):
-    """One cell a seed, factor and value; the base, which all share, is trained once."""
+    """Return a cell for each seed, factor and value; all factors share the base."""
     others = [
         ("1", factor, value)
         for factor, values in factors(setting).items()
@@ -54,13 +52,13 @@ def cells(setting):
 def compute(lab, kl_weight, factor, value, seed):
     """Forecast the margin, train, and measure."""
     samples = lab.samples(seed)
-    chosen = {name: values[0] for name, values in factors(lab.setting).items()}
-    if factor in chosen:
-        chosen[factor] = value
-    vae = varied(lab, samples, kl_weight, seed, **chosen)
+    values = {name: values[0] for name, values in factors(lab.setting).items()}
+    if factor in values:
+        values[factor] = value
+    vae = varied(lab, samples, kl_weight, seed, **values)
     certifier = certified(vae, samples)
     forecast = certifier.estimator_.forecast(
-        samples.train, ratio=chosen["alignment_weight"]
+        samples.train, ratio=values["alignment_weight"]
     )
     record = measure(certifier, samples.test)
     record |= {
@@ -69,27 +67,27 @@ def compute(lab, kl_weight, factor, value, seed):
         "train_relative": certifier.certificate_.relative_margin,
         "witness_beta": certifier.witness_scale_,
     }
-    told = {"data": lab.setting.data, "kl_weight": kl_weight, "factor": factor}
-    told |= {"value": value, "seed": seed}
-    return {"records": [told | chosen | record]}
+    options = {"data": lab.setting.data, "kl_weight": kl_weight, "factor": factor}
+    options |= {"value": value, "seed": seed}
+    return {"records": [options | values | record]}
 
 
-def varied(lab, samples, kl_weight, seed, **chosen):
-    """Return an unfitted VAE of these values of the factors."""
-    sizes = [chosen["width"]] * len(lab.setting.network["hidden_sizes"])
+def varied(lab, samples, kl_weight, seed, **values):
+    """Return an unfitted VAE with these values of the factors."""
+    sizes = [values["width"]] * len(lab.setting.network["hidden_sizes"])
     vae = lab.vae(
         samples,
         kl_weight,
         seed,
         hidden_sizes=sizes,
-        latent_dim=chosen["latent_dim"],
+        latent_dim=values["latent_dim"],
     )
     vae.set_params(
-        teacher__n_components=chosen["n_components"],
-        alignment_weight=chosen["alignment_weight"] * vae.kl_weight,
+        teacher__n_components=values["n_components"],
+        alignment_weight=values["alignment_weight"] * vae.kl_weight,
     )
-    if chosen["witness_scale"] != 1:
+    if values["witness_scale"] != 1:
         proba = clone(vae.teacher).fit(samples.train).predict_proba(samples.train)
-        scale = chosen["witness_scale"] * prior_matched_scale(proba)
+        scale = values["witness_scale"] * prior_matched_scale(proba)
         vae.set_params(witness_scale=float(scale))
     return vae

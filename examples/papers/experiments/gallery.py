@@ -1,11 +1,10 @@
-"""A gallery of failures: what each says."""
+"""Models that fail in known ways, and their diagnoses."""
 
-import copy
 import warnings
 
 import numpy as np
 import torch
-from lab import certified
+from lab import certified, constant_copy
 from scipy.linalg import orthogonal_procrustes
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -18,17 +17,17 @@ from skvaecert.simplex import analytic_code, witness_log_proba
 
 KL_WEIGHT = "1"
 MOST_SEEDS = 3
-# A temperature at which posteriors are all but uniform.
+# At this temperature the teacher's posteriors are almost uniform.
 HOT = 10_000.0
-# About as many steps as elsewhere, on a hundred samples.
+# With so many epochs, 100 samples get about as many steps as others get.
 N_FEW, FEW = 100, {"batch_size": "auto", "max_epochs": 100}
 N_TRIES = 1000
-# Of a code of which one rounding of the mean is a large part.
+# At this posterior standard deviation, a rounding error of the mean is large.
 NARROW = 1e-8
 
 
 def cells(setting):
-    """One cell a seed and model; a model may fail in several ways."""
+    """Return a cell for each seed and model; a model may be part of several cases."""
     return [
         {"model": model, "seed": seed}
         for seed in range(min(MOST_SEEDS, setting.n_seeds))
@@ -37,95 +36,97 @@ def cells(setting):
 
 
 def compute(lab, model, seed):
-    """Train a model, or fail to, and write down what is said of it."""
-    told = {"data": lab.setting.data, "model": model, "seed": seed}
+    """Train a model and return a record of each of its cases."""
+    options = {"data": lab.setting.data, "model": model, "seed": seed}
     records = MODELS[model](lab, lab.samples(seed), seed)
-    return {"records": [told | record for record in records]}
+    return {"records": [options | record for record in records]}
 
 
 def sound(lab, samples, seed):
-    """Yield what an aligned model says, and copies of it that are broken."""
+    """Yield an aligned model, on turned images and with constant means, too."""
     certifier = certified(lab.vae(samples, KL_WEIGHT, seed), samples)
-    yield told("nothing wrong", certifier.diagnose, samples.test)
-    yield told("turned test images", certifier.diagnose, turned(samples.test, samples))
-    silenced = without_mean(certifier)
-    yield told("constant mean, varying deviations", silenced.diagnose, samples.test)
+    yield outcome("nothing wrong", certifier.diagnose, samples.test)
+    yield outcome(
+        "turned test images", certifier.diagnose, turned(samples.test, samples)
+    )
+    constant = constant_copy(certifier, mean_only=True)
+    yield outcome("constant mean, varying deviations", constant.diagnose, samples.test)
     yield from constants(certifier, samples.test)
 
 
 def constants(certifier, test):
-    """Yield what the constant of largest margin says, and its roundings."""
+    """Yield the constant mean of largest margin, exact and with rounding errors."""
     proba = certifier.teacher_.predict_proba(test)
     witness = certifier.vertices_, certifier.witness_scale_
     best = analytic_code(proba.mean(axis=0, keepdims=True), *witness)
     codes = analytic_code(proba, *witness)
     mean = np.repeat(best, len(test), axis=0).astype(np.float32)
-    # The last bit of each value, set as the teacher would have it.
+    # The last bit of each value moves it towards the teacher's code.
     jitter = np.nextafter(mean, codes.astype(np.float32))
     options = {"teacher_proba": proba, "witness": AlignmentLoss(*witness)}
     options |= {"random_state": 0}
-    yield told("the best constant", diagnose, mean, np.ones_like(mean), **options)
+    yield outcome("the best constant", diagnose, mean, np.ones_like(mean), **options)
     narrow = np.full_like(mean, NARROW)
-    yield told("the best constant, rounded", diagnose, jitter, narrow, **options)
+    yield outcome("the best constant, rounded", diagnose, jitter, narrow, **options)
 
 
 def permuted(lab, samples, seed):
-    """Yield what is said of a model that was trained on others' posteriors."""
+    """Yield a model that was trained on permuted posteriors of the teacher."""
     generator = check_random_state(seed)
     teacher = lab.teacher(seed).fit(samples.train)
     train, test = (teacher.predict_proba(x) for x in (samples.train, samples.test))
-    wrong = generator.permutation(train), generator.permutation(test)
+    shuffled = generator.permutation(train), generator.permutation(test)
     vae = lab.vae(samples, KL_WEIGHT, seed)
-    certifier = certified(vae, samples, teacher_proba=wrong[0])
+    certifier = certified(vae, samples, teacher_proba=shuffled[0])
     for case, x, proba in (
-        ("permuted, on training samples", samples.train, wrong[0]),
-        ("permuted, on test samples", samples.test, wrong[1]),
+        ("permuted, on training samples", samples.train, shuffled[0]),
+        ("permuted, on test samples", samples.test, shuffled[1]),
         ("permuted, against the true ones", samples.test, test),
     ):
-        yield told(case, certifier.diagnose, x, teacher_proba=proba)
+        yield outcome(case, certifier.diagnose, x, teacher_proba=proba)
 
 
 def uninformative(lab, samples, seed):
-    """Yield what is said with a teacher that hardly tells samples apart, or not."""
+    """Yield models with a teacher that is nearly constant, or constant."""
     for case, options in (
         ("a nearly constant teacher", {"temperature": HOT}),
         ("a constant teacher", {"n_components": 1}),
     ):
         vae = lab.vae(samples, KL_WEIGHT, seed)
-        # A teacher that is remembered warns no more.
+        # A teacher from the cache does not warn again.
         vae.set_params(memory=None).teacher.set_params(**options)
-        yield told(case, diagnosed, vae, samples)
+        yield outcome(case, diagnosed, vae, samples)
 
 
 def few(lab, samples, seed):
-    """Yield what is said of training samples and of others."""
-    some = samples._replace(train=samples.train[:N_FEW])
-    certifier = certified(lab.vae(some, KL_WEIGHT, seed, **FEW), some)
-    yield told("100 samples, on themselves", certifier.diagnose, some.train)
-    yield told("100 samples, on test samples", certifier.diagnose, samples.test)
+    """Yield a model of few training samples, on them and on test samples."""
+    fewer = samples._replace(train=samples.train[:N_FEW])
+    certifier = certified(lab.vae(fewer, KL_WEIGHT, seed, **FEW), fewer)
+    yield outcome("100 samples, on themselves", certifier.diagnose, fewer.train)
+    yield outcome("100 samples, on test samples", certifier.diagnose, samples.test)
 
 
 def foreign(lab, samples, seed):
-    """Yield what is said with teachers that were fitted on other data."""
-    for case, others in (
+    """Yield models with teachers that were fitted to other data."""
+    for case, teacher_samples in (
         ("a teacher of turned images", turned(samples.train, samples)),
         ("a teacher of noise", noise(samples, seed)),
     ):
         vae = lab.vae(samples, KL_WEIGHT, seed)
-        yield told(case, diagnosed, vae, samples, others)
+        yield outcome(case, diagnosed, vae, samples, teacher_samples)
 
 
 def deaf(lab, samples, seed):
-    """Yield what is said of a decoder that was trained without the code."""
+    """Yield a model whose decoder ignores the code."""
     vae = lab.vae(samples, KL_WEIGHT, seed, decoder=Deaf)
-    yield told("a deaf decoder", diagnosed, vae, samples)
+    yield outcome("a deaf decoder", diagnosed, vae, samples)
 
 
 def chance(lab, samples, seed):
-    """Yield the largest margins of codes that nothing has aligned."""
+    """Yield a model without alignment, and the largest margins of many codes."""
     vae = lab.vae(samples, KL_WEIGHT, seed, aligned=False)
     certifier = certified(vae, samples)
-    yield told("not aligned", certifier.diagnose, samples.test)
+    yield outcome("not aligned", certifier.diagnose, samples.test)
     generator = check_random_state(seed)
     mean = certifier.transform(samples.test).astype(np.float64)
     pixels, dim = samples.test - samples.train.mean(axis=0), mean.shape[1]
@@ -147,7 +148,7 @@ def chance(lab, samples, seed):
         ),
     ):
         witness = certifier.vertices_, certifier.witness_scale_
-        yield {"case": case} | told_of_mean(best_of(codes, proba, *witness))
+        yield {"case": case} | certificate_record(best_of(codes, proba, *witness))
 
 
 MODELS = {
@@ -161,30 +162,30 @@ MODELS = {
 }
 
 
-def diagnosed(vae, samples, others=None):
-    """Train on samples, with a teacher of other ones if there are some."""
-    if others is not None:
-        teacher = FrozenEstimator(clone(vae.teacher).fit(others))
+def diagnosed(vae, samples, teacher_samples=None):
+    """Train and diagnose, with a teacher that was fitted to other samples if given."""
+    if teacher_samples is not None:
+        teacher = FrozenEstimator(clone(vae.teacher).fit(teacher_samples))
         vae.set_params(teacher=teacher)
     return certified(vae, samples).diagnose(samples.test)
 
 
-def told(case, work, *args, **options):
-    """Return what is said when something is diagnosed, or refused."""
+def outcome(case, diagnose, *args, **options):
+    """Return a record of a diagnosis, or of the error that is raised instead."""
     record = {"case": case}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            record |= told_of(work(*args, **options))
+            record |= diagnosis_record(diagnose(*args, **options))
         except ValueError as error:
             record |= {"refusal": type(error).__name__, "says": str(error)}
     return record | {"warned": ", ".join(sorted({w.category.__name__ for w in caught}))}
 
 
-def told_of(diagnosis):
-    """Return what a diagnosis says."""
+def diagnosis_record(diagnosis):
+    """Return values and text of a diagnosis."""
     bracket, decoder = diagnosis.information, diagnosis.decoder
-    return told_of_mean(diagnosis.mean) | {
+    return certificate_record(diagnosis.mean) | {
         "state": diagnosis.state,
         "low": bracket.low,
         "high": bracket.high,
@@ -193,8 +194,8 @@ def told_of(diagnosis):
     }
 
 
-def told_of_mean(certificate):
-    """Return what a certificate says."""
+def certificate_record(certificate):
+    """Return values and text of a certificate."""
     return {
         "verdict": certificate.verdict,
         "reason": certificate.reason,
@@ -219,40 +220,30 @@ def rotation(generator, dim):
 
 
 def linear(generator, n_features, latent_dim):
-    """Draw a linear map, of a size that is drawn, too."""
+    """Draw a linear map and its size."""
     size = 10 ** generator.uniform(-3, 1)
     return size * generator.standard_normal((n_features, latent_dim)) / n_features**0.5
 
 
 def turned(images, samples):
-    """Return images turned by a quarter."""
+    """Return images turned by 90 degrees."""
     shaped = images.reshape(-1, *samples.image_shape)
     return np.rot90(shaped, axes=(2, 3)).reshape(len(images), -1)
 
 
 def noise(samples, seed):
-    """Return images of independent pixels, as many as there are for tests."""
+    """Return images of independent pixels, as many as test samples."""
     shape = samples.test.shape
     return check_random_state(seed).random_sample(shape).astype(np.float32)
 
 
-def without_mean(certifier):
-    """Return a copy whose mean is constant; the deviations stay."""
-    certifier = copy.deepcopy(certifier)
-    encoder = certifier.estimator_.net_.module_.encoder
-    last = [part for part in encoder.modules() if isinstance(part, torch.nn.Linear)][-1]
-    with torch.no_grad():
-        last.weight[: len(last.weight) // 2] = 0
-    return certifier
-
-
 class Deaf(torch.nn.Module):
-    """A decoder of the same image for all codes."""
+    """A decoder that returns the same image for all codes."""
 
     def __init__(self, n_features, latent_dim):
         super().__init__()
         self.image = torch.nn.Parameter(torch.zeros(n_features))
 
     def forward(self, codes):
-        """Return that image."""
+        """Return the image for each code."""
         return self.image.expand(len(codes), -1)

@@ -1,4 +1,4 @@
-"""What `prevention` does not show, with more epochs or a greater weight."""
+"""Some cases of `prevention`, with more epochs or a greater alignment weight."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,11 @@ MOST_SEEDS = 3
 
 
 class Case(NamedTuple):
-    """A model that is trained on: at first aligned or not, then otherwise."""
+    """How a model is trained: at first aligned or not, then with another weight."""
 
     aligned: bool
-    # Of the epochs before, and of the alignment weight that others have.
+    # The second training, as multiples of the epochs of the first one and of the
+    # usual alignment weight.
     n_times: int
     weight: float
 
@@ -23,8 +24,8 @@ CASES = {
     "rescued, 10 times the weight": Case(False, 1, 10.0),
 }
 REMOVED, *RESCUED = CASES
-# On other data all.
-ASKED = {
+# Other data sets have all cases.
+CASES_OF = {
     "mnist": [REMOVED],
     "cifar10-conv": [REMOVED],
     "tiny-imagenet": RESCUED,
@@ -32,16 +33,16 @@ ASKED = {
 
 
 def cells(setting):
-    """One cell a seed and case."""
+    """Return a cell for each seed and case."""
     return [
         {"case": case, "seed": seed}
         for seed in range(min(MOST_SEEDS, setting.n_seeds))
-        for case in ASKED.get(setting.data, CASES)
+        for case in CASES_OF.get(setting.data, CASES)
     ]
 
 
 def compute(lab, case, seed):
-    """Train, train on otherwise, and measure."""
+    """Train, train again with another alignment weight, and measure."""
     samples, chosen = lab.samples(seed), CASES[case]
     weight = lab.vae(samples, KL_WEIGHT, seed).alignment_weight
     vae = lab.vae(samples, KL_WEIGHT, seed, aligned=chosen.aligned)
@@ -52,6 +53,6 @@ def compute(lab, case, seed):
         estimator__max_epochs=chosen.n_times * vae.max_epochs,
     )
     certifier.fit(samples.train)
-    told = {"data": lab.setting.data, "case": case, "seed": seed}
-    record = told | measure(certifier, samples.test)
+    options = {"data": lab.setting.data, "case": case, "seed": seed}
+    record = options | measure(certifier, samples.test)
     return {"records": [record], "curves": [margin_curve(certifier)]}

@@ -1,9 +1,8 @@
-"""Mitigations from the literature, each tuned to one rate and then compared."""
+"""Mitigations from the literature, each tuned to the same rate, then compared."""
 
 import math
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 from lab import COLLAPSE, certified, measure, probe
 from scipy.interpolate import PchipInterpolator
@@ -26,19 +25,19 @@ from skvaecert.diagnostics import kl_per_dimension
 from skvaecert.forecast import linear_information
 from skvaecert.objectives import Objective
 
-# Mean KL to the prior that every objective is tuned to, in nats a sample.
+# Every objective is tuned to this mean KL to the prior, in nats per sample.
 RATE = 4.0
-# A fit is near enough if its KL differs by this share at most.
+# The search ends if the KL differs from the rate by at most this share of it.
 NEAR = 0.05
 MAX_FITS = 5
 
 
 class Tuning(NamedTuple):
-    """What is tuned, where the search starts, and what is fixed.
+    """Which parameter, the knob, is tuned, where its search starts, and what is fixed.
 
-    A KL weight starts at so many times what a linear VAE needs for the rate. What is
-    tuned otherwise holds the KL up at the fixed `kl_weight`. `alignment` is the weight
-    of the alignment loss as a multiple of the KL weight.
+    For a KL weight, `start` is a multiple of the weight at which a linear VAE has the
+    rate. Any other knob keeps up the KL at the fixed `kl_weight`. `alignment` is the
+    weight of the alignment loss as a multiple of the KL weight.
     """
 
     knob: str
@@ -49,12 +48,12 @@ class Tuning(NamedTuple):
 
     @property
     def slope(self):
-        """A guess of d log KL / d log knob."""
+        """An estimate of d log KL / d log knob."""
         return {"kl_weight": -1.5, "alignment": 0.5}.get(self.knob, 1.0)
 
 
 def tunings(network):
-    """Return what is tuned of each objective; BetaVAE is the ELBO's."""
+    """Return the tuning of each objective; the ELBO with a KL weight is BetaVAE."""
     n_epochs, latent_dim = network["max_epochs"], network["latent_dim"]
     each = RATE / latent_dim
     return {
@@ -68,8 +67,8 @@ def tunings(network):
         ),
         "SigmaVAE": Tuning("kl_weight", 1.25, SigmaVAE()),
         "InfoVAE": Tuning("kl_weight", 1.1, InfoVAE(alpha=0.0)),
-        # Its floor is half the rate. Where a model would collapse it is no floor: the
-        # encoder shrinks its means below what the normalization adds to variances.
+        # It bounds the KL from below at half the rate. The bound fails where a model
+        # would collapse: the means shrink below what normalization adds to variances.
         "BatchNormVAE": Tuning("kl_weight", 0.6, BatchNormVAE(math.sqrt(each))),
         "Capacity": Tuning(
             "objective__capacity", RATE, Capacity(n_epochs=n_epochs / 4), "1"
@@ -81,7 +80,7 @@ def tunings(network):
 
 
 def cells(setting):
-    """One cell a seed and objective."""
+    """Return a cell for each seed and objective."""
     return [
         {"objective": name, "seed": seed}
         for seed in range(setting.n_seeds)
@@ -90,12 +89,12 @@ def cells(setting):
 
 
 def compute(lab, objective, seed):
-    """Tune one objective to the rate, and measure the fit that comes nearest."""
+    """Tune one objective to the rate, and measure the nearest fit."""
     samples = lab.samples(seed)
     tuning = tunings(lab.setting.network)[objective]
     tried = tune(lab, samples, tuning, seed)
     value, kl, certifier = nearest(tried)[0]
-    told = {
+    search = {
         "data": lab.setting.data,
         "objective": objective,
         "seed": seed,
@@ -105,11 +104,11 @@ def compute(lab, objective, seed):
         "valid_kl": kl,
     }
     record = measure(certifier, samples.test) | read(certifier.estimator_, samples)
-    return {"records": [told | record], "tried": [fit[:2] for fit in tried]}
+    return {"records": [search | record], "tried": [fit[:2] for fit in tried]}
 
 
 def tune(lab, samples, tuning, seed):
-    """Return for each fit the knob, the KL of validation samples, and the certifier."""
+    """Return for each fit the knob, the KL on validation samples, and the certifier."""
     value = tuning.start
     if tuning.knob == "kl_weight":
         value *= weight_of_rate(lab, samples)
@@ -129,20 +128,20 @@ def build(lab, samples, tuning, value, seed):
     """Return an unfitted VAE with this value of the knob."""
     kl_weight = str(value) if tuning.knob == "kl_weight" else tuning.kl_weight
     vae = lab.vae(samples, kl_weight, seed, objective=tuning.objective)
-    times = value if tuning.knob == "alignment" else tuning.alignment
-    vae.set_params(alignment_weight=times * vae.kl_weight)
+    alignment = value if tuning.knob == "alignment" else tuning.alignment
+    vae.set_params(alignment_weight=alignment * vae.kl_weight)
     if tuning.knob.startswith("objective__"):
         vae.set_params(**{tuning.knob: value})
     return vae
 
 
 def nearest(tried):
-    """Return the fits, that with the KL nearest to the rate first."""
+    """Return the fits, sorted by the distance of their KL from the rate."""
     return sorted(tried, key=lambda fit: abs(math.log(fit[1] / RATE)))
 
 
 def better(tried, slope):
-    """Return where the KL should be the rate: between fits, or beyond the nearest."""
+    """Return the next value to try: between two fits, or beyond the nearest one."""
     values, kls = np.log([fit[:2] for fit in nearest(tried)]).T
     aim = np.log(RATE)
     if kls.min() < aim < kls.max():
@@ -150,9 +149,9 @@ def better(tried, slope):
         return float(np.exp(PchipInterpolator(kls[order], values[order])(aim)))
     if len(tried) > 1:
         secant = (kls[1] - kls[0]) / (values[1] - values[0])
-        # One that is far from the guess tells of noise, or of a floor.
+        # A secant far from the estimate comes from noise, or from a bound on the KL.
         slope *= np.clip(secant / slope, 1 / 3, 3)
-    # By a factor of four at most.
+    # A step is at most a factor of four.
     step = np.clip((aim - kls[0]) / slope, *np.log([1 / 4, 4]))
     return float(np.exp(values[0] + step))
 
@@ -160,16 +159,18 @@ def better(tried, slope):
 def weight_of_rate(lab, samples):
     """Return the KL weight at which a linear VAE has the rate (theory section 18)."""
     weights = np.geomspace(0.01, 1, 200) * lab.threshold(samples)
-    forecast = joblib.Memory(lab.memory, verbose=0).cache(linear_information)
-    kept = forecast(samples.train, weights, lab.setting.network["latent_dim"])
-    return float(np.interp(RATE, kept.information[::-1], weights[::-1]))
+    forecast = lab.cached(linear_information)(
+        samples.train, weights, lab.setting.network["latent_dim"]
+    )
+    return float(np.interp(RATE, forecast.information[::-1], weights[::-1]))
 
 
 def read(vae, samples):
-    """Return what is read off the means: by fitted witness, and of the labels."""
+    """Return what a fitted witness, and a probe of the labels, read off the means."""
     frozen = CollapseCertifier(FrozenEstimator(vae), witness="linear")
-    found = {"linear_verdict": frozen.fit(samples.train).certify(samples.test).verdict}
+    linear = frozen.fit(samples.train).certify(samples.test)
+    record = {"linear_verdict": linear.verdict}
     if samples.labels is not None:
         codes, test_codes = (vae.transform(x) for x in (samples.train, samples.test))
-        found |= {"probe": probe(codes, samples, test_codes)}
-    return found
+        record |= {"probe": probe(codes, samples, test_codes)}
+    return record

@@ -1,4 +1,4 @@
-"""A linear classifier of the labels, on codes of several kinds."""
+"""A linear classifier of the labels, from several kinds of codes."""
 
 import numpy as np
 from lab import certified, probe
@@ -10,7 +10,7 @@ MODELS = ("plain", "aligned")
 
 
 def cells(setting):
-    """One cell a seed and kind of code; none where there are no labels."""
+    """Return a cell for each seed and kind of code, if the data have labels."""
     if setting.data.startswith("patches"):
         return []
     kinds = [(model, kl) for kl in KL_WEIGHTS for model in MODELS]
@@ -23,7 +23,7 @@ def cells(setting):
 
 
 def compute(lab, codes, kl_weight, seed):
-    """Learn labels from codes: from 10 of a class, and from all."""
+    """Learn labels from codes, from 10 labels of each class and from all."""
     samples = lab.samples(seed)
     if codes in MODELS:
         vae = lab.vae(samples, kl_weight, seed, aligned=codes == "aligned")
@@ -32,7 +32,7 @@ def compute(lab, codes, kl_weight, seed):
     else:
         encode, record = WITHOUT_VAE[codes](lab, samples, seed), {}
     train, test = encode(samples.train), encode(samples.test)
-    told = {
+    accuracies = {
         "data": lab.setting.data,
         "codes": codes,
         "kl_weight": kl_weight,
@@ -41,11 +41,11 @@ def compute(lab, codes, kl_weight, seed):
         "few": probe(train, samples, test, N_PER_CLASS),
         "all": probe(train, samples, test),
     }
-    return {"records": [told | record]}
+    return {"records": [accuracies | record]}
 
 
 def margin(certifier, test):
-    """Return verdict and margin of a VAE's mean."""
+    """Return verdict, margin and information of the certificate."""
     certificate = certifier.certify(test)
     return {
         "verdict": certificate.verdict,
@@ -55,18 +55,18 @@ def margin(certifier, test):
 
 
 def components(lab, samples, seed):
-    """Return the projection on as many principal components as codes have values."""
+    """Return the projection onto as many principal components as latent dimensions."""
     pca = PCA(lab.setting.network["latent_dim"], random_state=seed)
     return pca.fit(samples.train).transform
 
 
 def posterior(lab, samples, seed):
-    """Return the posterior of the teacher that the VAEs are aligned to."""
+    """Return a function that returns the teacher's posteriors."""
     return lab.teacher(seed).fit(samples.train).predict_proba
 
 
 def nothing(lab, samples, seed):
-    """Return a constant code, on which the probe predicts the majority class."""
+    """Return a constant code; from it the probe predicts the majority class."""
     return lambda X: np.zeros((len(X), 1))
 
 

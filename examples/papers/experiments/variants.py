@@ -1,8 +1,9 @@
-"""Vanilla, RST, RST-prefit, RST-alpha-prefit; a growing KL weight (2605.18224)."""
+"""Vanilla, RST, RST-prefit and RST-alpha-prefit (arXiv:2605.18224)."""
 
 from lab import COLLAPSE, certified, measure, round_trip
 
-# Nats a sample that the code of the regression may cost (theory section 11).
+# The energy of the prefit's target code is at most this, in nats per sample (theory
+# section 11).
 PREFIT_ENERGY = 2.0
 VARIANTS_OF = {
     "vanilla": {"aligned": False},
@@ -10,13 +11,13 @@ VARIANTS_OF = {
     "RST-prefit": {"prefit": "analytic"},
     "RST-alpha-prefit": {"prefit": {"energy": PREFIT_ENERGY}},
 }
-# Those of the collapse stress; and at the KL weight 1 all.
+# These variants are also trained at the KL weights STRESS, the others only at 1.
 STRESSED = ("vanilla", "RST-alpha-prefit")
 STRESS = ("2", "4", "8", COLLAPSE)
 
 
 def cells(setting):
-    """One cell a seed, KL weight and variant."""
+    """Return a cell for each seed, KL weight and variant."""
     pairs = [("1", variant) for variant in VARIANTS_OF]
     pairs += [(kl, variant) for kl in STRESS for variant in STRESSED]
     return [
@@ -33,10 +34,10 @@ def compute(lab, kl_weight, variant, seed):
         lab.vae(samples, kl_weight, seed, **VARIANTS_OF[variant]), samples
     )
     record = measure(certifier, samples.test) | round_trip(certifier, samples.test)
-    told = {
+    options = {
         "data": lab.setting.data,
         "kl_weight": kl_weight,
         "variant": variant,
         "seed": seed,
     }
-    return {"records": [told | {"threshold": lab.threshold(samples)} | record]}
+    return {"records": [options | {"threshold": lab.threshold(samples)} | record]}

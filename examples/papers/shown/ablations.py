@@ -1,4 +1,4 @@
-"""How ablations are shown: what moves the margin, and what does not."""
+"""Show `ablations`: which factors move the margin."""
 
 import numpy as np
 from cells import Experiment
@@ -17,25 +17,26 @@ LABELS = {
     "latent_dim": "latent dimensions",
 }
 LOOKS = {"1": ("C0o-", "trained, kl_weight 1"), COLLAPSE: ("C1^-", f"at {COLLAPSE}")}
-# Shares of the teacher information: what counts as moved, or as forecast.
+# A margin has moved, or misses its forecast, if it differs by more than this share of
+# the teacher information.
 CLOSE = 0.1
 
 
 def claims(records):
-    """Say how far each factor moves the margin, and whether that was forecast."""
+    """Claim for each factor how it moves the margin, and whether that was forecast."""
     found, by = [], ("data", "kl_weight", "factor")
-    for (data, kl, factor), some in groups(with_base(records), by).items():
+    for (data, kl, factor), members in groups(with_base(records), by).items():
         about = f"{data}, kl_weight {kl}, {LABELS[factor]}"
-        found.append(stays(about, some))
+        found.append(stays(about, members))
         if factor == STRESSED:
-            found.append(rises(about, some))
+            found.append(rises(about, members))
         if kl == COLLAPSE:
-            found.append(is_forecast(about, some))
+            found.append(is_forecast(about, members))
     return found
 
 
 def with_base(records):
-    """Return records by value, those of the base once for each factor."""
+    """Return records sorted by factor and value, with the base once for each factor."""
     _, name, _ = BASE
     base = where(records, factor=name)
     others = [record for record in records if record["factor"] != name]
@@ -44,42 +45,43 @@ def with_base(records):
 
 
 def stays(about, records):
-    """Claim that the margin hardly moves over the values of a factor."""
+    """Claim that the median margin moves by at most CLOSE with the factor."""
     by_value = medians(each(records, "value"), "relative")
-    told = ", ".join(f"{number(m)} at {value:g}" for value, m in by_value.items())
-    sentence = f"{about}: the relative margin moves by at most {CLOSE} ({told})"
+    points = ", ".join(f"{number(m)} at {value:g}" for value, m in by_value.items())
+    sentence = f"{about}: the relative margin moves by at most {CLOSE} ({points})"
     return Claim(sentence, bool(np.ptp([*by_value.values()]) <= CLOSE))
 
 
 def rises(about, records):
-    """Claim that in every seed the margin is the greater, the greater the value."""
+    """Claim that the margin rises with the value in every seed."""
     seeds = [
-        {"seed": seed, "steps": np.diff([record["relative"] for record in some])}
-        for seed, some in each(records, "seed").items()
+        {"seed": seed, "steps": np.diff([record["relative"] for record in members])}
+        for seed, members in each(records, "seed").items()
     ]
     sentence = f"{about}: the relative margin rises with it in every seed"
     return tally(seeds, ("seed",), sentence, lambda seed: all(seed["steps"] > 0))
 
 
 def is_forecast(about, records):
-    """Claim that the margin on the training samples is what was forecast."""
+    """Claim that the margin on training samples is close to its forecast."""
 
-    def off(record):
+    def error(record):
         return abs(record["train_relative"] - record["forecast"])
 
     sentence = (
         f"{about}: the relative margin on training samples is within {CLOSE} of the "
-        f"forecast (up to {number(max(map(off, records)))} from it)"
+        f"forecast (up to {number(max(map(error, records)))} from it)"
     )
-    return tally(records, ("value",), sentence, lambda record: off(record) <= CLOSE)
+    return tally(records, ("value",), sentence, lambda record: error(record) <= CLOSE)
 
 
 def draw(results, figure):
     """Draw the relative margin by the values of each factor, and the forecast."""
     by_factor = each(with_base(records_of(results)), "factor")
     for factor, ax in panels(figure, LABELS, "margin / information").items():
-        for (_, kl), some in groups(by_factor[factor], ("data", "kl_weight")).items():
-            draw_factor(ax, each(some, "value"), *LOOKS[kl])
+        by_weight = groups(by_factor[factor], ("data", "kl_weight"))
+        for (_, kl), members in by_weight.items():
+            draw_factor(ax, each(members, "value"), *LOOKS[kl])
         values = [*each(by_factor[factor], "value")]
         ax.set(xscale="log", title="", xlabel=LABELS[factor])
         ax.set_xticks(values, [f"{value:g}" for value in values])
@@ -88,7 +90,7 @@ def draw(results, figure):
 
 
 def draw_factor(ax, by_value, look, label):
-    """Draw medians over seeds from the least to the greatest, and the forecast."""
+    """Draw medians over seeds, with bars, and the forecast."""
     intervals(ax, by_value, ("relative",) * 3, look, label)
     forecast = [*medians(by_value, "forecast").values()]
     ax.plot([*by_value], forecast, "--", color="0.5", zorder=0, label="forecast")

@@ -1,4 +1,4 @@
-"""How escape trajectories are shown."""
+"""Show `escape`: trajectories from a collapsed start."""
 
 import numpy as np
 from cells import Experiment
@@ -11,7 +11,7 @@ BY = ("data",)
 
 
 def claims(records):
-    """The margin rises from nothing, and the gradient is never 0 on the way."""
+    """Claim that the margin rises, and that the escape gradient is never 0."""
     least = min(record["escape_gradient_least"] for record in records)
     rises = "the margin rises from at most 0.05 of the information to above 0.2"
     pulls = f"the norm of the escape gradient is never 0 (at least {least:.2g} nats)"
@@ -30,26 +30,26 @@ def claims(records):
 def draw(results, figure):
     """Draw margin and gradient by step, and margin by energy."""
     labels = "margin / information", "escape gradient (nats)", "margin / information"
-    for some, (upper, middle, lower) in columns(figure, results, labels, sharey="row"):
-        band(upper, shares(some), "C0-")
+    for group, (upper, middle, lower) in columns(figure, results, labels, sharey="row"):
+        band(upper, shares(group), "C0-")
         zero(upper)
         upper.set_xlabel("step")
-        band(middle, [result["curves"]["escape_gradient"] for result in some], "C0-")
+        band(middle, [result["curves"]["escape_gradient"] for result in group], "C0-")
         middle.set_yscale("log", subs=(2, 5))
         middle.yaxis.set_major_formatter("{x:g}")
         middle.yaxis.set_minor_formatter("{x:g}")
         middle.set_xlabel("step")
-        draw_path(lower, some)
+        draw_path(lower, group)
 
 
 def shares(results, key="margin"):
-    """Return margins as shares of the information at the start, a line a seed."""
+    """Return the curve of each seed as a share of its information at the start."""
     curves = [result["curves"] for result in results]
     return [np.array(c[key]) / c["information"][0] for c in curves]
 
 
 def draw_path(ax, results):
-    """Draw margin by energy, a dot a step, and the analytic paths."""
+    """Draw margin by energy, a dot for each step, and the analytic paths."""
     pairs = zip(results, shares(results), shares(results, "path_margin"), strict=True)
     for result, trained, analytic in pairs:
         curves = result["curves"]

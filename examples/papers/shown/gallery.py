@@ -1,4 +1,4 @@
-"""How the gallery of failures is shown: what each says, and what it means."""
+"""Show `gallery`: each failure with its diagnosis and its meaning."""
 
 import re
 
@@ -62,7 +62,7 @@ MEANING = {
 
 
 def claims(records):
-    """What must never happen, and what should not."""
+    """Claim what must never happen, and what should not."""
 
     def of(*cases):
         return [record for record in records if record["case"] in cases]
@@ -90,28 +90,28 @@ def is_inverted(record):
 
 
 def short(value):
-    """Return two decimals, or two digits of what is small."""
+    """Return a value with two decimals, or a small one with two digits."""
     return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
 def says(records):
-    """Make the column of what is printed in the first seed, less the bracket."""
+    """Return the text of the diagnosis in the first seed, without the bracket."""
     record = records[0]
     sentences = re.split(r"(?<=[.]) (?=[A-Z])", record["says"])
     if "refusal" in record:
         text = f"{record['refusal']}: {record['says']}"
     else:
-        # The first sentence of a diagnosis is that on the bracket.
+        # The first sentence of a diagnosis gives the bracket.
         text = " ".join(sentences[1:]) if "state" in record else sentences[0]
     warned = record.get("warned")
     return f"{warned}. {text}" if warned else text
 
 
 def draw(results, figure):
-    """Draw margin and bracket, a row a case."""
+    """Draw margin and bracket, a row for each case."""
     labels = "margin / information", "drawn codes carry (nats)"
-    for some, (left, right) in rows(figure, results, labels, height=4.4):
-        by_case = each(records_of(some), "case")
+    for members, (left, right) in rows(figure, results, labels, height=4.4):
+        by_case = each(records_of(members), "case")
         lines(left, [*by_case])
         lines(right, [*by_case])
         for y, records in enumerate(by_case.values()):
@@ -124,7 +124,7 @@ def draw(results, figure):
 
 
 def draw_case(left, right, y, records):
-    """Draw a mark a seed, filled if it is certified; brackets, and the first state."""
+    """Draw the margin of each seed, filled if certified, the brackets and a state."""
     for record in records:
         if "margin" in record:
             mark(left, share(record), y, "C0o", certified(record))

@@ -1,4 +1,4 @@
-"""How more epochs and a greater weight are shown."""
+"""Show `longer`: more epochs, and a greater alignment weight."""
 
 from cells import Experiment
 from claims import certified, tally
@@ -12,25 +12,25 @@ BY = "data", "case"
 
 
 def claims(records):
-    """Claim what `prevention` does not show, of models that are trained for longer."""
+    """Claim the loss and the rescue of certificates by longer or stronger training."""
     removed = where(records, case=REMOVED)
     rescued = [record for record in records if record["case"] in RESCUED]
-    lost, found = (
+    lost, regained = (
         "with 5 times the epochs after alignment is removed, no model is certified",
         "after a longer or stronger rescue, all models are certified",
     )
     return [
         tally(removed, BY, lost, certified, False),
-        tally(rescued, BY, found, certified),
+        tally(rescued, BY, regained, certified),
     ]
 
 
 def draw(results, figure):
-    """Draw the margins while models are trained, and trained on."""
-    found = by_data(results)
-    for data, ax in panels(figure, found, "margin / information").items():
-        for case, some in each(found[data], "case").items():
-            band(ax, [r["curves"][0] for r in some], LOOKS[case], case, first=1)
+    """Draw the margin after each epoch."""
+    grouped = by_data(results)
+    for data, ax in panels(figure, grouped, "margin / information").items():
+        for case, members in each(grouped[data], "case").items():
+            band(ax, [r["curves"][0] for r in members], LOOKS[case], case, first=1)
         zero(ax)
         ax.set_xlabel("epoch")
 

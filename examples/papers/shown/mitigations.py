@@ -1,4 +1,4 @@
-"""How mitigations at one rate are shown."""
+"""Show `mitigations`, all at the same rate."""
 
 import numpy as np
 from cells import Experiment
@@ -9,9 +9,9 @@ from records import each, gains, medians, records_of, where
 from tables import CODE, MARGIN, counts, if_known, interval, number, spread
 
 ALIGNED = "alignment", "ELBO and alignment"
-# A fit is compared if the KL of validation samples is this near, as a share of it.
+# Fits are compared if their KL on validation samples is within this share of the rate.
 TOLERANCE = 0.1
-# What is compared: its key, whether more or less of it is better, and digits.
+# The key of each compared value, 1 if more is better or -1 if less is, and decimals.
 COMPARED = {
     "information": ("estimate", 1, 2),
     "ELBO": ("elbo", 1, 1),
@@ -27,7 +27,7 @@ def at_rate(record):
 
 
 def claims(records):
-    """Alignment is certified; then what all others have at its rate, by data set."""
+    """Claim that alignment is certified; compare the objectives on each data set."""
     aligned = [r for r in records if r["objective"] in ALIGNED]
     others = [r for r in records if r["objective"] not in ALIGNED]
     sound = "with alignment, all models are certified"
@@ -44,7 +44,7 @@ def claims(records):
 
 
 def alive(records):
-    """Return the claim on models without alignment: their verdict is no collapse."""
+    """Return the claim that models without alignment are informative, not certified."""
     fitted = len(where(records, linear_verdict="certified"))
     least = np.floor(100 * min(r["low"] for r in records)) / 100
     return (
@@ -68,37 +68,37 @@ def differ(data, records):
 
 def does_as_well(data, records, name):
     """Claim that an aligned objective does as well as the ELBO in every seed."""
-    told, n_worse = [], 0
+    comparisons, n_worse = [], 0
     own, plain = (where(records, objective=which) for which in (name, "ELBO"))
     for what, (key, sign, digits) in COMPARED.items():
         if differences := [pair["gain"] for pair in gains(own, plain, key)]:
             n_worse += sum(sign * difference < 0 for difference in differences)
-            found = medians(each(records, "objective"), key)
-            rank = 1 + sum(sign * (m - found[name]) > 0 for m in found.values())
-            place = f"rank {rank} of {len(found)}"
-            told.append(f"{what} {interval(differences, digits)}, {place}")
+            middle = medians(each(records, "objective"), key)
+            rank = 1 + sum(sign * (m - middle[name]) > 0 for m in middle.values())
+            place = f"rank {rank} of {len(middle)}"
+            comparisons.append(f"{what} {interval(differences, digits)}, {place}")
     sentence = (
         f"{data}: {name} does as well as the ELBO in every seed; it differs by: "
-        f"{'; '.join(told) or 'no seed has both'}"
+        f"{'; '.join(comparisons) or 'no seed has both'}"
     )
-    return Claim(sentence, bool(told) and not n_worse)
+    return Claim(sentence, bool(comparisons) and not n_worse)
 
 
 def tuned(records):
-    """Tell what was tuned, and its values."""
+    """Return the name of the tuned parameter, and its values."""
     values = [record["value"] for record in records]
     return f"{records[0]['knob']} {interval(values, '{:.3g}'.format)}"
 
 
 def draw(results, figure):
-    """Draw a row of panels for each data set, and a line in it for each objective."""
-    for some, axes in rows(figure, results, COMPARED, height=2.8):
+    """Draw a row of panels for each data set, with a line for each objective."""
+    for members, axes in rows(figure, results, COMPARED, height=2.8):
         for ax, (key, *_) in zip(axes, COMPARED.values(), strict=True):
-            draw_panel(ax, records_of(some), key)
+            draw_panel(ax, records_of(members), key)
 
 
 def draw_panel(ax, records, key):
-    """Draw a mark a seed: aligned filled, a cross if the rate is missed."""
+    """Draw a mark for each seed: filled if aligned, a cross if the rate is missed."""
     carried = medians(each(records, "objective"), "estimate")
     names = sorted(carried, key=carried.get, reverse=True)
     lines(ax, names)

@@ -1,4 +1,4 @@
-"""How prevention, collapse and rescue are shown."""
+"""Show `prevention`: margins with alignment, without it, and after a swap."""
 
 import numpy as np
 from cells import Experiment
@@ -9,8 +9,8 @@ from lab import COLLAPSE
 from records import has, records_of, where
 from tables import CODE, MARGIN, kl_weight
 
-# For each phase: what should show, whether of all models or of none, and whether
-# anything else is a failure, or only not as the paper has it.
+# For each phase: the claim, whether it is true of all models or of none, and whether it
+# must hold. If another one does not hold, that only differs from the paper.
 PATTERN = {
     "aligned": ("with alignment, all models are certified", True, True),
     "alignment removed": (
@@ -23,7 +23,7 @@ PATTERN = {
     "forced constant": ("with a constant mean, no model is certified", False, True),
 }
 ALIGNED, UNALIGNED = ("aligned", "rescued"), ("alignment removed", "never aligned")
-# Color, mark and line of two models, and their phases.
+# Color, mark and line of the two models, and their phases.
 LOOKS = {
     "aligned, then not": ("C0o-", ("aligned", "alignment removed")),
     "not aligned, then rescued": ("C1^--", ("never aligned", "rescued")),
@@ -32,7 +32,7 @@ BY = "data", "kl_weight", "phase"
 
 
 def claims(records):
-    """Alignment is certified and keeps codes alive; without it they collapse."""
+    """Claim which phases are certified, informative or collapsed."""
     found = [
         tally(where(records, phase=phase), BY[:2], sentence, certified, *expected)
         for phase, (sentence, *expected) in PATTERN.items()
@@ -51,24 +51,24 @@ def claims(records):
 
 
 def draw(results, figure):
-    """Draw the margins while two models are trained, and go on the other way."""
+    """Draw the margins of two models, with alignment swapped halfway."""
     labels = [f"kl_weight {weight}\nmargin / information" for weight in KL_WEIGHTS]
-    for some, axes in columns(figure, results, labels, sharex="col", sharey=True):
+    for members, axes in columns(figure, results, labels, sharex="col", sharey=True):
         for ax, weight in zip(axes, KL_WEIGHTS, strict=True):
-            draw_curves(ax, where(some, kl_weight=weight))
+            draw_curves(ax, where(members, kl_weight=weight))
         axes[-1].set_xlabel("epoch")
 
 
 def draw_curves(ax, results):
-    """Draw two models of all seeds; at the dotted line the alignment is swapped."""
+    """Draw both models of all seeds, with a dotted line where alignment is swapped."""
     records, swap = records_of(results), len(results[0]["curves"][1]) // 2
     for i, (label, (look, phases)) in enumerate(LOOKS.items()):
         curves = [result["curves"][i] for result in results]
         band(ax, curves, look, label, first=1)
         for epoch, phase in zip((swap, len(curves[0])), phases, strict=True):
-            some = where(records, phase=phase)
-            informative = all(map(has(state="informative"), some))
-            mark(ax, epoch, np.median([*map(share, some)]), look[:3], informative)
+            members = where(records, phase=phase)
+            informative = all(map(has(state="informative"), members))
+            mark(ax, epoch, np.median([*map(share, members)]), look[:3], informative)
     ax.axvline(swap, color="0.3", lw=0.8, linestyle=":", zorder=0)
     zero(ax)
     ax.set_ylim(LEAST - 0.1, 1.1)

@@ -1,4 +1,4 @@
-"""How linear classifiers of the labels are shown."""
+"""Show `probe`: the accuracy of linear classifiers of the labels."""
 
 from cells import Experiment
 from claims import tally
@@ -18,7 +18,7 @@ OTHERS = {
 
 
 def claims(records):
-    """At each kl_weight, the aligned code is above each other one, in all seeds."""
+    """Claim that aligned codes are more accurate than each other kind of code."""
     return [
         above(records, kl_weight, other, amount)
         for kl_weight in KL_WEIGHTS
@@ -28,28 +28,28 @@ def claims(records):
 
 
 def above(records, kl_weight, other, amount):
-    """Claim that aligned codes are better in all seeds, and tell by how much."""
+    """Claim that aligned codes are more accurate in all seeds, and by how much."""
     aligned = where(records, codes="aligned", kl_weight=kl_weight)
-    beside = where(
+    compared = where(
         records, codes=other, kl_weight=kl_weight if other == "plain" else ""
     )
-    found = gains(aligned, beside, amount)
-    told = ", ".join(
-        f"{data} {median('gain', 3)(some)}"
-        for data, some in each(found, "data").items()
+    differences = gains(aligned, compared, amount)
+    medians = ", ".join(
+        f"{data} {median('gain', 3)(members)}"
+        for data, members in each(differences, "data").items()
     )
     sentence = (
         f"with kl_weight {kl_weight} and {LABELS[amount]}, aligned codes are more "
-        f"accurate than {OTHERS[other]} in every seed (median difference: {told})"
+        f"accurate than {OTHERS[other]} in every seed (median difference: {medians})"
     )
-    return tally(found, ("data",), sentence, lambda record: record["gain"] > 0)
+    return tally(differences, ("data",), sentence, lambda record: record["gain"] > 0)
 
 
 def draw(results, figure):
-    """Draw accuracies above chance, a line for each kind of code and a mark a seed."""
-    found = by_data(results)
-    for data, ax in panels(figure, found, n_columns=2).items():
-        records = records_of(found[data])
+    """Draw accuracies, a line for each kind of code and a mark for each seed."""
+    grouped = by_data(results)
+    for data, ax in panels(figure, grouped, n_columns=2).items():
+        records = records_of(grouped[data])
         draw_marks(ax, [r for r in records if r["codes"] != "majority class"])
         ax.set_xlabel("accuracy")
 
@@ -58,11 +58,11 @@ def draw_marks(ax, records):
     """Draw a line of marks for each kind of code."""
     kinds = groups(records, ("codes", "kl_weight"))
     lines(ax, [", ".join(filter(None, kind)) for kind in kinds])
-    for y, some in enumerate(kinds.values()):
+    for y, members in enumerate(kinds.values()):
         for amount, look in MARKS.items():
-            accuracies = [record[amount] for record in some]
+            accuracies = [record[amount] for record in members]
             label = LABELS[amount]
-            ax.plot(accuracies, [y] * len(some), look, mfc="none", label=label)
+            ax.plot(accuracies, [y] * len(members), look, mfc="none", label=label)
 
 
 PROBE = Experiment(

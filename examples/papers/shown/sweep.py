@@ -1,4 +1,4 @@
-"""How a KL weight that grows through the threshold of collapse is shown."""
+"""Show `sweep`: KL weights below and above the threshold of collapse."""
 
 import numpy as np
 from cells import Experiment
@@ -15,14 +15,14 @@ BY = "data", "kl_weight"
 
 
 def claims(records):
-    """Collapse where it is computed to be, none with alignment, and at what price."""
+    """Claim collapse above the threshold, none with alignment, and its price."""
     plain, aligned = (where(records, model=model) for model in MODELS)
     above = [record for record in plain if record["share"] > 1]
     below = [record for record in plain if record["share"] <= 0.6]
     near = [record for record in plain if 0.6 <= record["share"] <= 0.9]
     collapsed, informative = has(state="collapsed"), has(state="informative")
     both = has(verdict="certified", state="informative")
-    stressed, held = (
+    stressed, protected = (
         "at 1.5 β*, all aligned models are certified",
         "at every kl_weight, all aligned models are certified and informative",
     )
@@ -31,13 +31,13 @@ def claims(records):
         tally(below, BY, "up to 0.6 β*, all plain models are informative", informative),
         tally(near, BY, forecast(near), lambda record: 0.5 <= ratio(record) <= 2),
         tally(where(aligned, share=1.5), BY, stressed, certified, must=True),
-        tally(aligned, BY, held, both),
-        *(price(data, some) for data, some in each(records, "data").items()),
+        tally(aligned, BY, protected, both),
+        *(price(data, members) for data, members in each(records, "data").items()),
     ]
 
 
 def ratio(record):
-    """Return what drawn codes carry, in units of what a linear VAE would keep."""
+    """Return the information of drawn codes divided by that of a linear VAE."""
     return record["estimate"] / record["linear"]
 
 
@@ -50,17 +50,17 @@ def forecast(records):
 
 
 def price(data, records):
-    """Claim that alignment costs something at equal KL, and tell how much."""
+    """Claim that alignment costs reconstruction at equal KL, and how much."""
     found = [*prices(records)]
     inside = [record for record in found if record["price"] is not None]
-    told = "; ".join(
-        f"{spread('price', 1)(some)}, {spread('percent', 1)(some)} % at {share} β*"
-        for share, some in sorted(each(inside, "share").items())
+    costs = "; ".join(
+        f"{spread('price', 1)(group)}, {spread('percent', 1)(group)} % at {share} β*"
+        for share, group in sorted(each(inside, "share").items())
     )
     return Claim(
         f"{data}: at equal KL, alignment always costs reconstruction and so ELBO; in "
         "nats, and as a share of the plain models' span, it costs "
-        f"{told or 'an amount that no plain model tells'}; no plain model reaches the "
+        f"{costs or 'an amount that no plain model tells'}; no plain model reaches the "
         f"KL of {len(found) - len(inside)} of {len(found)} aligned ones, which are "
         "left out",
         bool(inside) and all(record["price"] > 0 for record in inside),
@@ -68,14 +68,14 @@ def price(data, records):
 
 
 def prices(records):
-    """Yield what each aligned model costs at its KL, None where no plain one compares.
+    """Yield the price of each aligned model, or None if its KL is out of range.
 
-    The plain models of the same seed are joined by straight lines. The true curve is
-    concave if each is at its optimum; the price is then at least this.
+    Straight lines join the plain models of the same seed. If each of them is at its
+    optimum, the true curve is concave, and the price is at least this.
     """
-    for some in each(records, "seed").values():
-        kl, reconstruction = curve(some, "plain")
-        for record in where(some, model="aligned"):
+    for members in each(records, "seed").values():
+        kl, reconstruction = curve(members, "plain")
+        for record in where(members, model="aligned"):
             plain = np.interp(record["kl"], kl, reconstruction)
             cost = plain - record["reconstruction"]
             inside = kl[0] <= record["kl"] <= kl[-1]
@@ -88,20 +88,20 @@ def prices(records):
 
 def curve(records, model):
     """Return KL and reconstruction of the models of a seed, in order of the KL."""
-    some = where(records, model=model)
-    return np.transpose(sorted((r["kl"], r["reconstruction"]) for r in some))
+    members = where(records, model=model)
+    return np.transpose(sorted((r["kl"], r["reconstruction"]) for r in members))
 
 
 def draw(results, figure):
     """Draw information by KL weight, and reconstruction by KL."""
     labels = "drawn codes carry (nats)", "reconstruction (share)"
-    for some, (upper, lower) in columns(figure, results, labels, sharey="row"):
-        draw_information(upper, records_of(some))
-        draw_reconstruction(lower, records_of(some))
+    for members, (upper, lower) in columns(figure, results, labels, sharey="row"):
+        draw_information(upper, records_of(members))
+        draw_reconstruction(lower, records_of(members))
 
 
 def draw_information(ax, records):
-    """Draw medians, each with the bracket of all seeds."""
+    """Draw medians over seeds, each with a bar that spans the brackets of all seeds."""
     for model, style in STYLES.items():
         by_share = each(where(records, model=model), "share")
         intervals(ax, by_share, ("low", "estimate", "high"), style, model)
@@ -114,11 +114,11 @@ def draw_information(ax, records):
 
 
 def draw_reconstruction(ax, records):
-    """Draw lines for each seed, as a share of the plain models' span."""
-    for some in each(records, "seed").values():
-        plain = curve(some, "plain")[1]
+    """Draw lines for each seed, as shares of the plain models' span."""
+    for members in each(records, "seed").values():
+        plain = curve(members, "plain")[1]
         for model, style in STYLES.items():
-            kl, reconstruction = curve(some, model)
+            kl, reconstruction = curve(members, model)
             share = (reconstruction - plain.min()) / np.ptp(plain)
             ax.plot(kl, share, style, mfc="none", lw=0.5, ms=4)
     ax.set_xlabel("KL (nats)")

@@ -1,4 +1,4 @@
-"""How vanilla, RST, RST-prefit and RST-alpha-prefit are shown."""
+"""Show `variants`: vanilla, RST, RST-prefit and RST-alpha-prefit."""
 
 from cells import Experiment
 from claims import certified, tally
@@ -13,25 +13,25 @@ BY = "data", "kl_weight"
 
 
 def claims(records):
-    """Vanilla is not certified, collapsed or not; what is aligned is certified."""
-    found = each(records, "variant")
-    vanilla = found.pop(VANILLA)
+    """Claim that vanilla models collapse and only aligned models are certified."""
+    aligned = each(records, "variant")
+    vanilla = aligned.pop(VANILLA)
     dead = "the codes of all vanilla models have collapsed"
     return [
         tally(vanilla, BY, "no vanilla model is certified", certified, False),
         *(
-            tally(some, BY, f"all {name} models are certified", certified, must=True)
-            for name, some in found.items()
+            tally(group, BY, f"all {name} models are certified", certified, must=True)
+            for name, group in aligned.items()
         ),
         tally(vanilla, ("kl_weight",), dead, has(state="collapsed")),
     ]
 
 
 def draw(results, figure):
-    """Draw margins as shares of the information, a mark a seed."""
-    found = by_data(results)
-    for data, ax in panels(figure, found, "margin / information").items():
-        draw_marks(ax, each(records_of(found[data]), "kl_weight"))
+    """Draw margins as shares of the information, a mark for each seed."""
+    grouped = by_data(results)
+    for data, ax in panels(figure, grouped, "margin / information").items():
+        draw_marks(ax, each(records_of(grouped[data]), "kl_weight"))
         ax.set(xlabel="kl_weight", ylim=(LEAST - 0.1, 1.1))
         for name, look in MARKS.items():
             ax.plot([], [], look, label=name)
@@ -41,7 +41,7 @@ def draw_marks(ax, by_weight):
     """Draw a column of marks for each KL weight and variant."""
     for x, records in enumerate(by_weight.values()):
         for record in records:
-            # Beside each other, in the order of the variants.
+            # Side by side, in the order of the variants.
             place = x + 0.2 * [*MARKS].index(record["variant"]) - 0.3
             informative = record["state"] == "informative"
             mark(ax, place, share(record), MARKS[record["variant"]], informative)
