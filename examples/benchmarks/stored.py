@@ -21,7 +21,7 @@ import dask.array
 import numpy as np
 import torch
 import zarr
-from teacher_rows import Watch
+from teacher_stored import Watch
 
 from skvaecert import CertifiedVAE, CollapseCertifier, GMMTeacher
 
