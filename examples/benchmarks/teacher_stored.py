@@ -9,7 +9,7 @@ fit, the CPU time of one pass over the data (read, check, project: a matrix prod
 16 columns), and the peak of memory in addition to the imports. Only private memory
 counts, since the kernel may drop the pages of the file.
 
-    python examples/benchmarks/teacher_stored.py [--samples 1000000] [--color] [--search]
+    python examples/benchmarks/teacher_stored.py [--samples N] [--color] [--search]
 """
 
 import argparse
