@@ -544,7 +544,8 @@ def _decoder_information(
         raise ValueError(
             "noise_variance or X must be given with decode for likelihood='gaussian', "
             "because the information of the outputs depends on their noise. In "
-            "TrainedEncoder, X must be an array of floats."
+            "TrainedEncoder, X must be an array of floats. For token ids, leave out "
+            "the decoder."
         )
     sums, spread = OutputSums(likelihood), SpreadSums()
     n_decoded = max(_LEAST_DECODED, int(_DECODED_SHARE * n_draws))
@@ -641,8 +642,8 @@ def _advice_on_collapse(loss: Loss, threshold: float | None) -> str:
     if threshold is None or loss.kl_weight is None or loss.kl_weight < threshold:
         return f"Lower kl_weight, or {align}."
     return (
-        f"Lower kl_weight from {loss.kl_weight:g} to below {threshold:.3g}, at which a "
-        f"linear VAE collapses on these data, or {align}."
+        f"Lower kl_weight from {loss.kl_weight:g} to well below {threshold:.3g}, at "
+        f"which a linear VAE collapses on these data, or {align}."
     )
 
 
@@ -653,7 +654,7 @@ def _advice_on_mean(mean: Certificate) -> str:
             "carries nothing."
         )
     if mean.certified or mean.witness == "none":
-        return "No action is needed."
+        return "The VAE has not collapsed on these samples."
     if mean.reason == "teacher":
         return (
             "Nothing is wrong with the code. To certify it, use a teacher that tells "

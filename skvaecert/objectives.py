@@ -598,6 +598,17 @@ class LagrangeWeight(_InFullPrecision):
         self.register_buffer("average", torch.full((), torch.nan))
         self.gap = 0.0
 
+    def extra_repr(self) -> str:
+        """Return the parameters, for `repr`.
+
+        Returns
+        -------
+        str
+            As in ``target_margin=0.8, information=2.07``.
+        """
+        target, information = self.target_margin, self.information
+        return f"target_margin={target:g}, information={information:.3g}"
+
     def forward(self, alignment: Tensor) -> Tensor:
         """Return the weighted loss, and in training mode update the weight after it.
 

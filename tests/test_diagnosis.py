@@ -249,7 +249,7 @@ def test_a_teacher_is_read_by_the_fixed_simplex(rng):
     code = analytic_code(teacher_proba, simplex_vertices(3, D), scale)
     aligned = diagnose(code, std, teacher_proba=teacher_proba, random_state=0)
     assert aligned.mean.certified
-    assert aligned.advice == "No action is needed."
+    assert aligned.advice == "The VAE has not collapsed on these samples."
 
 
 def test_a_teacher_of_many_components_is_left_aside():
@@ -274,7 +274,7 @@ def test_a_teacher_without_information_is_no_fault_of_the_code(row):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"kl_weight": 50.0}, "Lower kl_weight from 50 to below 1.1"),
+        ({"kl_weight": 50.0}, "Lower kl_weight from 50 to well below 1.1"),
         ({"kl_weight": 0.1}, "Lower kl_weight, or train further with the"),
         ({}, "Lower kl_weight, or train further with the"),
         ({"kl_weight": 50.0, "reduction": "mean"}, "Sum the reconstruction"),
@@ -418,7 +418,7 @@ def test_a_healthy_vae(healthy, digits):
     assert diagnosis.mean.margin == healthy.certify(digits[1]).margin
     assert diagnosis.threshold == collapse_threshold(digits[1], likelihood="bernoulli")
     assert diagnosis.decoder.bound > diagnosis.information.low
-    assert diagnosis.advice == "No action is needed."
+    assert diagnosis.advice == "The VAE has not collapsed on these samples."
     again = healthy.diagnose(digits[1])
     assert again.to_json() == diagnosis.to_json()
 
@@ -432,7 +432,7 @@ def test_a_collapsed_vae(digits, kl_weight):
     assert diagnosis.state == "collapsed"
     assert diagnosis.information.high < 0.01
     assert diagnosis.mean.verdict == "varies"
-    assert f"Lower kl_weight from {kl_weight:g} to below 3.3" in diagnosis.advice
+    assert f"Lower kl_weight from {kl_weight:g} to well below 3.3" in diagnosis.advice
 
 
 @pytest.mark.slow

@@ -136,7 +136,7 @@ def test_few_draws_cannot_say_how_sure_they_are():
     assert few.margin_low < 0 < many.margin_low < few.margin
     assert (few.verdict, many.verdict) == ("inconclusive", "certified")
     assert few.reason == "draws"
-    assert "Draw more codes" in str(few)
+    assert "Increase n_draws" in str(few)
 
 
 @pytest.mark.parametrize("witness", ["raw", *FITTED])

@@ -118,7 +118,7 @@ def test_what_is_no_score_or_option_is_refused_at_once():
 
 def test_drawn_codes_of_the_fit_have_a_training_score(fitted, blobs):
     seen = blobs[::2]
-    with pytest.raises(ValueError, match="in fit"):
+    with pytest.raises(ValueError, match="samples of fit"):
         fitted.certify(seen, kind="sampled")
     held_out = sampled_information_scorer(fitted, blobs[1::2])
     assert sampled_information_scorer(fitted, seen) == pytest.approx(held_out, abs=0.3)

@@ -218,6 +218,7 @@ def test_a_vae_may_be_read_by_another_witness(blobs, fitted):
 
 def test_the_guard_weighs_and_learns():
     guard = LagrangeWeight(0.5, information=1.0)
+    assert repr(guard) == "LagrangeWeight(target_margin=0.5, information=1)"
     loss = torch.tensor(1.0, requires_grad=True)
     weights = []
     for _ in range(3):

@@ -262,7 +262,7 @@ def test_samples_of_the_fit_as_images(fitted, blobs, tmp_path):
     shape = (1, 2, 3)
     _, page = read(write_report(fitted, blobs[::2], path, image_shape=shape))
     # Drawn codes and reconstructions are certified on other samples only.
-    assert page.text.count("that were in fit") == 2
+    assert page.text.count("that equal samples of fit") == 2
     assert str(fitted.certify(blobs[::2])) in page.text
     (picture,) = [one for one in page.all("img") if "reconstructions" in one["alt"]]
     assert int(picture["width"]) > 3 * int(picture["height"])

@@ -343,6 +343,13 @@ def _why_not(c: Certificate, what: str) -> list[str]:
     return [f"{lacks}{_interval(c, ' (', ')')}.", _reason_text(c)]
 
 
+_UNREAD = {
+    "mean": "the code may vary in a way that the witness does not read",
+    "sampled": "the code may vary in a way that the witness does not read",
+    "round_trip": "reconstructions may differ in a way that the teacher does not read",
+}
+
+
 def _reason_text(c: Certificate) -> str:
     return {
         "teacher": "The teacher information on these samples is only "
@@ -353,12 +360,11 @@ def _reason_text(c: Certificate) -> str:
         f"{_moved(c)}, which can produce a margin of that size.",
         "safety margin": f"Rounding may explain {_short(c.tolerance)} nats of the "
         f"margin, and the safety margin is {_short(c.safety_margin)} nats.",
-        "draws": "The draws may have produced it by chance. Draw more codes to find "
+        "draws": "The draws may have produced it by chance. Increase n_draws to find "
         "out.",
         "shared draws": "It vanishes if all samples share their draws, so it may be "
-        "due to chance. Draw more codes to find out.",
-        "witness": "This does not prove collapse: the code may vary in a way that the "
-        "witness does not read.",
+        "due to chance. Increase n_draws to find out.",
+        "witness": f"This does not prove collapse: {_UNREAD[c.kind]}.",
     }[c.reason]
 
 

@@ -136,8 +136,9 @@ class PartialCertificate:
     def _report_known(self) -> None:
         """Warn about samples that were in fit; raise if there are no others."""
         known = (
-            f"{self.n_known} of {self.n_known + self.n_samples} samples that were in "
-            "fit. On these, the witness also reads variation that is due to chance."
+            f"{self.n_known} of {self.n_known + self.n_samples} samples that equal "
+            "samples of fit. On these, the witness also reads variation that is due to "
+            "chance."
         )
         if not self.n_samples:
             raise ValueError(

@@ -101,9 +101,11 @@ class _Rule:
             NotCertifiedWarning(
                 f"No candidate is certified in every fold with a margin of "
                 f"{self.min_margin} nats or more. The highest margin that a candidate "
-                f"reaches in all folds is {lowest[index]:.3g}, at index {index}. Try "
-                "larger alignment weights or more epochs. The teacher's information_ "
-                "is the largest possible margin."
+                f"reaches in all folds is {lowest[index]:.3g}, at index {index}. If "
+                "margins on training samples are much greater, use more samples or a "
+                "teacher with fewer components. Otherwise try larger alignment weights "
+                "or more epochs. The teacher's information_ is the largest possible "
+                "margin."
             )
         )
         return index
