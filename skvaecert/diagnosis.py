@@ -597,7 +597,7 @@ def _targets(X: Any, origin: NDArray[np.intp], shape: tuple[int, ...]) -> Floats
 
 
 def _advice(
-    state: Literal["informative", "collapsed", "ignored", "undecided"],
+    state: str,
     information: InformationBracket | None,
     mean: Certificate,
     loss: Loss,

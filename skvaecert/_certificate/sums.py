@@ -545,8 +545,7 @@ class RoundTripSums(DrawnSums):
     def _read(self, read: Reader, weight: Floats, codes: Floats) -> Floats:
         """Return log q, and add the reconstructions to their sums."""
         proba, output = read(codes)
-        output = check_real("inverse_transform", output)
-        self._outputs.add(_within_limits("inverse_transform", output), weight)
+        self._outputs.add(np.asarray(output, dtype=np.float64), weight)
         return np.asarray(np.log(check_teacher_proba(proba, len(codes))))
 
     def _check_drawn(self, drawn: bool) -> None:
@@ -574,7 +573,7 @@ def _chunks(
     for rows in gen_rows(len(means), max(shape)):
         # Contiguous, because products with weights of stride 0 are slower.
         weight, proba = np.ascontiguousarray(weights[rows]), posteriors[rows]
-        checked = [_within_limits("latent_mean", array[rows]) for array in arrays]
+        checked = [_within_limits(array[rows]) for array in arrays]
         if not weight.all():
             # Samples of weight 0 are left out, and must be valid nevertheless.
             check_teacher_proba(proba)
@@ -648,13 +647,13 @@ def check_shapes(
         )
 
 
-def _within_limits(name: str, values: NDArray[Any]) -> Floats:
+def _within_limits(values: NDArray[Any]) -> Floats:
     values = np.asarray(values, dtype=np.float64)
     # The squares of larger values overflow.
     largest = np.abs(values).max()
     if not largest < 1e150:
         raise ValueError(
-            f"{name} must be finite and below 1e150, got a largest magnitude of "
+            "latent_mean must be finite and below 1e150, got a largest magnitude of "
             f"{largest}."
         )
     return values
